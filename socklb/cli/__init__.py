@@ -1,0 +1,57 @@
+"""The command line: `socklb COMMAND`, one module for each. Exit codes: see `_EXIT_CODES`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..errors import SocklbError
+from ..version import __version__
+from . import demo, destroy, list, probe
+from .output import error_text, exit_code, silence_stdout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_EXIT_CODES = """\
+exit codes:
+  0    done, also when there was nothing to do
+  1    some sockets failed
+  2    usage, bad input
+  3    the kernel or the interpreter cannot; the message names what is missing
+  4    not permitted; the message names the capability
+  130  interrupted
+
+Each command has a help text with examples: socklb COMMAND --help
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="socklb",
+        description="Find the sockets that are pinned to a backend that is gone, and destroy them.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"socklb {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (list, destroy, probe, demo):
+        command.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Bad usage leaves through SystemExit(2), as argparse does."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+        return 0
+    except (SocklbError, ValueError, OSError, KeyboardInterrupt) as error:
+        print(f"socklb: {error_text(error)}", file=sys.stderr)
+        return exit_code(error)
+    return code

@@ -1,0 +1,49 @@
+"""Arguments that several commands share: which sockets are meant."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..filters.socket_filter import SocketFilter
+from ..states import named_states
+
+FILTER_HELP = """\
+FILTER, one quoted argument or several words, is the language of ss(8):
+  dst 10.0.0.5 and dport = 5432
+  dst 10.0.0.5:5432                 the same; [2001:db8::1]:53 for v6
+  dst 10.0.0.0/8 or dst 2001:db8::/32
+  ( dport = :80 or dport = :https ) and not src 10.1.0.0/16
+  sport >= 1024     dev eth0     fwmark 0x10/0xff     cgroup system.slice/ssh.service
+A v4 address means v4-mapped v6 sockets too. States are not part of it: use --state.
+"""
+
+
+def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("filter", metavar="FILTER", nargs="*", help="which sockets; see below")
+    parser.add_argument("--tcp", action="store_true", help="TCP sockets (without --tcp and --udp: both)")
+    parser.add_argument("--udp", action="store_true", help="UDP sockets")
+    parser.add_argument(
+        "--state",
+        metavar="S",
+        action="append",
+        type=_state,
+        help="a state (established, syn-sent, fin-wait-1, time-wait, listening, ...) or a group of them (all, "
+        "connected, synchronized, bucket, big); may be repeated; default: every state but CLOSE and TIME_WAIT for TCP, "
+        "all for UDP",
+    )
+
+
+def _state(word: str) -> str:
+    try:
+        named_states(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return word
+
+
+def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
+    """One filter for each protocol asked for. Raises ValueError with the word at fault and its column."""
+    both = options.tcp == options.udp
+    protocols = [name for name in ("tcp", "udp") if both or getattr(options, name)]
+    text = " ".join(options.filter)
+    return [SocketFilter.parse(text, protocol, states=options.state) for protocol in protocols]

@@ -1,0 +1,156 @@
+"""SocketFilter: which sockets of one protocol are meant."""
+
+from __future__ import annotations
+
+from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states, state_mask
+from ..wire.request import IPPROTO_TCP, IPPROTO_UDP
+from ..wire.socket_id import AF_INET, AF_INET6
+from .conditions import EVERYTHING, Condition, Or, dst
+from .language import parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, Union
+
+    from ..states import States
+    from ..wire.reply import InetSocket
+    from .conditions import Address, Names
+
+    Protocol = Union[str, int]
+
+PROTOCOLS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+_DEFAULT_STATES = {IPPROTO_TCP: STATE_FILTER_TCP, IPPROTO_UDP: STATE_FILTER_UDP}
+_IPPROTO_MPTCP = 262
+
+_TIME_WAIT = state_mask(TcpState.TIME_WAIT)
+_LISTEN = state_mask(TcpState.LISTEN)
+# A request socket reports SYN_RECV and answers to either bit; a bound one reports CLOSE and answers to BOUND_INACTIVE.
+_ANSWERS_TO = {state: state_mask(state) for state in range(1, 32)}
+_ANSWERS_TO[TcpState.SYN_RECV] |= state_mask(TcpState.NEW_SYN_RECV)
+_ANSWERS_TO[TcpState.CLOSE] |= state_mask(TcpState.BOUND_INACTIVE)
+
+
+def protocol_number(protocol: Protocol) -> int:
+    """IPPROTO_TCP or IPPROTO_UDP for "tcp", "udp" or the number itself, else ValueError."""
+    if isinstance(protocol, str):
+        number = PROTOCOLS.get(protocol.lower())
+        if number is not None:
+            return number
+    elif isinstance(protocol, int) and not isinstance(protocol, bool) and protocol in PROTOCOL_NAMES:
+        return protocol
+    if protocol in ("mptcp", "MPTCP", _IPPROTO_MPTCP):
+        raise ValueError("the kernel cannot destroy MPTCP sockets as such: destroy their TCP subflows, protocol 'tcp'")
+    raise ValueError(f"protocol is 'tcp' or 'udp', not {protocol!r}")
+
+
+class SocketFilter:
+    """A value that says which sockets of one protocol are meant.
+
+    `where` is a condition (None: every socket), `states` a mask, or an iterable of states and words of ss(8) (None:
+    the protocol's filter), `family` AF_INET, AF_INET6 or None for both; `predicate` takes an InetSocket and is asked
+    last, in Python, about what all else has accepted.
+    """
+
+    __slots__ = ("family", "names_listen", "predicate", "protocol", "states", "where")
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        where: Condition | None = None,
+        *,
+        states: States | None = None,
+        family: int | None = None,
+        predicate: Callable[[InetSocket], object] | None = None,
+    ) -> None:
+        self.protocol = protocol_number(protocol)
+        if where is not None and not isinstance(where, Condition):
+            raise TypeError(f"where is a condition such as dst('10.0.0.1'), not {where!r}")
+        self.where = EVERYTHING if where is None else where
+        default = _DEFAULT_STATES[self.protocol]
+        self.states, named = (default, 0) if states is None else named_states(states)
+        # Whether LISTEN was asked for by name; a group word or the default mask, spelled out, does not count.
+        self.names_listen = bool(named & _LISTEN) and states != default
+        if family not in (None, AF_INET, AF_INET6):
+            raise ValueError(f"family is AF_INET, AF_INET6 or None for both, not {family!r}")
+        self.family = family
+        if predicate is not None and not callable(predicate):
+            raise TypeError(f"predicate is a function from an InetSocket to a bool, not {predicate!r}")
+        self.predicate = predicate
+
+    @classmethod
+    def to_backend(cls, address: Address, port: int, protocol: Protocol, **options: Any) -> SocketFilter:
+        """The sockets whose peer is this address and port."""
+        return cls(protocol, dst(address, port), **options)
+
+    @classmethod
+    def to_backends(cls, backends: Iterable[tuple[Address, int, Protocol]], **options: Any) -> SocketFilter:
+        """The sockets whose peer is one of these (address, port, protocol), which are all of one protocol."""
+        triples = list(backends)
+        protocols = {protocol_number(protocol) for _, _, protocol in triples}
+        if len(protocols) != 1:
+            raise ValueError("the backends of one filter are at least one, and of one protocol")
+        return cls(protocols.pop(), Or(*(dst(address, port) for address, port, _ in triples)), **options)
+
+    @classmethod
+    def parse(cls, text: str, protocol: Protocol, **options: Any) -> SocketFilter:
+        """From the filter language of ss(8). Raises FilterSyntaxError, a ValueError with the word and its column."""
+        number = protocol_number(protocol)
+        return cls(number, parse(text, PROTOCOL_NAMES[number]), **options)
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        return (AF_INET, AF_INET6) if self.family is None else (self.family,)
+
+    @property
+    def request_states(self) -> int:
+        """The mask to ask the kernel with: time-wait mini-sockets in FIN_WAIT2 come with that bit alone."""
+        return self.states | state_mask(TcpState.FIN_WAIT2) if self.states & _TIME_WAIT else self.states
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the condition names an endpoint; states, family and predicate do not count."""
+        return self.where.bounds()
+
+    def accepts_state(self, socket: InetSocket) -> bool:
+        """Whether the socket's state is meant; a mini-socket is, whatever its substate, if TIME_WAIT is."""
+        if socket.is_time_wait:
+            return bool(self.states & _TIME_WAIT)
+        return bool(self.states & _ANSWERS_TO.get(socket.state, 0))
+
+    def matches(self, socket: InetSocket) -> bool:
+        """Whether this very socket is meant.
+
+        Raises ValueError for a condition that only the kernel can evaluate or whose name is not yet resolved, and
+        NotPermitted for a mark that the kernel did not tell.
+        """
+        return (
+            socket.protocol == self.protocol
+            and self.family in (None, socket.family)
+            and self.accepts_state(socket)
+            and self.where.matches(socket)
+            and (self.predicate is None or bool(self.predicate(socket)))
+        )
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the condition means the same in every namespace: it has no interface or cgroup by name."""
+        return self.where.is_resolved
+
+    def resolved(self, names: Names) -> SocketFilter:
+        """The same with the names of interfaces and cgroups replaced by their numbers."""
+        return self._with(where=self.where.resolved(names))
+
+    def _with(self, **changes: Any) -> SocketFilter:
+        copy = SocketFilter.__new__(SocketFilter)
+        for slot in self.__slots__:
+            setattr(copy, slot, changes.get(slot, getattr(self, slot)))
+        return copy
+
+    def __str__(self) -> str:
+        """The condition in the language of ss(8)."""
+        return str(self.where)
+
+    def __repr__(self) -> str:
+        return f"<SocketFilter {PROTOCOL_NAMES[self.protocol]} {self} states={self.states:#x}>"

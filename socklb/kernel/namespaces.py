@@ -1,0 +1,157 @@
+"""Network namespaces: what they are, and how to do something inside one."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ..errors import KernelError, NotPermitted, NotSupported
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+
+_CURRENT = "/proc/thread-self/ns/net"  # /proc/self would be the main thread's
+HOST_NAME = "host"
+
+
+class NetworkNamespace:
+    """A network namespace: a name for people, a path it can be entered by, and (device, inode), which say who it is.
+
+    Two are equal when device and inode are. It holds no descriptor, so that it keeps nothing alive.
+    """
+
+    __slots__ = ("device", "inode", "name", "path")
+
+    def __init__(self, name: str, path: str, device: int, inode: int) -> None:
+        self.name, self.path, self.device, self.inode = name, path, device, inode
+
+    @classmethod
+    def current(cls) -> NetworkNamespace:
+        """The one of the calling thread; its name is "host"."""
+        return cls.from_path(_CURRENT, name=HOST_NAME)
+
+    @classmethod
+    def from_path(cls, path: str, *, name: str | None = None) -> NetworkNamespace:
+        """The one that a file such as /run/netns/NAME stands for.
+
+        Raises ValueError if the path is no network namespace, KernelError if it cannot be looked at.
+        """
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise _path_error(error, path) from None
+        return cls(name or os.path.basename(path), path, status.st_dev, status.st_ino)
+
+    @classmethod
+    def from_pid(cls, pid: int) -> NetworkNamespace:
+        """The one that a process is in."""
+        return cls.from_path(f"/proc/{pid}/ns/net", name=f"pid {pid}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NetworkNamespace):
+            return NotImplemented
+        return (self.device, self.inode) == (other.device, other.inode)
+
+    def __hash__(self) -> int:
+        return hash((self.device, self.inode))
+
+    def __repr__(self) -> str:
+        return f"<NetworkNamespace {self.name} {self.path} inode={self.inode}>"
+
+
+def inside(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
+    """Call a function in a network namespace (None: where the caller is), in a thread made for it.
+
+    What the function opened stays in that namespace and can be used from anywhere. Raises KernelError if the
+    namespace vanished or cannot be entered, and what the function raises.
+    """
+    if namespace is None:
+        return function()
+    from threading import Thread  # only other namespaces need one
+
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def enter_and_call() -> None:
+        try:
+            _enter(namespace)
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=enter_and_call, name=f"socklb in {namespace.name}")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _enter(namespace: NetworkNamespace) -> None:
+    try:
+        descriptor = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _path_error(error, namespace.path) from None
+    try:
+        status = os.fstat(descriptor)
+        if (status.st_dev, status.st_ino) != (namespace.device, namespace.inode):
+            raise KernelError(errno.ESTALE, f"namespace {namespace.name} vanished: {namespace.path} is another one now")
+        _setns(descriptor, namespace)
+    finally:
+        os.close(descriptor)
+
+
+def _setns(descriptor: int, namespace: NetworkNamespace) -> None:
+    try:
+        if hasattr(os, "setns"):
+            os.setns(descriptor, CLONE_NEWNET)
+        else:
+            _call_libc("setns", descriptor, CLONE_NEWNET)
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise NotPermitted(
+                error.errno,
+                f"enter namespace {namespace.name}: it needs CAP_SYS_ADMIN in the user namespace that owns it and in "
+                "one's own",
+            ) from None
+        if error.errno == errno.EINVAL:
+            raise ValueError(f"{namespace.path} is no network namespace") from None
+        raise KernelError(
+            error.errno or 0, f"enter namespace {namespace.name}: {os.strerror(error.errno or 0)}"
+        ) from None
+
+
+def unshare(flags: int) -> None:
+    """Move the calling thread into new namespaces (unshare(2)). Raises OSError, or NotSupported without ctypes."""
+    if hasattr(os, "unshare"):
+        os.unshare(flags)
+    else:
+        _call_libc("unshare", flags)
+
+
+def _call_libc(name: str, *arguments: int) -> None:
+    """os.setns and os.unshare came with Python 3.12; before, the C library has to be asked."""
+    try:
+        import ctypes
+
+        function = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (ImportError, OSError, AttributeError):
+        raise NotSupported(
+            errno.ENOSYS, f"{name}: this Python has neither os.{name} (3.12 and newer) nor a working ctypes"
+        ) from None
+    if function(*map(ctypes.c_int, arguments)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), name)
+
+
+def _path_error(error: OSError, path: str) -> Exception:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return ValueError(f"no network namespace at {path}")
+    return KernelError(error.errno or 0, f"open namespace {path}: {os.strerror(error.errno or 0)}")

@@ -1,0 +1,49 @@
+"""A socket made to be destroyed, so that a question can be asked without touching anybody else's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from ..wire.request import IPPROTO_TCP
+from ..wire.socket_id import AF_INET
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class ThrowawaySocket:
+    """A listening TCP or a bound UDP socket on loopback, at a port of the kernel's choice. A context manager.
+
+    On a loopback that is down it is bound to every address. Raises OSError if the family is not there.
+    """
+
+    def __init__(self, family: int, protocol: int) -> None:
+        self._socket = socket.socket(family, socket.SOCK_STREAM if protocol == IPPROTO_TCP else socket.SOCK_DGRAM)
+        try:
+            self._bind("127.0.0.1" if family == AF_INET else "::1", "0.0.0.0" if family == AF_INET else "::")
+            if protocol == IPPROTO_TCP:
+                self._socket.listen(1)
+            self.port: int = self._socket.getsockname()[1]
+            self.inode = os.fstat(self._socket.fileno()).st_ino
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _bind(self, loopback: str, everywhere: str) -> None:
+        try:
+            self._socket.bind((loopback, 0))
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            self._socket.bind((everywhere, 0))
+
+    def __enter__(self) -> ThrowawaySocket:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()

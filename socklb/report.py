@@ -1,0 +1,94 @@
+"""What became of the sockets that a filter matched, and the record of it."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+from .states import state_word
+from .wire.reply import format_address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NamedTuple, Optional
+
+    from .wire.reply import InetSocket
+
+DESTROYED = "destroyed"
+GONE = "gone"
+SKIPPED = "skipped"
+FAILED = "failed"
+
+_PROTOCOL_NAMES = {6: "tcp", 17: "udp"}
+
+if TYPE_CHECKING:
+
+    class Outcome(NamedTuple):
+        """One socket's verdict: "destroyed", "gone", "skipped" or "failed".
+
+        `reason` says why it was skipped or failed ("" otherwise), `error` is the errno of a failure or None.
+        """
+
+        socket: InetSocket
+        verdict: str
+        reason: str = ""
+        error: Optional[int] = None
+
+else:
+    Outcome = namedtuple("Outcome", "socket verdict reason error", defaults=("", None))
+
+
+class DestroyReport:
+    """What a destroy did: `outcomes`, one for each socket that matched, and their sums.
+
+    `destroyed`: answered 0. `gone`: closed by itself in between. `skipped`: spared, with the reason. `failed`: still
+    there, with the reason. `matched` is the sum of the four.
+    """
+
+    __slots__ = ("destroyed", "failed", "gone", "outcomes", "skipped")
+
+    def __init__(self) -> None:
+        self.destroyed = self.gone = self.skipped = self.failed = 0
+        self.outcomes: list[Outcome] = []
+
+    @property
+    def matched(self) -> int:
+        return self.destroyed + self.gone + self.skipped + self.failed
+
+    def add(self, outcome: Outcome) -> None:
+        """Take in one verdict."""
+        setattr(self, outcome.verdict, getattr(self, outcome.verdict) + 1)
+        self.outcomes.append(outcome)
+
+    def sums(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("matched", DESTROYED, GONE, SKIPPED, FAILED)}
+
+    def __repr__(self) -> str:
+        return f"<DestroyReport {' '.join(f'{name}={count}' for name, count in self.sums().items())}>"
+
+
+def socket_record(socket: InetSocket) -> dict[str, Any]:
+    """A socket as JSON takes it: addresses as text, state by name, cookie and inode as numbers."""
+    return {
+        "protocol": _PROTOCOL_NAMES.get(socket.protocol, str(socket.protocol)),
+        "state": state_word(socket.state),
+        "src": format_address(socket.src),
+        "sport": socket.sport,
+        "dst": format_address(socket.dst),
+        "dport": socket.dport,
+        "cookie": socket.cookie,
+        "uid": socket.uid,
+        "inode": socket.inode,
+    }
+
+
+def outcome_record(outcome: Outcome, *, namespace: str, filter: str, dry_run: bool) -> dict[str, Any]:
+    """A verdict as JSON takes it; an audit adds time, operation and actor."""
+    return {
+        "namespace": namespace,
+        "filter": filter,
+        **socket_record(outcome.socket),
+        "outcome": outcome.verdict,
+        "reason": outcome.reason,
+        "error": outcome.error,
+        "dry_run": dry_run,
+    }

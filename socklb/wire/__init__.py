@@ -1,0 +1,4 @@
+"""Byte layouts, both ways, and nothing else: no module in here opens anything or imports what could.
+
+Ports and addresses are big-endian on the wire; everything else is in the machine's own byte order.
+"""

@@ -1,0 +1,209 @@
+"""The framing of every netlink message: nlmsghdr, nlattr, NLMSG_ERROR, NLMSG_DONE (linux/netlink.h)."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from struct import Struct
+
+from ..errors import MalformedMessage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Union
+
+    Buffer = Union[bytes, bytearray, memoryview]
+
+NLMSG_NOOP = 1
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLMSG_OVERRUN = 4
+
+NLM_F_REQUEST = 0x01
+NLM_F_MULTI = 0x02
+NLM_F_ACK = 0x04
+NLM_F_DUMP_INTR = 0x10
+NLM_F_DUMP = 0x300
+NLM_F_CAPPED = 0x100
+NLM_F_ACK_TLVS = 0x200
+
+NLMSGERR_ATTR_MSG = 1
+NLMSGERR_ATTR_OFFS = 2
+
+NLA_F_NESTED = 0x8000
+NLA_TYPE_MASK = 0x3FFF
+
+NLMSGHDR = Struct(
+    "="
+    "I"  # nlmsg_len: header and payload, without the padding behind it
+    "H"  # nlmsg_type
+    "H"  # nlmsg_flags
+    "I"  # nlmsg_seq
+    "I"  # nlmsg_pid: the port of who asked
+)
+NLATTR = Struct(
+    "="
+    "H"  # nla_len: header and payload, without the padding behind it
+    "H"  # nla_type, its two highest bits are flags
+)
+_ERRNO = Struct("=i")
+
+
+def align(length: int) -> int:
+    """NLMSG_ALIGN and NLA_ALIGN: the next multiple of four."""
+    return (length + 3) & ~3
+
+
+# ---------------------------------------------------------------------------------------------- messages
+
+
+class Message(namedtuple("Message", "type flags sequence port start end")):
+    """One message of a buffer: its header, and where in the buffer its payload starts and ends."""
+
+    __slots__ = ()
+
+
+def encode_message(type: int, flags: int, sequence: int, payload: Buffer, port: int = 0) -> bytes:
+    """Header, payload, and the padding that lets another message follow."""
+    length = NLMSGHDR.size + len(payload)
+    return NLMSGHDR.pack(length, type, flags, sequence, port) + bytes(payload) + bytes(align(length) - length)
+
+
+def iter_messages(buffer: Buffer, size: int) -> Iterator[Message]:
+    """The messages in the first `size` bytes. Raises MalformedMessage at what is cut or does not move on."""
+    unpack_from, header_size, new = NLMSGHDR.unpack_from, NLMSGHDR.size, tuple.__new__
+    offset = 0
+    while offset < size:
+        if size - offset < header_size:
+            raise MalformedMessage(
+                "cut netlink header", offset=offset, expected=f"{header_size} bytes", got=f"{size - offset}"
+            )
+        length, type_, flags, sequence, port = unpack_from(buffer, offset)
+        end = offset + length
+        if length < header_size or end > size:
+            raise MalformedMessage(
+                "netlink message length", offset=offset, expected=f"{header_size}..{size - offset}", got=length
+            )
+        yield new(Message, (type_, flags, sequence, port, offset + header_size, end))
+        offset = (end + 3) & ~3
+
+
+# -------------------------------------------------------------------------------------------- attributes
+
+
+def encode_attribute(type: int, payload: Buffer) -> bytes:
+    """Header, payload and padding of one attribute. Raises ValueError if it exceeds the 16 bits of nla_len."""
+    length = NLATTR.size + len(payload)
+    if length > 0xFFFF:
+        raise ValueError(f"attribute {type} has {len(payload)} bytes; at most {0xFFFF - NLATTR.size} fit")
+    return NLATTR.pack(length, type) + bytes(payload) + bytes(align(length) - length)
+
+
+def iter_attributes(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """(nla_type, payload) of each attribute between two offsets, flags left in the type.
+
+    Raises MalformedMessage at what is cut or does not move on.
+    """
+    while start < end:
+        if end - start < NLATTR.size:
+            raise MalformedMessage(
+                "cut netlink attribute", offset=start, expected=f"{NLATTR.size} bytes", got=f"{end - start}"
+            )
+        length, type_ = NLATTR.unpack_from(buffer, start)
+        if not NLATTR.size <= length <= end - start:
+            raise MalformedMessage(
+                "netlink attribute length", offset=start, expected=f"{NLATTR.size}..{end - start}", got=length
+            )
+        yield type_, bytes(buffer[start + NLATTR.size : start + length])
+        start += align(length)
+
+
+def encode_attributes(pairs: Iterable[tuple[int, Buffer]]) -> bytes:
+    """A run of attributes, each padded so that the next can follow."""
+    return b"".join(encode_attribute(type_, payload) for type_, payload in pairs)
+
+
+# ---------------------------------------------------------------------------- NLMSG_ERROR and NLMSG_DONE
+
+
+class Ack(namedtuple("Ack", "errno type flags sequence port request attributes")):
+    """struct nlmsgerr: errno (0 is success), the header of the request, the request's payload if it came back, and
+    the extended-ack attributes as (type, payload) pairs.
+    """
+
+    __slots__ = ()
+
+    @property
+    def text(self) -> str:
+        return _extended_ack_text(self.attributes)
+
+
+class Done(namedtuple("Done", "errno attributes")):
+    """What ends a dump: errno (0 is success) and the extended-ack attributes as (type, payload) pairs."""
+
+    __slots__ = ()
+
+    @property
+    def text(self) -> str:
+        return _extended_ack_text(self.attributes)
+
+
+def _extended_ack_text(attributes: tuple[tuple[int, bytes], ...]) -> str:
+    for type_, payload in attributes:
+        if type_ == NLMSGERR_ATTR_MSG:
+            return payload.rstrip(b"\0").decode("utf-8", "replace")
+    return ""
+
+
+def encode_ack(ack: Ack) -> tuple[int, bytes]:
+    """(message flags, payload) of an NLMSG_ERROR."""
+    flags = (0 if ack.request else NLM_F_CAPPED) | (NLM_F_ACK_TLVS if ack.attributes else 0)
+    length = NLMSGHDR.size + len(ack.request)
+    header = NLMSGHDR.pack(length, ack.type, ack.flags, ack.sequence, ack.port)
+    echoed = bytes(ack.request) + bytes(align(length) - length)
+    return flags, _ERRNO.pack(-ack.errno) + header + echoed + encode_attributes(ack.attributes)
+
+
+def decode_ack(buffer: Buffer, start: int, end: int, flags: int) -> Ack:
+    """The payload of an NLMSG_ERROR between two offsets; `flags` are those of its message."""
+    if end - start < _ERRNO.size + NLMSGHDR.size:
+        raise MalformedMessage(
+            "cut NLMSG_ERROR", offset=start, expected=f"{_ERRNO.size + NLMSGHDR.size} bytes", got=f"{end - start}"
+        )
+    code = _decode_errno(buffer, start)
+    length, type_, request_flags, sequence, port = NLMSGHDR.unpack_from(buffer, start + _ERRNO.size)
+    behind = start + _ERRNO.size + NLMSGHDR.size
+    echoed = 0 if flags & NLM_F_CAPPED or not code else length - NLMSGHDR.size
+    if not 0 <= echoed <= end - behind:
+        raise MalformedMessage(
+            "request echoed by NLMSG_ERROR", offset=behind, expected=f"0..{end - behind} bytes", got=echoed
+        )
+    request = bytes(buffer[behind : behind + echoed])
+    attributes = _decode_extended_ack(buffer, behind + align(echoed), end, flags)
+    return Ack(code, type_, request_flags, sequence, port, request, attributes)
+
+
+def encode_done(done: Done) -> tuple[int, bytes]:
+    """(message flags, payload) of an NLMSG_DONE."""
+    flags = NLM_F_MULTI | (NLM_F_ACK_TLVS if done.attributes else 0)
+    return flags, _ERRNO.pack(-done.errno) + encode_attributes(done.attributes)
+
+
+def decode_done(buffer: Buffer, start: int, end: int, flags: int) -> Done:
+    """The payload of an NLMSG_DONE between two offsets; `flags` are those of its message."""
+    if end - start < _ERRNO.size:
+        raise MalformedMessage("cut NLMSG_DONE", offset=start, expected=f"{_ERRNO.size} bytes", got=f"{end - start}")
+    code = _decode_errno(buffer, start)
+    return Done(code, _decode_extended_ack(buffer, start + _ERRNO.size, end, flags))
+
+
+def _decode_errno(buffer: Buffer, start: int) -> int:
+    """The kernel sends errnos negated; above zero they are none, and none is below -4095 (MAX_ERRNO)."""
+    (negated,) = _ERRNO.unpack_from(buffer, start)
+    if not -4095 <= negated <= 0:
+        raise MalformedMessage("errno of a reply", offset=start, expected="-4095..0", got=negated)
+    return -int(negated)
+
+
+def _decode_extended_ack(buffer: Buffer, start: int, end: int, flags: int) -> tuple[tuple[int, bytes], ...]:
+    return tuple(iter_attributes(buffer, start, end)) if flags & NLM_F_ACK_TLVS else ()

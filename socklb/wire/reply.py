@@ -1,0 +1,228 @@
+"""Replies: struct inet_diag_msg (linux/inet_diag.h), and the socket that a row of a dump describes."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from ipaddress import IPv4Address, IPv6Address
+from struct import Struct
+
+from ..errors import MalformedMessage
+from ..states import TcpState
+from .netlink import encode_attributes, iter_attributes
+from .socket_id import ADDRESSES, AF_INET, AF_INET6, SIZE, SocketId, decode_id, encode_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, Union
+
+    IPAddress = Union[IPv4Address, IPv6Address]
+
+_HEAD = Struct(
+    "="
+    "B"  # idiag_family
+    "B"  # idiag_state
+    "B"  # idiag_timer: 0 none, 1 retransmit, 2 keepalive, 3 time-wait, 4 zero-window probe
+    "B"  # idiag_retrans
+)  # then the id, then
+_TAIL = Struct(
+    "="
+    "I"  # idiag_expires: when the timer does, in ms
+    "I"  # idiag_rqueue
+    "I"  # idiag_wqueue
+    "I"  # idiag_uid
+    "I"  # idiag_inode: 0 for a socket without an owner
+)
+_ID = _HEAD.size
+_TAIL_AT = _ID + SIZE
+MSG_SIZE = _TAIL_AT + _TAIL.size
+
+_SRC = _ID + 4
+_DST = _SRC + 16
+_PORTS = Struct(">HH")
+_IFACE_COOKIE = Struct("=III")
+_IFACE = _ID + ADDRESSES.size
+
+_TIMER_TIME_WAIT = 3
+_STATES = tuple(TcpState(n) if 1 <= n <= TcpState.BOUND_INACTIVE else n for n in range(256))
+
+
+class InetDiagMsg(namedtuple("InetDiagMsg", "family state timer retransmits id expires_ms rqueue wqueue uid inode")):
+    """struct inet_diag_msg, field by field."""
+
+    __slots__ = ()
+    id: SocketId
+
+    def encode(self, attributes: Iterable[tuple[int, bytes]] = ()) -> bytes:
+        """The payload of a row: the structure, and (type, payload) attributes behind it."""
+        head = _HEAD.pack(self.family, self.state, self.timer, self.retransmits)
+        tail = _TAIL.pack(self.expires_ms, self.rqueue, self.wqueue, self.uid, self.inode)
+        return head + encode_id(self.id) + tail + encode_attributes(attributes)
+
+
+def decode_msg(row: bytes) -> InetDiagMsg:
+    """The structure at the start of a row, apart from its attributes."""
+    _check(row)
+    family, state, timer, retransmits = _HEAD.unpack_from(row)
+    return InetDiagMsg(
+        family, state, timer, retransmits, decode_id(row, _ID, family), *_TAIL.unpack_from(row, _TAIL_AT)
+    )
+
+
+def _check(row: bytes) -> None:
+    """A row is long enough for the structure, and of a family whose addresses are known."""
+    if len(row) < MSG_SIZE:
+        raise MalformedMessage("cut inet_diag_msg", offset=0, expected=f"{MSG_SIZE} bytes", got=f"{len(row)}")
+    if row[0] != AF_INET and row[0] != AF_INET6:
+        raise MalformedMessage("family of inet_diag_msg", offset=0, expected=f"{AF_INET} or {AF_INET6}", got=row[0])
+
+
+class InetSocket:
+    """One socket as the kernel told it: a row's own bytes, decoded when looked at.
+
+    `row` is the payload of a SOCK_DIAG_BY_FAMILY reply (struct inet_diag_msg and its attributes); `protocol` comes
+    from the request, for the row does not tell. Two are equal when their bytes and protocol are.
+    """
+
+    __slots__ = ("protocol", "row")
+
+    def __init__(self, row: bytes, protocol: int) -> None:
+        if len(row) < MSG_SIZE or (row[0] != AF_INET and row[0] != AF_INET6):
+            _check(row)
+        self.row = row
+        self.protocol = protocol
+
+    @property
+    def family(self) -> int:
+        """AF_INET or AF_INET6; a v4-mapped socket is AF_INET6."""
+        return self.row[0]
+
+    @property
+    def state(self) -> int:
+        """A TcpState, or a plain int where the kernel has one that is unknown here; UDP uses ESTABLISHED and CLOSE."""
+        return _STATES[self.row[1]]
+
+    @property
+    def timer(self) -> int:
+        """0 none, 1 retransmit, 2 keepalive, 3 time-wait, 4 zero-window probe."""
+        return self.row[2]
+
+    @property
+    def retransmits(self) -> int:
+        return self.row[3]
+
+    @property
+    def is_time_wait(self) -> bool:
+        """A time-wait mini-socket, its substate FIN_WAIT2 included: it has no owner."""
+        return self.row[1] == TcpState.TIME_WAIT or self.row[2] == _TIMER_TIME_WAIT
+
+    @property
+    def id_bytes(self) -> bytes:
+        """struct inet_diag_sockid as it came, 48 bytes: what a request about this very socket carries."""
+        return self.row[_ID:_TAIL_AT]
+
+    @property
+    def src_packed(self) -> bytes:
+        """The local address, 4 or 16 bytes."""
+        return self.row[_SRC : _SRC + 4] if self.row[0] == AF_INET else self.row[_SRC : _SRC + 16]
+
+    @property
+    def dst_packed(self) -> bytes:
+        """The peer's address, 4 or 16 bytes; all zeros where there is no peer."""
+        return self.row[_DST : _DST + 4] if self.row[0] == AF_INET else self.row[_DST : _DST + 16]
+
+    @property
+    def src(self) -> IPAddress:
+        """The local address as the kernel gave it: a mapped one stays ::ffff:a.b.c.d."""
+        return _address(self.src_packed)
+
+    @property
+    def dst(self) -> IPAddress:
+        """The peer's address as the kernel gave it: a mapped one stays ::ffff:a.b.c.d."""
+        return _address(self.dst_packed)
+
+    @property
+    def sport(self) -> int:
+        return int(_PORTS.unpack_from(self.row, _ID)[0])
+
+    @property
+    def dport(self) -> int:
+        return int(_PORTS.unpack_from(self.row, _ID)[1])
+
+    @property
+    def interface(self) -> int:
+        """Index of the interface that the socket is bound to; 0 for none."""
+        return int(_IFACE_COOKIE.unpack_from(self.row, _IFACE)[0])
+
+    @property
+    def cookie(self) -> int:
+        """The number that no other socket has or will have, u64."""
+        _, low, high = _IFACE_COOKIE.unpack_from(self.row, _IFACE)
+        return int(low | high << 32)
+
+    @property
+    def expires_ms(self) -> int:
+        return int(_TAIL.unpack_from(self.row, _TAIL_AT)[0])
+
+    @property
+    def rqueue(self) -> int:
+        """Bytes not yet read; of a listening socket, connections not yet accepted."""
+        return int(_TAIL.unpack_from(self.row, _TAIL_AT)[1])
+
+    @property
+    def wqueue(self) -> int:
+        """Bytes not yet acknowledged; of a listening socket, its backlog."""
+        return int(_TAIL.unpack_from(self.row, _TAIL_AT)[2])
+
+    @property
+    def uid(self) -> int:
+        return int(_TAIL.unpack_from(self.row, _TAIL_AT)[3])
+
+    @property
+    def inode(self) -> int:
+        """The socket's inode, as in /proc/PID/fd; 0 where no process owns it."""
+        return int(_TAIL.unpack_from(self.row, _TAIL_AT)[4])
+
+    @property
+    def attributes(self) -> dict[str | int, Any]:
+        """Every response attribute, decoded anew at each look: by lower-case kernel name, an unknown one by number.
+
+        Of one that comes twice the last counts, as with nla_parse(). Raises MalformedMessage if they are cut.
+        """
+        from .attributes import decode_attribute  # few look at attributes, and their codecs take a while to import
+
+        return dict(decode_attribute(*pair) for pair in iter_attributes(self.row, MSG_SIZE, len(self.row)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, InetSocket):
+            return NotImplemented
+        return self.row == other.row and self.protocol == other.protocol
+
+    def __hash__(self) -> int:
+        return hash((self.row, self.protocol))
+
+    def __repr__(self) -> str:
+        state = getattr(self.state, "name", self.state)
+        return (
+            f"<InetSocket {self.protocol} {state} {format_endpoint(self.src, self.sport)} -> "
+            f"{format_endpoint(self.dst, self.dport)} cookie={self.cookie}>"
+        )
+
+
+def _address(packed: bytes) -> IPAddress:
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
+
+
+def format_address(address: IPAddress) -> str:
+    """As text, the same on every Python: a mapped address as ::ffff:a.b.c.d (ipaddress before 3.13: hexadecimal)."""
+    if address.version == 6 and address.ipv4_mapped is not None:
+        return f"::ffff:{address.ipv4_mapped}"
+    return str(address)
+
+
+def format_endpoint(address: IPAddress, port: int | str) -> str:
+    """address:port, a v6 address in brackets."""
+    text = format_address(address)
+    return f"[{text}]:{port}" if address.version == 6 else f"{text}:{port}"
+
+

@@ -1,0 +1,87 @@
+"""Requests: inet_diag_req_v2 for a protocol and family, the older inet_diag_req for TCP of both (linux/inet_diag.h)."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from struct import Struct
+
+from ..errors import MalformedMessage
+from .socket_id import ANY, SIZE, SocketId, decode_id, encode_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .netlink import Buffer
+
+IPPROTO_TCP = 6
+IPPROTO_UDP = 17
+
+TCPDIAG_GETSOCK = 18  # linux/inet_diag.h: the message type of the older request
+SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h: dump or look up; also the type of every row
+SOCK_DESTROY = 21  # linux/sock_diag.h
+
+_V2 = Struct(
+    "="
+    "B"  # sdiag_family
+    "B"  # sdiag_protocol
+    "B"  # idiag_ext: bit N - 1 asks for INET_DIAG_N, N up to 8
+    "x"  # pad
+    "I"  # idiag_states: a mask, bit N for state N
+)  # and the id behind it
+_OLD = Struct(
+    "="
+    "B"  # idiag_family: ignored by the kernel, it answers for both
+    "B"  # idiag_src_len: ignored
+    "B"  # idiag_dst_len: ignored
+    "B"  # idiag_ext
+)  # then the id, then
+_OLD_END = Struct(
+    "="
+    "I"  # idiag_states
+    "I"  # idiag_dbs: ignored
+)
+
+
+class InetDiagReqV2(namedtuple("InetDiagReqV2", "family protocol extensions states id", defaults=(ANY,))):
+    """struct inet_diag_req_v2: what SOCK_DIAG_BY_FAMILY and SOCK_DESTROY take."""
+
+    __slots__ = ()
+    id: SocketId
+
+    def encode(self) -> bytes:
+        return _V2.pack(self.family, self.protocol, self.extensions, self.states) + encode_id(self.id)
+
+
+class InetDiagReq(
+    namedtuple("InetDiagReq", "family src_len dst_len extensions id states dbs", defaults=(0, 0, 0, 0, ANY, 0, 0))
+):
+    """struct inet_diag_req: what TCPDIAG_GETSOCK takes. One walk of the TCP table answers for both families."""
+
+    __slots__ = ()
+    id: SocketId
+
+    def encode(self) -> bytes:
+        head = _OLD.pack(self.family, self.src_len, self.dst_len, self.extensions)
+        return head + encode_id(self.id) + _OLD_END.pack(self.states, self.dbs)
+
+
+def destroy_request(protocol: int, family: int, id_bytes: bytes) -> bytes:
+    """The payload of a SOCK_DESTROY for the socket whose row carried these 48 bytes of id. States are not looked at."""
+    return _V2.pack(family, protocol, 0, 0) + id_bytes
+
+
+def decode_request_v2(buffer: Buffer) -> InetDiagReqV2:
+    _check_size("inet_diag_req_v2", buffer, _V2.size + SIZE)
+    family, protocol, extensions, states = _V2.unpack_from(buffer)
+    return InetDiagReqV2(family, protocol, extensions, states, decode_id(buffer, _V2.size, family))
+
+
+def decode_request(buffer: Buffer) -> InetDiagReq:
+    _check_size("inet_diag_req", buffer, _OLD.size + SIZE + _OLD_END.size)
+    family, src_len, dst_len, extensions = _OLD.unpack_from(buffer)
+    states, dbs = _OLD_END.unpack_from(buffer, _OLD.size + SIZE)
+    return InetDiagReq(family, src_len, dst_len, extensions, decode_id(buffer, _OLD.size, family), states, dbs)
+
+
+def _check_size(what: str, buffer: Buffer, size: int) -> None:
+    if len(buffer) < size:
+        raise MalformedMessage(f"cut {what}", offset=0, expected=f"{size} bytes", got=f"{len(buffer)}")

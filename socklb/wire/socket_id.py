@@ -1,0 +1,59 @@
+"""struct inet_diag_sockid, which requests and replies share (linux/inet_diag.h)."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from struct import Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .netlink import Buffer
+
+AF_INET = 2
+AF_INET6 = 10
+
+ADDRESSES = Struct(
+    ">"
+    "H"  # idiag_sport
+    "H"  # idiag_dport
+    "16s"  # idiag_src: 16 bytes, or 4 and zeros behind them
+    "16s"  # idiag_dst, likewise
+)
+HANDLE = Struct(
+    "="
+    "I"  # idiag_if: the interface the socket is bound to, 0 for none
+    "I"  # idiag_cookie[0], the low half: see sock_diag_save_cookie()
+    "I"  # idiag_cookie[1], the high half
+)
+SIZE = ADDRESSES.size + HANDLE.size
+
+NO_COOKIE = 0xFFFFFFFFFFFFFFFF
+"""INET_DIAG_NOCOOKIE in both halves: the kernel compares no cookie. All zeros is a cookie like any other."""
+
+
+class SocketId(namedtuple("SocketId", "sport dport src dst interface cookie")):
+    """One socket's identity. Addresses are packed, 4 bytes or 16; ports are numbers; the cookie is a u64."""
+
+    __slots__ = ()
+
+
+ANY = SocketId(0, 0, bytes(4), bytes(4), 0, NO_COOKIE)
+"""The id of a request that names no socket; a dump looks at nothing of it but the ports."""
+
+
+def encode_id(id: SocketId) -> bytes:
+    """48 bytes. Raises ValueError for an address that is neither 4 nor 16 bytes long."""
+    for address in (id.src, id.dst):
+        if len(address) not in (4, 16):
+            raise ValueError(f"a packed address has 4 or 16 bytes, not {len(address)}")
+    return ADDRESSES.pack(id.sport, id.dport, id.src, id.dst) + HANDLE.pack(
+        id.interface, id.cookie & 0xFFFFFFFF, id.cookie >> 32
+    )
+
+
+def decode_id(buffer: Buffer, offset: int, family: int) -> SocketId:
+    """The id at `offset`, which must have SIZE bytes; the family tells how long its addresses are."""
+    sport, dport, src, dst = ADDRESSES.unpack_from(buffer, offset)
+    interface, low, high = HANDLE.unpack_from(buffer, offset + ADDRESSES.size)
+    length = 4 if family == AF_INET else 16
+    return SocketId(sport, dport, src[:length], dst[:length], interface, low | high << 32)

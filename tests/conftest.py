@@ -1,0 +1,56 @@
+"""How the tests run: in a world of their own (`world`), with a hypothesis profile, on the package under test."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from . import package_under_test, world
+
+package_under_test.bind()
+
+# No deadline: no test of this project asserts a time. derandomize in CI: a failure there is everybody's.
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+settings.register_profile("quick", max_examples=20, derandomize=True, **_COMMON)
+settings.register_profile("full", max_examples=200, derandomize="CI" in os.environ, **_COMMON)
+settings.register_profile("deep", max_examples=5000, **_COMMON)
+settings.load_profile(os.environ.get("SOCKLB_PROFILE", "full"))
+
+_why_no_world = ""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Move the whole run into its world, unless it is there already or only collects."""
+    global _why_no_world
+    if world.is_inside() or config.option.collectonly or config.option.help:
+        return
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.suspend_global_capture(in_=True)
+    status, _why_no_world = world.run_inside(config.invocation_params.args)
+    if status is not None:
+        sys.stdout.flush()
+        os._exit(status)
+    if capture is not None:
+        capture.resume_global_capture()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A kernel test without a world is skipped, or fails where the kernel is required."""
+    if item.get_closest_marker("kernel") is None or world.is_inside():
+        return
+    why = f"no namespaces of one's own here: {_why_no_world}"
+    if os.environ.get("SOCKLB_REQUIRE_KERNEL") == "1":
+        pytest.fail(why, pytrace=False)
+    pytest.skip(why)
+
+
+@pytest.fixture
+def network() -> Iterator[None]:
+    """A fresh network namespace for one test, loopback up, with nothing in it."""
+    world.new_network()
+    yield

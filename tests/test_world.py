@@ -1,0 +1,31 @@
+"""The world of the test run shows nothing of the host."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from socklb import SocketFilter, find_sockets
+
+pytestmark = pytest.mark.kernel
+
+
+def test_this_run_is_the_first_process_of_its_pid_namespace() -> None:
+    assert os.getpid() == 1
+
+
+def test_no_process_of_the_host_can_be_seen() -> None:
+    pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    parents = {pid: int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1]) for pid in pids}
+    assert parents.pop(1) == 0
+    assert all(parent in pids for parent in parents.values())
+
+
+def test_no_namespace_of_the_host_is_pinned_in_sight() -> None:
+    assert os.listdir("/run") == []
+
+
+def test_a_fresh_network_has_no_socket(network: None) -> None:
+    for protocol in ("tcp", "udp"):
+        assert list(find_sockets(SocketFilter(protocol, states="all"))) == []
