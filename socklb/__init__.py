@@ -5,9 +5,10 @@ inet_diag does the work, over AF_NETLINK. Not in here: balancing, health checks,
 The library prints nothing and needs nothing but the standard library.
 """
 
-from .destroy import destroy_sockets, find_sockets
+from .destroy import destroy_sockets
 from .errors import KernelError, MalformedMessage, NotPermitted, NotSupported, SocklbError, UnboundedFilter
 from .filters import SocketFilter, cgroup, device, dport, dst, mark, sport, src
+from .find import find_sockets
 from .kernel.namespaces import NetworkNamespace
 from .probe import Support, probe
 from .report import DestroyReport, Outcome

@@ -1,4 +1,4 @@
-"""Find the sockets that a filter means, and destroy them by the rules of who may die."""
+"""Destroy the sockets that a filter means, by the rules of who may die."""
 
 from __future__ import annotations
 
@@ -7,78 +7,25 @@ import os
 
 from .errors import KernelError, SocklbError, UnboundedFilter, kernel_error
 from .filters.socket_filter import PROTOCOL_NAMES, SocketFilter
-from .kernel import names
+from .find import collect, dump, place, resolve
 from .kernel.diag import BATCH, DiagSocket
-from .kernel.namespaces import HOST_NAME, NetworkNamespace, inside
-from .kernel.session import own_session, unmapped
+from .kernel.namespaces import NetworkNamespace, inside
 from .report import DESTROYED, FAILED, GONE, SKIPPED, DestroyReport, Outcome, outcome_record
+from .spare import DRY_RUN, Mercy
 from .states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState
-from .wire.reply import InetSocket
-from .wire.request import IPPROTO_TCP, SOCK_DIAG_BY_FAMILY, InetDiagReqV2, destroy_request
+from .wire.request import IPPROTO_TCP, destroy_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
-    from .kernel.session import OwnSession
+    from .wire.reply import InetSocket
 
     Audit = Callable[[dict[str, Any]], object]
 
-LISTENING = "listening"
-NOT_CONNECTED = "not connected"
-OWN_SESSION = "own session"
-DRY_RUN = "dry run"
-LIMIT = "limit"
 SHARED_ADDRESS = "another socket shares its address"
 ONLY_BOUND = "only bound: the kernel destroys no TCP socket that has no peer"
-
-
-def find_sockets(
-    filter: SocketFilter, *, namespace: NetworkNamespace | None = None, extensions: Iterable[str] = ()
-) -> Iterator[InetSocket]:
-    """The sockets that the filter means, streamed: memory does not grow with their number.
-
-    `namespace` None is the caller's. `extensions` names response attributes to ask for ("info", "cong", "meminfo",
-    "skmeminfo", ...); some come without being asked for. Raises ValueError for a name that is unknown there,
-    KernelError for what the kernel answers. A dump that is interrupted after its first row raises, for what was given
-    out cannot be taken back.
-    """
-    return _find(_resolved(filter, namespace), namespace, _extension_bits(extensions))
-
-
-def _extension_bits(names: Iterable[str]) -> int:
-    if not names:
-        return 0
-    from .wire.attributes import extension_bits  # the codecs of attributes take a while to import
-
-    return extension_bits(names)
-
-
-def _find(filter: SocketFilter, namespace: NetworkNamespace | None, bits: int) -> Iterator[InetSocket]:
-    with inside(namespace, DiagSocket) as diag:
-        for socket in _dump(diag, filter, filter.request_states, namespace, bits=bits):
-            if filter.matches(socket):
-                yield socket
-
-
-def _dump(
-    diag: DiagSocket,
-    filter: SocketFilter,
-    states: int,
-    namespace: NetworkNamespace | None,
-    *,
-    bits: int = 0,
-    may_repeat_rows: bool = False,
-) -> Iterator[InetSocket]:
-    """Every row that the kernel has of the filter's protocol and families in these states."""
-    protocol = filter.protocol
-    doing = f"list {PROTOCOL_NAMES[protocol]} sockets in {_name(namespace)}"
-    for family in filter.families:
-        request = InetDiagReqV2(family, protocol, bits, states).encode()
-        for rows in diag.dump(SOCK_DIAG_BY_FAMILY, request, doing, may_repeat_rows=may_repeat_rows):
-            for row in rows:
-                yield InetSocket(row, protocol)
 
 
 def destroy_sockets(
@@ -122,110 +69,46 @@ def destroy_each(
     allow_unbounded: bool = False,
     audit: Audit | None = None,
 ) -> DestroyReport:
-    """`destroy_sockets` for several filters, one protocol each, as one run: one netlink socket, one limit, one report."""
-    _check_limit(limit)
-    resolved = [_resolved(filter, namespace) for filter in filters]
+    """`destroy_sockets` for several filters as one run: one netlink socket, one limit, one report."""
+    mercy = Mercy(unconnected=unconnected, limit=limit)
+    resolved = [resolve(filter, namespace) for filter in filters]
     for filter in filters:
         if not allow_unbounded and not filter.is_bounded:
             raise UnboundedFilter(
-                f"the filter '{filter}' does not bound the endpoint: name an address or a port, or say that every "
-                "endpoint is meant"
+                f"the filter '{filter}' bounds no endpoint, so it could hit everything: name an address or a port, or "
+                "allow that"
             )
     report = DestroyReport()
-    left = limit
+    where = place(namespace)
 
-    def conclude(outcome: Outcome, filter: SocketFilter) -> None:
+    def conclude(outcome: Outcome) -> None:
         report.add(outcome)
         if audit is not None:
-            audit(outcome_record(outcome, namespace=_name(namespace), filter=str(filter), dry_run=dry_run))
+            audit(outcome_record(outcome, namespace=where, filter=str(filter), dry_run=dry_run))
 
     try:
         with inside(namespace, DiagSocket) as diag:
-            for filter, named in zip(resolved, filters):
+            for filter, searched in zip(filters, resolved):
                 doomed = []
-                for socket, reason in _spare(_collect(diag, filter, namespace), filter, unconnected):
-                    reason = reason or (LIMIT if left is not None and len(doomed) >= left else "")
-                    if not reason:
+                for socket in collect(diag, searched, where):
+                    reason = mercy.reason(socket, searched) or (DRY_RUN if dry_run else "")
+                    if reason:
+                        conclude(Outcome(socket, SKIPPED, reason))
+                    else:
                         doomed.append(socket)
-                    if reason or dry_run:
-                        conclude(Outcome(socket, SKIPPED, reason or DRY_RUN), named)
-                if left is not None:
-                    left -= len(doomed)
-                if not dry_run:
-                    _Execution(diag, filter, namespace, lambda outcome, named=named: conclude(outcome, named)).run(doomed)
+                _Execution(diag, searched, where, conclude).run(doomed)
     except (SocklbError, KeyboardInterrupt) as error:
         error.report = report  # type: ignore[union-attr]
         raise
     return report
 
 
-def _check_limit(limit: int | None) -> None:
-    if limit is None:
-        return
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit is an int or None, not {limit!r}")
-    if limit < 1:
-        raise ValueError(f"limit {limit} is below 1; a dry run destroys nothing")
-
-
-def _resolved(filter: SocketFilter, namespace: NetworkNamespace | None) -> SocketFilter:
-    if not isinstance(filter, SocketFilter):
-        raise TypeError(f"filter is a SocketFilter, not {filter!r}")
-    return filter if filter.is_resolved else inside(namespace, lambda: filter.resolved(names))
-
-
-def _name(namespace: NetworkNamespace | None) -> str:
-    return HOST_NAME if namespace is None else namespace.name
-
-
-def _collect(diag: DiagSocket, filter: SocketFilter, namespace: NetworkNamespace | None) -> list[InetSocket]:
-    """What the filter means, each socket once, however often an interrupted dump had to be repeated."""
-    rows = _dump(diag, filter, filter.request_states, namespace, may_repeat_rows=True)
-    return list({socket.cookie: socket for socket in rows if filter.matches(socket)}.values())
-
-
-# ------------------------------------------------------------------------------------------ who is spared
-
-
-def _spare(
-    sockets: list[InetSocket], filter: SocketFilter, unconnected: bool
-) -> Iterator[tuple[InetSocket, str]]:
-    """Each socket with the reason why it is spared, "" for one that is not."""
-    session = own_session() if sockets else None
-    for socket in sockets:
-        if session is not None and _is_own(socket, session):
-            yield socket, OWN_SESSION
-        elif socket.protocol == IPPROTO_TCP and socket.state == TcpState.LISTEN and not filter.names_listen:
-            yield socket, LISTENING
-        elif socket.protocol != IPPROTO_TCP and socket.state != TcpState.ESTABLISHED and not unconnected:
-            yield socket, NOT_CONNECTED
-        else:
-            yield socket, ""
-
-
-def _is_own(socket: InetSocket, session: OwnSession) -> bool:
-    if socket.inode and socket.inode in session.inodes:
-        return True
-    if not session.tuples:
-        return False
-    return ((unmapped(socket.src), socket.sport), (unmapped(socket.dst), socket.dport)) in session.tuples
-
-
-# ---------------------------------------------------------------------------------------------- the kill
-
-
 class _Execution:
     """Destroys sockets in rounds, until each has its verdict."""
 
-    def __init__(
-        self,
-        diag: DiagSocket,
-        filter: SocketFilter,
-        namespace: NetworkNamespace | None,
-        conclude: Callable[[Outcome], None],
-    ) -> None:
-        self._diag, self._filter, self._namespace, self._conclude = diag, filter, namespace, conclude
-        self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {_name(namespace)}"
+    def __init__(self, diag: DiagSocket, filter: SocketFilter, where: str, conclude: Callable[[Outcome], None]) -> None:
+        self._diag, self._filter, self._where, self._conclude = diag, filter, where, conclude
+        self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {where}"
         self._pending: dict[int, InetSocket] = {}  # by cookie, those without a verdict
 
     def run(self, doomed: list[InetSocket]) -> None:
@@ -281,7 +164,7 @@ class _Execution:
         """The cookies of pending sockets that are in the table with the address they had, in whatever live state."""
         live = STATE_FILTER_TCP if self._filter.protocol == IPPROTO_TCP else STATE_FILTER_UDP
         states = live | self._filter.request_states
-        rows = _dump(self._diag, self._filter, states, self._namespace, may_repeat_rows=True)
+        rows = dump(self._diag, self._filter, states, self._where, may_repeat_rows=True)
         return {
             socket.cookie
             for socket in rows

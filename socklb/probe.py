@@ -11,7 +11,7 @@ from .kernel.diag import DiagSocket
 from .kernel.throwaway import ThrowawaySocket
 from .wire.reply import InetSocket
 from .wire.request import SOCK_DIAG_BY_FAMILY, InetDiagReqV2, destroy_request
-from .wire.socket_id import ANY, AF_INET, AF_INET6
+from .wire.socket_id import AF_INET, AF_INET6, ANY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,8 +14,10 @@ from . import package_under_test, world
 
 package_under_test.bind()
 
+from .sockets import Sockets  # noqa: E402 - only now does `socklb` mean the package under test
+
 # No deadline: no test of this project asserts a time. derandomize in CI: a failure there is everybody's.
-_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+_COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("quick", max_examples=20, derandomize=True, **_COMMON)
 settings.register_profile("full", max_examples=200, derandomize="CI" in os.environ, **_COMMON)
 settings.register_profile("deep", max_examples=5000, **_COMMON)
@@ -50,7 +53,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def network() -> Iterator[None]:
+def network() -> None:
     """A fresh network namespace for one test, loopback up, with nothing in it."""
     world.new_network()
-    yield
+
+
+@pytest.fixture
+def sockets(network: None) -> Iterator[Sockets]:
+    """A maker of sockets in a fresh network namespace."""
+    with Sockets() as made:
+        yield made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_this_run_is_the_first_process_of_its_pid_namespace() -> None:
 
 def test_no_process_of_the_host_can_be_seen() -> None:
     pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
-    parents = {pid: int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1]) for pid in pids}
+    parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in pids}
     assert parents.pop(1) == 0
     assert all(parent in pids for parent in parents.values())
 

@@ -29,7 +29,7 @@ _BACKENDS = {"red": ("127.0.0.1", "fd00::1"), "green": ("127.0.0.2", "fd00::2"),
 _VICTIM = "green"
 _TIMEOUT_SECONDS = 5
 _STREAM, _DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
-_KINDS = {_STREAM: "tcp", _DATAGRAM: "udp"}
+_KINDS: dict[int, str] = {_STREAM: "tcp", _DATAGRAM: "udp"}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -79,7 +79,7 @@ def _why_no_world(error: OSError) -> str:
     if isinstance(error, NotSupported):
         return f"{error_text(error)}; run the demo with a newer Python. Destroying works without it"
     return (
-        f"this machine lets nobody like you make a network namespace ({error.strerror}): run the demo as root, or allow "
+        f"no network namespace of one's own can be had here ({error.strerror}): run the demo as root, or allow "
         "user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
         "kernel.apparmor_restrict_unprivileged_userns; in a container, its seccomp profile)"
     )

@@ -6,9 +6,9 @@ import argparse
 import json
 import sys
 
-from ..destroy import find_sockets
 from ..errors import SocklbError
 from ..filters.socket_filter import PROTOCOL_NAMES
+from ..find import find_sockets
 from ..report import socket_record
 from ..states import state_word
 from ..wire.reply import format_endpoint

@@ -14,7 +14,6 @@ from ..wire.reply import format_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any, Protocol, Union
 
     from ..wire.reply import InetSocket
@@ -38,7 +37,7 @@ _MAPPED_NETWORK = IPv6Network("::ffff:0:0/96")
 class Condition:
     """The base of every condition. Equal, and of equal hash, when of one kind with equal arguments."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def matches(self, socket: InetSocket) -> bool:
         """Whether the socket is one of those meant."""
@@ -156,7 +155,7 @@ class Device(Condition):
         return not isinstance(self.interface, str)
 
     def resolved(self, names: Names) -> Condition:
-        return Device(names.interface_index(self.interface)) if not self.is_resolved else self
+        return Device(names.interface_index(self.interface)) if isinstance(self.interface, str) else self
 
     def __str__(self) -> str:
         return f"dev = {self.interface}"
@@ -200,7 +199,7 @@ class Cgroup(Condition):
         return not isinstance(self.cgroup, str)
 
     def resolved(self, names: Names) -> Condition:
-        return Cgroup(names.cgroup_id(self.cgroup)) if not self.is_resolved else self
+        return Cgroup(names.cgroup_id(self.cgroup)) if isinstance(self.cgroup, str) else self
 
     def __str__(self) -> str:
         return f"cgroup = {self.cgroup}"
@@ -209,6 +208,7 @@ class Cgroup(Condition):
 class _Group(Condition):
     __slots__ = ("parts",)
     _word = ""
+    parts: tuple[Condition, ...]
 
     def __init__(self, *parts: Condition) -> None:
         """Groups of the same kind are flattened: (a & b) & c is a & b & c."""
@@ -318,7 +318,7 @@ def sport(low: int, high: int | None = None) -> Condition:
 
 
 def dport(low: int, high: int | None = None) -> Condition:
-    """The peer's port: one, or a range with both ends. Raises ValueError outside 0..65535 or for a range upside down."""
+    """The peer's port: one, or a range with both ends. Raises ValueError outside 0..65535 or upside down."""
     return _port_range("dst", low, high)
 
 

@@ -152,7 +152,7 @@ class _Reader:
         self._next()
         try:
             if kind.endswith("port"):
-                return self._port_test(kind[0] == "d" and "dst" or "src", sign, value)
+                return self._port_test("dst" if kind == "dport" else "src", sign, value)
             condition: Condition = getattr(self, "_" + kind)(value)
         except FilterSyntaxError:
             raise

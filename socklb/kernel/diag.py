@@ -254,7 +254,8 @@ def _timed_out(doing: str) -> KernelError:
 def _open_error(error: OSError) -> KernelError:
     if error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
         return NotSupported(
-            error.errno, "open a netlink socket: this kernel (or a seccomp filter) has no NETLINK_SOCK_DIAG: CONFIG_INET_DIAG"
+            error.errno,
+            "open a netlink socket: this kernel (or a seccomp filter) has no NETLINK_SOCK_DIAG: CONFIG_INET_DIAG",
         )
     return kernel_error(error.errno or 0, "open a netlink socket")
 

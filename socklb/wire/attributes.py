@@ -2,8 +2,7 @@
 
 One law holds for every attribute: what decodes to a value encodes to the very bytes it came from. What would not (a
 number of another size, a text without its NUL, a nest with foreign flags) is kept as the raw bytes, so that nothing is
-lost. Structures that grow from kernel to kernel are decoded as far as they go: a field that was not sent is None, and
-what lies behind the last known field is kept in `unknown`.
+lost. Structures that grow from kernel to kernel are decoded as far as they go (`records`).
 """
 
 from __future__ import annotations
@@ -110,10 +109,10 @@ class _Struct:
         self._record = record
 
     def decode(self, payload: bytes) -> Record:
-        return self._record.decode(payload)
+        return self._record(payload)
 
     def encode(self, value: Record) -> bytes:
-        return value.encode()
+        return value.raw
 
 
 class _Array:

@@ -1,101 +1,162 @@
 """Structures inside response attributes; they grow from kernel to kernel, and old kernels send less of them.
 
-A record is a named tuple of its fields and of `unknown`, the bytes behind the last field that is known here. A field
-that was not sent is None.
+A record keeps the bytes that came and decodes a field when it is looked at. A field that was not sent is None; what
+lies behind the last known field is `unknown`. So whatever is decoded encodes to the same bytes.
 """
 
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right
-from collections import namedtuple
-from itertools import accumulate
-from struct import Struct, calcsize
+from struct import Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol
-
-    class Record(Protocol):
-        @classmethod
-        def decode(cls, payload: bytes) -> Record: ...
-
-        def encode(self) -> bytes: ...
-
-else:
-    Record = object
+    from typing import Any
 
 
-def _record(name: str, layout: str) -> Any:
-    """A named tuple class from a layout of `format:field` words, in the order and size of the kernel's structure."""
-    words = [word.split(":") for word in layout.split()]
-    formats = [format for format, _ in words]
-    ends = list(accumulate(calcsize("=" + format) for format in formats))
-    whole = Struct("=" + "".join(formats))
-    missing = len(formats)
+class Record:
+    """The base: a subclass names its fields in `LAYOUT`, `format:field` words in the order and size of the kernel's.
 
-    class RecordBase(namedtuple(name, [field for _, field in words] + ["unknown"])):
-        __slots__ = ()
+    Two records are equal when they are of one kind with the same bytes.
+    """
 
-        @classmethod
-        def decode(cls, payload: bytes) -> Any:
-            if len(payload) >= whole.size:
-                return cls(*whole.unpack_from(payload), payload[whole.size :])
-            sent = bisect_right(ends, len(payload))
-            part = Struct("=" + "".join(formats[:sent]))
-            return cls(*part.unpack_from(payload), *[None] * (missing - sent), payload[part.size :])
+    __slots__ = ("raw",)
+    LAYOUT = ""
+    FIELDS: tuple[str, ...] = ()
+    SIZE = 0
 
-        def encode(self) -> bytes:
-            *fields, unknown = self
-            sent = fields.index(None) if None in fields else missing
-            return Struct("=" + "".join(formats[:sent])).pack(*fields[:sent]) + bytes(unknown)
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
 
-    RecordBase.__name__ = RecordBase.__qualname__ = name
-    return RecordBase
+    def __init_subclass__(cls) -> None:
+        offset = 0
+        names = []
+        for word in cls.LAYOUT.split():
+            format, name = word.split(":")
+            field = _Field(Struct("=" + format), offset)
+            setattr(cls, name, field)
+            names.append(name)
+            offset = field.end
+        cls.FIELDS, cls.SIZE = tuple(names), offset
+
+    @classmethod
+    def of(cls, *values: int) -> Record:
+        """From the values of the first fields, in order; fields without a value are not sent."""
+        if len(values) > len(cls.FIELDS):
+            raise ValueError(f"{cls.__name__} has {len(cls.FIELDS)} fields, not {len(values)}")
+        fields: list[_Field] = [cls.__dict__[name] for name in cls.FIELDS[: len(values)]]
+        return cls(b"".join(field.struct.pack(value) for field, value in zip(fields, values)))
+
+    @property
+    def unknown(self) -> bytes:
+        """The bytes behind the last field that is known here."""
+        return self.raw[self.SIZE :]
+
+    def _asdict(self) -> dict[str, int | None]:
+        """Every known field by name."""
+        return {name: getattr(self, name) for name in self.FIELDS}
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.raw == other.raw
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.raw))
+
+    def __repr__(self) -> str:
+        sent = (f"{name}={value}" for name, value in self._asdict().items() if value is not None)
+        return f"{type(self).__name__}({', '.join(sent)})"
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
-def _bits(byte: int | None, first: int, width: int) -> int | None:
-    """A C bit field of a byte: `first` counts from the field that is declared first."""
-    if byte is None:
-        return None
-    shift = first if sys.byteorder == "little" else 8 - first - width
-    return byte >> shift & (1 << width) - 1
+class _Field:
+    """One field of a record, at its place."""
+
+    def __init__(self, struct: Struct, offset: int) -> None:
+        self.struct, self.offset, self.end = struct, offset, offset + struct.size
+
+    def __get__(self, record: Record | None, owner: type[Record]) -> Any:
+        if record is None:
+            return self
+        return self.struct.unpack_from(record.raw, self.offset)[0] if len(record.raw) >= self.end else None
 
 
-MemInfo = _record("MemInfo", "I:rmem I:wmem I:fmem I:tmem")  # struct inet_diag_meminfo
+class _Bits:
+    """A C bit field of a byte field: `first` counts from the one that is declared first."""
 
-SkMemInfo = _record(  # SK_MEMINFO_* of linux/sock_diag.h
-    "SkMemInfo",
-    "I:rmem_alloc I:rcvbuf I:wmem_alloc I:sndbuf I:fwd_alloc I:wmem_queued I:optmem I:backlog I:drops",
-)
+    def __init__(self, byte: str, first: int, width: int = 1) -> None:
+        self._byte, self._mask = byte, (1 << width) - 1
+        self._shift = first if sys.byteorder == "little" else 8 - first - width
 
-VegasInfo = _record("VegasInfo", "I:enabled I:rttcnt I:rtt I:minrtt")  # struct tcpvegas_info
+    def __get__(self, record: Record | None, owner: type[Record]) -> Any:
+        if record is None:
+            return self
+        byte = getattr(record, self._byte)
+        return None if byte is None else byte >> self._shift & self._mask
 
-DctcpInfo = _record("DctcpInfo", "H:enabled H:ce_state I:alpha I:ab_ecn I:ab_tot")  # struct tcp_dctcp_info
 
-BbrInfo = _record("BbrInfo", "I:bw_lo I:bw_hi I:min_rtt I:pacing_gain I:cwnd_gain")  # struct tcp_bbr_info
+class MemInfo(Record):
+    """struct inet_diag_meminfo, bytes."""
+
+    __slots__ = ()
+    LAYOUT = "I:rmem I:wmem I:fmem I:tmem"
 
 
-class SockOpt(_record("SockOpt", "B:flags0 B:flags1")):  # type: ignore[misc]
+class SkMemInfo(Record):
+    """SK_MEMINFO_* of linux/sock_diag.h, bytes."""
+
+    __slots__ = ()
+    LAYOUT = "I:rmem_alloc I:rcvbuf I:wmem_alloc I:sndbuf I:fwd_alloc I:wmem_queued I:optmem I:backlog I:drops"
+
+
+class VegasInfo(Record):
+    """struct tcpvegas_info."""
+
+    __slots__ = ()
+    LAYOUT = "I:enabled I:rttcnt I:rtt I:minrtt"
+
+
+class DctcpInfo(Record):
+    """struct tcp_dctcp_info."""
+
+    __slots__ = ()
+    LAYOUT = "H:enabled H:ce_state I:alpha I:ab_ecn I:ab_tot"
+
+
+class BbrInfo(Record):
+    """struct tcp_bbr_info."""
+
+    __slots__ = ()
+    LAYOUT = "I:bw_lo I:bw_hi I:min_rtt I:pacing_gain I:cwnd_gain"
+
+
+class SockOpt(Record):
     """struct inet_diag_sockopt: two bytes of bit fields."""
 
     __slots__ = ()
-    recverr = property(lambda self: _bits(self.flags0, 0, 1))
-    is_icsk = property(lambda self: _bits(self.flags0, 1, 1))
-    freebind = property(lambda self: _bits(self.flags0, 2, 1))
-    hdrincl = property(lambda self: _bits(self.flags0, 3, 1))
-    mc_loop = property(lambda self: _bits(self.flags0, 4, 1))
-    transparent = property(lambda self: _bits(self.flags0, 5, 1))
-    mc_all = property(lambda self: _bits(self.flags0, 6, 1))
-    nodefrag = property(lambda self: _bits(self.flags0, 7, 1))
-    bind_address_no_port = property(lambda self: _bits(self.flags1, 0, 1))
-    recverr_rfc4884 = property(lambda self: _bits(self.flags1, 1, 1))
-    defer_connect = property(lambda self: _bits(self.flags1, 2, 1))
+    LAYOUT = "B:flags0 B:flags1"
+    recverr = _Bits("flags0", 0)
+    is_icsk = _Bits("flags0", 1)
+    freebind = _Bits("flags0", 2)
+    hdrincl = _Bits("flags0", 3)
+    mc_loop = _Bits("flags0", 4)
+    transparent = _Bits("flags0", 5)
+    mc_all = _Bits("flags0", 6)
+    nodefrag = _Bits("flags0", 7)
+    bind_address_no_port = _Bits("flags1", 0)
+    recverr_rfc4884 = _Bits("flags1", 1)
+    defer_connect = _Bits("flags1", 2)
 
 
-class TcpInfo(  # type: ignore[misc]
-    _record(
-        "TcpInfo",
+class TcpInfo(Record):
+    """struct tcp_info (linux/tcp.h), names without their `tcpi_`. Times are microseconds, but for last_* (ms)."""
+
+    __slots__ = ()
+    LAYOUT = (
         "B:state B:ca_state B:retransmits B:probes B:backoff B:options B:wscales B:delivery_flags "
         "I:rto I:ato I:snd_mss I:rcv_mss "
         "I:unacked I:sacked I:lost I:retrans I:fackets "
@@ -110,13 +171,9 @@ class TcpInfo(  # type: ignore[misc]
         "I:rcv_wnd I:rehash H:total_rto H:total_rto_recoveries I:total_rto_time "
         # Linux 6.18. The word behind these changed its layout from one kernel to the next: it stays in `unknown`.
         "I:received_ce I:delivered_e1_bytes I:delivered_e0_bytes I:delivered_ce_bytes "
-        "I:received_e1_bytes I:received_e0_bytes I:received_ce_bytes",
+        "I:received_e1_bytes I:received_e0_bytes I:received_ce_bytes"
     )
-):
-    """struct tcp_info (linux/tcp.h), names without their `tcpi_`. Times are microseconds, but for last_* (ms)."""
-
-    __slots__ = ()
-    snd_wscale = property(lambda self: _bits(self.wscales, 0, 4))
-    rcv_wscale = property(lambda self: _bits(self.wscales, 4, 4))
-    delivery_rate_app_limited = property(lambda self: _bits(self.delivery_flags, 0, 1))
-    fastopen_client_fail = property(lambda self: _bits(self.delivery_flags, 1, 2))
+    snd_wscale = _Bits("wscales", 0, 4)
+    rcv_wscale = _Bits("wscales", 4, 4)
+    delivery_rate_app_limited = _Bits("delivery_flags", 0)
+    fastopen_client_fail = _Bits("delivery_flags", 1, 2)

@@ -224,5 +224,3 @@ def format_endpoint(address: IPAddress, port: int | str) -> str:
     """address:port, a v6 address in brackets."""
     text = format_address(address)
     return f"[{text}]:{port}" if address.version == 6 else f"{text}:{port}"
-
-

@@ -1,0 +1,153 @@
+"""A kernel that is a function: from the messages of one send to the datagrams that come back.
+
+    kernel = FakeKernel(table([row, row]))
+    monkeypatch.setattr(diag, "open_netlink", kernel.open)
+
+An answer is a list of datagrams, each bytes (from port 0), a (bytes, port) pair, or an exception that the receive
+raises. After the last one the kernel is silent, which is a timeout. `sent` keeps what was asked, `sockets` every
+socket that was opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Union
+
+from socklb.wire.netlink import (
+    NLM_F_ACK,
+    NLM_F_MULTI,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Ack,
+    Done,
+    encode_ack,
+    encode_done,
+    encode_message,
+    iter_messages,
+)
+from socklb.wire.reply import InetDiagMsg, decode_msg
+from socklb.wire.request import SOCK_DESTROY, InetDiagReqV2, decode_request_v2
+from socklb.wire.socket_id import SocketId
+
+Datagram = Union[bytes, "tuple[bytes, int]", BaseException]
+
+
+class Request(NamedTuple):
+    """One message that was sent to the kernel."""
+
+    type: int
+    flags: int
+    sequence: int
+    payload: bytes
+
+    @property
+    def body(self) -> InetDiagReqV2:
+        return decode_request_v2(self.payload)
+
+
+Answer = Callable[[Sequence[Request]], Sequence[Datagram]]
+
+
+class FakeSocket:
+    """What DiagSocket uses of a netlink socket."""
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self._kernel = kernel
+        self._replies: list[Datagram] = []
+        self.closed = False
+
+    def settimeout(self, seconds: float) -> None:
+        assert seconds > 0
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        if option in self._kernel.unknown_options:
+            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+
+    def bind(self, address: tuple[int, int]) -> None:
+        assert address == (0, 0)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def send(self, data: bytes) -> int:
+        if self._kernel.send_errors:
+            raise self._kernel.send_errors.pop(0)
+        requests = [
+            Request(m.type, m.flags, m.sequence, bytes(data[m.start : m.end])) for m in iter_messages(data, len(data))
+        ]
+        self._kernel.sent.append(requests)
+        self._replies.extend(self._kernel.answer(requests))
+        return len(data)
+
+    def recvmsg_into(self, buffers: Sequence[bytearray]) -> tuple[int, list[object], int, tuple[int, int]]:
+        if not self._replies:
+            raise socket.timeout("timed out")
+        reply = self._replies.pop(0)
+        if isinstance(reply, BaseException):
+            raise reply
+        data, port = reply if isinstance(reply, tuple) else (reply, 0)
+        (buffer,) = buffers
+        size = min(len(data), len(buffer))
+        buffer[:size] = data[:size]
+        return size, [], socket.MSG_TRUNC if size < len(data) else 0, (port, 0)
+
+
+class FakeKernel:
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.sent: list[list[Request]] = []
+        self.sockets: list[FakeSocket] = []
+        self.send_errors: list[BaseException] = []
+        self.unknown_options: set[int] = set()
+
+    def open(self) -> FakeSocket:
+        self.sockets.append(FakeSocket(self))
+        return self.sockets[-1]
+
+
+# ------------------------------------------------------------------------------------------ usual answers
+
+
+def row_message(request: Request, row: bytes, flags: int = NLM_F_MULTI) -> bytes:
+    return encode_message(request.type, flags, request.sequence, row)
+
+
+def done_message(request: Request, code: int = 0, extra_flags: int = 0) -> bytes:
+    flags, payload = encode_done(Done(code, ()))
+    return encode_message(NLMSG_DONE, flags | extra_flags, request.sequence, payload)
+
+
+def ack_message(request: Request, code: int = 0, attributes: tuple[tuple[int, bytes], ...] = ()) -> bytes:
+    flags, payload = encode_ack(Ack(code, request.type, request.flags, request.sequence, 0, b"", attributes))
+    return encode_message(NLMSG_ERROR, flags, request.sequence, payload)
+
+
+def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None = None) -> Answer:
+    """A kernel with these rows; `destroy(id, family)` is the errno of a destroy (default: 0 for a row, else ENOENT).
+
+    A dump gives the rows of the family and states asked for, split over two receives on purpose.
+    """
+
+    def answer(requests: Sequence[Request]) -> Sequence[Datagram]:
+        if requests[0].type == SOCK_DESTROY:
+            return [message for request in requests for message in _destroy(request)]
+        (request,) = requests
+        wanted = [row for row in rows if _asked_for(request.body, decode_msg(row))]
+        half = (len(wanted) + 1) // 2
+        first = b"".join(row_message(request, row) for row in wanted[:half])
+        second = b"".join(row_message(request, row) for row in wanted[half:]) + done_message(request)
+        return [first, second] if first else [second]
+
+    def _destroy(request: Request) -> list[bytes]:
+        body = request.body
+        known = any(decode_msg(row).id == body.id for row in rows)
+        code = destroy(body.id, body.family) if destroy else (0 if known else errno.ENOENT)
+        return [ack_message(request, code)] if code or request.flags & NLM_F_ACK else []
+
+    return answer
+
+
+def _asked_for(request: InetDiagReqV2, message: InetDiagMsg) -> bool:
+    return bool(message.family == request.family and request.states >> message.state & 1)

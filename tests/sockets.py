@@ -1,0 +1,202 @@
+"""Real sockets for tests on the real kernel: connections of every kind and state, closed when the test ends.
+
+world = Sockets()                       # or the fixture `sockets`
+client, server = world.tcp("127.0.0.2", 9000)
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+import struct
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+_BIG = 1 << 20
+
+
+def add_v6_address(address: str) -> None:
+    """One more address for loopback, in the calling thread's network namespace."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sIi", socket.inet_pton(socket.AF_INET6, address), 128, socket.if_nametoindex("lo"))
+        fcntl.ioctl(any_socket, 0x8916, request)
+
+
+def family_of(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def cookie_of(sock: socket.socket) -> int:
+    """SO_COOKIE: the number that the kernel knows the socket by."""
+    return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0])
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something that the kernel does on its own; not a measurement."""
+    for _ in range(500):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"never happened: {what}")
+
+
+def error_of(call: Callable[[], object]) -> str:
+    """The name of the errno that a call ends with, "" if with none."""
+    try:
+        call()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
+
+
+class Sockets:
+    """Makes sockets, and closes them all in the end."""
+
+    def __init__(self) -> None:
+        self._made: list[socket.socket] = []
+        self._listeners: dict[tuple[str, int], socket.socket] = {}
+
+    def __enter__(self) -> Sockets:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for made in self._made:
+            made.close()
+
+    def make(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        made = socket.socket(family, kind, protocol)
+        self._made.append(made)
+        made.settimeout(5)
+        return made
+
+    # ------------------------------------------------------------------------------------------------ TCP
+
+    def listen(self, address: str, port: int, *, backlog: int = 128, reuse_port: bool = False) -> socket.socket:
+        """A listening socket; a mapped address ("::ffff:...") makes a v4 listener, for that is where it leads."""
+        address = address.replace("::ffff:", "")
+        listener = self.make(family_of(address), socket.SOCK_STREAM)
+        if listener.family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind((address, port))
+        listener.listen(backlog)
+        return listener
+
+    def tcp(self, address: str, port: int, *, source: str | None = None) -> tuple[socket.socket, socket.socket]:
+        """(client, server) of an established connection; the listener is made once for each address and port."""
+        key = (address.replace("::ffff:", ""), port)
+        if key not in self._listeners:
+            self._listeners[key] = self.listen(address, port)
+        client = self.make(family_of(address), socket.SOCK_STREAM)
+        if source is not None:
+            client.bind((source, 0))
+        client.connect((address, port))
+        server, _ = self._listeners[key].accept()
+        self._made.append(server)
+        server.settimeout(5)
+        return client, server
+
+    # ------------------------------------------------------------------------------------------------ UDP
+
+    def udp(self, address: str, port: int) -> socket.socket:
+        """A connected UDP socket; nobody needs to be at the other end."""
+        client = self.make(family_of(address), socket.SOCK_DGRAM)
+        client.connect((address, port))
+        return client
+
+    def udp_bound(self, address: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+        bound = self.make(family_of(address), socket.SOCK_DGRAM)
+        if reuse_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind((address, port))
+        return bound
+
+    # ------------------------------------------------------------------------------------- states of TCP
+
+    def syn_sent(self, address: str, port: int) -> socket.socket:
+        """A client that knocks in vain: the listener's queue is full, so its SYN is dropped."""
+        self.listen(address, port, backlog=0)
+        for _ in range(2):
+            client = self._connecting(address, port)
+        return client
+
+    def syn_recv(self, address: str, port: int) -> tuple[socket.socket, socket.socket]:
+        """(client, listener): the connection waits for its first data, and is a request socket as long."""
+        listener = self.listen(address, port)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)
+        return self._connecting(address, port), listener
+
+    def _connecting(self, address: str, port: int) -> socket.socket:
+        client = self.make(family_of(address), socket.SOCK_STREAM)
+        client.setblocking(False)
+        code = client.connect_ex((address, port))
+        assert code in (0, errno.EINPROGRESS), errno.errorcode[code]
+        return client
+
+    def fin_wait1(self, address: str, port: int) -> tuple[socket.socket, socket.socket]:
+        """(client, server): the client's FIN waits behind data that the server does not take."""
+        client, server = self.tcp(address, port)
+        fill(client)
+        client.shutdown(socket.SHUT_WR)
+        return client, server
+
+    def fin_wait2(self, address: str, port: int) -> tuple[socket.socket, socket.socket]:
+        """(client, server): the client has closed its half, the server (then CLOSE_WAIT) has not."""
+        client, server = self.tcp(address, port)
+        client.shutdown(socket.SHUT_WR)
+        return client, server
+
+    def last_ack(self, address: str, port: int) -> tuple[socket.socket, socket.socket]:
+        """(client, server): the client was closed by the server, and its own FIN waits behind data."""
+        client, server = self.tcp(address, port)
+        fill(client)
+        server.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+        client.shutdown(socket.SHUT_WR)
+        return client, server
+
+    def closing(self, address: str, port: int) -> tuple[socket.socket, socket.socket]:
+        """(client, server): both closed, the client's FIN still waits behind data."""
+        client, server = self.fin_wait1(address, port)
+        server.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+        return client, server
+
+    def time_wait(self, address: str, port: int) -> tuple[str, int]:
+        """The client closed first; what is left of it is a mini-socket. Its local address and port."""
+        client, server = self.tcp(address, port)
+        local: tuple[str, int] = client.getsockname()[:2]
+        client.shutdown(socket.SHUT_WR)
+        assert server.recv(1) == b""
+        server.close()
+        assert client.recv(1) == b""
+        client.close()
+        return local
+
+    def orphaned_fin_wait2(self, address: str, port: int) -> tuple[tuple[str, int], socket.socket]:
+        """The client is closed, the server is not: a mini-socket whose substate is FIN_WAIT2. (its address, server)."""
+        client, server = self.tcp(address, port)
+        local: tuple[str, int] = client.getsockname()[:2]
+        client.shutdown(socket.SHUT_WR)
+        assert server.recv(1) == b""
+        time.sleep(0.05)  # the acknowledgement of the FIN must have come
+        client.close()
+        return local, server
+
+
+def fill(sock: socket.socket) -> None:
+    """Send until nothing more goes out: the peer does not read."""
+    timeout = sock.gettimeout()
+    sock.setblocking(False)
+    try:
+        while True:
+            sock.send(bytes(_BIG))
+    except BlockingIOError:
+        pass
+    finally:
+        sock.settimeout(timeout)
