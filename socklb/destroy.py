@@ -80,27 +80,37 @@ def destroy_each(
             )
     report = DestroyReport()
     where = place(namespace)
-
-    def conclude(outcome: Outcome) -> None:
-        report.add(outcome)
-        if audit is not None:
-            audit(outcome_record(outcome, namespace=where, filter=str(filter), dry_run=dry_run))
-
     try:
         with inside(namespace, DiagSocket) as diag:
             for filter, searched in zip(filters, resolved):
+                ledger = _Ledger(report, audit, where, filter, dry_run)
                 doomed = []
                 for socket in collect(diag, searched, where):
                     reason = mercy.reason(socket, searched) or (DRY_RUN if dry_run else "")
                     if reason:
-                        conclude(Outcome(socket, SKIPPED, reason))
+                        ledger.enter(Outcome(socket, SKIPPED, reason))
                     else:
                         doomed.append(socket)
-                _Execution(diag, searched, where, conclude).run(doomed)
+                _Execution(diag, searched, where, ledger.enter).run(doomed)
     except (SocklbError, KeyboardInterrupt) as error:
         error.report = report  # type: ignore[union-attr]
         raise
     return report
+
+
+class _Ledger:
+    """Where the verdicts about one filter's sockets are entered: the report, and the audit if there is one."""
+
+    def __init__(
+        self, report: DestroyReport, audit: Audit | None, where: str, filter: SocketFilter, dry_run: bool
+    ) -> None:
+        self._report, self._audit = report, audit
+        self._about = {} if audit is None else {"namespace": where, "filter": str(filter), "dry_run": dry_run}
+
+    def enter(self, outcome: Outcome) -> None:
+        self._report.add(outcome)
+        if self._audit is not None:
+            self._audit({**self._about, **outcome_record(outcome)})
 
 
 class _Execution:

@@ -81,14 +81,11 @@ def socket_record(socket: InetSocket) -> dict[str, Any]:
     }
 
 
-def outcome_record(outcome: Outcome, *, namespace: str, filter: str, dry_run: bool) -> dict[str, Any]:
-    """A verdict as JSON takes it; an audit adds time, operation and actor."""
+def outcome_record(outcome: Outcome) -> dict[str, Any]:
+    """A verdict as JSON takes it."""
     return {
-        "namespace": namespace,
-        "filter": filter,
         **socket_record(outcome.socket),
         "outcome": outcome.verdict,
         "reason": outcome.reason,
         "error": outcome.error,
-        "dry_run": dry_run,
     }

@@ -82,10 +82,8 @@ def _print(
 ) -> None:
     if options.json:
         said = {} if error is None else {"error": error_text(error)}
-        sockets = [
-            outcome_record(outcome, namespace=HOST_NAME, filter=str(filters[0]), dry_run=options.dry_run)
-            for outcome in report.outcomes
-        ]
+        about = {"namespace": HOST_NAME, "filter": str(filters[0]), "dry_run": options.dry_run}
+        sockets = [{**about, **outcome_record(outcome)} for outcome in report.outcomes]
         print_json({**report.sums(), **said, "sockets": sockets})
         return
     for outcome in report.outcomes:
