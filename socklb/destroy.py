@@ -6,20 +6,20 @@ import errno
 import os
 
 from .errors import KernelError, SocklbError, UnboundedFilter, kernel_error
-from .filters.socket_filter import PROTOCOL_NAMES, SocketFilter
 from .find import collect, dump, place, resolve
 from .kernel.diag import BATCH, DiagSocket
 from .kernel.namespaces import NetworkNamespace, inside
 from .report import DESTROYED, FAILED, GONE, SKIPPED, DestroyReport, Outcome, outcome_record
 from .spare import DRY_RUN, Mercy
 from .states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState
-from .wire.request import IPPROTO_TCP, destroy_request
+from .wire.request import IPPROTO_TCP, PROTOCOL_NAMES, destroy_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from .filters import SocketFilter
     from .wire.reply import InetSocket
 
     Audit = Callable[[dict[str, Any]], object]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .filters.socket_filter import PROTOCOL_NAMES, SocketFilter
+from .filters import SocketFilter
 from .kernel import names
 from .kernel.diag import DiagSocket
 from .kernel.namespaces import HOST_NAME, NetworkNamespace, inside
 from .wire.reply import InetSocket
-from .wire.request import SOCK_DIAG_BY_FAMILY, InetDiagReqV2
+from .wire.request import PROTOCOL_NAMES, SOCK_DIAG_BY_FAMILY, InetDiagReqV2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

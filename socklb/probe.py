@@ -6,11 +6,10 @@ import errno
 from collections import namedtuple
 
 from .errors import KernelError, NotSupported, kernel_error
-from .filters.socket_filter import PROTOCOLS
 from .kernel.diag import DiagSocket
 from .kernel.throwaway import ThrowawaySocket
 from .wire.reply import InetSocket
-from .wire.request import SOCK_DIAG_BY_FAMILY, InetDiagReqV2, destroy_request
+from .wire.request import PROTOCOLS, SOCK_DIAG_BY_FAMILY, InetDiagReqV2, destroy_request
 from .wire.socket_id import AF_INET, AF_INET6, ANY
 
 TYPE_CHECKING = False

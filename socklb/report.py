@@ -6,6 +6,7 @@ from collections import namedtuple
 
 from .states import state_word
 from .wire.reply import format_address
+from .wire.request import PROTOCOL_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ DESTROYED = "destroyed"
 GONE = "gone"
 SKIPPED = "skipped"
 FAILED = "failed"
-
-_PROTOCOL_NAMES = {6: "tcp", 17: "udp"}
 
 if TYPE_CHECKING:
 
@@ -69,7 +68,7 @@ class DestroyReport:
 def socket_record(socket: InetSocket) -> dict[str, Any]:
     """A socket as JSON takes it: addresses as text, state by name, cookie and inode as numbers."""
     return {
-        "protocol": _PROTOCOL_NAMES.get(socket.protocol, str(socket.protocol)),
+        "protocol": PROTOCOL_NAMES[socket.protocol],
         "state": state_word(socket.state),
         "src": format_address(socket.src),
         "sport": socket.sport,

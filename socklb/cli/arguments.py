@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..filters.socket_filter import SocketFilter
+from ..filters import SocketFilter
 from ..states import named_states
 
 FILTER_HELP = """\

@@ -6,11 +6,11 @@ import argparse
 
 from ..destroy import destroy_each
 from ..errors import SocklbError
-from ..filters.socket_filter import PROTOCOL_NAMES
 from ..kernel.namespaces import HOST_NAME
 from ..report import DestroyReport, outcome_record
 from ..states import state_word
 from ..wire.reply import format_endpoint
+from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_filter_arguments, filters_from
 from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, print_json
 

@@ -7,11 +7,11 @@ import json
 import sys
 
 from ..errors import SocklbError
-from ..filters.socket_filter import PROTOCOL_NAMES
 from ..find import find_sockets
 from ..report import socket_record
 from ..states import state_word
 from ..wire.reply import format_endpoint
+from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_filter_arguments, filters_from
 from .output import DONE, error_text
 

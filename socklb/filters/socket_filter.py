@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states, state_mask
-from ..wire.request import IPPROTO_TCP, IPPROTO_UDP
+from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
 from .conditions import EVERYTHING, Condition, Or, dst
 from .language import parse
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     Protocol = Union[str, int]
 
-PROTOCOLS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
-PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 _DEFAULT_STATES = {IPPROTO_TCP: STATE_FILTER_TCP, IPPROTO_UDP: STATE_FILTER_UDP}
 _IPPROTO_MPTCP = 262
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 IPPROTO_TCP = 6
 IPPROTO_UDP = 17
+PROTOCOLS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 TCPDIAG_GETSOCK = 18  # linux/inet_diag.h: the message type of the older request
 SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h: dump or look up; also the type of every row
