@@ -93,12 +93,11 @@ STATE_FILTER_UDP = 0xFFFF
 """What a UDP filter looks at: upstream's value. UDP uses ESTABLISHED (connected) and CLOSE (not connected) of it."""
 
 _EVERY_NAMED = state_mask(*TcpState)
-_NEVER_CONNECTED = state_mask(TcpState.LISTEN, TcpState.CLOSE, TcpState.NEW_SYN_RECV, TcpState.BOUND_INACTIVE)
-_BUCKET = state_mask(TcpState.SYN_RECV, TcpState.TIME_WAIT)
-_CONNECTED = _EVERY_NAMED & ~_NEVER_CONNECTED & ~_BUCKET
+_CONNECTED = _EVERY_NAMED & ~state_mask(TcpState.LISTEN, TcpState.CLOSE, TcpState.BOUND_INACTIVE)
+_BUCKET = state_mask(TcpState.SYN_RECV, TcpState.NEW_SYN_RECV, TcpState.TIME_WAIT)
 
-# The groups of ss(8), by what its scan_state() and SS_CONN make of the words. Its manual page says that `connected`
-# leaves out LISTEN and CLOSE alone; the program leaves out SYN_RECV and TIME_WAIT as well, and so does this.
+# The groups of ss(8): what its scan_state() makes of the words, with the two states that it does not know put where
+# they belong (NEW_SYN_RECV is a form of SYN_RECV, BOUND_INACTIVE one of CLOSE).
 _GROUPS = {
     "all": _EVERY_NAMED,
     "connected": _CONNECTED,
@@ -126,18 +125,18 @@ def state_word(state: int) -> str:
 
 
 def named_states(states: States) -> tuple[int, int]:
-    """Resolve a mask, a word of ss(8), or an iterable of words and states into (mask, states named one by one).
+    """Resolve a mask, a TcpState, a word of ss(8), or an iterable of both into (mask, states named one by one).
 
     The second mask leaves out what only a group word (`all`, `connected`, ...) brought in: a rule that asks whether
     somebody named a state on purpose looks there. Raises ValueError for an unknown word, an empty iterable or a number
     out of range, TypeError for anything else.
     """
-    if isinstance(states, int):
+    if isinstance(states, int) and not isinstance(states, TcpState):
         _check_mask(states)
         if not states:
             raise ValueError("an empty state mask selects no socket")
         return states, states
-    words = (states,) if isinstance(states, str) else tuple(states)
+    words = (states,) if isinstance(states, (str, TcpState)) else tuple(states)
     if not words:
         raise ValueError("an empty set of states selects no socket")
     mask = named = 0

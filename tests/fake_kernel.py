@@ -1,9 +1,9 @@
 """A kernel that is a function: from the messages of one send to the datagrams that come back.
 
-    kernel = FakeKernel(table([row, row]))
-    monkeypatch.setattr(diag, "open_netlink", kernel.open)
+    with FakeKernel(table([row(1), row(2)])).installed() as kernel:
+        find_sockets(...)
 
-An answer is a list of datagrams, each bytes (from port 0), a (bytes, port) pair, or an exception that the receive
+An answer is any number of datagrams, each bytes (from port 0), a (bytes, port) pair, or an exception that the receive
 raises. After the last one the kernel is silent, which is a timeout. `sent` keeps what was asked, `sockets` every
 socket that was opened.
 """
@@ -12,9 +12,14 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address
+from itertools import chain
 from typing import NamedTuple, Union
+from unittest import mock
 
+from socklb.kernel import diag
 from socklb.wire.netlink import (
     NLM_F_ACK,
     NLM_F_MULTI,
@@ -29,7 +34,7 @@ from socklb.wire.netlink import (
 )
 from socklb.wire.reply import InetDiagMsg, decode_msg
 from socklb.wire.request import SOCK_DESTROY, InetDiagReqV2, decode_request_v2
-from socklb.wire.socket_id import SocketId
+from socklb.wire.socket_id import AF_INET, SocketId
 
 Datagram = Union[bytes, "tuple[bytes, int]", BaseException]
 
@@ -47,7 +52,9 @@ class Request(NamedTuple):
         return decode_request_v2(self.payload)
 
 
-Answer = Callable[[Sequence[Request]], Sequence[Datagram]]
+Answer = Callable[[Sequence[Request]], Iterable[Datagram]]
+
+_MOST_RECEIVES = 10_000  # whoever asks on and on fails here, instead of hanging
 
 
 class FakeSocket:
@@ -55,15 +62,19 @@ class FakeSocket:
 
     def __init__(self, kernel: FakeKernel) -> None:
         self._kernel = kernel
-        self._replies: list[Datagram] = []
+        self._replies: Iterator[Datagram] = iter(())
+        self._receives = 0
+        self.timeout = 0.0
+        self.options: list[tuple[int, int, int]] = []
         self.closed = False
 
     def settimeout(self, seconds: float) -> None:
-        assert seconds > 0
+        self.timeout = seconds
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
-        if option in self._kernel.unknown_options:
-            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+        if option in self._kernel.option_errors:
+            raise OSError(self._kernel.option_errors[option], "setsockopt")
+        self.options.append((level, option, value))
 
     def bind(self, address: tuple[int, int]) -> None:
         assert address == (0, 0)
@@ -72,19 +83,23 @@ class FakeSocket:
         self.closed = True
 
     def send(self, data: bytes) -> int:
+        self._check_open()
         if self._kernel.send_errors:
             raise self._kernel.send_errors.pop(0)
         requests = [
             Request(m.type, m.flags, m.sequence, bytes(data[m.start : m.end])) for m in iter_messages(data, len(data))
         ]
         self._kernel.sent.append(requests)
-        self._replies.extend(self._kernel.answer(requests))
+        self._replies = chain(self._replies, self._kernel.answer(requests))
         return len(data)
 
     def recvmsg_into(self, buffers: Sequence[bytearray]) -> tuple[int, list[object], int, tuple[int, int]]:
-        if not self._replies:
-            raise socket.timeout("timed out")
-        reply = self._replies.pop(0)
+        self._check_open()
+        self._receives += 1
+        assert self._receives <= _MOST_RECEIVES, "an endless loop"
+        reply = next(self._replies, None)
+        if reply is None:
+            raise socket.timeout("timed out") if self.timeout else BlockingIOError(errno.EAGAIN, "recvmsg")
         if isinstance(reply, BaseException):
             raise reply
         data, port = reply if isinstance(reply, tuple) else (reply, 0)
@@ -93,6 +108,10 @@ class FakeSocket:
         buffer[:size] = data[:size]
         return size, [], socket.MSG_TRUNC if size < len(data) else 0, (port, 0)
 
+    def _check_open(self) -> None:
+        if self.closed:
+            raise OSError(errno.EBADF, "used after close")
+
 
 class FakeKernel:
     def __init__(self, answer: Answer) -> None:
@@ -100,14 +119,49 @@ class FakeKernel:
         self.sent: list[list[Request]] = []
         self.sockets: list[FakeSocket] = []
         self.send_errors: list[BaseException] = []
-        self.unknown_options: set[int] = set()
+        self.option_errors: dict[int, int] = {}
 
     def open(self) -> FakeSocket:
         self.sockets.append(FakeSocket(self))
         return self.sockets[-1]
 
+    @contextmanager
+    def installed(self) -> Iterator[FakeKernel]:
+        """Meanwhile every DiagSocket talks to this kernel; in the end none may be open."""
+        with mock.patch.object(diag, "open_netlink", self.open):
+            yield self
+        assert all(made.closed for made in self.sockets), "a netlink socket was left open"
+
+    @property
+    def dumps(self) -> list[Request]:
+        return [requests[0] for requests in self.sent if requests[0].type != SOCK_DESTROY]
+
+    @property
+    def destroys(self) -> list[list[Request]]:
+        """The batches of destroys, one for each send."""
+        return [requests for requests in self.sent if requests[0].type == SOCK_DESTROY]
+
 
 # ------------------------------------------------------------------------------------------ usual answers
+
+
+def row(
+    cookie: int,
+    *,
+    family: int = AF_INET,
+    state: int = 1,
+    src: str = "",
+    sport: int = 0,
+    dst: str = "",
+    dport: int = 80,
+    inode: int = 0,
+    attributes: Sequence[tuple[int, bytes]] = (),
+) -> bytes:
+    """A socket: unless told otherwise an established one, from a port of its own to 10.0.0.5 or fd00::5."""
+    ends = ("10.0.0.1", "10.0.0.5") if family == AF_INET else ("fd00::1", "fd00::5")
+    source, destination = (ip_address(given or usual).packed for given, usual in zip((src, dst), ends))
+    id = SocketId(sport or 1024 + cookie % 60000, dport, source, destination, 0, cookie)
+    return InetDiagMsg(family, state, 0, 0, id, 0, 0, 0, 0, inode).encode(attributes)
 
 
 def row_message(request: Request, row: bytes, flags: int = NLM_F_MULTI) -> bytes:
@@ -127,10 +181,11 @@ def ack_message(request: Request, code: int = 0, attributes: tuple[tuple[int, by
 def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None = None) -> Answer:
     """A kernel with these rows; `destroy(id, family)` is the errno of a destroy (default: 0 for a row, else ENOENT).
 
-    A dump gives the rows of the family and states asked for, split over two receives on purpose.
+    A dump gives the rows of the family and states asked for, split over two receives on purpose. A destroy takes no
+    row out of the table by itself.
     """
 
-    def answer(requests: Sequence[Request]) -> Sequence[Datagram]:
+    def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
         if requests[0].type == SOCK_DESTROY:
             return [message for request in requests for message in _destroy(request)]
         (request,) = requests

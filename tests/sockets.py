@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
+import pickle
 import socket
 import struct
+import subprocess
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import TypeVar
+
+from . import world
+
+T = TypeVar("T")
 
 _BIG = 1 << 20
 
@@ -22,6 +32,8 @@ def add_v6_address(address: str) -> None:
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack("16sIi", socket.inet_pton(socket.AF_INET6, address), 128, socket.if_nametoindex("lo"))
         fcntl.ioctl(any_socket, 0x8916, request)
+        # A work queue makes it ready (addrconf_dad_work()), on loopback too.
+        eventually(lambda: not error_of(lambda: any_socket.bind((address, 0))), f"an address {address}")
 
 
 def family_of(address: str) -> int:
@@ -31,6 +43,11 @@ def family_of(address: str) -> int:
 def cookie_of(sock: socket.socket) -> int:
     """SO_COOKIE: the number that the kernel knows the socket by."""
     return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0])
+
+
+def state_of(sock: socket.socket) -> int:
+    """The state of a TCP socket, the first byte of TCP_INFO."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
@@ -47,8 +64,63 @@ def error_of(call: Callable[[], object]) -> str:
     try:
         call()
     except OSError as error:
-        return errno.errorcode[error.errno or 0]
+        return errno.errorcode.get(error.errno or 0, repr(error))
     return ""
+
+
+def pending_error(sock: socket.socket) -> str:
+    """The name of the errno that SO_ERROR gives (and takes away), "" if none."""
+    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return errno.errorcode[code] if code else ""
+
+
+def talk(client: socket.socket, server: socket.socket) -> None:
+    """Data gets through between two sockets, both ways: they are alive."""
+    client.send(b"?")
+    question, sender = server.recvfrom(1)
+    assert question == b"?"
+    if server.type == socket.SOCK_STREAM:
+        server.send(b"!")
+    else:
+        server.sendto(b"!", sender)
+    assert client.recv(1) == b"!"
+
+
+def in_child(function: Callable[[], T], prepare: Callable[[], object] = lambda: None) -> T:
+    """What a function returns in a forked child that has prepared itself; an error there is an error here."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        try:
+            prepare()
+            answer = pickle.dumps((function(), ""))
+        except BaseException:
+            answer = pickle.dumps((None, traceback.format_exc()))
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(answer)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    result: T
+    result, error = pickle.loads(answer)
+    assert not error, error
+    return result
+
+
+def without_privilege(function: Callable[[], T]) -> T:
+    """What a function returns in a child that has no capability in this network namespace."""
+    return in_child(function, world.drop_privilege)
+
+
+@contextmanager
+def left_behind() -> Iterator[int]:
+    """Move to a fresh network namespace; the one before stays alive with a process in it, whose id is given."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as inhabitant:
+        world.new_network()
+        yield inhabitant.pid
 
 
 class Sockets:
@@ -56,7 +128,7 @@ class Sockets:
 
     def __init__(self) -> None:
         self._made: list[socket.socket] = []
-        self._listeners: dict[tuple[str, int], socket.socket] = {}
+        self._servers: dict[tuple[int, str, int], socket.socket] = {}
 
     def __enter__(self) -> Sockets:
         return self
@@ -68,7 +140,10 @@ class Sockets:
             made.close()
 
     def make(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        made = socket.socket(family, kind, protocol)
+        return self.keep(socket.socket(family, kind, protocol))
+
+    def keep(self, made: socket.socket) -> socket.socket:
+        """Close it with the others in the end."""
         self._made.append(made)
         made.settimeout(5)
         return made
@@ -89,17 +164,14 @@ class Sockets:
 
     def tcp(self, address: str, port: int, *, source: str | None = None) -> tuple[socket.socket, socket.socket]:
         """(client, server) of an established connection; the listener is made once for each address and port."""
-        key = (address.replace("::ffff:", ""), port)
-        if key not in self._listeners:
-            self._listeners[key] = self.listen(address, port)
+        key = (socket.SOCK_STREAM, address.replace("::ffff:", ""), port)
+        if key not in self._servers:
+            self._servers[key] = self.listen(address, port)
         client = self.make(family_of(address), socket.SOCK_STREAM)
         if source is not None:
             client.bind((source, 0))
         client.connect((address, port))
-        server, _ = self._listeners[key].accept()
-        self._made.append(server)
-        server.settimeout(5)
-        return client, server
+        return client, self.keep(self._servers[key].accept()[0])
 
     # ------------------------------------------------------------------------------------------------ UDP
 
@@ -108,6 +180,14 @@ class Sockets:
         client = self.make(family_of(address), socket.SOCK_DGRAM)
         client.connect((address, port))
         return client
+
+    def udp_pair(self, address: str, port: int) -> tuple[socket.socket, socket.socket]:
+        """(client, server): the server is bound, not connected, and made once for each address and port."""
+        where = address.replace("::ffff:", "")
+        key = (socket.SOCK_DGRAM, where, port)
+        if key not in self._servers:
+            self._servers[key] = self.udp_bound(where, port)
+        return self.udp(address, port), self._servers[key]
 
     def udp_bound(self, address: str, port: int, *, reuse_port: bool = False) -> socket.socket:
         bound = self.make(family_of(address), socket.SOCK_DGRAM)
@@ -149,6 +229,7 @@ class Sockets:
         """(client, server): the client has closed its half, the server (then CLOSE_WAIT) has not."""
         client, server = self.tcp(address, port)
         client.shutdown(socket.SHUT_WR)
+        _acknowledged(client)
         return client, server
 
     def last_ack(self, address: str, port: int) -> tuple[socket.socket, socket.socket]:
@@ -180,13 +261,15 @@ class Sockets:
 
     def orphaned_fin_wait2(self, address: str, port: int) -> tuple[tuple[str, int], socket.socket]:
         """The client is closed, the server is not: a mini-socket whose substate is FIN_WAIT2. (its address, server)."""
-        client, server = self.tcp(address, port)
+        client, server = self.fin_wait2(address, port)
         local: tuple[str, int] = client.getsockname()[:2]
-        client.shutdown(socket.SHUT_WR)
-        assert server.recv(1) == b""
-        time.sleep(0.05)  # the acknowledgement of the FIN must have come
         client.close()
         return local, server
+
+
+def _acknowledged(client: socket.socket) -> None:
+    """The acknowledgement of a FIN may be delayed; before it comes, the socket is in FIN_WAIT1."""
+    eventually(lambda: state_of(client) == 5, "FIN_WAIT2")
 
 
 def fill(sock: socket.socket) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from ..errors import SocklbError
 from ..version import __version__
 from . import demo, destroy, list, probe
-from .output import error_text, exit_code, silence_stdout
+from .output import DONE, complain, error_text, exit_code, flush_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,15 +42,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Bad usage leaves through SystemExit(2), as argparse does."""
-    options = _parser().parse_args(arguments)
     try:
-        code: int = options.run(options)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        try:
+            options = _parser().parse_args(arguments)
+            code: int = options.run(options)
+        finally:
+            flush_stdout()
     except BrokenPipeError:
-        silence_stdout()
-        return 0
+        return DONE
     except (SocklbError, ValueError, OSError, KeyboardInterrupt) as error:
-        print(f"socklb: {error_text(error)}", file=sys.stderr)
+        complain(error_text(error))
         return exit_code(error)
     return code

@@ -7,10 +7,10 @@ import errno
 import socket
 
 from ..destroy import destroy_each
-from ..errors import NotSupported
+from ..errors import NotSupported, SocklbError
 from ..filters import SocketFilter
 from ..kernel.sandbox import add_loopback_address, enter_own_network
-from .output import DONE, SOME_FAILED, error_text, print_json
+from .output import DONE, SOME_FAILED, error_text, print_json, quiet_pipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,16 +46,33 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     try:
+        filter, rows, report = _play()
+    except (SocklbError, KeyboardInterrupt) as error:
+        if options.json:
+            print_json({"error": error_text(error)})
+        raise
+    wrong = sum(not row["as_expected"] for row in rows)
+    with quiet_pipe():
+        if options.json:
+            print_json({"filter": filter, "clients": rows, **report.sums(), "wrong": wrong})
+        else:
+            _print_table(filter, rows, report, wrong)
+    return SOME_FAILED if wrong else DONE
+
+
+def _play() -> tuple[str, list[dict[str, Any]], DestroyReport]:
+    """Build the world and destroy the connections to one backend: (the filter, a row for each client, the report)."""
+    try:
         enter_own_network()
         world = _World()
     except OSError as error:
-        why = _why_no_world(error)
-        if options.json:
-            print_json({"error": why})
-        raise NotSupported(error.errno or 0, why) from None
-    before = [client.talk() for client in world.clients]
-    report = destroy_each([SocketFilter.parse(world.filter, protocol) for protocol in ("tcp", "udp")])
-    after = [client.talk() for client in world.clients]
+        raise NotSupported(error.errno or 0, _why_no_world(error)) from None
+    try:
+        before = [client.talk() for client in world.clients]
+        report = destroy_each([SocketFilter.parse(world.filter, protocol) for protocol in ("tcp", "udp")])
+        after = [client.talk() for client in world.clients]
+    finally:
+        world.close()
     rows = [
         {
             "client": f"{client.protocol} {client.form}",
@@ -66,13 +83,7 @@ def run(options: argparse.Namespace) -> int:
         }
         for client, was, now in zip(world.clients, before, after)
     ]
-    wrong = sum(not row["as_expected"] for row in rows)
-    world.close()
-    if options.json:
-        print_json({"filter": world.filter, "clients": rows, **report.sums(), "wrong": wrong})
-    else:
-        _print_table(world.filter, rows, report, wrong)
-    return SOME_FAILED if wrong else DONE
+    return world.filter, rows, report
 
 
 def _why_no_world(error: OSError) -> str:

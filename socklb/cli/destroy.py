@@ -12,7 +12,7 @@ from ..states import state_word
 from ..wire.reply import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_filter_arguments, filters_from
-from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, print_json
+from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, print_json, quiet_pipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,9 +71,11 @@ def run(options: argparse.Namespace) -> int:
         )
     except (SocklbError, KeyboardInterrupt) as error:
         if exit_code(error) != BAD_INPUT:
-            _print(getattr(error, "report", None) or DestroyReport(), filters, options, error)
+            with quiet_pipe():
+                _print(getattr(error, "report", None) or DestroyReport(), filters, options, error)
         raise
-    _print(report, filters, options, None)
+    with quiet_pipe():
+        _print(report, filters, options, None)
     return SOME_FAILED if report.failed else DONE
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from ..errors import SocklbError
 from ..find import find_sockets
@@ -13,7 +12,7 @@ from ..states import state_word
 from ..wire.reply import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_filter_arguments, filters_from
-from .output import DONE, error_text
+from .output import DONE, error_text, print_whole, quiet_pipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,15 +71,16 @@ def _print_table(sockets: Iterator[InetSocket]) -> None:
 
 def _print_json(sockets: Iterator[InetSocket]) -> None:
     """One object, written while the sockets come, and closed in any case."""
-    sys.stdout.write('{"sockets": [')
     separator = "\n  "
     end = "]}\n"
     try:
+        print_whole('{"sockets": [')
         for socket in sockets:
-            sys.stdout.write(separator + json.dumps(socket_record(socket)))
+            print_whole(separator + json.dumps(socket_record(socket)))
             separator = ",\n  "
     except (SocklbError, KeyboardInterrupt) as error:
         end = f'], "error": {json.dumps(error_text(error))}}}\n'
         raise
     finally:
-        sys.stdout.write(end)
+        with quiet_pipe():
+            print_whole(end)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import contextmanager
+from signal import SIG_BLOCK, SIG_SETMASK, SIGINT, pthread_sigmask
 
 from ..errors import NotPermitted, NotSupported, SocklbError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 DONE = 0
@@ -42,12 +45,48 @@ def error_text(error: BaseException) -> str:
     return str(error)
 
 
+def complain(text: str) -> None:
+    """Say it on standard error; where that is closed `print` would take standard output instead."""
+    if sys.stderr is not None:
+        print(f"socklb: {text}", file=sys.stderr)
+
+
 def print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=2))
+    print_whole(json.dumps(value, indent=2) + "\n")
 
 
-def silence_stdout() -> None:
-    """Point standard output at nothing, so that the interpreter's last flush does not fail either."""
+def print_whole(text: str) -> None:
+    """Print without being interrupted: SIGINT waits, for a write that it cuts leaves half a JSON value."""
+    before = pthread_sigmask(SIG_BLOCK, (SIGINT,))
+    try:
+        print(text, end="")
+    finally:
+        pthread_sigmask(SIG_SETMASK, before)
+
+
+@contextmanager
+def quiet_pipe() -> Iterator[None]:
+    """What is printed in here ends at a closed pipe, and the exit code is the same as without one."""
+    try:
+        yield
+    except BrokenPipeError:
+        _silence_stdout()
+
+
+def flush_stdout() -> None:
+    """Write out what is left; quiet if the pipe is closed. Raises OSError, a full disk for one."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _silence_stdout()
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def _silence_stdout() -> None:
+    """Point standard output at nothing, so that the interpreter's last flush does not fail too."""
     descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, sys.stdout.fileno())
     os.close(descriptor)

@@ -7,7 +7,7 @@ import argparse
 from ..errors import SocklbError
 from ..probe import NOT_PERMITTED, SUPPORTED, Support, probe
 from ..wire.socket_id import AF_INET
-from .output import CANNOT, DONE, REFUSED, error_text, print_json
+from .output import CANNOT, DONE, REFUSED, error_text, print_json, quiet_pipe
 
 _EXAMPLES = """\
 examples:
@@ -38,11 +38,12 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             print_json({"error": error_text(error)})
         raise
-    if options.json:
-        print_json({label: support._asdict() for label, support in answers.items()})
-    else:
-        for label, support in answers.items():
-            print(f"{label}  {support.status:13}  {support.missing}".rstrip())
+    with quiet_pipe():
+        if options.json:
+            print_json({label: support._asdict() for label, support in answers.items()})
+        else:
+            for label, support in answers.items():
+                print(f"{label}  {support.status:13}  {support.missing}".rstrip())
     return _code(answers)
 
 

@@ -80,7 +80,8 @@ class Condition:
         return hash((type(self), self._arguments()))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(map(repr, self._arguments()))})"
+        arguments = (f"{slot}={getattr(self, slot)!r}" for slot in self.__slots__)
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
 class Host(Condition):
@@ -226,6 +227,9 @@ class _Group(Condition):
 
     def resolved(self, names: Names) -> Condition:
         return type(self)(*(part.resolved(names) for part in self.parts))
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.parts
 
     def __str__(self) -> str:
         return "( " + f" {self._word} ".join(map(str, self.parts)) + " )"

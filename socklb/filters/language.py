@@ -115,10 +115,10 @@ class _Reader:
                 alternatives.append(_join(And, together))
                 together = [self._term(depth)]
                 continue
-            if alternatives:
-                self.fail("'or' and then 'and' is read in different ways; say which with parentheses", joined)
             self._accept(*_AND)
             together.append(self._term(depth))
+            if alternatives:
+                self.fail("'or' and then 'and' is read in different ways; say which with parentheses", joined)
         return _join(Or, [*alternatives, _join(And, together)])
 
     def _term(self, depth: int) -> Condition:

@@ -113,12 +113,16 @@ class DiagSocket:
         self._send(encode_message(type, NLM_F_REQUEST | NLM_F_DUMP, sequence, request), doing)
         buffer = self._buffer
         lost: _Interrupted | None = None  # said when the dump is over, so that the next one starts clean
+        losses = 0
         done = False
         while not done:
             rows: list[bytes] = []
             try:
                 size = self._receive(doing)
             except _Interrupted as error:
+                losses += 1
+                if losses == _ATTEMPTS:
+                    raise KernelError(*error.args) from None  # not repeated: the end of this dump was not seen
                 lost = error
                 continue
             try:
@@ -167,8 +171,24 @@ class DiagSocket:
             try:
                 return self._destroy_once(requests, doing, oldest)
             except _Interrupted:
-                continue
+                self._drain()
         return self._destroy_once(requests, doing, oldest)
+
+    def _drain(self) -> None:
+        """Take what is left of the answers: as long as one waits, the kernel drops new ones without a further ENOBUFS
+        (NETLINK_S_CONGESTED).
+        """
+        self._socket.settimeout(0)
+        try:
+            for _ in range(2 * BATCH):
+                try:
+                    self._socket.recvmsg_into([self._buffer])
+                except BlockingIOError:
+                    break
+                except OSError:
+                    continue  # the next attempt runs into it again, if it stays
+        finally:
+            self._socket.settimeout(_TIMEOUT_SECONDS)
 
     def _destroy_once(self, requests: Sequence[bytes], doing: str, oldest: int) -> list[int]:
         """`oldest` is the first sequence of the batch's first attempt: late answers to it are passed over."""

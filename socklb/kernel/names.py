@@ -36,7 +36,14 @@ def _cgroup2_mount() -> str:
             for line in lines:
                 before, _, after = line.partition(" - ")
                 if after.startswith("cgroup2 "):
-                    return before.split()[4]
+                    return _unescaped(before.split()[4])
     except OSError:
         pass
     raise ValueError("no cgroup2 file system is mounted; give an absolute path")
+
+
+def _unescaped(field: str) -> str:
+    """A path as mountinfo has it, white space and backslashes in octal: show_mountinfo() of the kernel."""
+    for character in " \t\n\\":
+        field = field.replace(f"\\{ord(character):03o}", character)
+    return field

@@ -20,6 +20,8 @@ CLONE_NEWNET = 0x40000000
 _CURRENT = "/proc/thread-self/ns/net"  # /proc/self would be the main thread's
 HOST_NAME = "host"
 
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ESRCH)  # ESRCH: a process that ended while its /proc was looked at
+
 
 class NetworkNamespace:
     """A network namespace: a name for people, a path it can be entered by, and (device, inode), which say who it is.
@@ -41,12 +43,15 @@ class NetworkNamespace:
     def from_path(cls, path: str, *, name: str | None = None) -> NetworkNamespace:
         """The one that a file such as /run/netns/NAME stands for.
 
-        Raises ValueError if the path is no network namespace, KernelError if it cannot be looked at.
+        Raises ValueError if the path is no namespace (one of another kind shows when it is entered), KernelError if it
+        cannot be looked at.
         """
         try:
             status = os.stat(path)
         except OSError as error:
             raise _path_error(error, path) from None
+        if not _is_of_nsfs(status):
+            raise ValueError(f"{path} is no network namespace")  # what is left of one after a restart, for one
         return cls(name or os.path.basename(path), path, status.st_dev, status.st_ino)
 
     @classmethod
@@ -98,6 +103,10 @@ def _enter(namespace: NetworkNamespace) -> None:
     try:
         descriptor = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in _NOT_THERE:
+            raise KernelError(
+                errno.ESTALE, f"namespace {namespace.name} vanished: nothing is at {namespace.path}"
+            ) from None
         raise _path_error(error, namespace.path) from None
     try:
         status = os.fstat(descriptor)
@@ -114,6 +123,8 @@ def _setns(descriptor: int, namespace: NetworkNamespace) -> None:
             os.setns(descriptor, CLONE_NEWNET)
         else:
             _call_libc("setns", descriptor, CLONE_NEWNET)
+    except NotSupported:
+        raise
     except OSError as error:
         if error.errno == errno.EPERM:
             raise NotPermitted(
@@ -151,7 +162,15 @@ def _call_libc(name: str, *arguments: int) -> None:
         raise OSError(code, os.strerror(code), name)
 
 
+def _is_of_nsfs(status: os.stat_result) -> bool:
+    """Every namespace is on the same device as one's own; without /proc nobody can tell."""
+    try:
+        return status.st_dev == os.stat(_CURRENT).st_dev
+    except OSError:
+        return True
+
+
 def _path_error(error: OSError, path: str) -> Exception:
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+    if error.errno in _NOT_THERE:
         return ValueError(f"no network namespace at {path}")
     return KernelError(error.errno or 0, f"open namespace {path}: {os.strerror(error.errno or 0)}")

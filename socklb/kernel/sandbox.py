@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from ipaddress import IPv6Address
 from struct import Struct
 
@@ -64,9 +65,22 @@ def _bring_loopback_up() -> None:
 
 
 def add_loopback_address(address: str) -> None:
-    """Give loopback one more v6 address. Raises OSError where IPv6 is not there."""
+    """Give loopback one more v6 address, and wait until it can be used. Raises OSError where IPv6 is not there."""
     from fcntl import ioctl
 
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as any_socket:
         request = _IN6_IFREQ.pack(IPv6Address(address).packed, 128, socket.if_nametoindex("lo"))
         ioctl(any_socket, _SIOCSIFADDR, request)
+        _wait_until_usable(any_socket, address)
+
+
+def _wait_until_usable(any_socket: socket.socket, address: str) -> None:
+    """A work queue makes an address usable, on loopback too (addrconf_dad_work()); before that, bind() refuses it."""
+    for pause in (0.001, 0.01, 0.1, 1.0):
+        try:
+            any_socket.bind((address, 0))
+        except OSError:
+            time.sleep(pause)
+        else:
+            return
+    any_socket.bind((address, 0))

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class ThrowawaySocket:
     """A listening TCP or a bound UDP socket on loopback, at a port of the kernel's choice. A context manager.
 
-    On a loopback that is down it is bound to every address. Raises OSError if the family is not there.
+    Where loopback has no address (v6, while it is down) it is bound to every one. Raises OSError if the family is not
+    there.
     """
 
     def __init__(self, family: int, protocol: int) -> None:

@@ -99,7 +99,7 @@ class _Bytes:
         return payload
 
     def encode(self, value: bytes) -> bytes:
-        return value
+        return bytes(memoryview(value))  # TypeError for what is no bytes: bytes(3) would be three of them
 
 
 class _Struct:
@@ -313,7 +313,7 @@ def encode_value(key: AttributeKey, value: Any) -> tuple[int, bytes]:
     codec = _CODECS.get(number, _Bytes())
     try:
         payload = encode_or_keep(codec, value)
-    except (struct_error, AttributeError, TypeError) as error:
+    except (struct_error, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"attribute {key} cannot be {value!r}: {error}") from None
     flag = NLA_F_NESTED if number == Attribute.SK_BPF_STORAGES else 0
     return number | flag, payload

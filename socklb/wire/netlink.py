@@ -126,9 +126,10 @@ def encode_attributes(pairs: Iterable[tuple[int, Buffer]]) -> bytes:
 # ---------------------------------------------------------------------------- NLMSG_ERROR and NLMSG_DONE
 
 
-class Ack(namedtuple("Ack", "errno type flags sequence port request attributes")):
+class Ack(namedtuple("Ack", "errno type flags sequence port request attributes length", defaults=(0,))):
     """struct nlmsgerr: errno (0 is success), the header of the request, the request's payload if it came back, and
-    the extended-ack attributes as (type, payload) pairs.
+    the extended-ack attributes as (type, payload) pairs. `length` is that of the request, header included, whether it
+    came back or not; 0 leaves it to `encode_ack`.
     """
 
     __slots__ = ()
@@ -158,9 +159,9 @@ def _extended_ack_text(attributes: tuple[tuple[int, bytes], ...]) -> str:
 def encode_ack(ack: Ack) -> tuple[int, bytes]:
     """(message flags, payload) of an NLMSG_ERROR."""
     flags = (0 if ack.request else NLM_F_CAPPED) | (NLM_F_ACK_TLVS if ack.attributes else 0)
-    length = NLMSGHDR.size + len(ack.request)
-    header = NLMSGHDR.pack(length, ack.type, ack.flags, ack.sequence, ack.port)
-    echoed = bytes(ack.request) + bytes(align(length) - length)
+    size = len(ack.request)
+    header = NLMSGHDR.pack(ack.length or NLMSGHDR.size + size, ack.type, ack.flags, ack.sequence, ack.port)
+    echoed = bytes(ack.request) + bytes(align(size) - size)
     return flags, _ERRNO.pack(-ack.errno) + header + echoed + encode_attributes(ack.attributes)
 
 
@@ -180,7 +181,7 @@ def decode_ack(buffer: Buffer, start: int, end: int, flags: int) -> Ack:
         )
     request = bytes(buffer[behind : behind + echoed])
     attributes = _decode_extended_ack(buffer, behind + align(echoed), end, flags)
-    return Ack(code, type_, request_flags, sequence, port, request, attributes)
+    return Ack(code, type_, request_flags, sequence, port, request, attributes, length)
 
 
 def encode_done(done: Done) -> tuple[int, bytes]:

@@ -1,0 +1,86 @@
+"""The command line of the package under test as a process of its own, in the namespaces of whoever calls.
+
+run("list", "--json")                              root of the test's world
+run("destroy", "...", preexec=drop_privilege)      without privilege
+run("list", flags=("-I", "-S"))                    another kind of interpreter
+run("list", patch="module('.find').dump = ...")    with a fault put in before the command starts
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import socklb
+
+from .. import package_under_test, world
+
+NAME = package_under_test.NAME
+PACKAGE = Path(socklb.__file__).resolve().parent
+ROOT = PACKAGE.parents[NAME.count(".")]
+"""The directory that the package under test is imported from: the checkout, or where a vendored copy is."""
+
+COMMANDS = ("list", "destroy", "probe", "demo")
+SECONDS = 60
+
+Preexec = Optional[Callable[[], None]]
+drop_privilege = world.drop_privilege
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output, which has to be one JSON object and nothing else."""
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        return value
+
+
+def run(
+    *words: str,
+    flags: Sequence[str] = (),
+    patch: str = "",
+    preexec: Preexec = None,
+    env: Mapping[str, str | None] | None = None,
+    stdout: int = subprocess.PIPE,
+) -> Result:
+    """Run `socklb WORDS...` to its end. A variable that `env` gives as None is taken out of the environment."""
+    done = subprocess.run(
+        command(words, flags, patch),
+        cwd=ROOT,
+        env=environment(env),
+        preexec_fn=preexec,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        timeout=SECONDS,
+    )
+    return Result(done.returncode, done.stdout or "", done.stderr)
+
+
+def command(words: Sequence[str], flags: Sequence[str] = (), patch: str = "") -> list[str]:
+    """The argument vector. In a patch, `module(".find")` is that module of the package under test."""
+    python = [sys.executable, "-W", "error", *flags]
+    if patch:
+        import_it = f"import importlib, sys\nmodule = lambda name: importlib.import_module({NAME!r} + name)\n"
+        return [*python, "-c", f"{import_it}{patch}\nsys.exit(module('.cli').main())", *words]
+    if "-I" in flags:  # an isolated interpreter does not look into the current directory
+        there = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); "
+        return [*python, "-c", f"{there}runpy.run_module({NAME!r}, run_name='__main__', alter_sys=True)", *words]
+    return [*python, "-m", NAME, *words]
+
+
+def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """This process's, but for what would make standard output another one than users have."""
+    values: dict[str, str | None] = {**os.environ, "PYTHONUNBUFFERED": None, **(changes or {})}
+    return {name: value for name, value in values.items() if value is not None}

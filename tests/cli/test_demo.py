@@ -1,0 +1,140 @@
+"""`socklb demo` needs nothing but a kernel, and ends with 0 only if exactly the right clients died."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ..sockets import Sockets, talk
+from ..world import CLONE_NEWUSER, unshare
+from .runner import Preexec, drop_privilege, run
+
+pytestmark = pytest.mark.kernel
+
+_UID, _GID = os.geteuid(), os.getegid()
+
+
+def become_a_user() -> None:
+    """For `preexec`: an ordinary user, who has no capability anywhere, but may make a user namespace."""
+    unshare(CLONE_NEWUSER)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {_UID} 1"), ("gid_map", f"1000 {_GID} 1")):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def become_a_user_without_namespaces() -> None:
+    become_a_user()
+    with open("/proc/sys/user/max_user_namespaces", "w", encoding="ascii") as file:
+        file.write("0")
+
+
+KILLS_NOBODY = "module('.cli.demo').destroy_each = lambda filters: module('.report').DestroyReport()"
+KILLS_TOO_MANY = """
+demo = module(".cli.demo")
+destroy_each = demo.destroy_each
+demo.destroy_each = lambda filters: destroy_each(
+    [*filters, module(".filters").SocketFilter.parse("dst [fd00::1]:9000", "udp")]
+)
+"""
+FORGETS_MAPPED = """
+demo = module(".cli.demo")
+destroy_each = demo.destroy_each
+def v4_alone(filters):
+    for each in filters:
+        each.predicate = lambda socket: not getattr(socket.dst, "ipv4_mapped", None)
+    return destroy_each(filters)
+demo.destroy_each = v4_alone
+"""
+OLD_PYTHON_WITHOUT_CTYPES = """
+import os
+for name in ("unshare", "setns"):
+    if hasattr(os, name):
+        delattr(os, name)
+sys.modules["ctypes"] = None
+"""
+NO_V6 = """
+def refuse(address):
+    raise OSError(97, "Address family not supported by protocol")
+module(".cli.demo").add_loopback_address = refuse
+"""
+
+ANYBODY = pytest.mark.parametrize("preexec", [None, become_a_user], ids=["root", "user"])
+
+
+class TestOneBackendDies:
+    """Three backends, TCP and UDP, v4, v6 and mapped: 18 clients, of which the 6 of one backend die."""
+
+    @ANYBODY
+    def test_as_json(self, network: None, preexec: Preexec) -> None:
+        result = run("demo", "--json", preexec=preexec)
+        assert (result.code, result.err) == (0, "")
+        said = result.json
+        clients = said["clients"]
+        assert (len(clients), len({(row["client"], row["backend"]) for row in clients})) == (18, 18)
+        assert (said["matched"], said["destroyed"], said["failed"], said["wrong"]) == (6, 6, 0, 0)
+        dead = [row for row in clients if row["after"] != "ok"]
+        assert len(dead) == 6
+        assert {row["backend"] for row in dead} == {"green"}
+        assert {row["after"] for row in dead} == {"ECONNABORTED, then EPIPE", "ECONNABORTED, then EDESTADDRREQ"}
+        assert {(row["before"], row["as_expected"]) for row in clients} == {("ok", True)}
+
+    @ANYBODY
+    def test_as_a_table(self, network: None, preexec: Preexec) -> None:
+        result = run("demo", preexec=preexec)
+        assert (result.code, result.err) == (0, "")
+        lines = [line.split() for line in result.out.splitlines() if line.startswith(("  tcp ", "  udp "))]
+        assert len(lines) == 18
+        assert [row[2] for row in lines if row[4:] != ["ok"]] == ["green"] * 6
+        assert result.out.endswith("6 matched, 6 destroyed, 0 died or lived by mistake.\n")
+
+    def test_without_ipv6_the_v4_clients_alone(self, network: None) -> None:
+        said = run("demo", "--json", patch=NO_V6).json
+        assert (len(said["clients"]), said["destroyed"], said["wrong"]) == (6, 2, 0)
+
+    def test_no_socket_of_the_caller_is_touched(self, sockets: Sockets) -> None:
+        client, server = sockets.tcp("127.0.0.2", 9000)
+        assert run("demo").code == 0
+        talk(client, server)
+
+
+@pytest.mark.parametrize(
+    ("patch", "wrong", "destroyed"),
+    [(KILLS_NOBODY, 6, 0), (KILLS_TOO_MANY, 1, 7), (FORGETS_MAPPED, 2, 4)],
+    ids=["nobody", "too many", "too few"],
+)
+class TestWrongDeaths:
+    """One too many or too few is 1, and the clients in question are marked."""
+
+    def test_as_json(self, network: None, patch: str, wrong: int, destroyed: int) -> None:
+        result = run("demo", "--json", patch=patch)
+        assert result.code == 1
+        assert (result.json["wrong"], result.json["destroyed"]) == (wrong, destroyed)
+        assert sum(not row["as_expected"] for row in result.json["clients"]) == wrong
+
+    def test_as_a_table(self, network: None, patch: str, wrong: int, destroyed: int) -> None:
+        result = run("demo", patch=patch)
+        assert result.code == 1
+        assert result.out.count("WRONG") == wrong
+        assert f"{wrong} died or lived by mistake" in result.out
+
+
+class TestNoWorld:
+    """Where there can be no namespace of one's own: 3, why, and how to go on."""
+
+    @pytest.mark.parametrize(
+        ("preexec", "patch", "said"),
+        [
+            (drop_privilege, "", "Operation not permitted"),
+            (become_a_user_without_namespaces, "", "No space left on device"),
+            (None, OLD_PYTHON_WITHOUT_CTYPES, "nor a working ctypes"),
+        ],
+        ids=["nobody", "namespaces forbidden", "no ctypes"],
+    )
+    @pytest.mark.parametrize("json", [[], ["--json"]], ids=["table", "json"])
+    def test_is_3(self, network: None, json: list[str], preexec: Preexec, patch: str, said: str) -> None:
+        result = run("demo", *json, preexec=preexec, patch=patch)
+        assert result.code == 3
+        assert said in result.err
+        assert ("run the demo with a newer Python" if patch else "as root, or allow user namespaces") in result.err
+        assert result.out == "" if not json else f"socklb: {result.json['error']}\n" == result.err

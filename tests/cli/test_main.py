@@ -1,0 +1,345 @@
+"""What all commands have in common: exit codes, JSON, help, closed pipes, and the interpreters they run on."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import select
+import shlex
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import pytest
+
+from socklb import SocketFilter, __version__
+
+from ..sockets import Sockets, eventually, pending_error
+from .runner import COMMANDS, ROOT, SECONDS, Result, command, drop_privilege, environment, run
+
+F_SETPIPE_SZ = 1031
+
+NO_NETLINK = f"""
+def refuse():
+    raise OSError({errno.EPROTONOSUPPORT}, "")
+module(".kernel.diag").open_netlink = refuse
+"""
+INTERRUPTED = """
+def interrupt(*_):
+    raise KeyboardInterrupt
+module(".kernel.diag").DiagSocket._receive = interrupt
+"""
+ASCII: dict[str, str | None] = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+ANY_COMMAND = pytest.mark.parametrize(
+    "words",
+    [["list"], ["destroy", "dst 127.0.0.2"], ["destroy", "--dry-run", "--all"], ["probe"], ["demo"]],
+    ids=" ".join,
+)
+
+
+@pytest.mark.kernel
+class TestExitCodes:
+    """0 done (nothing to do included), 2 usage, 3 the kernel cannot, 4 not permitted, 130 interrupted.
+
+    What ends with 1 is in test_destroy and test_demo.
+    """
+
+    @ANY_COMMAND
+    def test_done_is_0(self, network: None, words: list[str]) -> None:
+        result = run(*words)
+        assert (result.code, result.err) == (0, "")
+
+    @ANY_COMMAND
+    def test_a_kernel_that_cannot_is_3_and_what_it_lacks_is_named(self, network: None, words: list[str]) -> None:
+        result = run(*words, patch=NO_NETLINK)
+        assert result.code == 3
+        assert "CONFIG_INET_DIAG" in result.out + result.err
+
+    @pytest.mark.parametrize("words", [["destroy", "dst 127.0.0.2"], ["probe"]], ids=" ".join)
+    def test_without_privilege_is_4_and_the_capability_is_named(self, sockets: Sockets, words: list[str]) -> None:
+        sockets.udp("127.0.0.2", 53)
+        result = run(*words, preexec=drop_privilege)
+        assert result.code == 4
+        assert "CAP_NET_ADMIN" in result.out + result.err
+
+    @ANY_COMMAND
+    def test_interrupted_is_130(self, network: None, words: list[str]) -> None:
+        result = run(*words, patch=INTERRUPTED)
+        assert (result.code, result.err) == (130, "socklb: interrupted\n")
+
+    def test_an_answer_that_no_kernel_gives_is_1(self, network: None) -> None:
+        cut = "module('.kernel.diag').DiagSocket._receive = lambda self, doing: 3"
+        result = run("list", "--json", patch=cut)
+        assert result.code == 1
+        assert result.json["error"] in result.err
+
+
+@pytest.mark.kernel
+class TestJsonOnErrors:
+    """`--json`: standard output carries one JSON object and nothing else, also on 3, 4 and 130 (then with `error`)."""
+
+    @ANY_COMMAND
+    @pytest.mark.parametrize(("patch", "code"), [(NO_NETLINK, 3), (INTERRUPTED, 130)], ids=["3", "130"])
+    def test_one_object_with_the_error(self, network: None, words: list[str], patch: str, code: int) -> None:
+        result = run(*words, "--json", patch=patch)
+        assert result.code == code
+        if words == ["probe"] and code == 3:  # that is its answer, not an error
+            assert {entry["status"] for entry in result.json.values()} == {"no_diag"}
+        else:
+            assert f"socklb: {result.json['error']}\n" == result.err
+
+    def test_sockets_seen_before_the_error_are_in_it(self, sockets: Sockets) -> None:
+        sockets.tcp("127.0.0.2", 80)
+        sockets.udp_bound("127.0.0.2", 53)  # only its mark could decide, which is not told without privilege
+        result = run("list", "--json", "dport = 80 or sport = 80 or fwmark 1", preexec=drop_privilege)
+        assert result.code == 4
+        assert sorted(row["state"] for row in result.json["sockets"]) == ["ESTABLISHED", "ESTABLISHED", "LISTEN"]
+        assert "CAP_NET_ADMIN" in result.json["error"]
+
+
+class TestBadInput:
+    """On 2 standard output is empty, and standard error names the word and its column; nothing dies."""
+
+    @pytest.mark.parametrize("words", [["list", "--json"], ["destroy"], ["destroy", "--json", "--all"]], ids=" ".join)
+    @pytest.mark.parametrize(
+        ("text", "word", "column"),
+        [
+            ("dst 127.0.0.2 and dprot = 9000", "'dprot'", 19),
+            ("dst 127.0.0.300", "'127.0.0.300'", 5),
+            ("dst www.example.org", "'www.example.org'", 5),
+            ("dst fe80::1%lo", "'fe80::1%lo'", 5),
+            ("dport = 70000", "'70000'", 9),
+            ("dst 10.0.0.1 and", "the end", 17),
+            ("( dst 10.0.0.1", "'('", 1),
+            ("dport = 1 or dport = 2 and src 10.0.0.1", "'and'", 24),
+            ("state established", "'state'", 1),
+        ],
+    )
+    def test_in_the_filter(self, words: list[str], text: str, word: str, column: int) -> None:
+        result = run(*words, text)
+        assert (result.code, result.out) == (2, "")
+        first, shown, pointer = result.err.splitlines()
+        assert first.startswith("socklb: filter: ")
+        assert word in first
+        assert first.endswith(f"column {column}")
+        assert shown.strip() == text
+        assert pointer.index("^") == shown.index(text) + column - 1
+        assert run(*words, *text.split()) == result
+
+    @pytest.mark.parametrize("words", [["list"], ["destroy", "--all", "--dry-run"]], ids=" ".join)
+    def test_in_a_name_that_is_looked_up(self, words: list[str]) -> None:
+        result = run(*words, "--json", "dst 10.0.0.1 and dev nosuchdev0")
+        assert (result.code, result.out) == (2, "")
+        assert "'nosuchdev0'" in result.err
+
+    def test_in_a_word_that_cannot_be_printed(self) -> None:
+        result = run("list", "dst \u00e9", env=ASCII)
+        assert (result.code, result.out) == (2, "")
+        assert "column 5\n" in result.err
+        assert "Traceback" not in result.err
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ([], "COMMAND"),
+            (["lits"], "lits"),
+            (["--nosuch"], "COMMAND"),
+            (["list", "--nosuch"], "--nosuch"),
+            (["list", "--state"], "--state"),
+            (["list", "--state", "opne"], "'opne'"),
+            (["list", "dst 10.0.0.1", "--tcp", "and dport = 1"], "and dport = 1"),
+            (["probe", "udp"], "udp"),
+            (["demo", "--limit", "1"], "--limit"),
+            (["destroy", "dst 10.0.0.1", "--limit", "0"], "'0'"),
+            (["destroy", "dst 10.0.0.1", "--limit", "-1"], "'-1'"),
+            (["destroy", "dst 10.0.0.1", "--limit", "x"], "'x'"),
+            (["destroy", "dst 10.0.0.1", "--limit", "1.5"], "'1.5'"),
+            (["destroy", "dst 10.0.0.1", "--limit", "\u0661"], ""),
+            (["destroy", "--state", "listenin", "dst 10.0.0.1"], "'listenin'"),
+        ],
+    )
+    def test_on_the_command_line(self, words: list[str], said: str) -> None:
+        result = run(*words)
+        assert (result.code, result.out) == (2, "")
+        assert said in result.err
+        assert "Traceback" not in result.err
+
+
+class TestHelp:
+    """Help texts exist for every command, with examples, and every example works."""
+
+    def test_version(self) -> None:
+        assert run("--version") == Result(0, f"socklb {__version__}\n", "")
+
+    def test_names_every_command_and_every_exit_code(self) -> None:
+        text = run("--help").out
+        commands, _, codes = text.partition("commands:")[2].partition("exit codes:")
+        assert re.findall(r"^    (\w[\w-]*) ", commands, re.MULTILINE) == list(COMMANDS)
+        assert re.findall(r"^  (\d+) ", codes, re.MULTILINE) == ["0", "1", "2", "3", "4", "130"]
+
+    @pytest.mark.kernel
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_every_example_works(self, network: None, name: str) -> None:
+        """In an empty namespace: whoever takes one of them as it is gets no error."""
+        text = run(name, "--help").out
+        lines = text.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
+        examples = [shlex.split(re.split(r"\s{3,}", line.strip())[0]) for line in lines]
+        assert len(examples) >= 2
+        for program, *words in examples:
+            assert (program, words[0]) == ("socklb", name)
+            assert run(*words)[::2] == (0, ""), words
+
+    @pytest.mark.parametrize("name", ["list", "destroy"])
+    def test_every_filter_shown_can_be_read(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(socket, "getservbyname", lambda *_: 443)  # not every image has /etc/services
+        shown = run(name, "--help").out.partition("language of ss(8):\n")[2].partition("\nA v4")[0]
+        cells = [cell for line in shown.splitlines() for cell in re.split(r"\s{3,}", line.strip())]
+        filters = [cell for cell in cells if re.match(r"\(|(dst|src|dport|sport|dev|fwmark|cgroup) ", cell)]
+        assert len(filters) >= 8
+        for text in filters:
+            assert SocketFilter.parse(text, "tcp").where != SocketFilter.parse("", "tcp").where
+
+
+@contextmanager
+def stuck(*words: str, **changes: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """A command that stands still, for its standard output is a pipe of one page that nobody reads."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, F_SETPIPE_SZ, 4096)
+    with (
+        os.fdopen(reader, encoding="utf-8") as pipe,
+        subprocess.Popen(
+            command(words),
+            cwd=ROOT,
+            env=environment(changes),
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process,
+    ):
+        try:
+            eventually(lambda: not select.select([], [writer], [], 0)[1], "a full pipe")
+            os.close(writer)
+            yield process, pipe
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def many(sockets: Sockets) -> int:
+    """More sockets than a pipe takes rows of."""
+    count = 300
+    for port in range(1, count + 1):
+        sockets.udp("127.0.0.2", port)
+    return count
+
+
+BUFFERED = pytest.mark.parametrize("changes", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
+
+
+@pytest.mark.kernel
+class TestPipes:
+    """A closed pipe is quiet; it changes no exit code. An interrupt leaves whole JSON."""
+
+    @BUFFERED
+    @pytest.mark.parametrize("json", [[], ["--json"]], ids=["table", "json"])
+    @pytest.mark.parametrize("words", [["list"], ["destroy", "--dry-run", "--all"]], ids=" ".join)
+    def test_a_reader_that_leaves_after_a_line(
+        self, many: int, words: list[str], json: list[str], changes: dict[str, str]
+    ) -> None:
+        with stuck(*words, *json, **changes) as (process, pipe):
+            assert pipe.readline()
+            pipe.close()
+            _, err = process.communicate(timeout=SECONDS)
+        assert (process.returncode, err) == (0, "")
+
+    @BUFFERED
+    @pytest.mark.parametrize(
+        "words", [["--version"], ["--help"], ["list"], ["list", "--json"], ["probe"]], ids=" ".join
+    )
+    def test_a_reader_that_was_never_there(self, network: None, words: list[str], changes: dict[str, str]) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            assert run(*words, env=changes, stdout=writer) == Result(0, "", "")
+        finally:
+            os.close(writer)
+
+    @BUFFERED
+    def test_what_was_refused_is_told_without_a_reader_too(self, many: int, changes: dict[str, str]) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            result = run("destroy", "dst 127.0.0.2", env=changes, stdout=writer, preexec=drop_privilege)
+        finally:
+            os.close(writer)
+        assert result.code == 4
+        assert "CAP_NET_ADMIN" in result.err
+        assert "BrokenPipe" not in result.err
+
+    @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["destroy", "dst 127.0.0.2", "--json"], ["probe"]])
+    def test_no_standard_output_at_all(self, sockets: Sockets, words: list[str]) -> None:
+        client = sockets.udp("127.0.0.2", 53)
+        assert run(*words, preexec=lambda: os.close(1)) == Result(0, "", "")
+        assert pending_error(client) == ("ECONNABORTED" if "destroy" in words else "")
+
+    def test_no_standard_error_puts_nothing_on_standard_output(self) -> None:
+        assert run("list", "--json", "dst nowhere", preexec=lambda: os.close(2)) == Result(2, "", "")
+
+    @BUFFERED
+    def test_a_full_disk_is_an_error(self, network: None, changes: dict[str, str]) -> None:
+        with open("/dev/full", "wb") as full:
+            result = run("list", env=changes, stdout=full.fileno())
+        assert result.code == 1
+        assert len(result.err.splitlines()) == 1
+        assert os.strerror(errno.ENOSPC) in result.err
+
+    @BUFFERED
+    def test_an_interrupt_in_the_middle_of_a_list_leaves_whole_json(self, many: int, changes: dict[str, str]) -> None:
+        with stuck("list", "--json", **changes) as (process, pipe):
+            process.send_signal(signal.SIGINT)
+            said = json.loads(pipe.read())
+            _, err = process.communicate(timeout=SECONDS)
+        assert (process.returncode, err) == (130, "socklb: interrupted\n")
+        assert said["error"] == "interrupted"
+        assert len(said["sockets"]) < many
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("flags", "env"),
+    [
+        (["-I", "-S"], {}),
+        (["-S"], {}),
+        (["-OO"], {}),
+        (["-I", "-S", "-OO", "-B", "-X", "dev"], {}),
+        ([], ASCII),
+        ([], {"HOME": None, "USER": None, "LANG": None, "PATH": None}),
+        ([], {"SSH_CONNECTION": "\udcff not an address"}),
+    ],
+    ids=["isolated", "without site", "without docstrings", "all of them", "ASCII", "no HOME", "odd SSH_CONNECTION"],
+)
+class TestEveryInterpreter:
+    """A minimal container image has no site-packages, no locale and no home."""
+
+    def test_lists_and_destroys(self, sockets: Sockets, flags: list[str], env: dict[str, str | None]) -> None:
+        client = sockets.udp("::ffff:127.0.0.2", 53)
+        listed = run("list", "dst 127.0.0.2", flags=flags, env=env)
+        assert (listed.code, listed.err, len(listed.out.splitlines())) == (0, "", 2)
+        result = run("destroy", "--json", "dst 127.0.0.2", flags=flags, env=env)
+        assert (result.code, result.err, result.json["destroyed"]) == (0, "", 1)
+        assert pending_error(client) == "ECONNABORTED"
+
+    @pytest.mark.parametrize("words", [["--help"], ["destroy", "--help"], ["probe"], ["demo"]], ids=" ".join)
+    def test_helps_probes_and_shows(
+        self, network: None, flags: list[str], env: dict[str, str | None], words: list[str]
+    ) -> None:
+        result = run(*words, flags=flags, env=env)
+        assert (result.code, result.err) == (0, "")
+        assert result.out

@@ -1,0 +1,338 @@
+"""SocketFilter: which sockets of one protocol are meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socklb import (
+    STATE_FILTER_TCP,
+    STATE_FILTER_UDP,
+    InetSocket,
+    SocketFilter,
+    TcpState,
+    device,
+    dport,
+    dst,
+    mark,
+    src,
+    state_mask,
+    states_in,
+)
+from socklb.filters import Condition, FilterSyntaxError
+from socklb.filters.conditions import EVERYTHING, Or
+from socklb.wire.request import IPPROTO_TCP, IPPROTO_UDP
+from socklb.wire.socket_id import AF_INET, AF_INET6
+
+from ..strategies import families, sockets, state_masks
+from .trees import conditions, socket_between, told_sockets
+
+TIME_WAIT_TIMER = 3
+
+
+def tcp(**fields: Any) -> InetSocket:
+    return socket_between("127.0.0.1:40000", "10.0.0.5:80", **fields)
+
+
+class TestProtocol:
+    """protocol "tcp", "udp" or IPPROTO_TCP, IPPROTO_UDP, else ValueError ("mptcp" says: destroy its TCP subflows)."""
+
+    @pytest.mark.parametrize(
+        ("protocol", "number"),
+        [("tcp", 6), ("TCP", 6), ("udp", 17), ("Udp", 17), (6, 6), (17, 17), (IPPROTO_TCP, 6), (IPPROTO_UDP, 17)],
+    )
+    def test_by_name_or_number(self, protocol: str | int, number: int) -> None:
+        assert SocketFilter(protocol).protocol == number
+
+    @pytest.mark.parametrize("protocol", ["mptcp", "MPTCP", 262])
+    def test_mptcp_is_refused_with_the_way_out(self, protocol: str | int) -> None:
+        with pytest.raises(ValueError, match="TCP subflows"):
+            SocketFilter(protocol)
+
+    @pytest.mark.parametrize("protocol", ["", "sctp", "6", "tcp ", 0, 132, True, None, 6.0, b"tcp", ["tcp"]], ids=repr)
+    def test_anything_else_is_an_error_that_shows_it(self, protocol: Any) -> None:
+        with pytest.raises(ValueError, match="'tcp' or 'udp'") as caught:
+            SocketFilter(protocol)
+        assert repr(protocol) in str(caught.value)
+
+    @given(sockets())
+    def test_a_filter_matches_its_protocol_alone(self, socket: InetSocket) -> None:
+        for protocol in (IPPROTO_TCP, IPPROTO_UDP):
+            assert SocketFilter(protocol, states="all").matches(socket) == (socket.protocol == protocol)
+
+
+class TestStates:
+    """`states` is a mask or an iterable of states and defaults to the protocol's filter."""
+
+    def test_the_default_is_the_protocols_own(self) -> None:
+        assert SocketFilter("tcp").states == STATE_FILTER_TCP == 0x1F3E
+        assert SocketFilter("udp").states == STATE_FILTER_UDP == 0xFFFF
+
+    @pytest.mark.parametrize(
+        ("states", "mask"),
+        [
+            (0x402, 0x402),
+            (0xFFFFFFFF, 0xFFFFFFFF),
+            ([1, 10], 0x402),
+            ((TcpState.ESTABLISHED, TcpState.LISTEN), 0x402),
+            ({TcpState.ESTABLISHED}, 0x2),
+            (iter([1, 31]), 0x80000002),
+            ("established", 0x2),
+            (TcpState.LISTEN, 0x400),  # a state is no mask, though its number could be one
+            (["established", TcpState.LISTEN, 8], 0x502),
+            (["Fin-Wait-1", "fin_wait2"], 0x30),
+            ("bucket", 0x1048),
+        ],
+        ids=str,
+    )
+    def test_as_mask_as_states_or_in_the_words_of_ss(self, states: Any, mask: int) -> None:
+        assert SocketFilter("tcp", states=states).states == mask
+
+    @pytest.mark.parametrize("states", [0, -1, 1 << 32, (), [0], [32], [-1], "", ["open"], (1, "nosuch")], ids=repr)
+    def test_what_is_no_state_is_a_value_error(self, states: Any) -> None:
+        with pytest.raises(ValueError, match=r"state|0\.\."):
+            SocketFilter("tcp", states=states)
+
+    @pytest.mark.parametrize("states", [True, 1.5, [1.5], [None], [True], [b"established"]], ids=repr)
+    def test_what_cannot_be_a_state_is_a_type_error(self, states: Any) -> None:
+        with pytest.raises(TypeError):
+            SocketFilter("tcp", states=states)
+
+    @given(state_masks.filter(bool), st.sampled_from([state for state in TcpState if state not in (3, 7)]))
+    def test_a_row_matches_the_bit_of_its_state(self, mask: int, state: int) -> None:
+        assert SocketFilter("tcp", states=mask).matches(tcp(state=state)) == bool(mask >> state & 1)
+
+    @pytest.mark.parametrize(("state", "bits"), [(3, (3, 12)), (7, (7, 13))])
+    def test_a_row_that_answers_to_two_bits(self, state: int, bits: tuple[int, int]) -> None:
+        """A request socket reports state 3 and answers to 12 too; a bound one reports 7 and answers to 13."""
+        for bit in range(1, 32):
+            assert SocketFilter("tcp", states=[bit]).matches(tcp(state=state)) == (bit in bits)
+
+    @pytest.mark.parametrize("state", [0, 14, 31, 32, 255])
+    def test_a_state_from_the_future_matches_its_own_bit_if_it_has_one(self, state: int) -> None:
+        assert SocketFilter("tcp", states=0xFFFFFFFF).matches(tcp(state=state)) == (1 <= state <= 31)
+        assert not SocketFilter("tcp").matches(tcp(state=state))
+
+
+class TestTimeWait:
+    """A filter accepts an `is_time_wait` row only if TIME_WAIT is in its mask (FIN_WAIT2 is then added to the
+    request)."""
+
+    MINI = (tcp(state=6, timer=TIME_WAIT_TIMER), tcp(state=5, timer=TIME_WAIT_TIMER))
+
+    @given(state_masks.filter(bool))
+    def test_a_mini_socket_matches_time_wait_whatever_its_substate(self, mask: int) -> None:
+        for socket in self.MINI:
+            assert socket.is_time_wait
+            assert SocketFilter("tcp", states=mask).matches(socket) == bool(mask >> TcpState.TIME_WAIT & 1)
+
+    @given(state_masks.filter(bool))
+    def test_fin_wait2_is_asked_for_along_with_time_wait(self, mask: int) -> None:
+        filter = SocketFilter("tcp", states=mask)
+        added = 1 << TcpState.FIN_WAIT2 if mask >> TcpState.TIME_WAIT & 1 else 0
+        assert filter.request_states == mask | added
+        assert filter.states == mask
+
+    def test_what_is_asked_for_in_addition_does_not_match(self) -> None:
+        own_fin_wait2 = tcp(state=5)
+        assert not SocketFilter("tcp", states=[TcpState.TIME_WAIT]).matches(own_fin_wait2)
+        assert SocketFilter("tcp", states=[TcpState.FIN_WAIT2]).matches(own_fin_wait2)
+
+    def test_the_default_spares_them(self) -> None:
+        assert not any(map(SocketFilter("tcp").matches, self.MINI))
+
+
+class TestNamesListen:
+    """LISTEN counts as named in a mask or one by one, but not by a group of states or by the default mask."""
+
+    @pytest.mark.parametrize(
+        "states",
+        ["listening", TcpState.LISTEN, [1, 10], 1 << 10, 0xFFFFFFFF, ["all", 10], states_in(STATE_FILTER_TCP)],
+        ids=repr,
+    )
+    def test_named(self, states: Any) -> None:
+        assert SocketFilter("tcp", states=states).names_listen
+
+    @pytest.mark.parametrize(
+        "states",
+        [None, "all", "big", ["big", "established"], STATE_FILTER_TCP, "established", [1]],
+        ids=repr,
+    )
+    def test_not_named(self, states: Any) -> None:
+        assert not SocketFilter("tcp", states=states).names_listen
+
+
+class TestFamily:
+    """`family` None is both."""
+
+    @pytest.mark.parametrize(
+        ("family", "searched"),
+        [(None, (AF_INET, AF_INET6)), (AF_INET, (AF_INET,)), (AF_INET6, (AF_INET6,))],
+        ids=["both", "v4", "v6"],
+    )
+    def test_the_families_to_search(self, family: int | None, searched: tuple[int, ...]) -> None:
+        assert SocketFilter("tcp", family=family).families == searched
+
+    @given(sockets(protocol=IPPROTO_TCP), families)
+    def test_a_family_is_the_sockets_own_mapped_ones_are_v6(self, socket: InetSocket, family: int) -> None:
+        assert SocketFilter("tcp", states="all").matches(socket)
+        assert SocketFilter("tcp", states="all", family=family).matches(socket) == (socket.family == family)
+
+    @pytest.mark.parametrize("family", [0, 1, -2, "inet", True], ids=repr)
+    def test_another_family_is_an_error(self, family: Any) -> None:
+        with pytest.raises(ValueError, match="family") as caught:
+            SocketFilter("tcp", family=family)
+        assert repr(family) in str(caught.value)
+
+
+class TestPredicate:
+    """predicate(InetSocket) -> bool runs last, in Python, on what is left."""
+
+    @given(conditions, told_sockets, st.booleans())
+    def test_it_is_asked_about_what_all_else_accepts(self, where: Condition, socket: InetSocket, verdict: bool) -> None:
+        asked = []
+
+        def predicate(candidate: InetSocket) -> bool:
+            asked.append(candidate)
+            return verdict
+
+        without = SocketFilter("tcp", where).matches(socket)
+        assert SocketFilter("tcp", where, predicate=predicate).matches(socket) == (without and verdict)
+        assert asked == ([socket] if without else [])
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"where": dport(81)}, {"states": "syn-sent"}, {"family": AF_INET6}, {"protocol": "udp"}],
+        ids=["condition", "state", "family", "protocol"],
+    )
+    def test_it_is_not_asked_about_anything_else(self, options: dict[str, Any]) -> None:
+        def never(socket: InetSocket) -> bool:
+            raise LookupError(socket)
+
+        assert not SocketFilter(**{"protocol": "tcp", **options}, predicate=never).matches(tcp())
+        with pytest.raises(LookupError):
+            SocketFilter("tcp", predicate=never).matches(tcp())
+
+    @pytest.mark.parametrize(("answer", "accepted"), [(1, True), ("yes", True), (None, False), ([], False)], ids=repr)
+    def test_any_truth_value_will_do(self, answer: object, accepted: bool) -> None:
+        assert SocketFilter("tcp", predicate=lambda socket: answer).matches(tcp()) is accepted
+
+    def test_it_must_be_callable(self) -> None:
+        with pytest.raises(TypeError, match="'uid == 0'"):
+            SocketFilter("tcp", predicate="uid == 0")  # type: ignore[arg-type]
+
+
+class TestWhere:
+    @pytest.mark.parametrize("where", ["dst 10.0.0.1", True, (dport(80),), bool], ids=repr)
+    def test_a_condition_and_nothing_else(self, where: Any) -> None:
+        with pytest.raises(TypeError, match="condition"):
+            SocketFilter("tcp", where)
+
+    @given(conditions, told_sockets)
+    def test_it_decides_among_sockets_of_the_right_kind(self, where: Condition, socket: InetSocket) -> None:
+        filter = SocketFilter(socket.protocol, where, states=0xFFFFFFFF)
+        assert filter.matches(socket) == where.matches(socket)
+        assert filter.is_bounded == where.bounds()
+
+    def test_without_one_everything_is_meant_and_nothing_bounds(self) -> None:
+        assert SocketFilter("tcp").where == EVERYTHING
+        assert not SocketFilter("tcp", states="established", family=AF_INET, predicate=bool).is_bounded
+
+    def test_its_text_is_in_the_language_of_ss(self) -> None:
+        filter = SocketFilter("tcp", ~(dst("10.0.0.0/8") | device("lo")) & src("::1", 80))
+        assert str(filter) == "( not ( dst 10.0.0.0/8 or dev = lo ) and src ::1 and sport = 80 )"
+        assert repr(filter) == f"<SocketFilter tcp {filter} states=0x1f3e>"
+
+    def test_names_are_resolved_and_all_else_is_kept(self) -> None:
+        class Names:
+            def interface_index(self, name: str) -> int:
+                return {"lo": 1}[name]
+
+            def cgroup_id(self, path: str) -> int:
+                raise ValueError(path)
+
+        def predicate(socket: InetSocket) -> bool:
+            return True
+
+        named = SocketFilter("tcp", device("lo"), states="listening", family=AF_INET, predicate=predicate)
+        resolved = named.resolved(Names())
+        assert not named.is_resolved
+        assert resolved.is_resolved
+        assert resolved.where == device(1)
+        for kept in ("protocol", "states", "names_listen", "family", "predicate"):
+            assert getattr(resolved, kept) == getattr(named, kept)
+
+
+class TestBackends:
+    """to_backend(address, port, protocol), to_backends(triples of one protocol)."""
+
+    def test_one_backend_is_its_address_and_port(self) -> None:
+        filter = SocketFilter.to_backend("10.0.0.5", 80, "udp", states=[1], family=AF_INET)
+        assert (filter.protocol, filter.where) == (IPPROTO_UDP, dst("10.0.0.5", 80))
+        assert (filter.states, filter.family) == (2, AF_INET)
+
+    def test_several_are_any_of_them(self) -> None:
+        triples: list[tuple[Any, int, Any]] = [
+            ("10.0.0.5", 80, "tcp"),
+            (IPv4Address("10.0.0.6"), 81, 6),
+            ("::ffff:10.0.0.7", 82, "TCP"),
+        ]
+        filter = SocketFilter.to_backends(iter(triples), states=[1])
+        assert filter.where == Or(dst("10.0.0.5", 80), dst("10.0.0.6", 81), dst("10.0.0.7", 82))
+        assert (filter.protocol, filter.states) == (IPPROTO_TCP, 2)
+        assert filter.is_bounded
+
+    @given(st.lists(st.tuples(st.sampled_from(("10.0.0.1", "10.0.0.2", "10.0.0.3")), st.integers(80, 82)), min_size=1))
+    def test_a_socket_matches_if_its_peer_is_a_backend(self, backends: list[tuple[str, int]]) -> None:
+        filter = SocketFilter.to_backends([(address, port, "tcp") for address, port in backends])
+        for address in ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"):
+            for port in range(79, 84):
+                v4 = socket_between(f"127.0.0.1:{port}", f"{address}:{port}")
+                mapped = socket_between(f"[::ffff:127.0.0.1]:{port}", f"[::ffff:{address}]:{port}")
+                assert filter.matches(v4) == filter.matches(mapped) == ((address, port) in backends)
+
+    @pytest.mark.parametrize("triples", [[], [("10.0.0.5", 80, "tcp"), ("10.0.0.5", 80, "udp")]], ids=["none", "mixed"])
+    def test_none_and_mixed_protocols_are_errors(self, triples: Any) -> None:
+        with pytest.raises(ValueError, match="at least one, and of one protocol"):
+            SocketFilter.to_backends(triples)
+
+    @pytest.mark.parametrize(
+        ("call", "shown"),
+        [
+            (lambda: SocketFilter.to_backend("10.0.0.5", 65536, "tcp"), "65536"),
+            (lambda: SocketFilter.to_backend("web", 80, "tcp"), "'web'"),
+            (lambda: SocketFilter.to_backend("10.0.0.5", 80, "sctp"), "'sctp'"),
+            (lambda: SocketFilter.to_backends([("10.0.0.5", 80, "tcp"), ("10.0.0.5", -1, "tcp")]), "-1"),
+        ],
+    )
+    def test_a_bad_backend_is_an_error_that_shows_it(self, call: Callable[[], object], shown: str) -> None:
+        with pytest.raises(ValueError, match=shown):
+            call()
+
+
+class TestParse:
+    """.parse(text, protocol, **options)"""
+
+    def test_text_and_options(self) -> None:
+        filter = SocketFilter.parse("dst 10.0.0.5 and dport = 80", "tcp", states=[1], family=AF_INET, predicate=bool)
+        assert (filter.protocol, filter.where) == (IPPROTO_TCP, dst("10.0.0.5", 80))
+        assert (filter.states, filter.family, filter.predicate) == (state_mask(1), AF_INET, bool)
+
+    def test_an_empty_text_is_every_socket(self) -> None:
+        assert SocketFilter.parse("", "udp").where == EVERYTHING
+
+    def test_a_service_name_is_of_the_filters_protocol(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("socket.getservbyname", lambda name, protocol: {"tcp": 80, "udp": 8080}[protocol])
+        assert SocketFilter.parse("dport = :web", IPPROTO_TCP).where == dport(80)
+        assert SocketFilter.parse("dport = :web", IPPROTO_UDP).where == dport(8080)
+
+    def test_a_mistake_is_a_value_error_with_its_place(self) -> None:
+        with pytest.raises(FilterSyntaxError, match="column 14"):
+            SocketFilter.parse("fwmark 1 and whom", "tcp")
+        assert issubclass(FilterSyntaxError, ValueError)
+        assert SocketFilter.parse("fwmark 1", "tcp").where == mark(1)

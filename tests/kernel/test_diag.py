@@ -1,0 +1,349 @@
+"""DiagSocket, in conversation with a fake kernel: what it asks, what it believes, and what it refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterable, Sequence
+
+import pytest
+
+from socklb.errors import KernelError, MalformedMessage, NotPermitted, NotSupported
+from socklb.kernel import diag
+from socklb.kernel.diag import NETLINK_CAP_ACK, NETLINK_EXT_ACK, SOL_NETLINK, DiagSocket
+from socklb.wire.netlink import (
+    NLM_F_ACK_TLVS,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_MULTI,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    NLMSG_NOOP,
+    NLMSG_OVERRUN,
+    NLMSGERR_ATTR_MSG,
+    Ack,
+    Done,
+    encode_ack,
+    encode_done,
+    encode_message,
+)
+from socklb.wire.request import SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, InetDiagReqV2
+from socklb.wire.socket_id import AF_INET
+
+from ..fake_kernel import (
+    Answer,
+    Datagram,
+    FakeKernel,
+    FakeSocket,
+    Request,
+    ack_message,
+    done_message,
+    row,
+    row_message,
+    table,
+)
+
+REQUEST = InetDiagReqV2(AF_INET, socket.IPPROTO_TCP, 0, 0xFFF).encode()
+A, B, C = row(1), row(2), row(3)
+
+Reply = Callable[[Request], Sequence[Datagram]]  # to a dump
+
+
+def dump_of(diag_socket: DiagSocket, *, may_repeat_rows: bool = False) -> Iterable[list[bytes]]:
+    return diag_socket.dump(SOCK_DIAG_BY_FAMILY, REQUEST, "list", may_repeat_rows=may_repeat_rows)
+
+
+def flat(lists: Iterable[list[bytes]]) -> list[bytes]:
+    return [one for many in lists for one in many]
+
+
+def in_turn(*replies: Reply) -> Answer:
+    """The first reply to the first dump, the next to the next, and then silence."""
+    left = list(replies)
+    return lambda requests: left.pop(0)(requests[0]) if left else ()
+
+
+def whole(request: Request) -> Sequence[Datagram]:
+    return [row_message(request, A) + row_message(request, B), row_message(request, C) + done_message(request)]
+
+
+def dumped(*replies: Reply, may_repeat_rows: bool = False) -> tuple[list[bytes], int]:
+    """What a dump gives, and how many were asked for."""
+    with FakeKernel(in_turn(*replies)).installed() as kernel, DiagSocket() as diag_socket:
+        return flat(dump_of(diag_socket, may_repeat_rows=may_repeat_rows)), len(kernel.dumps)
+
+
+class TestOpening:
+    """CAP_ACK and EXT_ACK are asked for; kernels without them (before 4.3, 4.12) do as well."""
+
+    ASKED = ((SOL_NETLINK, NETLINK_CAP_ACK, 1), (SOL_NETLINK, NETLINK_EXT_ACK, 1))
+
+    @pytest.mark.parametrize(
+        "missing", [(), (NETLINK_CAP_ACK,), (NETLINK_EXT_ACK,), (NETLINK_CAP_ACK, NETLINK_EXT_ACK)]
+    )
+    def test_short_and_telling_acknowledgements_are_asked_for_and_not_insisted_on(
+        self, missing: tuple[int, ...]
+    ) -> None:
+        kernel = FakeKernel(table([A]))
+        kernel.option_errors = dict.fromkeys(missing, errno.ENOPROTOOPT)
+        with kernel.installed(), DiagSocket() as diag_socket:
+            assert flat(dump_of(diag_socket)) == [A]
+        assert kernel.sockets[0].options == [option for option in self.ASKED if option[1] not in missing]
+
+    def test_another_refusal_of_an_option_is_an_error_and_the_socket_is_closed(self) -> None:
+        kernel = FakeKernel(table([]))
+        kernel.option_errors = {NETLINK_CAP_ACK: errno.ENOMEM}
+        with kernel.installed(), pytest.raises(KernelError) as caught:
+            DiagSocket()
+        assert caught.value.errno == errno.ENOMEM
+
+    def test_a_refused_bind_is_an_error_and_the_socket_is_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(FakeSocket, "bind", raiser(OSError(errno.EPERM, "bind")))
+        with FakeKernel(table([])).installed(), pytest.raises(NotPermitted):
+            DiagSocket()
+
+    @pytest.mark.parametrize(
+        ("code", "kind", "says"),
+        [
+            pytest.param(errno.EPROTONOSUPPORT, NotSupported, "CONFIG_INET_DIAG", id="no-sock-diag"),
+            pytest.param(errno.EAFNOSUPPORT, NotSupported, "CONFIG_INET_DIAG", id="no-netlink"),
+            pytest.param(errno.EPERM, NotPermitted, "netlink socket", id="forbidden"),
+            pytest.param(errno.EMFILE, KernelError, "netlink socket", id="no-descriptor-left"),
+        ],
+    )
+    def test_a_socket_that_cannot_be_opened_says_what_is_missing(
+        self, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[KernelError], says: str
+    ) -> None:
+        monkeypatch.setattr(diag, "open_netlink", raiser(OSError(code, "socket")))
+        with pytest.raises(KernelError, match=says) as caught:
+            DiagSocket()
+        assert (type(caught.value), caught.value.errno) == (kind, code)
+
+
+def raiser(error: BaseException) -> Callable[..., object]:
+    def call(*_: object) -> object:
+        raise error
+
+    return call
+
+
+class TestAsking:
+    def test_a_dump_is_one_message_that_carries_the_request(self) -> None:
+        with FakeKernel(table([A, B, C])).installed() as kernel, DiagSocket() as diag_socket:
+            flat(dump_of(diag_socket))
+        ((asked,),) = kernel.sent
+        assert asked == (SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, asked.sequence, REQUEST)
+
+    def test_sequence_numbers_ascend_over_dumps_destroys_and_repetitions(self) -> None:
+        replies = [interrupted_in_done, whole, acknowledge, whole, lose_the_answer, acknowledge, whole]
+        with FakeKernel(in_turn(*replies)).installed() as kernel, DiagSocket() as diag_socket:
+            for _ in range(2):
+                flat(dump_of(diag_socket))
+                diag_socket.destroy([REQUEST], "destroy")
+            flat(dump_of(diag_socket))
+        numbers = [request.sequence for requests in kernel.sent for request in requests]
+        assert numbers == list(range(numbers[0], numbers[0] + len(replies)))
+
+    def test_rows_are_given_out_datagram_by_datagram(self) -> None:
+        with FakeKernel(in_turn(whole)).installed(), DiagSocket() as diag_socket:
+            assert list(dump_of(diag_socket)) == [[A, B], [C]]
+
+    def test_a_no_operation_is_passed_over(self) -> None:
+        def reply(request: Request) -> Sequence[Datagram]:
+            noop = encode_message(NLMSG_NOOP, 0, request.sequence, b"")
+            return [noop, noop + row_message(request, A) + noop, noop + done_message(request)]
+
+        assert dumped(reply) == ([A], 1)
+
+
+def acknowledge(request: Request) -> Sequence[Datagram]:
+    return [ack_message(request)]
+
+
+def lose_the_answer(request: Request) -> Sequence[Datagram]:
+    return [OSError(errno.ENOBUFS, "recvmsg")]
+
+
+def raw(type: int, payload: bytes, flags: int = 0) -> Reply:
+    return lambda request: [encode_message(type, flags, request.sequence, payload)]
+
+
+REFUSED: dict[str, tuple[Reply, str]] = {
+    "foreign-port": (lambda r: [(row_message(r, A), 4711)], "sender of a reply"),
+    "foreign-port-at-the-end": (lambda r: [row_message(r, A), (done_message(r), 1)], "sender of a reply"),
+    "sequence-before": (lambda r: [row_message(r._replace(sequence=r.sequence - 1), A)], "sequence of a reply"),
+    "sequence-behind": (lambda r: [row_message(r._replace(sequence=r.sequence + 1), A)], "sequence of a reply"),
+    "done-of-another": (lambda r: [row_message(r, A), done_message(r._replace(sequence=99))], "sequence of a reply"),
+    "error-of-another": (lambda r: [ack_message(r._replace(sequence=99), errno.EPERM)], "sequence of a reply"),
+    "row-behind-done": (lambda r: [done_message(r) + row_message(r, A)], "message behind the last"),
+    "done-behind-done": (lambda r: [done_message(r) + done_message(r)], "message behind the last"),
+    "row-behind-error": (lambda r: [ack_message(r, errno.EIO) + row_message(r, A)], "message behind the last"),
+    "unknown-type": (raw(0x4242, A), "type of a reply"),
+    "destroyed-instead": (raw(SOCK_DESTROY, A), "type of a reply"),
+    "no-bytes": (lambda r: [b""], "empty reply"),
+    "cut-header": (lambda r: [row_message(r, A)[:15]], "cut netlink header"),
+    "cut-row": (lambda r: [row_message(r, A)[:-1]], "netlink message length"),
+    "cut-done": (raw(NLMSG_DONE, b"\0\0\0"), "cut NLMSG_DONE"),
+    "cut-error": (raw(NLMSG_ERROR, bytes(19)), "cut NLMSG_ERROR"),
+    "errno-above-zero": (raw(NLMSG_DONE, b"\1\1\1\1"), "errno of a reply"),
+    "more-than-the-buffer": (lambda r: [row_message(r, A) * 800 + done_message(r)], "cut reply"),
+}
+
+
+class TestRefusedReplies:
+    """What the kernel could not have meant is MalformedMessage, and the socket is closed."""
+
+    @pytest.mark.parametrize(("reply", "what"), REFUSED.values(), ids=REFUSED)
+    @pytest.mark.parametrize("may_repeat_rows", [False, True], ids=["find", "destroy"])
+    def test_it_is_refused_at_once(self, reply: Reply, what: str, may_repeat_rows: bool) -> None:
+        with FakeKernel(in_turn(reply)).installed() as kernel:
+            diag_socket = DiagSocket()
+            with pytest.raises(MalformedMessage, match=what):
+                flat(dump_of(diag_socket, may_repeat_rows=may_repeat_rows))
+            assert kernel.sockets[0].closed
+            assert len(kernel.sent) == 1
+
+    @pytest.mark.parametrize("length", [0, 1, 15, 17 + 72, 0x7FFFFFFF, 0xFFFFFFFF])
+    def test_a_length_that_does_not_advance_or_goes_too_far_is_refused(self, length: int) -> None:
+        def reply(request: Request) -> Sequence[Datagram]:
+            return [row_message(request, A) + struct.pack("=I", length) + row_message(request, B)[4:]]
+
+        with FakeKernel(in_turn(reply)).installed(), DiagSocket() as diag_socket:
+            with pytest.raises(MalformedMessage, match="netlink message length") as caught:
+                flat(dump_of(diag_socket))
+            assert (caught.value.offset, caught.value.got) == (len(A) + 16, length)
+
+
+ENDS: dict[str, Callable[[int, str], Reply]] = {
+    "done": lambda code, text: lambda r: [end_message(NLMSG_DONE, r, code, text)],
+    "done-behind-a-row": lambda code, text: lambda r: [row_message(r, A) + end_message(NLMSG_DONE, r, code, text)],
+    "error": lambda code, text: lambda r: [end_message(NLMSG_ERROR, r, code, text)],
+}
+
+
+class TestEndOfDump:
+    """NLMSG_DONE carries an errno; NLMSG_ERROR is 2, and so is AF_INET."""
+
+    @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+    @pytest.mark.parametrize(
+        ("code", "kind", "says"),
+        [
+            pytest.param(errno.ENOENT, NotSupported, "CONFIG_INET_DIAG", id="ENOENT"),
+            pytest.param(errno.EPERM, NotPermitted, "CAP_NET_ADMIN", id="EPERM"),
+            pytest.param(errno.EINVAL, KernelError, os.strerror(errno.EINVAL), id="EINVAL"),
+            pytest.param(errno.ENOMEM, KernelError, os.strerror(errno.ENOMEM), id="ENOMEM"),
+        ],
+    )
+    def test_its_errno_is_an_error(
+        self, end: Callable[[int, str], Reply], code: int, kind: type[KernelError], says: str
+    ) -> None:
+        with pytest.raises(KernelError, match=says) as caught:
+            dumped(end(code, ""))
+        assert (type(caught.value), caught.value.errno) == (kind, code)
+
+    @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+    @pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL])
+    def test_the_extended_ack_is_told(self, end: Callable[[int, str], Reply], code: int) -> None:
+        with pytest.raises(KernelError, match="invalid bytecode at 4"):
+            dumped(end(code, "invalid bytecode at 4"))
+
+    def test_no_error_is_ever_taken_for_a_row(self) -> None:
+        for code in set(range(1, 4096)) - {errno.EINTR}:  # 254 negated starts with the byte 2, as an AF_INET row does
+            for echoed in (b"", A):
+                flags, payload = encode_ack(Ack(code, SOCK_DIAG_BY_FAMILY, 0, 1, 0, echoed, ()))
+                with pytest.raises(KernelError) as caught:
+                    dumped(raw(NLMSG_ERROR, payload, flags))
+                assert caught.value.errno == code
+
+    def test_an_acknowledgement_is_no_end_of_a_dump(self) -> None:
+        with pytest.raises(KernelError) as caught:
+            dumped(acknowledge)
+        assert caught.value.errno == errno.EPROTO
+
+    @pytest.mark.parametrize("replies", [[], [row_message]], ids=["silent", "silent-behind-a-row"])
+    def test_a_silent_kernel_is_a_timeout_and_not_asked_again(self, replies: list[Callable[..., bytes]]) -> None:
+        with FakeKernel(lambda requests: [make(requests[0], A) for make in replies]).installed() as kernel:
+            with DiagSocket() as diag_socket, pytest.raises(KernelError, match="within 10 seconds") as caught:
+                flat(dump_of(diag_socket))
+            assert caught.value.errno == errno.ETIMEDOUT
+            assert (len(kernel.sent), kernel.sockets[0].timeout) == (1, 10)
+
+    def test_any_other_error_of_the_receive_is_told(self) -> None:
+        with pytest.raises(KernelError) as caught:
+            dumped(lambda r: [OSError(errno.ENOMEM, "recvmsg")])
+        assert caught.value.errno == errno.ENOMEM
+
+
+def end_message(type: int, request: Request, code: int, text: str) -> bytes:
+    attributes = ((NLMSGERR_ATTR_MSG, text.encode() + b"\0"),) if text else ()
+    if type == NLMSG_DONE:
+        flags, payload = encode_done(Done(code, attributes))
+    else:
+        flags, payload = encode_ack(Ack(code, request.type, request.flags, request.sequence, 0, b"", attributes))
+    assert bool(flags & NLM_F_ACK_TLVS) == bool(text)
+    return encode_message(type, flags, request.sequence, payload)
+
+
+def overrun(request: Request) -> bytes:
+    return encode_message(NLMSG_OVERRUN, 0, request.sequence, b"")
+
+
+def interrupted_in_done(request: Request) -> Sequence[Datagram]:
+    return [done_message(request, errno.EINTR)]
+
+
+INTERRUPTIONS: dict[str, Reply] = {
+    "overrun": lambda r: [overrun(r), done_message(r)],
+    "overrun-behind-rows": lambda r: [row_message(r, C) + overrun(r), row_message(r, B), done_message(r)],
+    "replies-lost": lambda r: [OSError(errno.ENOBUFS, "recvmsg"), row_message(r, C), done_message(r)],
+    "receive-interrupted": lambda r: [OSError(errno.EINTR, "recvmsg"), row_message(r, C), done_message(r)],
+    "done-says-so": interrupted_in_done,
+    "first-row-says-so": lambda r: [row_message(r, C, NLM_F_MULTI | NLM_F_DUMP_INTR), done_message(r)],
+    "done-is-marked": lambda r: [done_message(r, 0, NLM_F_DUMP_INTR)],
+    "done-behind-rows-is-marked": lambda r: [row_message(r, C) + done_message(r, 0, NLM_F_DUMP_INTR)],
+}
+
+
+@pytest.mark.parametrize("interruption", INTERRUPTIONS.values(), ids=INTERRUPTIONS)
+class TestInterruptedDumps:
+    """ENOBUFS, EINTR, a dump the kernel marks interrupted: repeated a bounded number of times, then an error."""
+
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_repeated_while_nothing_was_given_out(self, interruption: Reply, times: int) -> None:
+        assert dumped(*[interruption] * times, whole) == ([A, B, C], times + 1)
+
+    def test_three_times_is_an_error(self, interruption: Reply) -> None:
+        with FakeKernel(in_turn(*[interruption] * 3, whole)).installed() as kernel, DiagSocket() as diag_socket:
+            with pytest.raises(KernelError) as caught:
+                flat(dump_of(diag_socket))
+            assert caught.value.errno in (errno.EINTR, errno.ENOBUFS)
+            assert len(kernel.dumps) == 3
+            assert flat(dump_of(diag_socket)) == [A, B, C], "the socket is fit for use, nothing of the old dump in it"
+
+    def test_behind_rows_that_were_given_out_it_is_an_error_unless_they_may_repeat(self, interruption: Reply) -> None:
+        def late(request: Request) -> Sequence[Datagram]:
+            return [row_message(request, A), *interruption(request)]
+
+        with FakeKernel(in_turn(late, whole)).installed() as kernel, DiagSocket() as diag_socket:
+            streamed = iter(dump_of(diag_socket))
+            assert next(streamed) == [A]
+            with pytest.raises(KernelError):
+                flat(streamed)
+            assert len(kernel.dumps) == 1
+
+        rows, dumps = dumped(late, whole, may_repeat_rows=True)
+        assert (rows[0], rows[-3:], dumps) == (A, [A, B, C], 2)
+
+
+def test_a_kernel_that_loses_replies_on_and_on_is_an_error() -> None:
+    def lose(requests: Sequence[Request]) -> Iterable[Datagram]:
+        while True:
+            yield OSError(errno.ENOBUFS, "recvmsg")
+
+    with FakeKernel(lose).installed(), DiagSocket() as diag_socket:
+        with pytest.raises(KernelError) as caught:
+            flat(dump_of(diag_socket))
+        assert caught.value.errno == errno.ENOBUFS

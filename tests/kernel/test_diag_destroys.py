@@ -1,0 +1,212 @@
+"""DiagSocket, in conversation with a fake kernel: what goes out, many destroys at once above all, and who answers."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socklb.errors import KernelError, MalformedMessage
+from socklb.kernel.diag import BATCH, DiagSocket
+from socklb.wire.netlink import (
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    NLMSG_NOOP,
+    Ack,
+    encode_ack,
+    encode_message,
+)
+from socklb.wire.request import SOCK_DESTROY
+
+from ..fake_kernel import Answer, Datagram, FakeKernel, Request, ack_message, done_message, row_message, table
+from .test_diag import A, dump_of, flat
+
+Codes = list[int]
+
+FAILURES = (errno.ENOENT, errno.EPERM, errno.EINVAL)
+
+REQUESTS = [bytes([n]) * 56 for n in range(BATCH)]  # DiagSocket does not look into them
+
+batches = st.lists(st.sampled_from([0, *FAILURES]), min_size=1, max_size=BATCH)
+
+
+def acks(requests: Sequence[Request], codes: Sequence[int], *, echo: bool = False) -> list[bytes]:
+    """As the kernel answers: in order, failures always, successes only where NLM_F_ACK is set.
+
+    `echo` is a kernel without CAP_ACK: an error carries the whole request.
+    """
+    messages = []
+    for request, code in zip(requests, codes):
+        if code or request.flags & NLM_F_ACK:
+            echoed = request.payload if echo and code else b""
+            flags, payload = encode_ack(Ack(code, request.type, request.flags, request.sequence, 0, echoed, ()))
+            messages.append(encode_message(2, flags, request.sequence, payload))
+    return messages
+
+
+def fragments(messages: Sequence[bytes], cuts: Iterable[bool]) -> Iterator[bytes]:
+    """The messages in datagrams of one or more: `cuts` says behind which one a datagram ends."""
+    datagram = b""
+    for message, cut in zip(messages, cuts):
+        datagram += message
+        if cut:
+            yield datagram
+            datagram = b""
+    if datagram:
+        yield datagram
+
+
+def destroyed(answer: Answer, count: int) -> tuple[Codes, FakeKernel]:
+    """The errno of each destroy, and the kernel that was asked."""
+    with FakeKernel(answer).installed() as kernel, DiagSocket() as diag_socket:
+        return diag_socket.destroy(REQUESTS[:count], "destroy"), kernel
+
+
+class TestABatch:
+    """Many destroys in one send, NLM_F_ACK on the last alone; each failure is tied to its socket by its sequence."""
+
+    @pytest.mark.parametrize("count", [1, 2, BATCH])
+    def test_it_is_one_send_with_an_acknowledgement_asked_for_the_last(self, count: int) -> None:
+        codes, kernel = destroyed(lambda requests: acks(requests, [0] * count), count)
+        assert codes == [0] * count
+        (sent,) = kernel.sent
+        assert [request.payload for request in sent] == REQUESTS[:count]
+        assert {request.type for request in sent} == {SOCK_DESTROY}
+        assert [request.flags for request in sent] == [NLM_F_REQUEST] * (count - 1) + [NLM_F_REQUEST | NLM_F_ACK]
+
+    @given(codes=batches, cuts=st.lists(st.booleans(), min_size=BATCH, max_size=BATCH), echo=st.booleans())
+    def test_each_has_its_own_errno_however_the_replies_are_split(
+        self, codes: Codes, cuts: list[bool], echo: bool
+    ) -> None:
+        got, kernel = destroyed(lambda requests: fragments(acks(requests, codes, echo=echo), cuts), len(codes))
+        assert got == codes
+        assert len(kernel.sent) == 1
+
+    def test_a_no_operation_is_passed_over(self) -> None:
+        noop = encode_message(NLMSG_NOOP, 0, 0, b"")
+        got, _ = destroyed(lambda requests: [noop, *acks(requests, [errno.ENOENT, 0]), noop], 2)
+        assert got == [errno.ENOENT, 0]
+
+
+FAIL = errno.ENOENT
+
+REFUSED: dict[str, tuple[Answer, str]] = {
+    "out-of-order": (lambda r: [ack_message(r[1], FAIL), ack_message(r[0], FAIL)], "sequence of a reply"),
+    "twice": (lambda r: [ack_message(r[0], FAIL), ack_message(r[0], FAIL)], "sequence of a reply"),
+    "behind-the-last": (lambda r: [ack_message(r[2]) + ack_message(r[1], FAIL)], "sequence of a reply"),
+    "last-twice": (lambda r: [ack_message(r[2]) + ack_message(r[2])], "sequence of a reply"),
+    "sequence-before": (lambda r: [ack_message(r[0]._replace(sequence=r[0].sequence - 1))], "sequence of a reply"),
+    "sequence-behind": (lambda r: [ack_message(r[2]._replace(sequence=r[2].sequence + 1))], "sequence of a reply"),
+    "foreign-port": (lambda r: [(ack_message(r[2]), 4711)], "sender of a reply"),
+    "done": (lambda r: [done_message(r[2])], "type of a reply"),
+    "row": (lambda r: [row_message(r[2], A)], "type of a reply"),
+    "no-bytes": (lambda r: [b""], "empty reply"),
+    "cut": (lambda r: [ack_message(r[2])[:-1]], "netlink message length"),
+    "without-the-header-of-the-request": (lambda r: [encode_message(2, 0, r[2].sequence, bytes(8))], "cut NLMSG_ERROR"),
+    "errno-above-zero": (lambda r: [encode_message(2, 0, r[2].sequence, b"\1" * 20)], "errno of a reply"),
+    "longer-than-the-buffer": (lambda r: [ack_message(r[0], FAIL) * 2000], "cut reply"),
+}
+
+
+class TestRefusedAnswers:
+    """What the kernel could not have meant is MalformedMessage, and the socket is closed."""
+
+    @pytest.mark.parametrize(("answer", "what"), REFUSED.values(), ids=REFUSED)
+    def test_it_is_refused_at_once(self, answer: Answer, what: str) -> None:
+        with FakeKernel(answer).installed() as kernel:
+            diag_socket = DiagSocket()
+            with pytest.raises(MalformedMessage, match=what):
+                diag_socket.destroy(REQUESTS[:3], "destroy")
+            assert kernel.sockets[0].closed
+            assert len(kernel.sent) == 1
+
+    def test_an_answer_to_the_batch_before_is_none_to_this_one(self) -> None:
+        answers = iter([[0], [0]])
+        first: list[Request] = []
+
+        def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
+            first.extend(requests)
+            return acks(first[:1], next(answers))
+
+        with FakeKernel(answer).installed(), DiagSocket() as diag_socket:
+            assert diag_socket.destroy(REQUESTS[:1], "destroy") == [0]
+            with pytest.raises(MalformedMessage, match="sequence of a reply"):
+                diag_socket.destroy(REQUESTS[:1], "destroy")
+
+
+class TestLostAnswers:
+    """When an answer was lost the batch is sent again, at most three times in all."""
+
+    LOST = pytest.mark.parametrize("code", [errno.ENOBUFS, errno.EINTR])
+
+    @given(data=st.data())
+    def test_the_second_answer_counts_and_late_answers_to_the_first_do_not(self, data: st.DataObject) -> None:
+        codes = st.lists(st.sampled_from([0, *FAILURES]), min_size=BATCH, max_size=BATCH)
+        first, second = data.draw(codes), data.draw(codes)
+        late: list[Datagram] = []
+
+        def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
+            if len(kernel.sent) > 1:
+                return [*late, *acks(requests, second)]
+            answers = acks(requests, first)
+            lost, found = sorted(data.draw(st.integers(0, len(answers) - 1)) for _ in range(2))
+            late.extend(answers[found + 1 :])
+            return [*answers[:lost], OSError(errno.ENOBUFS, "recvmsg"), *answers[lost + 1 : found + 1]]
+
+        with FakeKernel(answer).installed() as kernel, DiagSocket() as diag_socket:
+            assert diag_socket.destroy(REQUESTS, "destroy") == second
+        assert len(kernel.sent) == 2
+        assert kernel.sockets[0].timeout == 10
+
+    @LOST
+    def test_every_attempt_asks_for_the_same(self, code: int) -> None:
+        kernel = FakeKernel(lambda requests: [OSError(code, "recvmsg")])
+        with kernel.installed(), DiagSocket() as diag_socket, pytest.raises(KernelError) as caught:
+            diag_socket.destroy(REQUESTS, "destroy")
+        assert caught.value.errno == code
+        assert [[request.payload for request in sent] for sent in kernel.sent] == [REQUESTS] * 3
+
+    def test_a_silent_kernel_is_a_timeout_and_not_asked_again(self) -> None:
+        kernel = FakeKernel(lambda requests: acks(requests, [FAIL] * len(requests))[:-1])
+        with kernel.installed(), DiagSocket() as diag_socket, pytest.raises(KernelError) as caught:
+            diag_socket.destroy(REQUESTS, "destroy")
+        assert (caught.value.errno, len(kernel.sent)) == (errno.ETIMEDOUT, 1)
+
+
+class TestSending:
+    """ENOBUFS and EINTR on a send: tried again, at most three times in all."""
+
+    PASSING = pytest.mark.parametrize("code", [errno.ENOBUFS, errno.EINTR])
+
+    @PASSING
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_tried_again(self, code: int, times: int) -> None:
+        kernel = FakeKernel(table([A]))
+        kernel.send_errors = [OSError(code, "send") for _ in range(times)]
+        with kernel.installed(), DiagSocket() as diag_socket:
+            assert flat(dump_of(diag_socket)) == [A]
+        assert len(kernel.sent) == 1
+
+    @PASSING
+    def test_an_error_in_the_end(self, code: int) -> None:
+        assert self.error_of_sending([OSError(code, "send") for _ in range(3)]) == (code, 0)
+
+    @pytest.mark.parametrize("code", [errno.ENOMEM, errno.ECONNREFUSED, errno.EMSGSIZE])
+    def test_any_other_is_an_error_at_once(self, code: int) -> None:
+        assert self.error_of_sending([OSError(code, "send"), OSError(errno.EIO, "send")]) == (code, 1)
+
+    def test_a_send_that_does_not_end_is_a_timeout(self) -> None:
+        assert self.error_of_sending([socket.timeout("timed out")]) == (errno.ETIMEDOUT, 0)
+
+    def error_of_sending(self, errors: list[BaseException]) -> tuple[int | None, int]:
+        """The errno of the KernelError that comes of it, and how many errors nobody ran into."""
+        kernel = FakeKernel(table([A]))
+        kernel.send_errors = errors
+        with kernel.installed(), DiagSocket() as diag_socket, pytest.raises(KernelError) as caught:
+            flat(dump_of(diag_socket))
+        assert kernel.sent == []
+        return caught.value.errno, len(kernel.send_errors)

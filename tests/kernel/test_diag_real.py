@@ -1,0 +1,257 @@
+"""DiagSocket and the real kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+
+from socklb import (
+    InetSocket,
+    KernelError,
+    MalformedMessage,
+    NotPermitted,
+    NotSupported,
+    SocketFilter,
+    destroy_sockets,
+    dport,
+    find_sockets,
+)
+from socklb.kernel.diag import BATCH, NETLINK_CAP_ACK, NETLINK_EXT_ACK, SOL_NETLINK, DiagSocket, open_netlink
+from socklb.wire.netlink import NLM_F_DUMP, NLM_F_MULTI, NLM_F_REQUEST, NLMSG_DONE, encode_message
+from socklb.wire.request import IPPROTO_TCP, IPPROTO_UDP, SOCK_DIAG_BY_FAMILY, InetDiagReqV2, destroy_request
+from socklb.wire.socket_id import AF_INET, AF_INET6, ANY, SocketId
+
+from ..sockets import Sockets, cookie_of, pending_error, without_privilege
+
+pytestmark = pytest.mark.kernel
+
+IPPROTO_SCTP = 132
+ALL_STATES = 0xFFFFFFFF
+
+
+def request(family: int, protocol: int, id: SocketId = ANY) -> bytes:
+    return InetDiagReqV2(family, protocol, 0, ALL_STATES, id).encode()
+
+
+def rows(diag: DiagSocket, asked: bytes, type: int = SOCK_DIAG_BY_FAMILY) -> list[bytes]:
+    return [row for many in diag.dump(type, asked, "list") for row in many]
+
+
+@pytest.fixture
+def diag(network: None) -> Iterator[DiagSocket]:
+    with DiagSocket() as opened:
+        yield opened
+
+
+class TestTheSocket:
+    def test_it_waits_for_ten_seconds_and_asks_for_short_and_telling_acknowledgements(self, diag: DiagSocket) -> None:
+        real = diag._socket
+        assert real.gettimeout() == 10
+        assert [real.getsockopt(SOL_NETLINK, option) for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK)] == [1, 1]
+        assert not os.get_inheritable(real.fileno())
+
+    def test_a_context_closes_it(self, network: None) -> None:
+        before = os.listdir("/proc/self/fd")
+        with DiagSocket():
+            assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+        assert os.listdir("/proc/self/fd") == before
+
+
+class TestDumps:
+    @pytest.mark.parametrize("protocol", [IPPROTO_TCP, IPPROTO_UDP], ids=["tcp", "udp"])
+    @pytest.mark.parametrize("family", [AF_INET, AF_INET6], ids=["v4", "v6"])
+    def test_each_dump_is_whole_and_one_socket_does_for_all(
+        self, diag: DiagSocket, sockets: Sockets, protocol: int, family: int
+    ) -> None:
+        address = "127.0.0.1" if family == AF_INET else "::1"
+        kind = socket.SOCK_STREAM if protocol == IPPROTO_TCP else socket.SOCK_DGRAM
+        made = [sockets.make(family, kind) for _ in range(500)]  # some replies' worth
+        for one in made:
+            one.bind((address, 0))
+        expected = {cookie_of(one) for one in made}
+        for _ in range(3):
+            found = [InetSocket(row, protocol).cookie for row in rows(diag, request(family, protocol))]
+            assert (set(found), len(found)) == (expected, len(expected))
+            assert rows(diag, request(AF_INET if family == AF_INET6 else AF_INET6, protocol)) == []
+
+    @pytest.mark.parametrize(
+        ("family", "protocol"),
+        [
+            pytest.param(AF_INET, IPPROTO_SCTP, id="sctp"),
+            pytest.param(AF_INET, 254, id="no-such-protocol"),
+            pytest.param(0, IPPROTO_TCP, id="no-such-family"),
+        ],
+    )
+    def test_what_has_no_handler_is_not_supported_and_no_empty_table(
+        self, diag: DiagSocket, family: int, protocol: int
+    ) -> None:
+        with pytest.raises(NotSupported, match="CONFIG_INET_DIAG") as caught:
+            rows(diag, request(family, protocol))
+        assert caught.value.errno == errno.ENOENT
+        assert rows(diag, request(AF_INET, IPPROTO_TCP)) == [], "the socket is fit for use"
+
+    @pytest.mark.parametrize(
+        ("type", "asked"),
+        [
+            pytest.param(SOCK_DIAG_BY_FAMILY, b"\2", id="short-request"),
+            pytest.param(4242, request(AF_INET, IPPROTO_TCP), id="unknown-type"),
+        ],
+    )
+    def test_what_the_kernel_does_not_accept_is_an_error_with_its_errno(
+        self, diag: DiagSocket, type: int, asked: bytes
+    ) -> None:
+        with pytest.raises(KernelError) as caught:
+            rows(diag, asked, type)
+        assert caught.value.errno == errno.EINVAL
+
+    def test_a_buffer_that_is_too_small_is_told_from_a_short_table(self, diag: DiagSocket, sockets: Sockets) -> None:
+        for _ in range(10):
+            sockets.udp("127.0.0.1", 5000)
+        diag._buffer = bytearray(1024)
+        with pytest.raises(MalformedMessage, match="cut reply"):
+            rows(diag, request(AF_INET, IPPROTO_UDP))
+
+    def test_an_answer_to_another_question_is_refused(self, diag: DiagSocket) -> None:
+        asked = request(AF_INET, IPPROTO_TCP)
+        diag._socket.send(encode_message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 4711, asked))
+        with pytest.raises(MalformedMessage, match="sequence of a reply"):
+            rows(diag, asked)
+
+    def test_an_answer_that_another_process_forged_is_refused(self, diag: DiagSocket) -> None:
+        with open_netlink() as forger:
+            forger.sendto(encode_message(NLMSG_DONE, NLM_F_MULTI, 1, bytes(4)), diag._socket.getsockname())
+            with pytest.raises(
+                MalformedMessage, match=f"expected the kernel, port 0, got port {forger.getsockname()[0]}"
+            ):
+                rows(diag, request(AF_INET, IPPROTO_TCP))
+        assert diag._socket.fileno() == -1
+
+
+class TestDestroys:
+    def test_each_of_a_batch_has_its_own_errno(self, diag: DiagSocket, sockets: Sockets) -> None:
+        made = [sockets.udp("127.0.0.1", 5000) for _ in range(BATCH)]
+        by_cookie = {
+            socket.cookie: socket.id_bytes
+            for socket in (InetSocket(row, IPPROTO_UDP) for row in rows(diag, request(AF_INET, IPPROTO_UDP)))
+        }
+        for gone in made[::3]:
+            del by_cookie[cookie_of(gone)]
+            by_cookie[cookie_of(gone)] = InetDiagReqV2(AF_INET, IPPROTO_UDP, 0, 0).encode()[8:]
+        asked = [destroy_request(IPPROTO_UDP, AF_INET, by_cookie[cookie_of(one)]) for one in made]
+        codes = diag.destroy(asked, "destroy")
+        assert codes == [0 if n % 3 else errno.ENOENT for n in range(BATCH)]
+        assert [pending_error(one) for one in made] == ["ECONNABORTED" if n % 3 else "" for n in range(BATCH)]
+
+    def test_without_privilege_what_is_there_answers_eperm_and_what_is_not_enoent(self, sockets: Sockets) -> None:
+        client = sockets.udp("127.0.0.1", 5000)
+
+        def destroy() -> list[int]:
+            with DiagSocket() as diag:
+                (row,) = rows(diag, request(AF_INET, IPPROTO_UDP))
+                there = destroy_request(IPPROTO_UDP, AF_INET, InetSocket(row, IPPROTO_UDP).id_bytes)
+                return diag.destroy([there, request(AF_INET, IPPROTO_UDP), there], "destroy")
+
+        assert without_privilege(destroy) == [errno.EPERM, errno.ENOENT, errno.EPERM]
+        assert pending_error(client) == ""
+
+    def test_answers_that_find_no_room_are_never_taken_for_success(self, diag: DiagSocket) -> None:
+        no_room(diag)
+        with pytest.raises(KernelError) as caught:
+            diag.destroy([request(AF_INET, IPPROTO_UDP)] * BATCH, "destroy")
+        assert caught.value.errno == errno.ENOBUFS
+
+    def test_answers_that_were_lost_come_when_there_is_room_again(
+        self, diag: DiagSocket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drain = diag._drain
+
+        def make_room() -> None:
+            drain()
+            diag._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
+
+        no_room(diag)
+        monkeypatch.setattr(diag, "_drain", make_room)
+        assert diag.destroy([request(AF_INET, IPPROTO_UDP)] * BATCH, "destroy") == [errno.ENOENT] * BATCH
+
+
+def no_room(diag: DiagSocket) -> None:
+    diag._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel makes it the least it allows
+
+
+class TestDescriptors:
+    """Each call owns its netlink socket, closed on exhaustion, close() or error."""
+
+    def test_none_is_left_whatever_happens(self, sockets: Sockets) -> None:
+        for _ in range(3):
+            sockets.udp("127.0.0.1", 5000)
+        filter = SocketFilter("udp", dport(5000))
+        before = os.listdir("/proc/self/fd")
+
+        assert len(list(find_sockets(filter))) == 3
+        abandoned = find_sockets(filter)
+        next(abandoned)
+        assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+        abandoned.close()  # type: ignore[attr-defined]
+        assert os.listdir("/proc/self/fd") == before
+
+        failing = SocketFilter("udp", dport(5000), predicate=lambda socket: 1 // 0)
+        for call in (lambda: list(find_sockets(failing)), lambda: destroy_sockets(failing)):
+            with pytest.raises(ZeroDivisionError):
+                call()
+            assert os.listdir("/proc/self/fd") == before
+
+        assert destroy_sockets(filter).destroyed == 3
+        assert os.listdir("/proc/self/fd") == before
+
+    def test_none_is_left_by_a_refusal(self, sockets: Sockets) -> None:
+        sockets.udp("127.0.0.1", 5000)
+
+        def refused() -> bool:
+            before = os.listdir("/proc/self/fd")
+            with pytest.raises(NotPermitted):
+                destroy_sockets(SocketFilter("udp", dport(5000)))
+            return os.listdir("/proc/self/fd") == before
+
+        assert without_privilege(refused)
+
+
+class TestMemory:
+    """Streamed: memory does not grow with the number of sockets."""
+
+    FEW, MANY = 600, 3000  # some replies' worth, and five times that
+
+    @pytest.fixture(autouse=True)
+    def _descriptors(self) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY and hard < self.MANY + 100:
+            pytest.skip(f"only {hard} descriptors")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, self.MANY + 100), hard))
+        yield
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    def peak(self, count: int) -> int:
+        """The most memory that was in use while so many sockets were found, one after another."""
+        filter = SocketFilter("udp", dport(5000), family=AF_INET)
+        tracemalloc.start()
+        try:
+            found = sum(1 for _ in find_sockets(filter))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            assert found == count
+
+    def test_five_times_the_sockets_take_no_more(self, network: None) -> None:
+        with Sockets() as made:
+            for _ in range(self.FEW):
+                made.udp("127.0.0.1", 5000)
+            self.peak(self.FEW)  # what is imported and cached at first use
+            few = self.peak(self.FEW)
+            for _ in range(self.MANY - self.FEW):
+                made.udp("127.0.0.1", 5000)
+            assert self.peak(self.MANY) < 1.5 * few

@@ -1,0 +1,213 @@
+"""Which verdict each socket gets, and what is sent for it: the public calls, against a kernel that is a function."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from importlib import import_module
+from math import ceil
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socklb import KernelError, SocketFilter, Support, destroy_sockets, probe, sport
+from socklb.destroy import SHARED_ADDRESS
+from socklb.wire.reply import decode_msg
+from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
+
+from ..fake_kernel import Answer, Datagram, FakeKernel, Request, done_message, row, table
+from .test_diag import raiser
+from .test_diag_faults import BOTH_FAMILIES, TCP, destroyed, tries
+
+UDP_SERVERS = SocketFilter("udp", sport(53), family=AF_INET)
+
+
+probe_module = import_module("socklb.probe")  # in the package that name is the function
+
+
+def living(rows: Sequence[bytes], *, stays: bool = False) -> Answer:
+    """A table that is looked up as the kernel does it: one socket with the address is found (the last that was dumped),
+    and has to have the cookie. Destroyed it is gone; a bound UDP socket `stays`, and answers 0 each time.
+    """
+    left = list(rows)
+
+    def destroy(id: SocketId, family: int) -> int:
+        for one in reversed(left):
+            there = decode_msg(one).id
+            if there._replace(cookie=0) == id._replace(cookie=0):
+                if there.cookie != id.cookie:
+                    return errno.ENOENT
+                if not stays:
+                    left.remove(one)
+                return 0
+        return errno.ENOENT
+
+    return table(left, destroy)
+
+
+class TestNoEntry:
+    """ENOENT on a destroy says little: dump again, and try again as long as the last round destroyed something."""
+
+    def test_a_socket_that_closed_by_itself_is_gone(self) -> None:
+        rows = [row(n) for n in range(3)]
+
+        def destroy(id: SocketId, family: int) -> int:
+            if len(rows) == 3:
+                del rows[1]
+            return errno.ENOENT if id.cookie == 1 else 0
+
+        said, kernel = destroyed(table(rows, destroy))
+        assert said == {0: "destroyed", 1: "gone", 2: "destroyed"}
+        assert (tries(kernel), len(kernel.dumps)) == ({0: 1, 1: 1, 2: 1}, 2)
+
+    @pytest.mark.parametrize(
+        "successor", [row(9, sport=5000), row(1, sport=5001)], ids=["address-taken-over", "connected-elsewhere"]
+    )
+    def test_its_address_with_another_cookie_is_another_socket_and_so_is_the_reverse(self, successor: bytes) -> None:
+        rows = [row(1, sport=5000)]
+
+        def destroy(id: SocketId, family: int) -> int:
+            rows[:] = [successor]
+            return errno.ENOENT
+
+        said, kernel = destroyed(table(rows, destroy))
+        assert (said, tries(kernel)) == ({1: "gone"}, {1: 1})
+
+    @given(groups=st.lists(st.integers(1, 6), min_size=1, max_size=6))
+    def test_twins_are_destroyed_one_after_another(self, groups: list[int]) -> None:
+        rows = [row(100 * group + n, sport=5000 + group) for group, size in enumerate(groups) for n in range(size)]
+        said, kernel = destroyed(living(rows))
+        assert said == {decode_msg(one).id.cookie: "destroyed" for one in rows}
+        assert len(kernel.dumps) == max(groups), "a table without a hidden twin is not looked at again"
+        assert max(tries(kernel).values()) == max(groups)
+
+    @given(groups=st.lists(st.integers(1, 6), min_size=1, max_size=6), order=st.randoms(use_true_random=False))
+    def test_what_answers_0_and_stays_is_never_tried_again(self, groups: list[int], order: Random) -> None:
+        def server(cookie: int, group: int) -> bytes:
+            return row(cookie, state=7, src=f"10.1.0.{group}", sport=53, dst="0.0.0.0", dport=0)
+
+        rows = [server(100 * group + n, group) for group, size in enumerate(groups) for n in range(size)]
+        order.shuffle(rows)
+        first = {decode_msg(one).id.src: decode_msg(one).id.cookie for one in rows}  # what `living` finds
+        said, kernel = destroyed(living(rows, stays=True), UDP_SERVERS, unconnected=True)
+        assert {cookie for cookie, verdict in said.items() if verdict == "destroyed"} == set(first.values())
+        assert {cookie for cookie, verdict in said.items() if verdict == "failed"} == set(said) - set(first.values())
+        assert {tries(kernel)[cookie] for cookie in first.values()} == {1}
+
+    def test_still_there_without_progress_is_failed_with_the_reason(self) -> None:
+        with FakeKernel(table([row(1), row(2)], lambda one, family: errno.ENOENT)).installed() as kernel:
+            report = destroy_sockets(TCP)
+        assert {(o.verdict, o.reason, o.error) for o in report.outcomes} == {("failed", SHARED_ADDRESS, errno.ENOENT)}
+        assert tries(kernel) == {1: 1, 2: 1}
+
+
+class TestHowMuchIsSent:
+    """Up to 64 destroys a send, and a dump for each family."""
+
+    @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 128, 129, 200])
+    @pytest.mark.parametrize("v6", [False, True], ids=["v4", "both"])
+    def test_n_sockets_take_one_dump_a_family_and_a_batch_for_each_64(self, count: int, v6: bool) -> None:
+        rows = [row(n, family=AF_INET6 if v6 and n % 2 else AF_INET) for n in range(count)]
+        said, kernel = destroyed(table(rows), BOTH_FAMILIES if v6 else TCP)
+        assert said == dict.fromkeys(range(count), "destroyed")
+        assert [request.body.family for request in kernel.dumps] == [AF_INET, AF_INET6][: 1 + v6]
+        assert len(kernel.destroys) == ceil(count / 64)
+        assert [len(batch) for batch in kernel.destroys[:-1]] == [64] * (len(kernel.destroys) - 1)
+        assert tries(kernel) == dict.fromkeys(range(count), 1)
+        assert len(kernel.sockets) == 1
+
+    def test_a_destroy_carries_the_family_and_the_whole_identity(self) -> None:
+        rows = [row(1 << 63 | family, family=family) for family in (AF_INET, AF_INET6)]
+        _, kernel = destroyed(table(rows), BOTH_FAMILIES)
+        (batch,) = kernel.destroys
+        asked = [(request.body.family, request.body.id) for request in batch]
+        assert asked == [(message.family, message.id) for message in map(decode_msg, rows)]
+
+    @pytest.mark.parametrize("limit", [1, 63, 64, 65, 100])
+    def test_no_more_than_the_limit_is_ever_sent(self, limit: int) -> None:
+        said, kernel = destroyed(table([row(n) for n in range(100)]), limit=limit)
+        assert Counter(said.values()) == Counter(destroyed=limit, skipped=100 - limit)
+        assert len(tries(kernel)) == limit
+
+    def test_a_dry_run_sends_none(self) -> None:
+        said, kernel = destroyed(table([row(1), row(2)]), dry_run=True)
+        assert (said, kernel.destroys) == ({1: "skipped", 2: "skipped"}, [])
+
+
+class Own(nullcontext[None]):
+    """A throw-away socket that nobody made."""
+
+    port, inode = 40000, 77
+
+    def __init__(self, family: int, protocol: int) -> None:
+        super().__init__()
+
+
+class TestProbe:
+    """no privilege, no kernel support: what is missing and how to get it."""
+
+    EVERY = (("tcp", AF_INET), ("tcp", AF_INET6), ("udp", AF_INET), ("udp", AF_INET6))
+
+    def probed(self, answer: Answer, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], Support]:
+        monkeypatch.setattr(probe_module, "ThrowawaySocket", Own)
+        with FakeKernel(answer).installed():
+            return probe()
+
+    def listing(self, code: int, inode: int = 77) -> Answer:
+        """The socket with that inode among others, and what a destroy of it answers."""
+
+        def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
+            body = requests[0].body
+            rows = [row(n, family=body.family, inode=n) for n in (1, inode)]
+            return table(rows, lambda one, family: code if one.cookie == inode else 0)(requests)
+
+        return answer
+
+    @pytest.mark.parametrize(
+        ("code", "status", "missing"),
+        [
+            pytest.param(0, "supported", "", id="0"),
+            pytest.param(errno.EPERM, "not_permitted", "CAP_NET_ADMIN", id="EPERM"),
+            pytest.param(errno.EOPNOTSUPP, "no_destroy", "CONFIG_INET_DIAG_DESTROY", id="EOPNOTSUPP"),
+        ],
+    )
+    def test_what_a_destroy_answers_is_the_status(
+        self, monkeypatch: pytest.MonkeyPatch, code: int, status: str, missing: str
+    ) -> None:
+        results = self.probed(self.listing(code), monkeypatch)
+        assert tuple(results) == self.EVERY
+        assert {result.status for result in results.values()} == {status}
+        assert all(missing in result.missing for result in results.values())
+        assert bool(missing) == any(result.missing for result in results.values())
+
+    def test_a_dump_that_ends_with_enoent_is_no_diag(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        results = self.probed(lambda requests: [done_message(requests[0], errno.ENOENT)], monkeypatch)
+        assert {key: result.status for key, result in results.items()} == dict.fromkeys(self.EVERY, "no_diag")
+        assert "udp_diag" in results["udp", AF_INET].missing
+
+    @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL])
+    def test_a_socket_that_cannot_be_made_is_no_family(self, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+        monkeypatch.setattr(probe_module, "ThrowawaySocket", raiser(OSError(code, "socket")))
+        with FakeKernel(table([])).installed() as kernel:
+            results = probe()
+        assert {key: result.status for key, result in results.items()} == dict.fromkeys(self.EVERY, "no_family")
+        assert "CONFIG_IPV6" in results["tcp", AF_INET6].missing
+        assert kernel.sockets == []
+
+    def test_any_other_answer_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for answer, code in (
+            (self.listing(errno.EINVAL), errno.EINVAL),
+            (self.listing(0, inode=78), errno.ENOENT),
+            (lambda requests: (), errno.ETIMEDOUT),
+        ):
+            with pytest.raises(KernelError) as caught:
+                self.probed(answer, monkeypatch)
+            assert caught.value.errno == code
+        monkeypatch.setattr(probe_module, "ThrowawaySocket", raiser(OSError(errno.EMFILE, "socket")))
+        with pytest.raises(KernelError) as caught:
+            probe()
+        assert caught.value.errno == errno.EMFILE

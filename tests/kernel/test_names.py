@@ -1,0 +1,86 @@
+"""Names that mean something only where they are looked up: interfaces and cgroup paths."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from socklb import SocketFilter, find_sockets
+from socklb.kernel import names
+from socklb.kernel.names import cgroup_id, interface_index
+
+from ..sockets import Sockets, cookie_of
+
+
+class TestInterfaces:
+    @pytest.mark.kernel
+    def test_loopback_has_the_index_that_the_kernel_gives_it(self, network: None) -> None:
+        assert [(interface_index(name), name) for _, name in socket.if_nameindex()] == socket.if_nameindex()
+        assert interface_index("lo") in dict(socket.if_nameindex())
+
+    @pytest.mark.parametrize("name", ["nosuch0", "", "an interface name that is too long", "l\0o", "löw"])
+    def test_an_unknown_one_is_a_value_error_that_names_it(self, name: str) -> None:
+        with pytest.raises(ValueError, match="embedded null" if "\0" in name else f"no interface '{name}'"):
+            interface_index(name)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that the mount table calls a cgroup2 file system, with one cgroup in it."""
+    root = tmp_path / "a mount\\"
+    for directory in (root, root / "web.slice"):
+        directory.mkdir()
+        (directory / "cgroup.controllers").touch()
+    (root / "no-cgroup").mkdir()
+    escaped = str(root).replace("\\", r"\134").replace(" ", r"\040")
+    table = tmp_path / "mountinfo"
+    table.write_text(
+        "22 1 0:21 / /proc rw - proc proc rw\n"
+        "30 1 0:26 / /sys/fs/cgroup/cpu rw,nosuid - cgroup cgroup rw,cpu\n"
+        f"41 31 0:38 / {escaped} rw,relatime shared:9 - cgroup2 cgroup2 rw\n"
+        "42 31 0:38 / /elsewhere rw,relatime - cgroup2 cgroup2 rw\n"
+    )
+    monkeypatch.setattr(names, "_MOUNTINFO", str(table))
+    return root
+
+
+class TestCgroups:
+    """The id of a cgroup v2 is the inode of its directory; a relative path is taken below the cgroup2 mount."""
+
+    def test_a_relative_path_is_below_the_first_mount(self, mounted: Path) -> None:
+        assert cgroup_id("web.slice") == (mounted / "web.slice").stat().st_ino
+        assert cgroup_id(".") == mounted.stat().st_ino
+
+    def test_an_absolute_path_needs_no_mount_table(self, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(names, "_MOUNTINFO", "/nonexistent")
+        assert cgroup_id(str(mounted / "web.slice")) == (mounted / "web.slice").stat().st_ino
+
+    @pytest.mark.parametrize("path", ["missing.slice", "no-cgroup", "web.slice/cgroup.controllers", "/", "/etc/passwd"])
+    def test_what_is_no_cgroup_is_a_value_error_that_names_it(self, mounted: Path, path: str) -> None:
+        with pytest.raises(ValueError, match="is no cgroup v2: ") as caught:
+            cgroup_id(path)
+        assert path in str(caught.value)
+
+    @pytest.mark.parametrize("text", ["", "22 1 0:21 / /proc rw - proc proc rw\n", "nonsense\n"])
+    def test_without_a_mount_a_relative_path_is_a_value_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        (tmp_path / "mountinfo").write_text(text)
+        for table in (tmp_path / "mountinfo", tmp_path / "missing"):
+            monkeypatch.setattr(names, "_MOUNTINFO", str(table))
+            with pytest.raises(ValueError, match="no cgroup2 file system is mounted"):
+                cgroup_id("web.slice")
+
+    @pytest.mark.kernel
+    def test_it_is_the_id_that_a_socket_s_row_carries(self, sockets: Sockets) -> None:
+        memberships = Path("/proc/self/cgroup").read_text().splitlines()
+        try:
+            (own,) = (line[len("0::/") :] for line in memberships if line.startswith("0::/"))
+            expected = cgroup_id(own)
+        except ValueError as error:
+            pytest.skip(f"no cgroup v2 here: {error}")
+        cookie = cookie_of(sockets.udp("127.0.0.1", 5000))
+        (row,) = find_sockets(SocketFilter("udp", family=socket.AF_INET))
+        assert (row.cookie, row.attributes["cgroup_id"]) == (cookie, expected)

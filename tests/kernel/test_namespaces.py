@@ -1,0 +1,286 @@
+"""Network namespaces: who one is, and what happens inside one."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from socklb import KernelError, NetworkNamespace, NotPermitted, NotSupported, SocketFilter, find_sockets
+from socklb.kernel.namespaces import CLONE_NEWNET, inside, unshare
+
+from .. import world
+from ..sockets import Sockets, in_child, without_privilege
+
+CURRENT = "/proc/thread-self/ns/net"
+
+
+@contextmanager
+def pinned() -> Iterator[str]:
+    """A path of the current network namespace that stays its own when the thread moves on."""
+    descriptor = os.open(CURRENT, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def elsewhere() -> Iterator[NetworkNamespace]:
+    """A namespace that the thread was in, and is no longer."""
+    with pinned() as path:
+        other = NetworkNamespace.from_path(path, name="other")
+        world.new_network()
+        yield other
+
+
+class TestIdentity:
+    """(device, inode) tell namespaces apart, whatever their names and paths."""
+
+    def test_current_is_called_host_and_is_the_thread_s_own(self) -> None:
+        current, status = NetworkNamespace.current(), os.stat(CURRENT)
+        assert (current.name, current.device, current.inode) == ("host", status.st_dev, status.st_ino)
+
+    def test_one_namespace_has_many_names(self) -> None:
+        names = [
+            NetworkNamespace.current(),
+            NetworkNamespace.from_pid(os.getpid()),
+            NetworkNamespace.from_path("/proc/self/ns/net"),
+            NetworkNamespace.from_path(CURRENT, name="mine"),
+        ]
+        assert [one.name for one in names] == ["host", f"pid {os.getpid()}", "net", "mine"]
+        assert len(set(names)) == 1
+        assert all(one == names[0] for one in names)
+
+    def test_another_device_or_inode_is_another_namespace(self) -> None:
+        one = NetworkNamespace("n", "/p", 4, 1000)
+        assert one == NetworkNamespace("other name", "/other/path", 4, 1000)
+        assert len({one, NetworkNamespace("n", "/p", 4, 1001), NetworkNamespace("n", "/p", 5, 1000)}) == 3
+        assert one != (4, 1000)
+
+    def test_the_repr_tells_name_path_and_inode(self) -> None:
+        assert repr(NetworkNamespace("n", "/p", 4, 1000)) == "<NetworkNamespace n /p inode=1000>"
+
+    @pytest.mark.kernel
+    def test_a_fresh_one_is_another_one(self, network: None) -> None:
+        with elsewhere() as other:
+            assert other != NetworkNamespace.current()
+
+    @pytest.mark.kernel
+    def test_nothing_keeps_it_alive(self, network: None) -> None:
+        before = os.listdir("/proc/self/fd")
+        kept = NetworkNamespace.current()
+        inside(kept, lambda: None)
+        assert os.listdir("/proc/self/fd") == before
+
+
+class TestWrongPaths:
+    """A path that is no network namespace is ValueError, one that may not be looked at KernelError."""
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        for path in (tmp_path / "missing", tmp_path / "missing" / "deeper", Path("/proc/self/stat/net")):
+            with pytest.raises(ValueError, match=f"no network namespace at {path}"):
+                NetworkNamespace.from_path(str(path))
+
+    def test_no_such_process(self) -> None:
+        with pytest.raises(ValueError, match="no network namespace at /proc/0/ns/net"):
+            NetworkNamespace.from_pid(0)
+
+    def test_an_ordinary_file_such_as_an_unmounted_one_in_run_netns(self, tmp_path: Path) -> None:
+        (tmp_path / "stale").touch()
+        for path in (tmp_path / "stale", tmp_path):
+            with pytest.raises(ValueError, match="is no network namespace"):
+                NetworkNamespace.from_path(str(path))
+
+    @pytest.mark.kernel
+    def test_a_namespace_of_another_kind_when_it_is_entered(self) -> None:
+        mounts = NetworkNamespace.from_path("/proc/self/ns/mnt")
+        with pytest.raises(ValueError, match="/proc/self/ns/mnt is no network namespace"):
+            inside(mounts, lambda: None)
+
+    def test_a_loop_of_links(self, tmp_path: Path) -> None:
+        (tmp_path / "loop").symlink_to("loop")
+        with pytest.raises(KernelError) as caught:
+            NetworkNamespace.from_path(str(tmp_path / "loop"))
+        assert caught.value.errno == errno.ELOOP
+
+    @pytest.mark.kernel
+    def test_another_s_process(self) -> None:
+        def look() -> int | None:
+            with pytest.raises(KernelError, match="open namespace /proc/1/ns/net") as caught:
+                NetworkNamespace.from_pid(1)
+            return caught.value.errno
+
+        assert without_privilege(look) == errno.EACCES
+
+
+@pytest.mark.kernel
+class TestInside:
+    """A function is called in the namespace, in a thread made for it; the caller stays where it was."""
+
+    def test_the_thread_is_in_there_and_the_caller_is_not(self, network: None) -> None:
+        with elsewhere() as other:
+            here = NetworkNamespace.current()
+            there, thread = inside(other, lambda: (NetworkNamespace.current(), threading.current_thread()))
+            assert (there, NetworkNamespace.current()) == (other, here)
+            assert thread is not threading.current_thread()
+            assert not thread.is_alive()
+
+    def test_none_is_the_caller_s_own_thread(self) -> None:
+        assert inside(None, threading.current_thread) is threading.current_thread()
+
+    def test_what_was_opened_there_stays_there(self, sockets: Sockets) -> None:
+        there = sockets.udp("127.0.0.1", 4000)
+        with elsewhere() as other:
+            here = sockets.udp("127.0.0.1", 5000)
+            filter = SocketFilter("udp", family=socket.AF_INET)
+            streamed = find_sockets(filter, namespace=other)
+            assert [one.sport for one in streamed] == [there.getsockname()[1]]
+            assert [one.sport for one in find_sockets(filter)] == [here.getsockname()[1]]
+
+    @pytest.mark.parametrize("error", [KeyError("x"), KernelError(errno.EIO, "x"), KeyboardInterrupt()], ids=repr)
+    def test_exceptions_travel(self, error: BaseException) -> None:
+        def fail() -> None:
+            raise error
+
+        with pytest.raises(type(error)) as caught:
+            inside(NetworkNamespace.current(), fail)
+        assert caught.value is error
+
+    def test_entering_one_without_privilege_names_the_capability(self) -> None:
+        def enter() -> tuple[str, list[str]]:
+            called: list[str] = []
+            with pytest.raises(NotPermitted) as caught:
+                inside(NetworkNamespace.current(), lambda: called.append("called"))
+            return str(caught.value), called
+
+        text, called = without_privilege(enter)
+        assert "enter namespace host" in text
+        assert "CAP_SYS_ADMIN" in text
+        assert called == []
+
+
+@pytest.mark.kernel
+class TestVanished:
+    """After opening one, fstat must agree with the (device, inode) that was seen before, else it is vanished."""
+
+    def vanished(self, namespace: NetworkNamespace) -> str:
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(KernelError, match=f"namespace {namespace.name} vanished") as caught:
+            inside(namespace, lambda: pytest.fail("entered the wrong one"))
+        assert caught.value.errno == errno.ESTALE
+        assert os.listdir("/proc/self/fd") == before
+        return str(caught.value)
+
+    def test_a_path_that_leads_to_another_one_now(self, network: None, tmp_path: Path) -> None:
+        link = tmp_path / "link"
+        with pinned() as old:
+            link.symlink_to(old)
+            namespace = NetworkNamespace.from_path(str(link))
+            world.new_network()
+            link.unlink()
+            link.symlink_to("/proc/thread-self/ns/net")
+            assert "is another one now" in self.vanished(namespace)
+
+    def test_a_path_where_nothing_is_any_more(self, network: None) -> None:
+        with pinned() as path:
+            namespace = NetworkNamespace.from_path(path)
+        assert "nothing is at" in self.vanished(namespace)
+
+    def test_a_path_that_may_no_longer_be_opened_did_not_vanish(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> int:
+            raise PermissionError(errno.EACCES, "open")
+
+        namespace = NetworkNamespace.current()
+        monkeypatch.setattr(os, "open", refuse)
+        with pytest.raises(KernelError, match="Permission denied") as caught:
+            inside(namespace, lambda: None)
+        assert caught.value.errno == errno.EACCES
+
+
+@pytest.fixture(params=["os", "ctypes"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12 and newer can by themselves; before, the C library is asked. Either way on every Python."""
+    if request.param == "ctypes":
+        monkeypatch.delattr(os, "setns", raising=False)
+        monkeypatch.delattr(os, "unshare", raising=False)
+    elif not hasattr(os, "setns"):
+        libc = ctypes.CDLL(None, use_errno=True)
+
+        def calling(name: str) -> object:
+            def call(*arguments: int) -> None:
+                if getattr(libc, name)(*arguments):
+                    raise OSError(ctypes.get_errno(), name)
+
+            return call
+
+        for name in ("setns", "unshare"):
+            monkeypatch.setattr(os, name, calling(name), raising=False)
+
+
+@pytest.mark.kernel
+@pytest.mark.usefixtures("way", "network")
+class TestTheTwoWays:
+    def test_entering(self) -> None:
+        with elsewhere() as other:
+            assert inside(other, NetworkNamespace.current) == other
+
+    def test_refusals(self) -> None:
+        def enter() -> None:
+            with pytest.raises(NotPermitted):
+                inside(NetworkNamespace.current(), lambda: None)
+
+        without_privilege(enter)
+        with pytest.raises(ValueError, match="is no network namespace"):
+            inside(NetworkNamespace.from_path("/proc/self/ns/uts"), lambda: None)
+
+    def test_leaving_for_a_new_one(self) -> None:
+        before = NetworkNamespace.current()
+        unshare(CLONE_NEWNET)
+        assert NetworkNamespace.current() != before
+
+    def test_a_refused_unshare_tells_the_errno(self) -> None:
+        with pytest.raises(OSError, match=r"\[Errno 22\]") as caught:
+            unshare(1)
+        assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.kernel
+class TestWithoutCtypes:
+    """Then other namespaces are an error that says so, and the current one still works."""
+
+    @pytest.fixture(autouse=True, params=["no ctypes", "no C library", "no such function"])
+    def _without(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(os, "setns", raising=False)
+        monkeypatch.delattr(os, "unshare", raising=False)
+        if request.param == "no ctypes":
+            monkeypatch.setitem(sys.modules, "ctypes", None)
+        elif request.param == "no C library":
+            monkeypatch.setattr(ctypes, "CDLL", self.no_library)
+        else:
+            monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+
+    def no_library(self, *_: object, **__: object) -> None:
+        raise OSError("dynamic loading not supported")
+
+    def test_another_namespace_is_not_supported(self) -> None:
+        with pytest.raises(NotSupported, match=r"os\.setns .*ctypes"):
+            inside(NetworkNamespace.current(), lambda: None)
+        with pytest.raises(NotSupported, match=r"os\.unshare .*ctypes"):
+            unshare(CLONE_NEWNET)
+
+    def test_the_current_one_still_works(self) -> None:
+        assert inside(None, lambda: "here") == "here"
+        assert isinstance(list(find_sockets(SocketFilter("tcp"))), list)
+
+
+def test_a_child_is_where_its_parent_was() -> None:
+    assert in_child(lambda: NetworkNamespace.current().inode) == NetworkNamespace.current().inode

@@ -1,0 +1,319 @@
+"""What socklb finds is what ss(8) shows: row by row, filter by filter, state by state.
+
+Left out on both sides: bound-only TCP sockets, which ss asks for since iproute2 6.8. A mix of `and` and `or` is not
+compared: ss reads it from left to right, socklb asks for parentheses.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import NamedTuple, Optional
+
+import pytest
+
+from socklb import InetSocket, SocketFilter, TcpState, find_sockets
+from socklb.wire.socket_id import AF_INET, AF_INET6
+
+from . import world
+from .sockets import Sockets, add_v6_address, family_of
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("crowd")]
+
+PROTOCOLS = ("tcp", "udp")
+SS_STATES = {
+    TcpState.ESTABLISHED: "ESTAB",
+    TcpState.SYN_SENT: "SYN-SENT",
+    TcpState.SYN_RECV: "SYN-RECV",
+    TcpState.FIN_WAIT1: "FIN-WAIT-1",
+    TcpState.FIN_WAIT2: "FIN-WAIT-2",
+    TcpState.TIME_WAIT: "TIME-WAIT",
+    TcpState.CLOSE: "UNCONN",
+    TcpState.CLOSE_WAIT: "CLOSE-WAIT",
+    TcpState.LAST_ACK: "LAST-ACK",
+    TcpState.LISTEN: "LISTEN",
+    TcpState.CLOSING: "CLOSING",
+}
+
+
+# --------------------------------------------------------------------------------------------- the crowd
+
+
+@pytest.fixture(scope="module")
+def crowd() -> Iterator[None]:
+    """One network full of sockets of every kind, for all tests here: they only look."""
+    if shutil.which("ss") is None:
+        if os.environ.get("SOCKLB_REQUIRE_KERNEL") == "1":
+            pytest.fail("ss (iproute2) is not installed", pytrace=False)
+        pytest.skip("ss (iproute2) is not installed")
+    world.new_network()
+    add_v6_address("fd00::1")
+    with Sockets() as sockets:
+        _connect_in_every_state(sockets)
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            _bind_in_every_way(sockets, kind)
+        yield
+
+
+def _connect_in_every_state(sockets: Sockets) -> None:
+    for address, port in (("127.0.0.2", 9000), ("::1", 9001), ("::ffff:127.0.0.3", 9002), ("fd00::1", 9003)):
+        marked, _ = sockets.tcp(address, port)
+        marked.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x10 | port & 0xF)
+        sockets.tcp(address, port)
+        sockets.udp(address, port).setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x10 | port & 0xF)
+    sockets.tcp("127.0.0.3", 9002)
+    sockets.udp("127.0.0.3", 9002)
+    unread, _ = sockets.tcp("127.0.0.2", 9000)
+    unread.send(b"five!")
+    sockets.syn_sent("127.0.0.4", 9004)
+    sockets.syn_recv("127.0.0.5", 9005)
+    sockets.fin_wait1("127.0.0.6", 9006)
+    sockets.fin_wait2("127.0.0.7", 9007)
+    sockets.last_ack("127.0.0.8", 9008)
+    sockets.closing("127.0.0.9", 9009)
+    sockets.time_wait("127.0.0.10", 9010)
+    sockets.orphaned_fin_wait2("127.0.0.11", 9011)
+
+
+def _bind_in_every_way(sockets: Sockets, kind: int) -> None:
+    """To wildcards, with and without v4, in pairs, to an interface; TCP sockets then listen, but for one."""
+    for address, port, options in (
+        ("127.0.0.1", 9100, [(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)]),
+        ("127.0.0.1", 9100, [(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)]),
+        ("::", 9101, []),
+        ("::", 9102, [(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)]),
+        ("0.0.0.0", 9102, []),
+        ("127.0.0.1", 9103, [(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")]),
+        ("::", 9104, [(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")]),
+    ):
+        bound = sockets.make(family_of(address), kind)
+        for level, name, value in options:
+            bound.setsockopt(level, name, value)
+        bound.bind((address, port))
+        if kind == socket.SOCK_STREAM:
+            bound.listen(port - 9090)
+    sockets.make(socket.AF_INET, kind).bind(("127.0.0.1", 9105))
+
+
+# ----------------------------------------------------------------------------------- one row, as ss has it
+
+
+class Row(NamedTuple):
+    state: Optional[str]  # ss leaves it out when it was asked for one state alone
+    rqueue: int
+    wqueue: int
+    local: str
+    peer: str
+
+
+def shown(protocol: str, *words: str) -> list[Row]:
+    """What ss shows, each address as ipaddress writes it."""
+    command = ["ss", "--no-header", "--numeric", "--all", f"--{protocol}", *words]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    rows = []
+    for line in output.splitlines():
+        *state, rqueue, wqueue, local, peer = line.split()
+        rows.append(Row(state[0] if state else None, int(rqueue), int(wqueue), *map(_plain_endpoint, (local, peer))))
+    return sorted(row for row in rows if protocol != "tcp" or row.state != "UNCONN")
+
+
+def _plain_endpoint(text: str) -> str:
+    """`*` is the wildcard of a v6 socket that takes v4 too, as an address, and 0 as a port."""
+    host, _, port = text.rpartition(":")
+    host, _, device = host.replace("[", "").replace("]", "").partition("%")
+    return _endpoint("::" if host == "*" else host, 0 if port == "*" else int(port), device)
+
+
+def _endpoint(host: object, port: int, device: str) -> str:
+    return f"{ip_address(str(host))} {port} {device}"
+
+
+def found(protocol: str, text: str = "", *, states: str = "all", family: int | None = None) -> list[Row]:
+    filter = SocketFilter.parse(text, protocol, states=states, family=family)
+    return sorted(_row(each) for each in find_sockets(filter) if protocol != "tcp" or each.state != TcpState.CLOSE)
+
+
+def _row(each: InetSocket) -> Row:
+    device = socket.if_indextoname(each.interface) if each.interface else ""
+    local, peer = _endpoint(each.src, each.sport, device), _endpoint(each.dst, each.dport, "")
+    return Row(SS_STATES[TcpState(each.state)], each.rqueue, each.wqueue, local, peer)
+
+
+def both(
+    protocol: str, text: str = "", *, states: str = "all", family: int | None = None
+) -> tuple[list[Row], list[Row]]:
+    """What is found, and what ss shows, while nothing moved: a full queue may take a little more yet."""
+    words = [*(["-4" if family == AF_INET else "-6"] if family else []), "state", states, *([text] if text else [])]
+    for _ in range(100):
+        here, there = found(protocol, text, states=states, family=family), shown(protocol, *words)
+        if here == found(protocol, text, states=states, family=family):
+            return here, there
+    raise AssertionError("the sockets of the test never came to rest")
+
+
+# ------------------------------------------------------------------------------------------------- tests
+
+
+class TestEverySocket:
+    @pytest.mark.parametrize("family", [None, AF_INET, AF_INET6], ids=["both", "v4", "v6"])
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_agrees_row_by_row(self, protocol: str, family: int | None) -> None:
+        here, there = both(protocol, family=family)
+        assert here == there
+
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_every_state_is_there(self, protocol: str) -> None:
+        of_protocol = set(SS_STATES.values()) - {"UNCONN"} if protocol == "tcp" else {"ESTAB", "UNCONN"}
+        assert {row.state for row in shown(protocol)} == of_protocol
+
+
+class TestFilters:
+    """The sockets that ss shows for a filter are those that the same text means here."""
+
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "dst 127.0.0.2",
+            "dst = 127.0.0.2",
+            "dst == 127.0.0.2",
+            "dst 127.0.0.2:9000",
+            "dst eq 127.0.0.2:9000",
+            "src 127.0.0.1",
+            "src 127.0.0.1:9100",
+            "dst 127.0.0.3",
+            "dst 127.0.0.3:9002",
+            "dst 127/8",
+            "dst 127.0/16",
+            "dst 127.0.0.2/31",
+            "src 0.0.0.0",
+            "src 0.0.0.0/0",
+            "src ::/0",
+            "src [::]",
+            "dst [::1]",
+            "dst [::1]:9001",
+            "dst [fd00::/8]:9003",
+            "dst fd00::/8",
+            "dst [fd00::2/126]:9003",
+            "dst *:9000",
+            "dst :9000",
+            "src *:9101",
+            "dport 9000",
+            "dport :9000",
+            "dport = :9000",
+            "dport == 9000",
+            "dport eq :9000",
+            "dport != :9000",
+            "dport ne 9000",
+            "dport neq 9000",
+            "sport < 9102",
+            "sport lt :9102",
+            "sport <= 9102",
+            "sport le 9102",
+            "sport leq 9102",
+            "sport > :9102",
+            "sport gt 9102",
+            "sport >= 9102",
+            "sport ge 9102",
+            "sport geq 9102",
+            "dev lo",
+            "dev = lo",
+            "dev == lo",
+            "dev != lo",
+            "fwmark = 0x18",
+            "fwmark 24",
+            "fwmark = 0x10/0x10",
+            "fwmark != 0x10/0x10",
+            "not dport = :9000",
+            "! dport = :9000",
+            "not not dport = :9000",
+            "dport = :9000 and dst 127.0.0.2",
+            "dport = :9000 & dst 127.0.0.2",
+            "dport = :9000 && dst 127.0.0.2",
+            "dport = :9000 dst 127.0.0.2",
+            "dport = :9000 or sport = :9101",
+            "dport = :9000 | sport = :9101",
+            "dport = :9000 || sport = :9101",
+            "not dport = :9000 and dst 127/8",
+            "not ( dport = :9000 or sport = :9101 )",
+            "( dport = :9000 or dport = :9001 ) and not src [::1]",
+            "( dport = :9000 or dst [::1] ) dport >= 9001",
+            "dst 127/8 and dport != 9000 and dport != 9002 or dev lo",
+        ],
+    )
+    def test_the_same_text_means_the_same_sockets(self, protocol: str, text: str) -> None:
+        here, there = both(protocol, text)
+        assert here == there
+        assert 0 < len(here) < len(found(protocol))
+
+    @pytest.mark.skipif(not os.path.exists("/etc/services"), reason="service names are in /etc/services")
+    def test_a_service_name(self) -> None:
+        with Sockets() as sockets:
+            sockets.udp("127.0.0.2", 53)
+            here, there = both("udp", "dport = :domain")
+            assert here == there != []
+
+    @pytest.mark.parametrize("operator", ["=", "!="])
+    def test_a_cgroup(self, operator: str) -> None:
+        mounts = [path for path in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified") if _is_cgroup2(path)]
+        if not mounts:
+            pytest.skip("no cgroup2 file system is mounted")
+        for protocol in PROTOCOLS:
+            here, there = both(protocol, f"cgroup {operator} {mounts[0]}")
+            assert here == there
+
+
+def _is_cgroup2(path: str) -> bool:
+    return os.path.exists(os.path.join(path, "cgroup.controllers"))
+
+
+class TestKnownDifferences:
+    """Where socklb finds more than ss shows, on purpose."""
+
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_a_mapped_address_means_the_v4_one(self, protocol: str) -> None:
+        """ss shows the mapped sockets alone."""
+        mapped, v4 = "dst [::ffff:127.0.0.3]:9002", "dst 127.0.0.3:9002"
+        assert found(protocol, mapped) == found(protocol, v4)
+        assert shown(protocol, mapped) == found(protocol, v4, family=AF_INET6) != []
+        assert found(protocol, v4, family=AF_INET) != []
+
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_ss_4_misses_mapped_sockets(self, protocol: str) -> None:
+        missed = set(found(protocol, "dst 127.0.0.3")) - set(shown(protocol, "-4", "dst 127.0.0.3"))
+        assert {row.peer for row in missed} == {_plain_endpoint("[::ffff:127.0.0.3]:9002")}
+
+
+class TestStates:
+    """`ss state WORD` shows the sockets that `states=WORD` means, but for mini-sockets in FIN_WAIT2: ss has them
+    among fin-wait-2, as the kernel does; socklb wherever TIME_WAIT is meant, for nobody owns them."""
+
+    ORPHAN = "127.0.0.11 9011 "
+    WITH_FIN_WAIT2 = ("fin-wait-2", "all", "connected", "synchronized", "big")
+    WITH_TIME_WAIT = ("time-wait", "all", "connected", "synchronized", "bucket")
+
+    @pytest.mark.parametrize(
+        "word",
+        ["established", "syn-sent", "syn-recv", "syn-rcv", "fin-wait-1", "fin-wait-2", "time-wait", "closed",
+         "unconnected", "close-wait", "last-ack", "listening", "closing", "all", "connected", "synchronized",
+         "bucket", "big", "ESTABLISHED", "Time-Wait"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_word(self, protocol: str, word: str) -> None:
+        here, there = both(protocol, states=word)
+        if word == "big":
+            there = [row for row in there if row.state != "SYN-RECV"]  # iproute2 6.8 forgets NEW_SYN_RECV
+        if protocol == "tcp":
+            assert self._take_orphan(here) == (word.lower() in self.WITH_TIME_WAIT)
+            assert self._take_orphan(there) == (word.lower() in self.WITH_FIN_WAIT2)
+        assert sorted(row[1:] for row in here) == sorted(row[1:] for row in there)
+
+    def _take_orphan(self, rows: list[Row]) -> bool:
+        orphans = [row for row in rows if row.peer == self.ORPHAN and row.state != "ESTAB"]
+        for row in orphans:
+            rows.remove(row)
+        return bool(orphans)

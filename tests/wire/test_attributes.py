@@ -1,0 +1,218 @@
+"""Response attributes: what decodes to a value encodes to the very bytes it came from, and nothing is lost."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socklb.wire.attributes import (
+    Attribute,
+    Md5Signature,
+    SocketAddress,
+    decode_attribute,
+    encode_value,
+    extension_bits,
+)
+from socklb.wire.netlink import NLA_F_NESTED, encode_attribute, encode_attributes
+from socklb.wire.records import Record
+
+from ..strategies import ATTRIBUTE_VALUES, attribute_runs, damaged, u16
+from . import golden
+
+AF_INET, AF_INET6 = 2, 10
+
+NAMES = sorted(ATTRIBUTE_VALUES)
+NUMBERS = {attribute.name.lower(): int(attribute) for attribute in Attribute}
+any_attribute = pytest.mark.parametrize("name", NAMES)
+
+
+def payload_of(name: str, value: Any) -> bytes:
+    return encode_value(name, value)[1]
+
+
+def test_the_numbers_of_linux_inet_diag_h() -> None:
+    assert list(NUMBERS.items()) == [
+        ("meminfo", 1), ("info", 2), ("vegasinfo", 3), ("cong", 4), ("tos", 5), ("tclass", 6), ("skmeminfo", 7),
+        ("shutdown", 8), ("dctcpinfo", 9), ("protocol", 10), ("skv6only", 11), ("locals", 12), ("peers", 13),
+        ("pad", 14), ("mark", 15), ("bbrinfo", 16), ("class_id", 17), ("md5sig", 18), ("ulp_info", 19),
+        ("sk_bpf_storages", 20), ("cgroup_id", 21), ("sockopt", 22),
+    ]  # fmt: skip
+    assert sorted(NUMBERS) == NAMES
+
+
+class TestBothWays:
+    """A value comes back from its bytes, and bytes come back from whatever they were decoded to, fitting or not."""
+
+    @any_attribute
+    @given(st.data())
+    def test_a_value_comes_back(self, name: str, data: st.DataObject) -> None:
+        value = data.draw(ATTRIBUTE_VALUES[name])
+        decoded = decode_attribute(*encode_value(name, value))
+        assert decoded == (name, value)
+        assert type(decoded[1]) is type(value)
+
+    @any_attribute
+    @given(st.data())
+    def test_a_payload_comes_back(self, name: str, data: st.DataObject) -> None:
+        fitting = ATTRIBUTE_VALUES[name].map(lambda value: payload_of(name, value))
+        payload = data.draw(damaged(fitting) | attribute_runs.map(encode_attributes) | st.binary(max_size=256))
+        key, value = decode_attribute(NUMBERS[name], payload)
+        assert key == name
+        assert payload_of(name, value) == payload
+
+    @given(u16, st.binary(max_size=300))
+    def test_any_type_and_payload_come_back(self, type: int, payload: bytes) -> None:
+        key, value = decode_attribute(type, payload)
+        number, encoded = encode_value(key, value)
+        assert (number & 0x3FFF, encoded) == (type & 0x3FFF, payload)
+
+    @given(st.integers(23, 0x3FFF), st.binary(max_size=20))
+    def test_an_attribute_never_seen_before_is_kept_under_its_number(self, type: int, payload: bytes) -> None:
+        for flags in (0, 0x4000, 0x8000, 0xC000):
+            assert decode_attribute(type | flags, payload) == (type, payload)
+        assert encode_value(type, payload) == (type, payload)
+
+    @any_attribute
+    def test_the_flags_of_a_type_change_no_value(self, name: str) -> None:
+        for flags in (0x4000, 0x8000, 0xC000):
+            assert decode_attribute(NUMBERS[name] | flags, b"\1\0") == decode_attribute(NUMBERS[name], b"\1\0")
+
+
+class TestPayloads:
+    """What a payload means, and that one of another form is kept as it is."""
+
+    @pytest.mark.parametrize(
+        ("name", "size"),
+        [
+            *[(name, 1) for name in ("tos", "tclass", "shutdown", "protocol", "skv6only")],
+            *[(name, 4) for name in ("mark", "class_id")],
+            ("cgroup_id", 8),
+        ],
+    )
+    def test_a_number_has_its_size(self, name: str, size: int) -> None:
+        assert decode_attribute(NUMBERS[name], b"\xff" * size) == (name, 256**size - 1)
+        for other in {*range(10)} - {size}:
+            assert decode_attribute(NUMBERS[name], b"\xff" * other) == (name, b"\xff" * other)
+
+    @pytest.mark.parametrize("payload", [b"", b"bbr", b"bbr\0\0", b"b\0r\0", b"b\xffr\0"])
+    def test_a_text_has_one_nul_and_that_at_its_end(self, payload: bytes) -> None:
+        assert decode_attribute(Attribute.CONG, b"bbr\0") == ("cong", "bbr")
+        assert decode_attribute(Attribute.CONG, payload) == ("cong", payload)
+
+    @any_attribute
+    def test_a_structure_may_have_any_length(self, name: str) -> None:
+        for size in range(300):
+            _, value = decode_attribute(NUMBERS[name], bytes(size))
+            if name in ("meminfo", "info", "vegasinfo", "skmeminfo", "dctcpinfo", "bbrinfo", "sockopt"):
+                assert isinstance(value, Record)
+            assert payload_of(name, value) == bytes(size)
+
+    def test_addresses_of_sctp_are_sockaddr_storages(self) -> None:
+        v4 = AF_INET.to_bytes(2, sys.byteorder) + b"\x12\x34" + b"\x0a\0\0\1"
+        value = SocketAddress(AF_INET, 0x1234, b"\x0a\0\0\1", 0, 0)
+        assert decode_attribute(Attribute.PEERS, v4.ljust(128, b"\0")) == ("peers", (value,))
+        for payload in (v4.ljust(127, b"\0"), v4.ljust(128, b"\0") + b"\0", v4.ljust(128, b"\1"), b"\1" * 128):
+            assert decode_attribute(Attribute.PEERS, payload) == ("peers", payload)
+
+    def test_a_nest_that_is_cut_is_kept_whole(self) -> None:
+        whole = payload_of("ulp_info", (("name", "tls"), ("tls", (("version", 0x304), ("zc_ro_tx", True)))))
+        assert decode_attribute(Attribute.ULP_INFO, whole[:-1]) == ("ulp_info", whole[:-1])
+
+    def test_an_unfit_member_of_a_nest_is_kept_and_the_others_decoded(self) -> None:
+        inner = encode_attributes([(1, b"\1\2\3"), (2, b"\x33\x33"), (77, b"new")])
+        payload = encode_attributes([(1, b"tls\0"), (2, inner)])
+        _, value = decode_attribute(Attribute.ULP_INFO, payload)
+        assert value == (("name", "tls"), ("tls", (("version", b"\1\2\3"), ("cipher", 0x3333), (77, b"new"))))
+
+    def test_storages_of_bpf_are_flagged_nests_and_others_are_not(self) -> None:
+        storage = (("map_id", 7), ("map_value", b"value"))
+        number, payload = encode_value("sk_bpf_storages", (("storage", storage), ("storage", ())))
+        assert number == Attribute.SK_BPF_STORAGES | NLA_F_NESTED
+        inner = encode_attributes([encode_value("mark", 7), (3, b"value")]).replace(b"\x0f", b"\2", 1)
+        assert payload == encode_attribute(1 | NLA_F_NESTED, inner) + encode_attribute(1 | NLA_F_NESTED, b"")
+        unflagged = encode_attribute(1, b"")
+        assert decode_attribute(Attribute.SK_BPF_STORAGES, unflagged) == ("sk_bpf_storages", unflagged)
+
+
+class TestWrongArguments:
+    """An unknown name or an unfit value is ValueError, and names it."""
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("tos", 256), ("tos", -1), ("tos", "1"), ("mark", 1 << 32), ("cgroup_id", None), ("cong", 3),
+            ("cong", "\xe4"), ("info", 3), ("locals", 3), ("locals", (3,)), ("md5sig", (3,)), ("ulp_info", 3),
+            ("ulp_info", (3,)), ("ulp_info", (("unheard", 1),)), ("ulp_info", (("tls", (("version", 1 << 16),)),)),
+            ("pad", 3), (99, "text"),
+        ],
+    )  # fmt: skip
+    def test_an_unfit_value(self, name: str, value: Any) -> None:
+        with pytest.raises(ValueError):  # noqa: PT011 - the words are those of struct, ipaddress and codecs
+            encode_value(name, value)
+
+    def test_an_unknown_name(self) -> None:
+        with pytest.raises(ValueError, match="unknown attribute 'nope'; known are meminfo, info"):
+            encode_value("nope", 1)
+
+
+class TestExtensionBits:
+    """idiag_ext has bit N - 1 for INET_DIAG_N; the eight bits reach up to SHUTDOWN; some share one."""
+
+    @pytest.mark.parametrize(
+        ("names", "bits"),
+        [
+            ((), 0),
+            ("info", 0x02),
+            (["meminfo"], 0x01),
+            (("info", "cong"), 0x0A),
+            (("info", "info"), 0x02),
+            (("tos", "tclass", "skmeminfo", "shutdown"), 0xF0),
+            (("vegasinfo",), 0x04),
+            (("dctcpinfo",), 0x04),
+            (("bbrinfo",), 0x04),
+            (("class_id",), 0x20),
+        ],
+    )
+    def test_names_become_bits(self, names: Any, bits: int) -> None:
+        assert extension_bits(names) == bits
+
+    @pytest.mark.parametrize(
+        "name", ["mark", "md5sig", "ulp_info", "cgroup_id", "sockopt", "pad", "INFO", "nope", "", 2]
+    )
+    def test_what_cannot_be_asked_for_is_a_wrong_argument(self, name: Any) -> None:
+        with pytest.raises(ValueError, match=f"extension {name!r} cannot be asked for; those that can are meminfo"):
+            extension_bits(("info", name))
+
+
+@golden.of_this_byte_order
+class TestGolden:
+    """Nested payloads of the kernel decode to what was set up, and encode to the same bytes."""
+
+    ULP_OF_A_SUBFLOW = (
+        ("name", "mptcp"),
+        (
+            "mptcp",
+            (
+                ("token_rem", 0), ("token_loc", 0x1B3103D4), ("flags", 0xC3), ("id_rem", 0), ("id_loc", 0),
+                ("relwrite_seq", 2), ("map_seq", 0x41F4B3080171D0A9), ("map_sfseq", 1), ("ssn_offset", 0x6E9C769E),
+                ("map_datalen", 0),
+            ),
+        ),
+    )  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("name", "fields", "value"),
+        [
+            ("md5sig", golden.MD5SIG, (Md5Signature(AF_INET, 32, b"\x7f\0\0\2", b"key"),)),
+            ("ulp_info", golden.ULP_INFO, ULP_OF_A_SUBFLOW),
+        ],
+        ids=["md5sig", "ulp_info"],
+    )
+    def test_a_payload(self, name: str, fields: golden.Fields, value: Any) -> None:
+        payload = golden.joined(fields)
+        assert decode_attribute(NUMBERS[name], payload) == (name, value)
+        assert encode_value(name, value) == (NUMBERS[name], payload)

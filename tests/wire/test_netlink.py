@@ -1,0 +1,309 @@
+"""Framing: what was written is read, and what no kernel writes is refused, at the place where it goes wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple, TypeVar, Union
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socklb import MalformedMessage
+from socklb.wire import netlink
+from socklb.wire.netlink import (
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Ack,
+    Done,
+    decode_ack,
+    decode_done,
+    encode_ack,
+    encode_attribute,
+    encode_attributes,
+    encode_done,
+    encode_message,
+    iter_attributes,
+    iter_messages,
+)
+
+from ..strategies import acks, attribute_pairs, damaged, dones, u8, u16, u32
+from . import golden
+
+T = TypeVar("T")
+Answer = Union[Ack, Done]
+
+
+class Whole(NamedTuple):
+    """A message with its payload."""
+
+    type: int
+    flags: int
+    sequence: int
+    port: int
+    payload: bytes
+
+    @property
+    def bytes(self) -> bytes:
+        return encode_message(self.type, self.flags, self.sequence, self.payload, self.port)
+
+
+wholes = st.builds(Whole, u16, u16, u32, u32, st.binary(max_size=40))
+streams = st.lists(wholes, max_size=4)
+
+
+def written(messages: Iterable[Whole]) -> bytes:
+    return b"".join(message.bytes for message in messages)
+
+
+def read(data: bytes) -> list[Whole]:
+    return [Whole(*message[:4], data[message.start : message.end]) for message in iter_messages(data, len(data))]
+
+
+def run(pairs: Iterable[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """What comes back of attributes that are written and read."""
+    data = encode_attributes(pairs)
+    return list(iter_attributes(data, 0, len(data)))
+
+
+def until_malformed(items: Iterator[T], at_most: int) -> tuple[list[T], MalformedMessage | None]:
+    """The items up to the first malformed one, and its error. More than `at_most` is a reader that does not move on."""
+    read: list[T] = []
+    try:
+        read.extend(islice(items, at_most + 1))  # keeps what came before an error
+    except MalformedMessage as error:
+        return read, error
+    assert len(read) <= at_most
+    return read, None
+
+
+def native(number: int, size: int) -> bytes:
+    return number.to_bytes(size, sys.byteorder)
+
+
+class TestPlaces:
+    """Each field has the place that linux/netlink.h gives it; lengths count the header and no padding."""
+
+    def test_nlmsghdr(self) -> None:
+        data = encode_message(0x0202, 0x0303, 0x04040404, b"\x06", port=0x05050505)
+        assert data == native(17, 4) + b"\2\2" + b"\3\3" + b"\4\4\4\4" + b"\5\5\5\5" + b"\6" + bytes(3)
+        assert netlink.NLMSGHDR.size == 16
+
+    def test_nlattr(self) -> None:
+        assert encode_attribute(0x0202, b"\x03") == native(5, 2) + b"\2\2" + b"\3" + bytes(3)
+        assert netlink.NLATTR.size == 4
+
+    def test_nlmsgerr(self) -> None:
+        ack = Ack(1, 0x0202, 0x0303, 0x04040404, 0x05050505, b"\6\6\6\6", ())
+        assert encode_ack(ack) == (
+            0,
+            (-1).to_bytes(4, sys.byteorder, signed=True) + native(20, 4) + b"\2\2\3\3\4\4\4\4\5\5\5\5\6\6\6\6",
+        )
+
+    @pytest.mark.parametrize(("length", "aligned"), [(0, 0), (1, 4), (3, 4), (4, 4), (5, 8), (0xFFFF, 0x10000)])
+    def test_padding_goes_to_the_next_multiple_of_four(self, length: int, aligned: int) -> None:
+        assert netlink.align(length) == aligned
+
+
+class TestMessages:
+    """A reply is a run of whole messages; one that is cut, or does not move on, is MalformedMessage."""
+
+    @given(streams)
+    def test_what_was_written_is_read(self, messages: list[Whole]) -> None:
+        assert read(written(messages)) == messages
+
+    @given(streams, streams)
+    def test_two_runs_in_a_row_read_as_one_after_the_other(self, a: list[Whole], b: list[Whole]) -> None:
+        assert read(written(a) + written(b)) == read(written(a)) + read(written(b))
+
+    @given(streams, wholes)
+    def test_a_cut_message_is_refused_at_every_length(self, before: list[Whole], last: Whole) -> None:
+        start = len(written(before))
+        for size in range(1, 16 + len(last.payload)):
+            messages = iter_messages((written(before) + last.bytes)[: start + size], start + size)
+            assert [next(messages).type for _ in before] == [message.type for message in before]
+            with pytest.raises(MalformedMessage) as caught:
+                next(messages)
+            assert caught.value.offset == start
+
+    @given(wholes)
+    def test_the_padding_of_the_last_message_may_be_missing(self, message: Whole) -> None:
+        assert read(message.bytes[: 16 + len(message.payload)]) == [message]
+
+    @given(streams, st.binary(max_size=40))
+    def test_what_lies_behind_the_size_is_not_looked_at(self, messages: list[Whole], old: bytes) -> None:
+        data = written(messages)
+        assert list(iter_messages(data + old, len(data))) == list(iter_messages(data, len(data)))
+
+    @given(damaged(streams.map(written)))
+    def test_any_bytes_are_messages_or_malformed_in_no_more_steps_than_headers_fit(self, data: bytes) -> None:
+        messages, error = until_malformed(iter_messages(data, len(data)), len(data) // 16)
+        behind = 0
+        for message in messages:
+            assert behind + 16 <= message.start <= message.end <= len(data)
+            behind = message.end
+        assert error is None or behind <= error.offset < len(data)
+
+    @pytest.mark.parametrize("length", [0, 1, 15, 25, 0xFFFFFFFF])
+    def test_a_length_that_does_not_advance_or_leads_outside(self, length: int) -> None:
+        first, second = encode_message(20, 0, 1, b""), encode_message(20, 0, 1, bytes(8))
+        data = first + native(length, 4) + second[4:]
+        messages, error = until_malformed(iter_messages(data, len(data)), 2)
+        assert error is not None
+        assert (len(messages), error.offset, error.expected, error.got) == (1, 16, "16..24", length)
+
+
+class TestAttributes:
+    """A run of attributes reads as it was written, flags in the type; cut or stuck ones are MalformedMessage."""
+
+    @given(st.lists(attribute_pairs, max_size=5))
+    def test_what_was_written_is_read(self, pairs: list[tuple[int, bytes]]) -> None:
+        assert run(pairs) == pairs
+
+    @given(st.lists(attribute_pairs, max_size=4), st.lists(attribute_pairs, max_size=4))
+    def test_two_runs_in_a_row_read_as_one_after_the_other(
+        self, a: list[tuple[int, bytes]], b: list[tuple[int, bytes]]
+    ) -> None:
+        data = encode_attributes(a) + encode_attributes(b)
+        assert list(iter_attributes(data, 0, len(data))) == run(a) + run(b)
+
+    @given(attribute_pairs, st.integers(0, 9))
+    def test_a_cut_attribute_is_refused_at_every_length(self, pair: tuple[int, bytes], before: int) -> None:
+        data = bytes(before) + encode_attribute(*pair)
+        for size in range(1, 4 + len(pair[1])):
+            with pytest.raises(MalformedMessage) as caught:
+                list(iter_attributes(data, before, before + size))
+            assert caught.value.offset == before
+
+    @given(damaged(st.lists(attribute_pairs, max_size=4).map(encode_attributes)), st.integers(0, 9))
+    def test_any_bytes_are_attributes_or_malformed_in_no_more_steps_than_headers_fit(
+        self, data: bytes, start: int
+    ) -> None:
+        end = start + len(data)
+        pairs, error = until_malformed(iter_attributes(bytes(start) + data, start, end), len(data) // 4)
+        assert all(payload in data for _, payload in pairs)
+        assert error is None or start <= error.offset < end
+
+    @pytest.mark.parametrize("length", [0, 3, 9, 0xFFFF])
+    def test_a_length_that_does_not_advance_or_leads_outside(self, length: int) -> None:
+        data = native(4, 2) + bytes(2) + native(length, 2) + bytes(6)
+        pairs, error = until_malformed(iter_attributes(data, 0, len(data)), 2)
+        assert error is not None
+        assert (len(pairs), error.offset, error.expected, error.got) == (1, 4, "4..8", length)
+
+    def test_a_payload_that_nla_len_cannot_count_is_a_wrong_argument(self) -> None:
+        assert len(encode_attribute(1, bytes(0xFFFB))) == 0x10000
+        with pytest.raises(ValueError, match="at most 65531 fit"):
+            encode_attribute(1, bytes(0xFFFC))
+
+
+class TestAcksAndDones:
+    """NLMSG_ERROR and NLMSG_DONE carry an errno, and (with NETLINK_EXT_ACK) what the kernel has to say about it."""
+
+    @given(acks())
+    def test_an_ack_comes_back(self, ack: Ack) -> None:
+        flags, payload = encode_ack(ack)
+        assert decode_ack(payload, 0, len(payload), flags) == ack
+
+    @given(dones)
+    def test_a_done_comes_back(self, done: Done) -> None:
+        flags, payload = encode_done(done)
+        assert decode_done(payload, 0, len(payload), flags) == done
+
+    @pytest.mark.parametrize("decode", [decode_ack, decode_done])
+    @given(damaged((acks().map(encode_ack) | dones.map(encode_done)).map(lambda encoded: encoded[1])), u16, u8)
+    def test_any_bytes_are_an_answer_or_malformed(
+        self, decode: Callable[[bytes, int, int, int], Answer], payload: bytes, flags: int, start: int
+    ) -> None:
+        end = start + len(payload)
+        answers, error = until_malformed(map(decode, [bytes(start) + payload], [start], [end], [flags]), 1)
+        for answer in answers:
+            assert 0 <= answer.errno <= 4095
+            assert isinstance(answer.text, str)
+        assert error is None or start <= error.offset <= end
+
+    @pytest.mark.parametrize("code", [1, 4096, -4096, -(1 << 31)])
+    def test_a_number_that_is_no_negated_errno_is_malformed(self, code: int) -> None:
+        payload = code.to_bytes(4, sys.byteorder, signed=True) + bytes(16)
+        for decode in (decode_ack, decode_done):
+            with pytest.raises(MalformedMessage) as caught:
+                decode(payload, 0, len(payload), netlink.NLM_F_CAPPED)
+            assert (caught.value.offset, caught.value.expected, caught.value.got) == (0, "-4095..0", code)
+
+    def test_they_are_refused_at_every_length_that_is_too_short(self) -> None:
+        for size in range(20):
+            with pytest.raises(MalformedMessage, match=f"expected 20 bytes, got {size}"):
+                decode_ack(bytes(20), 0, size, 0)
+        for size in range(4):
+            with pytest.raises(MalformedMessage, match=f"expected 4 bytes, got {size}"):
+                decode_done(bytes(20), 0, size, 0)
+
+    def test_an_error_that_brings_less_of_the_request_than_it_says_is_malformed(self) -> None:
+        _, payload = encode_ack(Ack(2, 21, 5, 1, 0, bytes(56), ()))
+        with pytest.raises(MalformedMessage) as caught:
+            decode_ack(payload, 0, len(payload) - 1, 0)
+        assert (caught.value.offset, caught.value.expected, caught.value.got) == (20, "0..55 bytes", 56)
+
+    @pytest.mark.parametrize(
+        ("attributes", "text"),
+        [
+            ((), ""),
+            (((2, bytes(4)),), ""),
+            (((2, bytes(4)), (1, b"no such thing\0")), "no such thing"),
+            (((1, b"without a NUL"),), "without a NUL"),
+            (((1, b"\xff"),), "\ufffd"),
+        ],
+    )
+    def test_the_text_is_the_message_attribute(self, attributes: tuple[tuple[int, bytes], ...], text: str) -> None:
+        assert Done(22, attributes).text == text
+        assert Ack(22, 20, 1, 1, 0, b"", attributes).text == text
+
+
+@golden.of_this_byte_order
+class TestGolden:
+    """The kernel's own bytes decode to what was asked and answered, and encode to the same bytes."""
+
+    @pytest.mark.parametrize(
+        ("fields", "code", "asked", "text"),
+        [
+            (golden.DESTROYED, 0, (21, 5, 7, 72, 0), ""),
+            (golden.NOT_FOUND, 2, (21, 5, 7, 72, 0), ""),
+            (golden.NOT_FOUND_UNCAPPED, 2, (21, 5, 7, 72, 56), ""),
+            (golden.REFUSED_WITH_TEXT, 34, (24, 0x405, 7, 36, 0), "Attribute failed policy validation"),
+        ],
+        ids=["destroyed", "not found", "not found, uncapped", "refused with text"],
+    )
+    def test_acks(self, fields: golden.Fields, code: int, asked: tuple[int, int, int, int, int], text: str) -> None:
+        data = golden.joined(fields)
+        (message,) = iter_messages(data, len(data))
+        ack = decode_ack(data, message.start, message.end, message.flags)
+        assert (message.type, ack.errno, ack.text) == (NLMSG_ERROR, code, text)
+        assert (ack.type, ack.flags, ack.sequence, ack.length, len(ack.request)) == asked
+        flags, payload = encode_ack(ack)
+        assert encode_message(NLMSG_ERROR, flags, message.sequence, payload, message.port) == data
+
+    @pytest.mark.parametrize(
+        ("fields", "code", "text"),
+        [
+            (golden.DONE, 0, ""),
+            (golden.DONE_UNSUPPORTED, 2, ""),
+            (golden.DONE_WITH_TEXT, 22, "Unsupported attribute in link dump request"),
+        ],
+        ids=["done", "unsupported", "with text"],
+    )
+    def test_dones(self, fields: golden.Fields, code: int, text: str) -> None:
+        data = golden.joined(fields)
+        (message,) = iter_messages(data, len(data))
+        done = decode_done(data, message.start, message.end, message.flags)
+        assert (message.type, done.errno, done.text) == (NLMSG_DONE, code, text)
+        flags, payload = encode_done(done)
+        assert encode_message(NLMSG_DONE, flags, message.sequence, payload, message.port) == data
+
+    def test_a_row_of_a_dump(self) -> None:
+        data = golden.joined(golden.DUMP_HEADER, golden.ESTABLISHED_V4)
+        (message,) = read(data)
+        assert message[:3] == (20, netlink.NLM_F_MULTI, 7)
+        assert message.payload == golden.joined(golden.ESTABLISHED_V4)
+        assert message.bytes == data
