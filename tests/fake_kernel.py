@@ -54,7 +54,7 @@ class Request(NamedTuple):
 
 Answer = Callable[[Sequence[Request]], Iterable[Datagram]]
 
-_MOST_RECEIVES = 10_000  # whoever asks on and on fails here, instead of hanging
+_MOST_CALLS = 10_000  # whoever asks on and on fails here, instead of hanging
 
 
 class FakeSocket:
@@ -63,7 +63,7 @@ class FakeSocket:
     def __init__(self, kernel: FakeKernel) -> None:
         self._kernel = kernel
         self._replies: Iterator[Datagram] = iter(())
-        self._receives = 0
+        self._calls = 0
         self.timeout = 0.0
         self.options: list[tuple[int, int, int]] = []
         self.closed = False
@@ -83,7 +83,7 @@ class FakeSocket:
         self.closed = True
 
     def send(self, data: bytes) -> int:
-        self._check_open()
+        self._check()
         if self._kernel.send_errors:
             raise self._kernel.send_errors.pop(0)
         requests = [
@@ -94,9 +94,7 @@ class FakeSocket:
         return len(data)
 
     def recvmsg_into(self, buffers: Sequence[bytearray]) -> tuple[int, list[object], int, tuple[int, int]]:
-        self._check_open()
-        self._receives += 1
-        assert self._receives <= _MOST_RECEIVES, "an endless loop"
+        self._check()
         reply = next(self._replies, None)
         if reply is None:
             raise socket.timeout("timed out") if self.timeout else BlockingIOError(errno.EAGAIN, "recvmsg")
@@ -108,9 +106,11 @@ class FakeSocket:
         buffer[:size] = data[:size]
         return size, [], socket.MSG_TRUNC if size < len(data) else 0, (port, 0)
 
-    def _check_open(self) -> None:
+    def _check(self) -> None:
         if self.closed:
             raise OSError(errno.EBADF, "used after close")
+        self._calls += 1
+        assert self._calls <= _MOST_CALLS, "an endless loop"
 
 
 class FakeKernel:

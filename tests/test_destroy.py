@@ -33,7 +33,6 @@ from .sockets import (
     cookie_of,
     error_of,
     eventually,
-    fill,
     left_behind,
     pending_error,
     state_of,
@@ -181,9 +180,8 @@ def _recv(sockets: Sockets) -> Blocked:
 
 def _send(sockets: Sockets) -> Blocked:
     client, _ = sockets.tcp(ADDRESS, PORT)
-    fill(client)
     client.settimeout(None)
-    return Blocked(lambda: client.send(b"x"), TCP)
+    return Blocked(lambda: client.sendall(bytes(1 << 27)), TCP)  # more than all buffers take
 
 
 def _select(sockets: Sockets) -> Blocked:
@@ -195,7 +193,8 @@ def _connect(sockets: Sockets) -> Blocked:
     sockets.syn_sent(ADDRESS, PORT)
     client = sockets.make(socket.AF_INET, socket.SOCK_STREAM)
     client.settimeout(None)
-    knocking = SocketFilter("tcp", dst(ADDRESS, PORT), states=["syn-sent"])
+    cookie = cookie_of(client)
+    knocking = SocketFilter("tcp", TCP.where, states=["syn-sent"], predicate=lambda row: row.cookie == cookie)
     return Blocked(lambda: client.connect((ADDRESS, PORT)), knocking)
 
 
@@ -222,7 +221,7 @@ class TestBlockedCalls:
         thread.start()
         stat = Path(f"/proc/self/task/{thread.native_id}/stat")
         eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "the thread sleeps")
-        assert destroy_sockets(blocked.filter).destroyed
+        eventually(lambda: destroy_sockets(blocked.filter).destroyed == 1, "the socket is there")
         thread.join(10)
         assert ended == [blocked.ends_with]
 

@@ -254,7 +254,8 @@ class _Reader:
 
 
 def _join(kind: type[And] | type[Or], parts: list[Condition]) -> Condition:
-    return parts[0] if len(parts) == 1 else kind(*parts)
+    joined = kind(*parts)  # flattened: `dport 80 and dst *` has one part
+    return joined.parts[0] if len(joined.parts) == 1 else joined
 
 
 def _why_no_test(word: str) -> str:

@@ -164,6 +164,7 @@ class TestStructure:
             ("{a}&{b}", A & B),
             ("({a})({b})", A & B),
             ("{a} and {b} {c}", A & B & C),
+            ("{a} and dst *", A),
             ("{a} or {b}", A | B),
             ("{a} | {b}", A | B),
             ("{a} || {b}", A | B),

@@ -343,7 +343,9 @@ def test_a_kernel_that_loses_replies_on_and_on_is_an_error() -> None:
         while True:
             yield OSError(errno.ENOBUFS, "recvmsg")
 
-    with FakeKernel(lose).installed(), DiagSocket() as diag_socket:
+    with FakeKernel(lose).installed() as kernel, DiagSocket() as diag_socket:
         with pytest.raises(KernelError) as caught:
             flat(dump_of(diag_socket))
-        assert caught.value.errno == errno.ENOBUFS
+        assert (caught.value.errno, len(kernel.dumps)) == (errno.ENOBUFS, 1), (
+            "the dump is under way, so no other can be"
+        )

@@ -225,10 +225,12 @@ class TestInterruptedDumps:
             assert len(kernel.dumps) == 1
 
     @pytest.mark.parametrize("times", [0, 1, 2])
-    def test_destroy_sockets_repeats(self, times: int) -> None:
-        said, kernel = destroyed(self.interrupted(times))
-        assert said == dict.fromkeys((1, 2, 3), "destroyed")
-        assert (len(kernel.dumps), max(tries(kernel).values())) == (times + 1, 1)
+    @pytest.mark.parametrize("options", [{}, {"limit": 3}, {"dry_run": True}], ids=str)
+    def test_destroy_sockets_repeats(self, times: int, options: dict[str, Any]) -> None:
+        said, kernel = destroyed(self.interrupted(times), **options)
+        assert said == dict.fromkeys((1, 2, 3), "skipped" if "dry_run" in options else "destroyed")
+        assert len(kernel.dumps) == times + 1
+        assert tries(kernel) == ({} if "dry_run" in options else {1: 1, 2: 1, 3: 1})
 
     def test_destroy_sockets_gives_up_in_the_end_with_nobody_dead(self) -> None:
         error, said, kernel = refused(self.interrupted(3))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
@@ -130,7 +129,7 @@ class TestHowMuchIsSent:
     @pytest.mark.parametrize("limit", [1, 63, 64, 65, 100])
     def test_no_more_than_the_limit_is_ever_sent(self, limit: int) -> None:
         said, kernel = destroyed(table([row(n) for n in range(100)]), limit=limit)
-        assert Counter(said.values()) == Counter(destroyed=limit, skipped=100 - limit)
+        assert sorted(said.values()) == ["destroyed"] * limit + ["skipped"] * (100 - limit)
         assert len(tries(kernel)) == limit
 
     def test_a_dry_run_sends_none(self) -> None:

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -212,18 +212,21 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     if request.param == "ctypes":
         monkeypatch.delattr(os, "setns", raising=False)
         monkeypatch.delattr(os, "unshare", raising=False)
-    elif not hasattr(os, "setns"):
-        libc = ctypes.CDLL(None, use_errno=True)
-
-        def calling(name: str) -> object:
-            def call(*arguments: int) -> None:
-                if getattr(libc, name)(*arguments):
-                    raise OSError(ctypes.get_errno(), name)
-
-            return call
-
+        return
+    if not hasattr(os, "setns"):
         for name in ("setns", "unshare"):
-            monkeypatch.setattr(os, name, calling(name), raising=False)
+            monkeypatch.setattr(os, name, system_call(name), raising=False)
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+
+
+def system_call(name: str) -> Callable[..., None]:
+    function = getattr(ctypes.CDLL(None, use_errno=True), name)
+
+    def call(*arguments: int) -> None:
+        if function(*arguments):
+            raise OSError(ctypes.get_errno(), name)
+
+    return call
 
 
 @pytest.mark.kernel

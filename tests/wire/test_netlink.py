@@ -240,11 +240,18 @@ class TestAcksAndDones:
             with pytest.raises(MalformedMessage, match=f"expected 4 bytes, got {size}"):
                 decode_done(bytes(20), 0, size, 0)
 
-    def test_an_error_that_brings_less_of_the_request_than_it_says_is_malformed(self) -> None:
-        _, payload = encode_ack(Ack(2, 21, 5, 1, 0, bytes(56), ()))
+    @pytest.mark.parametrize(("length", "echoed"), [(73, 57), (15, -1), (0xFFFFFFFF, 0xFFFFFFEF)])
+    def test_an_error_that_does_not_bring_the_request_that_it_says_is_malformed(self, length: int, echoed: int) -> None:
+        _, payload = encode_ack(Ack(2, 21, 5, 1, 0, bytes(56), (), length))
         with pytest.raises(MalformedMessage) as caught:
-            decode_ack(payload, 0, len(payload) - 1, 0)
-        assert (caught.value.offset, caught.value.expected, caught.value.got) == (20, "0..55 bytes", 56)
+            decode_ack(payload, 0, len(payload), 0)
+        assert (caught.value.offset, caught.value.expected, caught.value.got) == (20, "0..56 bytes", echoed)
+
+    @given(acks())
+    def test_a_success_brings_no_request_whatever_its_flags(self, ack: Ack) -> None:
+        _, payload = encode_ack(ack._replace(errno=0, request=b"", attributes=()))
+        for flags in (0, netlink.NLM_F_CAPPED):
+            assert decode_ack(payload, 0, len(payload), flags)[:6] == (0, *ack[1:5], b"")
 
     @pytest.mark.parametrize(
         ("attributes", "text"),
