@@ -101,6 +101,9 @@ assert not any(name.partition(".")[0] == "socklb" for name in sys.modules)
 print(one.destroy_sockets(one.SocketFilter.parse("dst 127.0.0.2", "udp")).destroyed)
 print(two.destroy_sockets(two.SocketFilter.parse("dst 127.0.0.3", "udp")).destroyed)
 print(len([*one.find_sockets(one.SocketFilter("udp"))]), len([*two.find_sockets(two.SocketFilter("udp"))]))
+here = one.NetworkNamespace.current()  # what is imported when first needed: threads, the codecs of attributes
+for socket in one.find_sockets(one.SocketFilter.parse("dport = 53", "udp"), namespace=here, extensions=["meminfo"]):
+    print("meminfo" in socket.attributes)
 for package, filter in ((one, two.SocketFilter("udp")), (two, one.SocketFilter("udp"))):
     try:
         package.destroy_sockets(filter, allow_unbounded=True)
@@ -117,6 +120,6 @@ def test_two_copies_live_in_one_process(root: Path, sockets: Sockets) -> None:
     done = python(root, "-c", TWO_COPIES)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[:5] == ["1", "1", "2 2", "TypeError", "TypeError"]
+    assert lines[:7] == ["1", "1", "2 2", "True", "True", "TypeError", "TypeError"]
     assert lines[-1] == "1 matched: 1 destroyed, 0 gone, 0 skipped, 0 failed"
     assert [pending_error(client) for client in clients] == ["ECONNABORTED"] * 3 + [""]

@@ -15,18 +15,21 @@ pytestmark = pytest.mark.kernel
 _UID, _GID = os.geteuid(), os.getegid()
 
 
-def become_a_user() -> None:
-    """For `preexec`: an ordinary user, who has no capability anywhere, but may make a user namespace."""
-    unshare(CLONE_NEWUSER)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {_UID} 1"), ("gid_map", f"1000 {_GID} 1")):
-        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-            file.write(text)
+def become(uid: int, namespaces: str = "10") -> Preexec:
+    """For `preexec`: root, or an ordinary user without any capability, who may make so many user namespaces."""
 
+    def enter() -> None:
+        unshare(CLONE_NEWUSER)  # what follows is about this user namespace, and nothing outside of it
+        for path, text in (
+            ("self/setgroups", "deny"),
+            ("self/uid_map", f"{uid} {_UID} 1"),
+            ("self/gid_map", f"{uid} {_GID} 1"),
+            ("sys/user/max_user_namespaces", namespaces),
+        ):
+            with open(f"/proc/{path}", "w", encoding="ascii") as file:
+                file.write(text)
 
-def become_a_user_without_namespaces() -> None:
-    become_a_user()
-    with open("/proc/sys/user/max_user_namespaces", "w", encoding="ascii") as file:
-        file.write("0")
+    return enter
 
 
 KILLS_NOBODY = "module('.cli.demo').destroy_each = lambda filters: module('.report').DestroyReport()"
@@ -59,7 +62,9 @@ def refuse(address):
 module(".cli.demo").add_loopback_address = refuse
 """
 
-ANYBODY = pytest.mark.parametrize("preexec", [None, become_a_user], ids=["root", "user"])
+ANYBODY = pytest.mark.parametrize(
+    "preexec", [None, become(1000), become(0, "0")], ids=["root", "user", "no user namespaces"]
+)
 
 
 class TestOneBackendDies:
@@ -126,7 +131,7 @@ class TestNoWorld:
         ("preexec", "patch", "said"),
         [
             (drop_privilege, "", "Operation not permitted"),
-            (become_a_user_without_namespaces, "", "No space left on device"),
+            (become(1000, "0"), "", "No space left on device"),
             (None, OLD_PYTHON_WITHOUT_CTYPES, "nor a working ctypes"),
         ],
         ids=["nobody", "namespaces forbidden", "no ctypes"],

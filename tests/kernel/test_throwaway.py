@@ -50,9 +50,10 @@ class TestThrowawaySocket:
 
     def test_it_is_closed_in_the_end(self, network: None, protocol: int, family: int) -> None:
         before = os.listdir("/proc/self/fd")
-        with ThrowawaySocket(family, protocol):
+        with ThrowawaySocket(family, protocol) as own:  # kept, so that it is not closed for being forgotten
             pass
         assert (os.listdir("/proc/self/fd"), listed(protocol)) == (before, [])
+        del own
 
     def test_a_loopback_that_is_down_will_do(self, protocol: int, family: int) -> None:
         world.unshare(world.CLONE_NEWNET)
@@ -73,9 +74,10 @@ def test_it_is_closed_if_it_cannot_be_made(monkeypatch: pytest.MonkeyPatch, call
     setattr(Refusing, call, refuse)
     monkeypatch.setattr(socket, "socket", Refusing)
     before = os.listdir("/proc/self/fd")
-    with pytest.raises(OSError, match=call):
+    with pytest.raises(OSError, match=call) as caught:
         ThrowawaySocket(AF_INET, IPPROTO_TCP)
     assert os.listdir("/proc/self/fd") == before
+    del caught  # it kept the frame that the socket was made in
 
 
 def test_a_family_that_is_not_there_is_an_os_error() -> None:

@@ -123,10 +123,11 @@ class TestPayloads:
         assert decode_attribute(Attribute.ULP_INFO, whole[:-1]) == ("ulp_info", whole[:-1])
 
     def test_an_unfit_member_of_a_nest_is_kept_and_the_others_decoded(self) -> None:
-        inner = encode_attributes([(1, b"\1\2\3"), (2, b"\x33\x33"), (77, b"new")])
+        inner = encode_attributes([(1, b"\1\2\3"), (2, b"\x33\x33"), (5, b"\1"), (6, b""), (77, b"new")])
         payload = encode_attributes([(1, b"tls\0"), (2, inner)])
         _, value = decode_attribute(Attribute.ULP_INFO, payload)
-        assert value == (("name", "tls"), ("tls", (("version", b"\1\2\3"), ("cipher", 0x3333), (77, b"new"))))
+        tls = (("version", b"\1\2\3"), ("cipher", 0x3333), ("zc_ro_tx", b"\1"), ("rx_no_pad", True), (77, b"new"))
+        assert value == (("name", "tls"), ("tls", tls))
 
     def test_storages_of_bpf_are_flagged_nests_and_others_are_not(self) -> None:
         storage = (("map_id", 7), ("map_value", b"value"))

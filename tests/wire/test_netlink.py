@@ -232,6 +232,12 @@ class TestAcksAndDones:
                 decode(payload, 0, len(payload), netlink.NLM_F_CAPPED)
             assert (caught.value.offset, caught.value.expected, caught.value.got) == (0, "-4095..0", code)
 
+    @given(st.binary(min_size=1, max_size=20))
+    def test_what_no_flag_announces_is_no_attribute(self, behind: bytes) -> None:
+        done, ack = bytes(4) + behind, bytes(20) + behind
+        assert decode_done(done, 0, len(done), netlink.NLM_F_MULTI).attributes == ()
+        assert decode_ack(ack, 0, len(ack), netlink.NLM_F_CAPPED).attributes == ()
+
     def test_they_are_refused_at_every_length_that_is_too_short(self) -> None:
         for size in range(20):
             with pytest.raises(MalformedMessage, match=f"expected 20 bytes, got {size}"):

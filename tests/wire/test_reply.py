@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from socklb import InetSocket, MalformedMessage, TcpState
 from socklb.wire.attributes import decode_attribute, encode_value
+from socklb.wire.netlink import encode_attribute
 from socklb.wire.records import BbrInfo, SockOpt
 from socklb.wire.reply import MSG_SIZE, InetDiagMsg, decode_msg, format_address, format_endpoint
 from socklb.wire.socket_id import SocketId, encode_id
@@ -148,6 +149,7 @@ class TestMeaning:
         assert (one == twin, one != twin, hash(one) == hash(twin)) == (True, False, True)
         assert (one == other) == (one.row == other.row and one.protocol == other.protocol)
         assert one != InetSocket(one.row, IPPROTO_TCP + IPPROTO_UDP - one.protocol)
+        assert one != InetSocket(one.row + encode_attribute(99, b""), one.protocol)
         assert one != one.row
 
     @given(sockets(with_attributes=("mark", "cgroup_id")))
