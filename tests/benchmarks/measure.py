@@ -1,0 +1,207 @@
+"""The things that are measured, side by side: each round runs all of them in turn, and the best time of each counts."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import ipaddress
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from socklb import InetSocket, SocketFilter, destroy_sockets, dport, dst, find_sockets
+from socklb.kernel.diag import DiagSocket
+from socklb.wire.bytecode import INET_DIAG_REQ_BYTECODE, Assembler
+from socklb.wire.netlink import encode_attribute
+from socklb.wire.request import TCPDIAG_GETSOCK, InetDiagReq
+
+from .. import package_under_test
+from .crowd import BACKEND, VICTIMS, Crowd
+
+NAME = package_under_test.NAME
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_FIELDS = [name for name, value in vars(InetSocket).items() if isinstance(value, property)]
+_LISTED_STATES = 0x1F3E
+
+
+class Ratio(NamedTuple):
+    name: str
+    measured: float
+    at_most: float
+
+    @property
+    def holds(self) -> bool:
+        return self.measured <= self.at_most
+
+
+class Subject(NamedTuple):
+    """Something to be timed: `prepare` runs before each time, outside of it."""
+
+    run: Callable[[], object]
+    prepare: Callable[[], object] = lambda: None
+    every: int = 1  # how many rounds apart: the slow ones run in some only
+
+
+def measure(sockets: int, rounds: int) -> tuple[dict[str, float], list[Ratio]]:
+    with Crowd(sockets) as crowd:
+        subjects = _subjects(crowd, rounds)
+        best: dict[str, float] = {}
+        for number in range(rounds):
+            crowd.renew_victims()
+            for name, subject in subjects.items():
+                if number % subject.every:
+                    continue
+                subject.prepare()
+                gc.collect()
+                start = time.perf_counter()
+                subject.run()
+                elapsed = (time.perf_counter() - start) * 1000
+                best[name] = min(elapsed, best.get(name, elapsed))
+        growth = _memory_growth(crowd)
+    imports = {module: _import_time(module, rounds * 3) for module in ("socket", NAME)}
+    best.update({f"import {module}, cold": value for module, value in imports.items()})
+    return best, _ratios(best, growth)
+
+
+_WALK = "one kernel walk"
+_FIND = "find one backend's sockets"
+_SS = "ss with the same filter, whole process"
+_DESTROY = f"destroy one backend's {VICTIMS} connections"
+_SS_K = "ss -K with the same filter, whole process"
+_COMMAND = "python3 -S -m socklb destroy, whole process"
+_SCATTERED = "find among 1,000 backends, scattered"
+_CONSECUTIVE = "find among 1,000 backends, consecutive"
+_LIST = "list all"
+_DECODE = "list all, every field decoded"
+_PYROUTE2 = "pyroute2: list all, every field decoded"
+_IN_PYTHON = "find one backend's sockets, matched in Python"
+
+
+def _ratios(best: dict[str, float], growth: float) -> list[Ratio]:
+    wanted = [
+        (_FIND, _WALK, 1.3),
+        (_FIND, _SS, 0.7),
+        (_DESTROY, _SS_K, 0.6),
+        (_COMMAND, _SS_K, 2.0),
+        (_SCATTERED, _FIND, 1.3),
+        (_CONSECUTIVE, _FIND, 2.0),
+        (_DECODE, _PYROUTE2, 0.05),
+        (_LIST, _WALK, 14.0),
+        (f"import {NAME}, cold", "import socket, cold", 3.0),
+    ]
+    ratios = [Ratio(f"{a} / {b}", best[a] / best[b], most) for a, b, most in wanted if a in best and b in best]
+    return [*ratios, Ratio(f"growth of peak memory while destroying {VICTIMS}, MiB", growth, 1.0)]
+
+
+def _subjects(crowd: Crowd, rounds: int) -> dict[str, Subject]:
+    address, port = BACKEND
+    one = SocketFilter.to_backend(address, port, "tcp")
+    everything = SocketFilter("tcp", states=_LISTED_STATES)
+    in_python = SocketFilter("tcp", predicate=lambda s: s.dport == port and (dst(address) & dport(port)).matches(s))
+    scattered, consecutive = _backends(scattered=True), _backends(scattered=False)
+    text = f"dst {address}:{port}"
+    seldom = max(1, rounds // 2)
+    subjects = {
+        _WALK: Subject(_walk),
+        _FIND: Subject(lambda: _expect(VICTIMS, find_sockets(one))),
+        _SCATTERED: Subject(lambda: _expect(VICTIMS, find_sockets(scattered))),
+        _CONSECUTIVE: Subject(lambda: _expect(VICTIMS, find_sockets(consecutive))),
+        _IN_PYTHON: Subject(lambda: _expect(VICTIMS, find_sockets(in_python))),
+        _LIST: Subject(lambda: sum(1 for _ in find_sockets(everything))),
+        _DECODE: Subject(lambda: _decode_all(everything), every=seldom),
+        _DESTROY: Subject(lambda: _expect_destroyed(one), crowd.renew_victims),
+        _COMMAND: Subject(lambda: _run_command(text), crowd.renew_victims),
+        "bare interpreter start: python3 -S -c pass": Subject(lambda: _process([sys.executable, "-S", "-c", "pass"])),
+    }
+    if shutil.which("ss"):
+        subjects[_SS] = Subject(lambda: _process(["ss", "-Htan", text]), crowd.renew_victims)
+        subjects[_SS_K] = Subject(lambda: _process(["ss", "-HtKn", text]), crowd.renew_victims)
+    if importlib.util.find_spec("pyroute2"):
+        subjects[_PYROUTE2] = Subject(_pyroute2, every=rounds)
+    return subjects
+
+
+def _walk() -> None:
+    program = Assembler()
+    program.jump(program.reject)
+    request = InetDiagReq(states=_LISTED_STATES).encode()
+    request += encode_attribute(INET_DIAG_REQ_BYTECODE, program.assemble() or b"")
+    with DiagSocket() as diag:
+        assert not any(diag.dump(TCPDIAG_GETSOCK, request, "walk"))
+
+
+def _backends(*, scattered: bool) -> SocketFilter:
+    numbers = (
+        random.Random(1).sample(range(0x0A000000, 0xDF000000), 999) if scattered else range(0x7F0A0000, 0x7F0A03E7)
+    )
+    triples = [(str(ipaddress.IPv4Address(number)), 8080, "tcp") for number in numbers]
+    return SocketFilter.to_backends([*triples, (*BACKEND, "tcp")])
+
+
+def _expect(count: int, found: object) -> None:
+    assert len(list(found)) == count  # type: ignore[call-overload]
+
+
+def _expect_destroyed(filter: SocketFilter) -> None:
+    report = destroy_sockets(filter)
+    assert report.destroyed == VICTIMS, report
+
+
+def _decode_all(filter: SocketFilter) -> None:
+    for found in find_sockets(filter):
+        for field in _FIELDS:
+            getattr(found, field)
+
+
+def _pyroute2() -> None:
+    with importlib.import_module("pyroute2").DiagSocket() as diag:
+        diag.bind()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            diag.get_sock_stats(family=family, protocol=socket.IPPROTO_TCP, states=_LISTED_STATES)
+
+
+def _process(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=_ROOT)
+
+
+def _run_command(text: str) -> None:
+    _process([sys.executable, "-S", "-m", NAME, "destroy", "--tcp", text])
+
+
+_GROWTH = """
+import resource, sys
+sys.path.insert(0, {root!r})
+from {name} import SocketFilter, destroy_sockets
+filter = SocketFilter.to_backend({address!r}, {port}, "tcp")
+destroy_sockets(filter, dry_run=True)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert destroy_sockets(filter).destroyed == {victims}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def _memory_growth(crowd: Crowd) -> float:
+    """MiB by which the peak of a fresh process grows while it destroys; a dry run before has imported all."""
+    crowd.renew_victims()
+    script = _GROWTH.format(root=_ROOT, name=NAME, address=BACKEND[0], port=BACKEND[1], victims=VICTIMS)
+    return int(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True).stdout) / 1024
+
+
+def _import_time(module: str, rounds: int) -> float:
+    """Milliseconds of the import alone, told by fresh interpreters; the best of them."""
+    script = (
+        f"import sys, time; sys.path.insert(0, {_ROOT!r}); start = time.perf_counter(); import {module}; "
+        "print(time.perf_counter() - start)"
+    )
+    times = [
+        float(subprocess.run([sys.executable, "-I", "-S", "-c", script], check=True, capture_output=True).stdout)
+        for _ in range(rounds)
+    ]
+    return min(times) * 1000
