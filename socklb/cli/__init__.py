@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from ..errors import SocklbError
 from ..version import __version__
 from . import demo, destroy, list, probe
+from .help import HelpFormatter
 from .output import DONE, complain, error_text, exit_code, flush_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from types import ModuleType
+
+_COMMANDS = {"list": list, "destroy": destroy, "probe": probe, "demo": demo}
 
 _EXIT_CODES = """\
 exit codes:
@@ -26,25 +31,28 @@ Each command has a help text with examples: socklb COMMAND --help
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: Iterable[ModuleType]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="socklb",
         description="Find the sockets that are pinned to a backend that is gone, and destroy them.",
         epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"socklb {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (list, destroy, probe, demo):
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, prog=parser.prog)
+    for command in chosen:
         command.add_parser(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Bad usage leaves through SystemExit(2), as argparse does."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # Building a parser takes longer than using it: where the command is plain, the others need none.
+    chosen = [_COMMANDS[words[0]]] if words and words[0] in _COMMANDS else _COMMANDS.values()
     try:
         try:
-            options = _parser().parse_args(arguments)
+            options = _parser(chosen).parse_args(words)
             code: int = options.run(options)
         finally:
             flush_stdout()

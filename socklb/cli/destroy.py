@@ -12,6 +12,7 @@ from ..states import state_word
 from ..wire.reply import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_filter_arguments, filters_from
+from .help import HelpFormatter
 from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, print_json, quiet_pipe
 
 TYPE_CHECKING = False
@@ -38,7 +39,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="destroy the sockets that a filter means",
         description="Destroy the sockets that a filter means, in this network namespace.",
         epilog=_EXAMPLES + FILTER_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     add_filter_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="destroy nothing, tell what would be")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from ..errors import SocklbError
 from ..find import find_sockets
+from ..kernel.namespaces import HOST_NAME
 from ..report import socket_record
 from ..states import state_word
 from ..wire.reply import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_filter_arguments, filters_from
+from .help import HelpFormatter
 from .output import DONE, error_text, print_whole, quiet_pipe
 
 TYPE_CHECKING = False
@@ -36,7 +37,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="show the sockets that a filter means",
         description="Show the sockets that a filter means, in this network namespace. Needs no privilege.",
         epilog=_EXAMPLES + FILTER_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     add_filter_arguments(parser)
     parser.add_argument("--json", action="store_true", help='one JSON object: {"sockets": [...]}')
@@ -71,12 +73,14 @@ def _print_table(sockets: Iterator[InetSocket]) -> None:
 
 def _print_json(sockets: Iterator[InetSocket]) -> None:
     """One object, written while the sockets come, and closed in any case."""
+    import json  # not needed for tables
+
     separator = "\n  "
     end = "]}\n"
     try:
         print_whole('{"sockets": [')
         for socket in sockets:
-            print_whole(separator + json.dumps(socket_record(socket)))
+            print_whole(separator + json.dumps({"namespace": HOST_NAME, **socket_record(socket)}))
             separator = ",\n  "
     except (SocklbError, KeyboardInterrupt) as error:
         end = f'], "error": {json.dumps(error_text(error))}}}\n'

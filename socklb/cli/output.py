@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import contextmanager
-from signal import SIG_BLOCK, SIG_SETMASK, SIGINT, pthread_sigmask
 
 from ..errors import NotPermitted, NotSupported, SocklbError
 
@@ -52,11 +50,15 @@ def complain(text: str) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
+    import json  # not needed for tables
+
     print_whole(json.dumps(value, indent=2) + "\n")
 
 
 def print_whole(text: str) -> None:
     """Print without being interrupted: SIGINT waits, for a write that it cuts leaves half a JSON value."""
+    from signal import SIG_BLOCK, SIG_SETMASK, SIGINT, pthread_sigmask  # not needed for tables
+
     before = pthread_sigmask(SIG_BLOCK, (SIGINT,))
     try:
         print(text, end="")

@@ -7,6 +7,7 @@ import argparse
 from ..errors import SocklbError
 from ..probe import NOT_PERMITTED, SUPPORTED, Support, probe
 from ..wire.socket_id import AF_INET
+from .help import HelpFormatter
 from .output import CANNOT, DONE, REFUSED, error_text, print_json, quiet_pipe
 
 _EXAMPLES = """\
@@ -25,7 +26,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="can this kernel, and this caller, destroy sockets?",
         description="Can this kernel, and this caller, destroy sockets?",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help='one JSON object: {"tcp4": {"status": ..., ...}, ...}')
     parser.set_defaults(run=run)

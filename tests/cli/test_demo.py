@@ -32,16 +32,16 @@ def become(uid: int, namespaces: str = "10") -> Preexec:
     return enter
 
 
-KILLS_NOBODY = "module('.cli.demo').destroy_each = lambda filters: module('.report').DestroyReport()"
+KILLS_NOBODY = "module('.cli.demo_world').destroy_each = lambda filters: module('.report').DestroyReport()"
 KILLS_TOO_MANY = """
-demo = module(".cli.demo")
+demo = module(".cli.demo_world")
 destroy_each = demo.destroy_each
 demo.destroy_each = lambda filters: destroy_each(
     [*filters, module(".filters").SocketFilter.parse("dst [fd00::1]:9000", "udp")]
 )
 """
 FORGETS_MAPPED = """
-demo = module(".cli.demo")
+demo = module(".cli.demo_world")
 destroy_each = demo.destroy_each
 def v4_alone(filters):
     for each in filters:
@@ -59,7 +59,7 @@ sys.modules["ctypes"] = None
 NO_V6 = """
 def refuse(address):
     raise OSError(97, "Address family not supported by protocol")
-module(".cli.demo").add_loopback_address = refuse
+module(".cli.demo_world").add_loopback_address = refuse
 """
 
 ANYBODY = pytest.mark.parametrize(

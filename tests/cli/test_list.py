@@ -112,6 +112,7 @@ class TestJson:
         assert set(result.json) == {"sockets"}
         (row,) = result.json["sockets"]
         expected: dict[str, Any] = {
+            "namespace": "host",
             "protocol": "tcp",
             "state": "ESTABLISHED",
             "src": "::ffff:127.0.0.1",
