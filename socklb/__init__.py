@@ -7,7 +7,7 @@ The library prints nothing and needs nothing but the standard library.
 
 from .destroy import destroy_sockets
 from .errors import KernelError, MalformedMessage, NotPermitted, NotSupported, SocklbError, UnboundedFilter
-from .filters import SocketFilter, cgroup, device, dport, dst, mark, sport, src
+from .filters import SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
 from .find import find_sockets
 from .kernel.namespaces import NetworkNamespace
 from .probe import Support, probe
@@ -33,6 +33,7 @@ __all__ = [
     "TcpState",
     "UnboundedFilter",
     "__version__",
+    "autobound",
     "cgroup",
     "destroy_sockets",
     "device",

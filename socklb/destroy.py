@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 
-from .errors import KernelError, SocklbError, UnboundedFilter, kernel_error
-from .find import collect, dump, place, resolve
-from .kernel.diag import BATCH, DiagSocket
+from .errors import SocklbError, UnboundedFilter, kernel_error
+from .find import SocketTable, place, resolve
+from .kernel.diag import BATCH
 from .kernel.namespaces import NetworkNamespace, inside
 from .report import DESTROYED, FAILED, GONE, SKIPPED, DestroyReport, Outcome, outcome_record
 from .spare import DRY_RUN, Mercy
@@ -44,8 +44,9 @@ def destroy_sockets(
     `unconnected`), the ssh session one works in, all of them in a `dry_run`, and those beyond `limit`. `audit` is
     called with one dict for each verdict.
 
-    Raises UnboundedFilter for a filter that names no endpoint (unless `allow_unbounded`); NotPermitted or NotSupported,
-    when the kernel refuses, with the report so far in `.report`: what was still to be destroyed is `failed` in it.
+    Raises UnboundedFilter for a filter that names no endpoint (unless `allow_unbounded`); NotPermitted or NotSupported
+    when the kernel refuses, KernelError or MalformedMessage when it answers nothing or nonsense, with the report so far
+    in `.report`: what was still to be destroyed is `failed` in it.
     A dry run, and a run that matches nothing, needs no privilege.
     """
     return destroy_each(
@@ -81,17 +82,17 @@ def destroy_each(
     report = DestroyReport()
     where = place(namespace)
     try:
-        with inside(namespace, DiagSocket) as diag:
+        with inside(namespace, SocketTable) as table:
             for filter, searched in zip(filters, resolved):
                 ledger = _Ledger(report, audit, where, filter, dry_run)
                 doomed = []
-                for socket in collect(diag, searched, where):
+                for socket in table.collect(searched, where):
                     reason = mercy.reason(socket, searched) or (DRY_RUN if dry_run else "")
                     if reason:
                         ledger.enter(Outcome(socket, SKIPPED, reason))
                     else:
                         doomed.append(socket)
-                _Execution(diag, searched, where, ledger.enter).run(doomed)
+                _Execution(table, searched, where, ledger.enter).run(doomed)
     except (SocklbError, KeyboardInterrupt) as error:
         error.report = report  # type: ignore[union-attr]
         raise
@@ -116,8 +117,10 @@ class _Ledger:
 class _Execution:
     """Destroys sockets in rounds, until each has its verdict."""
 
-    def __init__(self, diag: DiagSocket, filter: SocketFilter, where: str, conclude: Callable[[Outcome], None]) -> None:
-        self._diag, self._filter, self._where, self._conclude = diag, filter, where, conclude
+    def __init__(
+        self, table: SocketTable, filter: SocketFilter, where: str, conclude: Callable[[Outcome], None]
+    ) -> None:
+        self._table, self._filter, self._where, self._conclude = table, filter, where, conclude
         self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {where}"
         self._pending: dict[int, InetSocket] = {}  # by cookie, those without a verdict
 
@@ -129,10 +132,18 @@ class _Execution:
         for ever.
         """
         self._pending = {socket.cookie: socket for socket in doomed}
-        while self._pending:
-            destroyed = self._round()
-            if not self._pending:
-                return
+        try:
+            while self._pending:
+                self._conclude_round(self._round())
+        except SocklbError as error:
+            code = getattr(error, "errno", None)
+            for socket in list(self._pending.values()):
+                self._settle(socket, FAILED, os.strerror(code) if code else str(error), code)
+            raise
+
+    def _conclude_round(self, destroyed: int) -> None:
+        """Tell those that are gone from those that hide behind a twin."""
+        if self._pending:
             there = self._still_there()
             for cookie, socket in list(self._pending.items()):
                 if cookie not in there:
@@ -149,7 +160,7 @@ class _Execution:
             batch = sockets[start : start + BATCH]
             requests = [destroy_request(socket.protocol, socket.family, socket.id_bytes) for socket in batch]
             refused = 0
-            for socket, code in zip(batch, self._diag.destroy(requests, self._doing)):
+            for socket, code in zip(batch, self._table.diag.destroy(requests, self._doing)):
                 if code == 0:
                     destroyed += 1
                     self._settle(socket, DESTROYED)
@@ -158,13 +169,8 @@ class _Execution:
                 elif code != errno.ENOENT:
                     self._settle(socket, FAILED, os.strerror(code), code)
             if refused:
-                self._give_up(kernel_error(refused, self._doing))
+                raise kernel_error(refused, self._doing)
         return destroyed
-
-    def _give_up(self, error: KernelError) -> None:
-        for socket in list(self._pending.values()):
-            self._settle(socket, FAILED, os.strerror(error.errno or 0), error.errno)
-        raise error
 
     def _settle(self, socket: InetSocket, verdict: str, reason: str = "", error: int | None = None) -> None:
         del self._pending[socket.cookie]
@@ -174,7 +180,7 @@ class _Execution:
         """The cookies of pending sockets that are in the table with the address they had, in whatever live state."""
         live = STATE_FILTER_TCP if self._filter.protocol == IPPROTO_TCP else STATE_FILTER_UDP
         states = live | self._filter.request_states
-        rows = dump(self._diag, self._filter, states, self._where, may_repeat_rows=True)
+        rows = self._table.search(self._filter, states, self._where, may_repeat_rows=True)
         return {
             socket.cookie
             for socket in rows

@@ -19,7 +19,9 @@ from itertools import chain
 from typing import NamedTuple, Union
 from unittest import mock
 
-from socklb.kernel import diag
+from socklb import InetSocket
+from socklb.kernel import diag, sockstat
+from socklb.wire.bytecode import INET_DIAG_REQ_BYTECODE
 from socklb.wire.netlink import (
     NLM_F_ACK,
     NLM_F_MULTI,
@@ -30,11 +32,22 @@ from socklb.wire.netlink import (
     encode_ack,
     encode_done,
     encode_message,
+    iter_attributes,
     iter_messages,
 )
 from socklb.wire.reply import InetDiagMsg, decode_msg
-from socklb.wire.request import SOCK_DESTROY, InetDiagReqV2, decode_request_v2
-from socklb.wire.socket_id import AF_INET, SocketId
+from socklb.wire.request import (
+    IPPROTO_TCP,
+    SOCK_DESTROY,
+    TCPDIAG_GETSOCK,
+    InetDiagReq,
+    InetDiagReqV2,
+    decode_request,
+    decode_request_v2,
+)
+from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
+
+from . import bytecode_vm
 
 Datagram = Union[bytes, "tuple[bytes, int]", BaseException]
 
@@ -50,6 +63,21 @@ class Request(NamedTuple):
     @property
     def body(self) -> InetDiagReqV2:
         return decode_request_v2(self.payload)
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """Those that a dump asks for; the older request does not choose."""
+        return (AF_INET, AF_INET6) if self.type == TCPDIAG_GETSOCK else (self.body.family,)
+
+    @property
+    def states(self) -> int:
+        return int(decode_request(self.payload).states if self.type == TCPDIAG_GETSOCK else self.body.states)
+
+    @property
+    def program(self) -> bytes:
+        """The bytecode of a dump; empty if it has none."""
+        start = len((InetDiagReq() if self.type == TCPDIAG_GETSOCK else InetDiagReqV2(0, 0, 0, 0)).encode())
+        return dict(iter_attributes(self.payload, start, len(self.payload))).get(INET_DIAG_REQ_BYTECODE, b"")
 
 
 Answer = Callable[[Sequence[Request]], Iterable[Datagram]]
@@ -87,7 +115,8 @@ class FakeSocket:
         if self._kernel.send_errors:
             raise self._kernel.send_errors.pop(0)
         requests = [
-            Request(m.type, m.flags, m.sequence, bytes(data[m.start : m.end])) for m in iter_messages(data, len(data))
+            Request(type_, flags, sequence, bytes(data[start:end]))
+            for type_, flags, sequence, _, start, end in iter_messages(data, len(data))
         ]
         self._kernel.sent.append(requests)
         self._replies = chain(self._replies, self._kernel.answer(requests))
@@ -128,7 +157,7 @@ class FakeKernel:
     @contextmanager
     def installed(self) -> Iterator[FakeKernel]:
         """Meanwhile every DiagSocket talks to this kernel; in the end none may be open."""
-        with mock.patch.object(diag, "open_netlink", self.open):
+        with mock.patch.object(diag, "open_netlink", self.open), mock.patch.object(sockstat, "_FILES", ()):
             yield self
         assert all(made.closed for made in self.sockets), "a netlink socket was left open"
 
@@ -181,15 +210,15 @@ def ack_message(request: Request, code: int = 0, attributes: tuple[tuple[int, by
 def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None = None) -> Answer:
     """A kernel with these rows; `destroy(id, family)` is the errno of a destroy (default: 0 for a row, else ENOENT).
 
-    A dump gives the rows of the family and states asked for, split over two receives on purpose. A destroy takes no
-    row out of the table by itself.
+    A dump gives the rows of the families and states asked for that its program lets through, split over two receives
+    on purpose. A destroy takes no row out of the table by itself.
     """
 
     def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
         if requests[0].type == SOCK_DESTROY:
             return [message for request in requests for message in _destroy(request)]
         (request,) = requests
-        wanted = [row for row in rows if _asked_for(request.body, decode_msg(row))]
+        wanted = [row for row in rows if _asked_for(request, row)]
         half = (len(wanted) + 1) // 2
         first = b"".join(row_message(request, row) for row in wanted[:half])
         second = b"".join(row_message(request, row) for row in wanted[half:]) + done_message(request)
@@ -204,5 +233,9 @@ def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None 
     return answer
 
 
-def _asked_for(request: InetDiagReqV2, message: InetDiagMsg) -> bool:
-    return bool(message.family == request.family and request.states >> message.state & 1)
+def _asked_for(request: Request, row: bytes) -> bool:
+    message = decode_msg(row)
+    if message.family not in request.families or not request.states >> message.state & 1:
+        return False
+    program = request.program
+    return not program or bytecode_vm.run(program, bytecode_vm.entry_of(InetSocket(row, IPPROTO_TCP)))

@@ -47,7 +47,7 @@ def run_inside(arguments: Sequence[str]) -> tuple[int | None, str]:
 def _become_world(arguments: Sequence[str], writer: int) -> None:
     """In the child: never returns."""
     try:
-        _unshare_world()
+        _unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID)
         grandchild = os.fork()
         if grandchild:
             os.close(writer)
@@ -65,9 +65,9 @@ def _become_world(arguments: Sequence[str], writer: int) -> None:
         os._exit(_NO_WORLD)
 
 
-def _unshare_world() -> None:
+def _unshare(flags: int) -> None:
+    """As root directly, else in a user namespace in which one's own id is root's."""
     uid, gid = os.geteuid(), os.getegid()
-    flags = CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID
     if uid == 0:
         try:
             unshare(flags)
@@ -107,6 +107,12 @@ def loopback_up() -> None:
 def new_network() -> None:
     """Move the calling thread into a fresh network namespace, loopback up."""
     unshare(CLONE_NEWNET)
+    loopback_up()
+
+
+def enter_network() -> None:
+    """Move this process into a network namespace of its own, as `run_inside` does, without pids and mounts."""
+    _unshare(CLONE_NEWNET)
     loopback_up()
 
 

@@ -1,24 +1,26 @@
 """Conditions on a socket: small values, joined with & | ~ into a tree.
 
-Each says what it means in Python (`matches`), whether it bounds the endpoint (`bounds`), and how it is written in the
-language of ss(8) (`str`). Names that depend on a namespace (an interface, a cgroup path) are replaced by their numbers
-(`resolved`) before anything is matched.
+Each says what it means in Python (`matches`) and how the kernel is told (`emit`), whether it bounds the endpoint
+(`bounds`), and how it is written in the language of ss(8) (`str`). Names that depend on a namespace (an interface, a
+cgroup path) are replaced by their numbers (`resolved`) before anything is matched or emitted.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-
-from ..errors import NotPermitted
+from ..wire import bytecode as bc
+from ..wire.bytecode import ANY_PORT, HostCond, Label
 from ..wire.reply import format_address
+from ..wire.socket_id import AF_INET, AF_INET6
+from .endpoints import GE_CODES, HOST_CODES, LE_CODES, Endpoint, EndpointSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
     from typing import Any, Protocol, Union
 
+    from ..wire.bytecode import Assembler
     from ..wire.reply import InetSocket
 
-    Address = Union[str, IPv4Address, IPv6Address, IPv4Network, IPv6Network]
     Network = Union[IPv4Network, IPv6Network]
 
     class Names(Protocol):
@@ -31,17 +33,26 @@ if TYPE_CHECKING:
 
 PORT_MAX = 0xFFFF
 _V4_MAPPED = bytes(10) + b"\xff\xff"
-_MAPPED_NETWORK = IPv6Network("::ffff:0:0/96")
+_EQ_CODES = {"src": bc.INET_DIAG_BC_S_EQ, "dst": bc.INET_DIAG_BC_D_EQ}
 
 
 class Condition:
     """The base of every condition. Equal, and of equal hash, when of one kind with equal arguments."""
 
     __slots__: tuple[str, ...] = ()
+    code = bc.INET_DIAG_BC_NOP  # the bytecode that a test cannot do without, if it is one that not every kernel has
 
     def matches(self, socket: InetSocket) -> bool:
         """Whether the socket is one of those meant."""
         raise NotImplementedError
+
+    def emit(self, program: Assembler, no: Label) -> None:
+        """Append what tells the kernel: a match goes on behind it, anything else goes to `no`."""
+        raise NotImplementedError
+
+    def expressible(self, lacks: frozenset[int]) -> bool:
+        """Whether a kernel that lacks these bytecodes can be told."""
+        return self.code not in lacks
 
     def bounds(self, negated: bool = False) -> bool:
         """Whether this, or its negation, names an endpoint, so that a destroy cannot hit everything by mistake."""
@@ -104,6 +115,13 @@ class Host(Condition):
             packed = packed[12:]
         return int.from_bytes(packed, "big") & int(network.netmask) == int(network.network_address)
 
+    def emit(self, program: Assembler, no: Label, port: int = ANY_PORT) -> None:
+        """The kernel takes a port along with an address."""
+        network = self.network
+        family = AF_INET if network.version == 4 else AF_INET6
+        argument = HostCond(family, network.prefixlen, port, network.network_address.packed)
+        program.test(HOST_CODES[self.side], argument, no)
+
     def bounds(self, negated: bool = False) -> bool:
         return not negated and self.network.prefixlen > 0
 
@@ -124,6 +142,20 @@ class Port(Condition):
     def matches(self, socket: InetSocket) -> bool:
         return self.low <= (socket.dport if self.side == "dst" else socket.sport) <= self.high
 
+    def emit(self, program: Assembler, no: Label) -> None:
+        if self.is_exact and _EQ_CODES[self.side] not in program.lacks:
+            program.test(_EQ_CODES[self.side], self.low, no)
+            return
+        if self.low > 0:
+            program.test(GE_CODES[self.side], self.low, no)
+        if self.high < PORT_MAX:
+            program.test(LE_CODES[self.side], self.high, no)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is one port."""
+        return self.low == self.high
+
     def bounds(self, negated: bool = False) -> bool:
         return not negated and (self.low > 0 or self.high < PORT_MAX)
 
@@ -136,74 +168,6 @@ class Port(Condition):
         if self.high == PORT_MAX:
             return f"{word} >= {self.low}"
         return f"( {word} >= {self.low} and {word} <= {self.high} )"
-
-
-class Device(Condition):
-    """Bound to an interface (SO_BINDTODEVICE): by index, or by name until that is resolved. 0 is "to none"."""
-
-    __slots__ = ("interface",)
-
-    def __init__(self, interface: int | str) -> None:
-        self.interface = interface
-
-    def matches(self, socket: InetSocket) -> bool:
-        if isinstance(self.interface, str):
-            raise ValueError(f"interface {self.interface!r} has no index yet: it depends on the namespace")
-        return socket.interface == self.interface
-
-    @property
-    def is_resolved(self) -> bool:
-        return not isinstance(self.interface, str)
-
-    def resolved(self, names: Names) -> Condition:
-        return Device(names.interface_index(self.interface)) if isinstance(self.interface, str) else self
-
-    def __str__(self) -> str:
-        return f"dev = {self.interface}"
-
-
-class Mark(Condition):
-    """SO_MARK: the bits under the mask have this value. The kernel tells marks to CAP_NET_ADMIN alone."""
-
-    __slots__ = ("mask", "value")
-
-    def __init__(self, value: int, mask: int) -> None:
-        self.value, self.mask = value, mask
-
-    def matches(self, socket: InetSocket) -> bool:
-        mark = socket.attributes.get("mark")
-        if mark is None:
-            raise NotPermitted(
-                1, "matching a mark: the kernel tells marks only to CAP_NET_ADMIN in the namespace's owner"
-            )
-        return bool(mark & self.mask == self.value)
-
-    def __str__(self) -> str:
-        return f"fwmark = {self.value:#x}/{self.mask:#x}"
-
-
-class Cgroup(Condition):
-    """In one cgroup v2: by id, or by path until that is resolved. A socket that tells none is in 0."""
-
-    __slots__ = ("cgroup",)
-
-    def __init__(self, cgroup: int | str) -> None:
-        self.cgroup = cgroup
-
-    def matches(self, socket: InetSocket) -> bool:
-        if isinstance(self.cgroup, str):
-            raise ValueError(f"cgroup {self.cgroup!r} has no id yet: it depends on where it is mounted")
-        return bool(socket.attributes.get("cgroup_id", 0) == self.cgroup)
-
-    @property
-    def is_resolved(self) -> bool:
-        return not isinstance(self.cgroup, str)
-
-    def resolved(self, names: Names) -> Condition:
-        return Cgroup(names.cgroup_id(self.cgroup)) if isinstance(self.cgroup, str) else self
-
-    def __str__(self) -> str:
-        return f"cgroup = {self.cgroup}"
 
 
 class _Group(Condition):
@@ -247,6 +211,16 @@ class And(_Group):
     def matches(self, socket: InetSocket) -> bool:
         return all(part.matches(socket) for part in self.parts)
 
+    def emit(self, program: Assembler, no: Label) -> None:
+        """One part after another; an exact port is told along with an address of its side."""
+        ports = {part.side: part for part in self.parts if isinstance(part, Port) and part.is_exact}
+        hosts = {part.side for part in self.parts if isinstance(part, Host)}
+        for part in self.parts:
+            if isinstance(part, Host) and part.side in ports:
+                part.emit(program, no, ports[part.side].low)
+            elif not (isinstance(part, Port) and part.side in hosts and part is ports.get(part.side)):
+                part.emit(program, no)
+
     def bounds(self, negated: bool = False) -> bool:
         return (all if negated else any)(part.bounds(negated) for part in self.parts)
 
@@ -262,6 +236,29 @@ class Or(_Group):
 
     def matches(self, socket: InetSocket) -> bool:
         return any(part.matches(socket) for part in self.parts)
+
+    def emit(self, program: Assembler, no: Label) -> None:
+        end = Label()
+        *others, last = self._alternatives() or [Not(EVERYTHING)]
+        for part in others:
+            following = Label()
+            part.emit(program, following)
+            program.jump(end)
+            program.place(following)
+        last.emit(program, no)
+        program.place(end)
+
+    def _alternatives(self) -> list[Condition | EndpointSet]:
+        """The parts, with the endpoints of each side among them gathered into one."""
+        endpoints: dict[str, list[Endpoint]] = {}
+        others: list[Condition | EndpointSet] = []
+        for part in self.parts:
+            side, endpoint = endpoint_of(part)
+            if endpoint is None:
+                others.append(part)
+            else:
+                endpoints.setdefault(side, []).append(endpoint)
+        return [EndpointSet(side, several) for side, several in endpoints.items()] + others
 
     def bounds(self, negated: bool = False) -> bool:
         return (any if negated else all)(part.bounds(negated) for part in self.parts)
@@ -281,6 +278,12 @@ class Not(Condition):
     def matches(self, socket: InetSocket) -> bool:
         return not self.part.matches(socket)
 
+    def emit(self, program: Assembler, no: Label) -> None:
+        otherwise = Label()
+        self.part.emit(program, otherwise)
+        program.jump(no)
+        program.place(otherwise)
+
     def bounds(self, negated: bool = False) -> bool:
         return self.part.bounds(not negated)
 
@@ -299,89 +302,14 @@ EVERYTHING = And()
 """The condition without a condition."""
 
 
-# ------------------------------------------------------------------------------------ what users write
-
-
-def src(address: Address, port: int | None = None) -> Condition:
-    """The local address (or prefix) and, if given, the local port."""
-    return _endpoint("src", address, port)
-
-
-def dst(address: Address, port: int | None = None) -> Condition:
-    """The peer's address (or prefix) and, if given, the peer's port.
-
-    `dst("10.0.0.0/8")`, `dst("10.0.0.1", 80)`, `dst("2001:db8::/32")`. A v4 address means v4-mapped v6 sockets too,
-    and a mapped address means the v4 one. Raises ValueError for what is no address, TypeError for another type.
-    """
-    return _endpoint("dst", address, port)
-
-
-def sport(low: int, high: int | None = None) -> Condition:
-    """The local port: one, or a range with both ends."""
-    return _port_range("src", low, high)
-
-
-def dport(low: int, high: int | None = None) -> Condition:
-    """The peer's port: one, or a range with both ends. Raises ValueError outside 0..65535 or upside down."""
-    return _port_range("dst", low, high)
-
-
-def device(interface: int | str) -> Condition:
-    """Bound to this interface, by name or index; a name is looked up in the namespace that is searched."""
-    if isinstance(interface, str):
-        if not 0 < len(interface.encode()) < 16:  # IFNAMSIZ
-            raise ValueError(f"interface name {interface!r} does not have 1 to 15 bytes")
-        return Device(interface)
-    return Device(_integer("interface index", interface, 0x7FFFFFFF))
-
-
-def mark(value: int, mask: int = 0xFFFFFFFF) -> Condition:
-    """The bits of SO_MARK under `mask` are `value`. Only a caller with CAP_NET_ADMIN can search for marks."""
-    _integer("mark", value, 0xFFFFFFFF)
-    _integer("mark mask", mask, 0xFFFFFFFF)
-    if value & ~mask:
-        raise ValueError(f"mark {value:#x} has bits outside its mask {mask:#x}: no socket can match")
-    return Mark(value, mask)
-
-
-def cgroup(cgroup: int | str) -> Condition:
-    """In this cgroup v2, by id or by path (absolute, or below the cgroup2 mount)."""
-    if isinstance(cgroup, str):
-        if not cgroup:
-            raise ValueError("an empty cgroup path")
-        return Cgroup(cgroup)
-    return Cgroup(_integer("cgroup id", cgroup, 0xFFFFFFFFFFFFFFFF))
-
-
-def _endpoint(side: str, address: Address, port: int | None) -> Condition:
-    host = Host(side, _network(address))
-    return host if port is None else And(host, _port_range(side, port, None))
-
-
-def _network(address: Address) -> Network:
-    if not isinstance(address, (str, IPv4Address, IPv6Address, IPv4Network, IPv6Network)):
-        raise TypeError(f"an address is a str or an ipaddress object, not {address!r}")
-    if getattr(address, "scope_id", None) or (isinstance(address, str) and "%" in address):
-        raise ValueError(f"{address}: zones are not supported; name the interface with device()")
-    network = ip_network(address, strict=False)
-    if network.version == 6 and network.prefixlen >= 96 and network.subnet_of(_MAPPED_NETWORK):
-        return IPv4Network((network.network_address.packed[12:], network.prefixlen - 96))
-    return network
-
-
-def _port_range(side: str, low: int, high: int | None) -> Condition:
-    _integer("port", low, PORT_MAX)
-    if high is None:
-        return Port(side, low, low)
-    _integer("port", high, PORT_MAX)
-    if low > high:
-        raise ValueError(f"port range {low}..{high} is upside down")
-    return Port(side, low, high)
-
-
-def _integer(what: str, number: int, highest: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{what} is an int, not {number!r}")
-    if not 0 <= number <= highest:
-        raise ValueError(f"{what} {number} is outside 0..{highest}")
-    return number
+def endpoint_of(condition: Condition) -> tuple[str, Endpoint | None]:
+    """(side, endpoint) of a condition that is a whole address, or one and a port of its side; else ("", None)."""
+    host, port = condition, ANY_PORT
+    if isinstance(condition, And) and len(condition.parts) == 2:
+        host, exact = condition.parts
+        if not (isinstance(host, Host) and isinstance(exact, Port) and exact.is_exact and exact.side == host.side):
+            return "", None
+        port = exact.low
+    if not isinstance(host, Host) or host.network.prefixlen != host.network.max_prefixlen:
+        return "", None
+    return host.side, Endpoint(host.network.version, int(host.network.network_address), port)

@@ -3,7 +3,7 @@
     filter  = term { ["and" | "&" | "&&"] term }  or  term { ("or" | "|" | "||") term }
     term    = ("not" | "!") term | "(" filter ")" | test
     test    = ("dst" | "src") [eq | ne] host | ("dport" | "sport") [operator] port
-            | "dev" [eq | ne] interface | "fwmark" [eq | ne] value["/"mask] | "cgroup" [eq | ne] path
+            | "autobound" | "dev" [eq | ne] interface | "fwmark" [eq | ne] value["/"mask] | "cgroup" [eq | ne] path
     host    = "*" | address ["/" prefix] [":" port] | "[" v6 ["/" prefix] "]" [":" port] | v6 ["/" prefix] | "*:" port
 
 ss reads a line of `and` and `or` strictly from left to right, most people read `and` first. Where the two readings
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 
-from . import conditions
+from . import vocabulary
 from .conditions import EVERYTHING, PORT_MAX, And, Condition, Not, Or, Port
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ _OPERATORS = {
     "<": "<", "lt": "<", "<=": "<=", "le": "<=", "leq": "<=",
     ">": ">", "gt": ">", ">=": ">=", "ge": ">=", "geq": ">=",
 }  # fmt: skip
-_TESTS = ("dst", "src", "dport", "sport", "dev", "fwmark", "cgroup")
+_TESTS = ("dst", "src", "dport", "sport", "dev", "fwmark", "cgroup", "autobound")
 _SYMBOLS = ("&&", "||", "==", "!=", "<=", ">=", "(", ")", "!", "&", "|", "=", "<", ">")
 _MAX_DEPTH = 100  # of parentheses and nots: deeper ones are a mistake, and the reader is recursive
 
@@ -142,12 +142,14 @@ class _Reader:
         if test is None:
             self.fail(_why_no_test(word.text.lower()))
         kind = test.text.lower()
+        if kind == "autobound":
+            return vocabulary.autobound()
         operator = self._accept(*_OPERATORS)
         sign = _OPERATORS[operator.text.lower()] if operator else "="
         if operator and sign not in ("=", "!=") and not kind.endswith("port"):
             self.fail(f"{kind} can be compared with = and != alone", operator)
         value = self.word
-        if value is None or value.text in _SYMBOLS:
+        if value is None or value.text in _SYMBOLS or value.text.lower() in _AND + _OR + _NOT:
             self.fail(f"{kind} needs a value behind it")
         self._next()
         try:
@@ -173,7 +175,7 @@ class _Reader:
         ports = EVERYTHING if port in (None, "*") else Port(side, *[self._port_number(port or "", value)] * 2)
         if host in ("", "*"):
             return ports
-        hosts = conditions.src(host) if side == "src" else conditions.dst(host)
+        hosts = vocabulary.src(host) if side == "src" else vocabulary.dst(host)
         return hosts if ports is EVERYTHING else And(hosts, ports)
 
     def _split_endpoint(self, value: _Word) -> tuple[str, str | None]:
@@ -204,7 +206,7 @@ class _Reader:
         if slash and ":" not in address and address.count(".") < 3:
             address += ".0" * (3 - address.count("."))
         try:
-            conditions.dst(address + slash + prefix)
+            vocabulary.dst(address + slash + prefix)
         except ValueError:
             if any(c.isalpha() for c in address) and ":" not in address:
                 self.fail("host names are not looked up; give the address", value)
@@ -238,7 +240,7 @@ class _Reader:
 
     def _dev(self, value: _Word) -> Condition:
         text = value.text
-        return conditions.device(int(text) if text.isascii() and text.isdigit() else text)
+        return vocabulary.device(int(text) if text.isascii() and text.isdigit() else text)
 
     def _fwmark(self, value: _Word) -> Condition:
         number, slash, mask = value.text.partition("/")
@@ -246,11 +248,11 @@ class _Reader:
             numbers = (int(number, 0), int(mask, 0) if slash else 0xFFFFFFFF)
         except ValueError:
             self.fail("a mark is VALUE or VALUE/MASK, numbers both", value)
-        return conditions.mark(*numbers)
+        return vocabulary.mark(*numbers)
 
     def _cgroup(self, value: _Word) -> Condition:
         text = value.text
-        return conditions.cgroup(int(text) if text.isascii() and text.isdigit() else text)
+        return vocabulary.cgroup(int(text) if text.isascii() and text.isdigit() else text)
 
 
 def _join(kind: type[And] | type[Or], parts: list[Condition]) -> Condition:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states, state_mask
 from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
-from .conditions import EVERYTHING, Condition, Or, dst
+from .compiler import compile_condition
+from .conditions import EVERYTHING, Condition, Or
 from .language import parse
+from .vocabulary import dst
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
     from ..states import States
     from ..wire.reply import InetSocket
-    from .conditions import Address, Names
+    from .compiler import Plan
+    from .conditions import Names
+    from .vocabulary import Address
 
     Protocol = Union[str, int]
 
@@ -25,7 +29,7 @@ _IPPROTO_MPTCP = 262
 _TIME_WAIT = state_mask(TcpState.TIME_WAIT)
 _LISTEN = state_mask(TcpState.LISTEN)
 # A request socket reports SYN_RECV and answers to either bit; a bound one reports CLOSE and answers to BOUND_INACTIVE.
-_ANSWERS_TO = {state: state_mask(state) for state in range(1, 32)}
+_ANSWERS_TO = {state: state_mask(state) for state in range(1, 32)}  # by the state that a row reports
 _ANSWERS_TO[TcpState.SYN_RECV] |= state_mask(TcpState.NEW_SYN_RECV)
 _ANSWERS_TO[TcpState.CLOSE] |= state_mask(TcpState.BOUND_INACTIVE)
 
@@ -51,7 +55,7 @@ class SocketFilter:
     last, in Python, about what all else has accepted.
     """
 
-    __slots__ = ("family", "names_listen", "predicate", "protocol", "states", "where")
+    __slots__ = ("_plans", "family", "names_listen", "predicate", "protocol", "states", "where")
 
     def __init__(
         self,
@@ -70,12 +74,13 @@ class SocketFilter:
         self.states, named = (default, 0) if states is None else named_states(states)
         # Whether LISTEN was asked for by name; a group word or the default mask, spelled out, does not count.
         self.names_listen = bool(named & _LISTEN) and states != default
-        if family not in (None, AF_INET, AF_INET6):
+        if family is not None and (not isinstance(family, int) or family not in (AF_INET, AF_INET6)):
             raise ValueError(f"family is AF_INET, AF_INET6 or None for both, not {family!r}")
         self.family = family
         if predicate is not None and not callable(predicate):
             raise TypeError(f"predicate is a function from an InetSocket to a bool, not {predicate!r}")
         self.predicate = predicate
+        self._plans: dict[frozenset[int], Plan] = {}
 
     @classmethod
     def to_backend(cls, address: Address, port: int, protocol: Protocol, **options: Any) -> SocketFilter:
@@ -113,9 +118,18 @@ class SocketFilter:
 
     def accepts_state(self, socket: InetSocket) -> bool:
         """Whether the socket's state is meant; a mini-socket is, whatever its substate, if TIME_WAIT is."""
-        if socket.is_time_wait:
-            return bool(self.states & _TIME_WAIT)
-        return bool(self.states & _ANSWERS_TO.get(socket.state, 0))
+        answers_to = _TIME_WAIT if socket.is_time_wait else _ANSWERS_TO.get(socket.state, 0)
+        return self.states & answers_to != 0
+
+    def accepts(self, socket: InetSocket) -> bool:
+        """What is left to ask about a socket that the kernel sent for the condition: state and predicate."""
+        return self.accepts_state(socket) and (self.predicate is None or bool(self.predicate(socket)))
+
+    def plan(self, lacks: frozenset[int] = frozenset()) -> Plan:
+        """How to ask a kernel that lacks these bytecodes for what the condition means; worked out once."""
+        if lacks not in self._plans:
+            self._plans[lacks] = compile_condition(self.where, lacks)
+        return self._plans[lacks]
 
     def matches(self, socket: InetSocket) -> bool:
         """Whether this very socket is meant.
@@ -138,12 +152,8 @@ class SocketFilter:
 
     def resolved(self, names: Names) -> SocketFilter:
         """The same with the names of interfaces and cgroups replaced by their numbers."""
-        return self._with(where=self.where.resolved(names))
-
-    def _with(self, **changes: Any) -> SocketFilter:
-        copy = SocketFilter.__new__(SocketFilter)
-        for slot in self.__slots__:
-            setattr(copy, slot, changes.get(slot, getattr(self, slot)))
+        copy = SocketFilter(self.protocol, self.where.resolved(names), family=self.family, predicate=self.predicate)
+        copy.states, copy.names_listen = self.states, self.names_listen
         return copy
 
     def __str__(self) -> str:

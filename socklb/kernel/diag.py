@@ -111,14 +111,13 @@ class DiagSocket:
     def _dump_once(self, type: int, request: bytes, doing: str) -> Iterator[list[bytes]]:
         sequence = self._next_sequence(1)
         self._send(encode_message(type, NLM_F_REQUEST | NLM_F_DUMP, sequence, request), doing)
-        buffer = self._buffer
         lost: _Interrupted | None = None  # said when the dump is over, so that the next one starts clean
         losses = 0
         done = False
         while not done:
             rows: list[bytes] = []
             try:
-                size = self._receive(doing)
+                reply = self._receive(doing)
             except _Interrupted as error:
                 losses += 1
                 if losses == _ATTEMPTS:
@@ -126,30 +125,31 @@ class DiagSocket:
                 lost = error
                 continue
             try:
-                for kind, flags, answered, _, start, end in iter_messages(buffer, size):
+                for kind, flags, answered, _, start, end in iter_messages(reply, len(reply)):
+                    if kind == type and answered == sequence and not done and not flags & NLM_F_DUMP_INTR:
+                        rows.append(reply[start:end])
+                        continue
                     if answered != sequence:
                         raise MalformedMessage("sequence of a reply", offset=start, expected=sequence, got=answered)
                     if done:
                         raise MalformedMessage("message behind the last", offset=start, expected="nothing", got=kind)
                     if flags & NLM_F_DUMP_INTR:
                         lost = _Interrupted(errno.EINTR, f"{doing}: the table changed during the dump; try again")
-                    if kind == type:
-                        rows.append(bytes(buffer[start:end]))
-                    elif kind == NLMSG_DONE:
+                    if kind == NLMSG_DONE:
                         done = True
-                        code, text = _error_of(decode_done(buffer, start, end, flags))
+                        code, text = _error_of(decode_done(reply, start, end, flags))
                     elif kind == NLMSG_ERROR:
                         done = True
-                        code, text = _error_of(decode_ack(buffer, start, end, flags))
+                        code, text = _error_of(decode_ack(reply, start, end, flags))
                         code = code or errno.EPROTO  # an acknowledgement where rows were asked for
                     elif kind == NLMSG_OVERRUN:
                         lost = _Interrupted(errno.ENOBUFS, f"{doing}: the kernel lost replies; try again")
-                    elif kind != NLMSG_NOOP:
+                    elif kind not in (type, NLMSG_NOOP):
                         raise MalformedMessage("type of a reply", offset=start, expected=type, got=kind)
             except MalformedMessage:
                 self.close()
                 raise
-            if lost is None:
+            if rows and lost is None:
                 yield rows
         if code == errno.EINTR:
             raise _Interrupted(code, f"{doing}: interrupted; try again")
@@ -204,9 +204,9 @@ class DiagSocket:
         codes = [0] * len(requests)
         answered = first - 1
         while answered != last:
-            size = self._receive(doing)
+            reply = self._receive(doing)
             try:
-                for kind, flags, sequence, _, start, end in iter_messages(self._buffer, size):
+                for kind, flags, sequence, _, start, end in iter_messages(reply, len(reply)):
                     if kind == NLMSG_NOOP or oldest <= sequence < first:
                         continue
                     if kind != NLMSG_ERROR:
@@ -215,7 +215,7 @@ class DiagSocket:
                         raise MalformedMessage(
                             "sequence of a reply", offset=start, expected=f"{answered + 1}..{last}", got=sequence
                         )
-                    codes[sequence - first] = decode_ack(self._buffer, start, end, flags).errno
+                    codes[sequence - first] = decode_ack(reply, start, end, flags).errno
                     answered = sequence
             except MalformedMessage:
                 self.close()
@@ -240,8 +240,8 @@ class DiagSocket:
                 if error.errno not in (errno.ENOBUFS, errno.EINTR) or attempt == _ATTEMPTS:
                     raise kernel_error(error.errno or 0, doing) from None
 
-    def _receive(self, doing: str) -> int:
-        """Fill the buffer with one datagram from the kernel; its size."""
+    def _receive(self, doing: str) -> bytes:
+        """One datagram from the kernel."""
         try:
             size, _, flags, sender = self._socket.recvmsg_into([self._buffer])
         except socket.timeout:
@@ -260,7 +260,7 @@ class DiagSocket:
         if wrong:
             self.close()
             raise MalformedMessage(offset=0, **wrong)
-        return size
+        return bytes(memoryview(self._buffer)[:size])
 
 
 def _error_of(answer: Any) -> tuple[int, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from enum import IntEnum
+from functools import lru_cache
 from struct import Struct
 from struct import error as struct_error
 
@@ -65,9 +66,10 @@ class Attribute(IntEnum):
 class _Number:
     def __init__(self, format: str) -> None:
         self._struct = Struct("=" + format)
+        self._size, self._unpack = self._struct.size, self._struct.unpack
 
     def decode(self, payload: bytes) -> int | None:
-        return int(self._struct.unpack(payload)[0]) if len(payload) == self._struct.size else None
+        return self._unpack(payload)[0] if len(payload) == self._size else None
 
     def encode(self, value: int) -> bytes:
         return self._struct.pack(value)
@@ -271,7 +273,7 @@ _ULP = _Nest({1: ("name", _TEXT), 2: ("tls", _ULP_TLS), 3: ("mptcp", _ULP_MPTCP)
 _BPF_STORAGE = _Nest({2: ("map_id", _U32), 3: ("map_value", _Bytes())})  # linux/sock_diag.h: SK_DIAG_BPF_STORAGE_*
 _BPF_STORAGES = _Nest({1: ("storage", _BPF_STORAGE)}, flagged=True)
 
-_CODECS: dict[int, Codec] = {
+_CODECS_BY_ATTRIBUTE: dict[Attribute, Codec] = {
     Attribute.MEMINFO: _Struct(MemInfo),
     Attribute.INFO: _Struct(TcpInfo),
     Attribute.VEGASINFO: _Struct(VegasInfo),
@@ -294,6 +296,7 @@ _CODECS: dict[int, Codec] = {
     Attribute.CGROUP_ID: _U64,
     Attribute.SOCKOPT: _Struct(SockOpt),
 }
+_CODECS = {int(attribute): codec for attribute, codec in _CODECS_BY_ATTRIBUTE.items()}
 _NAMES = {int(attribute): attribute.name.lower() for attribute in Attribute}
 _NUMBERS = {name: number for number, name in _NAMES.items()}
 
@@ -303,6 +306,23 @@ def decode_attribute(type: int, payload: bytes) -> tuple[AttributeKey, Any]:
     number = type & NLA_TYPE_MASK
     codec = _CODECS.get(number)
     return _NAMES.get(number, number), payload if codec is None else decode_or_keep(codec, payload)
+
+
+_DECODERS = {number: (_NAMES[number], codec.decode) for number, codec in _CODECS.items()}
+
+
+@lru_cache(maxsize=256)  # unless extensions are asked for, most sockets of a host carry the very same bytes
+def decode_attributes(data: bytes) -> tuple[tuple[AttributeKey, Any], ...]:
+    """(name, value) of each attribute; an unknown one as (number, raw bytes). Raises MalformedMessage if one is cut."""
+    pairs: list[tuple[AttributeKey, Any]] = []
+    for type_, payload in iter_attributes(data, 0, len(data)):
+        known = _DECODERS.get(type_ & NLA_TYPE_MASK)
+        if known is None:
+            pairs.append(decode_attribute(type_, payload))
+        else:
+            value = known[1](payload)
+            pairs.append((known[0], payload if value is None else value))
+    return tuple(pairs)
 
 
 def encode_value(key: AttributeKey, value: Any) -> tuple[int, bytes]:

@@ -57,21 +57,17 @@ def align(length: int) -> int:
 # ---------------------------------------------------------------------------------------------- messages
 
 
-class Message(namedtuple("Message", "type flags sequence port start end")):
-    """One message of a buffer: its header, and where in the buffer its payload starts and ends."""
-
-    __slots__ = ()
-
-
 def encode_message(type: int, flags: int, sequence: int, payload: Buffer, port: int = 0) -> bytes:
     """Header, payload, and the padding that lets another message follow."""
     length = NLMSGHDR.size + len(payload)
     return NLMSGHDR.pack(length, type, flags, sequence, port) + bytes(payload) + bytes(align(length) - length)
 
 
-def iter_messages(buffer: Buffer, size: int) -> Iterator[Message]:
-    """The messages in the first `size` bytes. Raises MalformedMessage at what is cut or does not move on."""
-    unpack_from, header_size, new = NLMSGHDR.unpack_from, NLMSGHDR.size, tuple.__new__
+def iter_messages(buffer: Buffer, size: int) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """(type, flags, sequence, port, start, end) of each message in the first `size` bytes: its header, and where in the
+    buffer its payload starts and ends. Raises MalformedMessage at what is cut or does not move on.
+    """
+    unpack_from, header_size = NLMSGHDR.unpack_from, NLMSGHDR.size
     offset = 0
     while offset < size:
         if size - offset < header_size:
@@ -84,7 +80,7 @@ def iter_messages(buffer: Buffer, size: int) -> Iterator[Message]:
             raise MalformedMessage(
                 "netlink message length", offset=offset, expected=f"{header_size}..{size - offset}", got=length
             )
-        yield new(Message, (type_, flags, sequence, port, offset + header_size, end))
+        yield type_, flags, sequence, port, offset + header_size, end
         offset = (end + 3) & ~3
 
 
@@ -104,18 +100,19 @@ def iter_attributes(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int,
 
     Raises MalformedMessage at what is cut or does not move on.
     """
+    unpack_from, header_size = NLATTR.unpack_from, NLATTR.size
     while start < end:
-        if end - start < NLATTR.size:
+        if end - start < header_size:
             raise MalformedMessage(
-                "cut netlink attribute", offset=start, expected=f"{NLATTR.size} bytes", got=f"{end - start}"
+                "cut netlink attribute", offset=start, expected=f"{header_size} bytes", got=f"{end - start}"
             )
-        length, type_ = NLATTR.unpack_from(buffer, start)
-        if not NLATTR.size <= length <= end - start:
+        length, type_ = unpack_from(buffer, start)
+        if not header_size <= length <= end - start:
             raise MalformedMessage(
-                "netlink attribute length", offset=start, expected=f"{NLATTR.size}..{end - start}", got=length
+                "netlink attribute length", offset=start, expected=f"{header_size}..{end - start}", got=length
             )
-        yield type_, bytes(buffer[start + NLATTR.size : start + length])
-        start += align(length)
+        yield type_, bytes(buffer[start + header_size : start + length])
+        start += (length + 3) & ~3
 
 
 def encode_attributes(pairs: Iterable[tuple[int, Buffer]]) -> bytes:

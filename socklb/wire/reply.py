@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 
 from ..errors import MalformedMessage
 from ..states import TcpState
-from .netlink import encode_attributes, iter_attributes
+from .netlink import encode_attributes
 from .socket_id import ADDRESSES, AF_INET, AF_INET6, SIZE, SocketId, decode_id, encode_id
 
 TYPE_CHECKING = False
@@ -44,6 +45,7 @@ _IFACE_COOKIE = Struct("=III")
 _IFACE = _ID + ADDRESSES.size
 
 _TIMER_TIME_WAIT = 3
+_TIME_WAIT = int(TcpState.TIME_WAIT)
 _STATES = tuple(TcpState(n) if 1 <= n <= TcpState.BOUND_INACTIVE else n for n in range(256))
 
 
@@ -114,7 +116,7 @@ class InetSocket:
     @property
     def is_time_wait(self) -> bool:
         """A time-wait mini-socket, its substate FIN_WAIT2 included: it has no owner."""
-        return self.row[1] == TcpState.TIME_WAIT or self.row[2] == _TIMER_TIME_WAIT
+        return self.row[1] == _TIME_WAIT or self.row[2] == _TIMER_TIME_WAIT
 
     @property
     def id_bytes(self) -> bytes:
@@ -189,9 +191,11 @@ class InetSocket:
 
         Of one that comes twice the last counts, as with nla_parse(). Raises MalformedMessage if they are cut.
         """
-        from .attributes import decode_attribute  # few look at attributes, and their codecs take a while to import
-
-        return dict(decode_attribute(*pair) for pair in iter_attributes(self.row, MSG_SIZE, len(self.row)))
+        try:
+            return dict(_decode_attributes(self.row[MSG_SIZE:]))
+        except MalformedMessage as error:
+            offset = MSG_SIZE + error.offset
+            raise MalformedMessage(error.what, offset=offset, expected=error.expected, got=error.got) from None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, InetSocket):
@@ -209,6 +213,15 @@ class InetSocket:
         )
 
 
+def _decode_attributes(data: bytes) -> Iterable[tuple[str | int, Any]]:
+    """Few look at attributes, and their codecs take a while to import: what is imported takes the place of this."""
+    global _decode_attributes
+    from .attributes import decode_attributes as _decode_attributes
+
+    return _decode_attributes(data)
+
+
+@lru_cache(maxsize=1024)  # the same few addresses come again and again
 def _address(packed: bytes) -> IPAddress:
     return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
 

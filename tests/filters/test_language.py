@@ -237,7 +237,6 @@ class TestMistakes:
             ("port 80", "port", 1, "dst, src, dport, sport, dev, fwmark, cgroup"),
             ("dst 10.0.0.1 dprot 80", "dprot", 14, "unknown word"),
             ("10.0.0.1", "10.0.0.1", 1, "unknown word"),
-            ("autobound", "autobound", 1, "unknown word"),
             ("dst 10.0.0.1 80", "80", 14, "unknown word"),
             ("dst", "", 4, "dst needs a value"),
             ("dst 10.0.0.1 and dport ", "", 24, "dport needs a value"),
@@ -301,7 +300,7 @@ class TestMistakes:
 
     def test_the_message_shows_the_place(self) -> None:
         assert str(error_of("dst 10.0.0.1\tand dprot = 80")).splitlines() == [
-            "filter: unknown word; a test starts with one of dst, src, dport, sport, dev, fwmark, cgroup: "
+            "filter: unknown word; a test starts with one of dst, src, dport, sport, dev, fwmark, cgroup, autobound: "
             "'dprot' at column 18",
             "  dst 10.0.0.1 and dprot = 80",
             "                   ^",

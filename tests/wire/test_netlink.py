@@ -58,8 +58,23 @@ def written(messages: Iterable[Whole]) -> bytes:
     return b"".join(message.bytes for message in messages)
 
 
+class Found(NamedTuple):
+    """What iter_messages gives, by name."""
+
+    type: int
+    flags: int
+    sequence: int
+    port: int
+    start: int
+    end: int
+
+
+def messages_in(data: bytes, size: int) -> Iterator[Found]:
+    return (Found(*found) for found in iter_messages(data, size))
+
+
 def read(data: bytes) -> list[Whole]:
-    return [Whole(*message[:4], data[message.start : message.end]) for message in iter_messages(data, len(data))]
+    return [Whole(*message[:4], data[message.start : message.end]) for message in messages_in(data, len(data))]
 
 
 def run(pairs: Iterable[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
@@ -122,7 +137,7 @@ class TestMessages:
     def test_a_cut_message_is_refused_at_every_length(self, before: list[Whole], last: Whole) -> None:
         start = len(written(before))
         for size in range(1, 16 + len(last.payload)):
-            messages = iter_messages((written(before) + last.bytes)[: start + size], start + size)
+            messages = messages_in((written(before) + last.bytes)[: start + size], start + size)
             assert [next(messages).type for _ in before] == [message.type for message in before]
             with pytest.raises(MalformedMessage) as caught:
                 next(messages)
@@ -139,7 +154,7 @@ class TestMessages:
 
     @given(damaged(streams.map(written)))
     def test_any_bytes_are_messages_or_malformed_in_no_more_steps_than_headers_fit(self, data: bytes) -> None:
-        messages, error = until_malformed(iter_messages(data, len(data)), len(data) // 16)
+        messages, error = until_malformed(messages_in(data, len(data)), len(data) // 16)
         behind = 0
         for message in messages:
             assert behind + 16 <= message.start <= message.end <= len(data)
@@ -150,7 +165,7 @@ class TestMessages:
     def test_a_length_that_does_not_advance_or_leads_outside(self, length: int) -> None:
         first, second = encode_message(20, 0, 1, b""), encode_message(20, 0, 1, bytes(8))
         data = first + native(length, 4) + second[4:]
-        messages, error = until_malformed(iter_messages(data, len(data)), 2)
+        messages, error = until_malformed(messages_in(data, len(data)), 2)
         assert error is not None
         assert (len(messages), error.offset, error.expected, error.got) == (1, 16, "16..24", length)
 
@@ -290,7 +305,7 @@ class TestGolden:
     )
     def test_acks(self, fields: golden.Fields, code: int, asked: tuple[int, int, int, int, int], text: str) -> None:
         data = golden.joined(fields)
-        (message,) = iter_messages(data, len(data))
+        (message,) = messages_in(data, len(data))
         ack = decode_ack(data, message.start, message.end, message.flags)
         assert (message.type, ack.errno, ack.text) == (NLMSG_ERROR, code, text)
         assert (ack.type, ack.flags, ack.sequence, ack.length, len(ack.request)) == asked
@@ -308,7 +323,7 @@ class TestGolden:
     )
     def test_dones(self, fields: golden.Fields, code: int, text: str) -> None:
         data = golden.joined(fields)
-        (message,) = iter_messages(data, len(data))
+        (message,) = messages_in(data, len(data))
         done = decode_done(data, message.start, message.end, message.flags)
         assert (message.type, done.errno, done.text) == (NLMSG_DONE, code, text)
         flags, payload = encode_done(done)

@@ -1,0 +1,128 @@
+"""From a condition to the programs that tell the kernel, and what is left to be matched in Python."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+from ..wire.bytecode import Assembler
+from .conditions import EVERYTHING, And, Condition, Not, Or, endpoint_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+
+class Plan(namedtuple("Plan", "programs codes rest disjoint")):
+    """How to ask the kernel for what a condition means.
+
+    `programs`: one dump each; an empty one takes everything. `codes`: the bytecodes in them. `rest`: what is still to
+    be matched in Python, None if the programs say it all; then they let through too much and never too little.
+    `disjoint`: whether no socket can come through two of them.
+    """
+
+    __slots__ = ()
+    programs: tuple[bytes, ...]
+    codes: frozenset[int]
+    rest: Optional[Condition]
+    disjoint: bool
+
+
+def compile_condition(where: Condition, lacks: frozenset[int] = frozenset()) -> Plan:
+    """The plan for a kernel that lacks these bytecodes. Conditions must be resolved."""
+    told = where if _is_expressible(where, lacks) else _relaxed(where, lacks)
+    rest = None if told is where else where
+    whole = _assemble(told, lacks)
+    if whole is not None:
+        return Plan((whole.program,), whole.codes, rest, True)
+    pieces, complete = _split(_relaxed(told, frozenset()), lacks)
+    programs = tuple(piece.program for piece in pieces)
+    codes = frozenset().union(*(piece.codes for piece in pieces))
+    return Plan(programs, codes, rest if complete else where, _are_distinct_endpoints(told))
+
+
+class _Assembled(namedtuple("_Assembled", "program codes")):
+    __slots__ = ()
+    program: bytes
+    codes: frozenset[int]
+
+
+def _assemble(condition: Condition, lacks: frozenset[int]) -> _Assembled | None:
+    assembler = Assembler(lacks)
+    condition.emit(assembler, assembler.reject)
+    program = assembler.assemble()
+    return None if program is None else _Assembled(program, frozenset(assembler.used))
+
+
+def _is_expressible(condition: Condition, lacks: frozenset[int]) -> bool:
+    if isinstance(condition, Not):
+        return _is_expressible(condition.part, lacks)
+    if isinstance(condition, (And, Or)):
+        return all(_is_expressible(part, lacks) for part in condition.parts)
+    return condition.expressible(lacks)
+
+
+def _relaxed(condition: Condition, lacks: frozenset[int], negated: bool = False) -> Condition:
+    """The condition (or its negation) with every `not` pushed inward, and what cannot be told replaced by "anything".
+
+    No `not` stands above an `and` or `or` then, so that whatever is let through by one part is let through by all.
+    """
+    if isinstance(condition, Not):
+        return _relaxed(condition.part, lacks, not negated)
+    if isinstance(condition, (And, Or)):
+        kind = And if isinstance(condition, And) is not negated else Or
+        return kind(*(_relaxed(part, lacks, negated) for part in condition.parts))
+    if not condition.expressible(lacks):
+        return EVERYTHING
+    return Not(condition) if negated else condition
+
+
+def _split(condition: Condition, lacks: frozenset[int]) -> tuple[list[_Assembled], bool]:
+    """Pieces that fit into an attribute each and together mean the same (False: more, for want of an `or` to cut)."""
+    whole = _assemble(condition, lacks)
+    if whole is not None:
+        return [whole], True
+    halves = _halves(condition)
+    if halves is None:
+        first_half = condition.parts[: len(condition.parts) // 2]  # type: ignore[attr-defined]
+        return _split(And(*first_half), lacks)[0], False
+    pieces: list[_Assembled] = []
+    complete = True
+    for half in halves:
+        its_pieces, its_complete = _split(half, lacks)
+        pieces += its_pieces
+        complete = complete and its_complete
+    return pieces, complete
+
+
+def _halves(condition: Condition) -> tuple[Condition, Condition] | None:
+    """Two conditions that come to the same when joined by `or`; None if there is no `or` to be cut."""
+    if isinstance(condition, Or) and len(condition.parts) > 1:
+        middle = len(condition.parts) // 2
+        return Or(*condition.parts[:middle]), Or(*condition.parts[middle:])
+    if isinstance(condition, (And, Or)):
+        for index in sorted(range(len(condition.parts)), key=lambda i: -_size(condition.parts[i])):
+            halves = _halves(condition.parts[index])
+            if halves is not None:
+                before, behind = condition.parts[:index], condition.parts[index + 1 :]
+                first, second = (type(condition)(*before, half, *behind) for half in halves)
+                return first, second
+    return None
+
+
+def _size(condition: Condition) -> int:
+    """How many tests it has."""
+    return sum(map(_size, condition.parts)) if isinstance(condition, (And, Or)) else 1
+
+
+def _are_distinct_endpoints(condition: Condition) -> bool:
+    """Whether it is an `or` of endpoints of one side of which no two can match the same socket."""
+    if not isinstance(condition, Or):
+        return False
+    found = [endpoint_of(part) for part in condition.parts]
+    endpoints = {endpoint for _, endpoint in found if endpoint is not None}
+    with_any_port = {endpoint[:2] for endpoint in endpoints if endpoint.port < 0}
+    return (
+        len({side for side, _ in found}) == 1
+        and len(endpoints) == len(found)
+        and not any(endpoint.port >= 0 and endpoint[:2] in with_any_port for endpoint in endpoints)
+    )
