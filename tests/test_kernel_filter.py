@@ -6,7 +6,7 @@ import errno
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -124,6 +124,15 @@ _trees = st.recursive(
 )
 
 
+@pytest.fixture(scope="module")
+def world_of_sockets() -> Iterator[None]:
+    """One world for all examples of a property."""
+    world.new_network()
+    with Sockets() as made:
+        _populate(made)
+        yield
+
+
 @pytest.mark.kernel
 class TestTheRealKernel:
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -135,15 +144,6 @@ class TestTheRealKernel:
         meant = SocketFilter(protocol, where, states=states)
         everything = SocketFilter(protocol, states="all")
         assert _by_cookie(find_sockets(meant)) == _by_cookie(filter(meant.matches, find_sockets(everything)))
-
-    @pytest.fixture(scope="class")
-    def world_of_sockets(self, request: pytest.FixtureRequest) -> object:
-        if not world.is_inside():
-            return  # the marker says why
-        world.new_network()
-        with Sockets() as made:
-            _populate(made)
-            yield
 
     def test_autobound(self, sockets: Sockets) -> None:
         chosen, _ = sockets.tcp("127.0.0.1", 9000)

@@ -86,8 +86,16 @@ def _print(
 ) -> None:
     if options.json:
         said = {} if error is None else {"error": error_text(error)}
-        about = {"namespace": HOST_NAME, "filter": str(filters[0]), "dry_run": options.dry_run}
-        sockets = [{**about, **outcome_record(outcome)} for outcome in report.outcomes]
+        texts = {filter.protocol: str(filter) for filter in filters}
+        sockets = [
+            {
+                "namespace": HOST_NAME,
+                "filter": texts[outcome.socket.protocol],
+                "dry_run": options.dry_run,
+                **outcome_record(outcome),
+            }
+            for outcome in report.outcomes
+        ]
         print_json({**report.sums(), **said, "sockets": sockets})
         return
     for outcome in report.outcomes:

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         raise
     with quiet_pipe():
         if options.json:
-            print_json({label: support._asdict() for label, support in answers.items()})
+            print_json({**{label: support._asdict() for label, support in answers.items()}, **_error(answers)})
         else:
             for label, support in answers.items():
                 print(f"{label}  {support.status:13}  {support.missing}".rstrip())
@@ -51,6 +51,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _label(protocol: str, family: int) -> str:
     return protocol + ("4" if family == AF_INET else "6")
+
+
+def _error(answers: dict[str, Support]) -> dict[str, str]:
+    """For JSON, what is missing in one text; nothing if nothing is."""
+    missing = dict.fromkeys(support.missing for support in answers.values() if support.missing)
+    return {"error": "missing: " + "; ".join(missing)} if missing else {}
 
 
 def _code(answers: dict[str, Support]) -> int:

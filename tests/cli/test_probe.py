@@ -50,11 +50,15 @@ class TestAnswers:
     ) -> None:
         result = run("probe", "--json", preexec=preexec, patch=patch)
         assert (result.code, result.err) == (code, "")
-        assert [(kind, entry["status"]) for kind, entry in result.json.items()] == list(zip(KINDS, statuses))
-        for entry in result.json.values():
+        said = result.json
+        error = said.pop("error", "")
+        assert [(kind, entry["status"]) for kind, entry in said.items()] == list(zip(KINDS, statuses))
+        for entry in said.values():
             assert set(entry) == {"status", "missing"}
             assert (entry["missing"] == "") is (entry["status"] == "supported")
-        assert missing in " ".join(entry["missing"] for entry in result.json.values())
+            assert entry["missing"] in error
+        assert missing in error
+        assert bool(error) is bool(code)
 
     def test_as_a_table(
         self, network: None, code: int, preexec: Preexec, patch: str, statuses: list[str], missing: str
