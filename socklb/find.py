@@ -32,7 +32,7 @@ from .wire.request import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from .filters.compiler import Plan
 
@@ -50,9 +50,10 @@ _LATER_CODES = (
 
 def find_sockets(
     filter: SocketFilter, *, namespace: NetworkNamespace | None = None, extensions: Iterable[str] = ()
-) -> Iterator[InetSocket]:
+) -> Generator[InetSocket, None, None]:
     """The sockets that the filter means, streamed: memory does not grow with their number.
 
+    The iterator holds a netlink socket until it is exhausted, closed (`close()`), or raises.
     `namespace` None is the caller's. `extensions` names response attributes to ask for ("info", "cong", "meminfo",
     "skmeminfo", ...); some come without being asked for. Raises ValueError for a name that is unknown there,
     KernelError for what the kernel answers. A dump that is interrupted after its first row raises, for what was given
@@ -69,7 +70,7 @@ def _extension_bits(names: Iterable[str]) -> int:
     return extension_bits(names)
 
 
-def _find(filter: SocketFilter, namespace: NetworkNamespace | None, bits: int) -> Iterator[InetSocket]:
+def _find(filter: SocketFilter, namespace: NetworkNamespace | None, bits: int) -> Generator[InetSocket, None, None]:
     with inside(namespace, SocketTable) as table:
         for socket in table.search(filter, filter.request_states, place(namespace), bits=bits):
             if filter.accepts(socket):

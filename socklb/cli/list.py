@@ -49,7 +49,11 @@ def run(options: argparse.Namespace) -> int:
     # A generator starts when it is first asked, but names are looked up at once: bad input prints nothing here.
     streams = [find_sockets(filter) for filter in filters_from(options)]
     sockets = (socket for stream in streams for socket in stream)
-    (_print_json if options.json else _print_table)(sockets)
+    try:
+        (_print_json if options.json else _print_table)(sockets)
+    finally:
+        for stream in streams:
+            stream.close()
     return DONE
 
 
