@@ -271,7 +271,7 @@ class TestStreaming:
         before = open_descriptors()
         found = find_sockets(SocketFilter("udp"))
         next(found)
-        found.close()  # type: ignore[attr-defined]
+        found.close()
         assert open_descriptors() == before
 
     def test_an_error_closes_it(self, many: int) -> None:

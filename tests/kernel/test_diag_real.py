@@ -197,7 +197,7 @@ class TestDescriptors:
         abandoned = find_sockets(filter)
         next(abandoned)
         assert len(os.listdir("/proc/self/fd")) == len(before) + 1
-        abandoned.close()  # type: ignore[attr-defined]
+        abandoned.close()
         assert os.listdir("/proc/self/fd") == before
 
         failing = SocketFilter("udp", dport(5000), predicate=lambda socket: 1 // 0)
