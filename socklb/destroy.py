@@ -16,7 +16,7 @@ from .wire.request import IPPROTO_TCP, PROTOCOL_NAMES, destroy_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     from .filters import SocketFilter
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Audit = Callable[[dict[str, Any]], object]
 
 SHARED_ADDRESS = "another socket shares its address"
+_MOVES = 3  # how often sockets are followed to another address before they count as gone
 ONLY_BOUND = "only bound: the kernel destroys no TCP socket that has no peer"
 
 
@@ -46,7 +47,8 @@ def destroy_sockets(
 
     Raises UnboundedFilter for a filter that names no endpoint (unless `allow_unbounded`); NotPermitted or NotSupported
     when the kernel refuses, KernelError or MalformedMessage when it answers nothing or nonsense, with the report so far
-    in `.report`: what was still to be destroyed is `failed` in it.
+    in `.report`: what was still to be destroyed is `failed` in it. So is any other exception, one of `audit` among
+    them; a batch of up to 64 is in the report before it is in the audit.
     A dry run, and a run that matches nothing, needs no privilege.
     """
     return destroy_each(
@@ -72,6 +74,8 @@ def destroy_each(
 ) -> DestroyReport:
     """`destroy_sockets` for several filters as one run: one netlink socket, one limit, one report."""
     mercy = Mercy(unconnected=unconnected, limit=limit)
+    if audit is not None and not callable(audit):
+        raise TypeError(f"audit is a function that takes a dict, not {audit!r}")
     resolved = [resolve(filter, namespace) for filter in filters]
     for filter in filters:
         if not allow_unbounded and not filter.is_bounded:
@@ -85,16 +89,17 @@ def destroy_each(
         with inside(namespace, SocketTable) as table:
             for filter, searched in zip(filters, resolved):
                 ledger = _Ledger(report, audit, where, filter, dry_run)
-                doomed = []
+                doomed, spared = [], []
                 for socket in table.collect(searched, where):
                     reason = mercy.reason(socket, searched) or (DRY_RUN if dry_run else "")
                     if reason:
-                        ledger.enter(Outcome(socket, SKIPPED, reason))
+                        spared.append(Outcome(socket, SKIPPED, reason))
                     else:
                         doomed.append(socket)
+                ledger.enter(spared)
                 _Execution(table, searched, where, ledger.enter).run(doomed)
-    except (SocklbError, KeyboardInterrupt) as error:
-        error.report = report  # type: ignore[union-attr]
+    except BaseException as error:
+        error.report = report  # type: ignore[attr-defined]
         raise
     return report
 
@@ -108,81 +113,107 @@ class _Ledger:
         self._report, self._audit = report, audit
         self._about = {} if audit is None else {"namespace": where, "filter": str(filter), "dry_run": dry_run}
 
-    def enter(self, outcome: Outcome) -> None:
-        self._report.add(outcome)
-        if self._audit is not None:
-            self._audit({**self._about, **outcome_record(outcome)})
+    def enter(self, outcomes: Iterable[Outcome]) -> None:
+        """All into the report, and then into the audit, which is left alone once it has failed."""
+        entered = list(outcomes)
+        for outcome in entered:
+            self._report.add(outcome)
+        audit, self._audit = self._audit, None
+        if audit is not None:
+            for outcome in entered:
+                audit({**self._about, **outcome_record(outcome)})
+            self._audit = audit
 
 
 class _Execution:
     """Destroys sockets in rounds, until each has its verdict."""
 
     def __init__(
-        self, table: SocketTable, filter: SocketFilter, where: str, conclude: Callable[[Outcome], None]
+        self, table: SocketTable, filter: SocketFilter, where: str, conclude: Callable[[list[Outcome]], None]
     ) -> None:
         self._table, self._filter, self._where, self._conclude = table, filter, where, conclude
         self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {where}"
         self._pending: dict[int, InetSocket] = {}  # by cookie, those without a verdict
+        self._in_flight: set[int] = set()  # the cookies that were sent to the kernel and not yet answered for
+        self._moves_left = _MOVES
 
     def run(self, doomed: list[InetSocket]) -> None:
         """ENOENT says little: a socket that is still there hides behind a twin with the same address.
 
         The twin is found first; once it is gone the next one is. So rounds follow as long as the last one destroyed
         something. A cookie that answered 0 is never tried again: a bound UDP twin stays where it is, and answers 0
-        for ever.
+        for ever. A socket that was given another address or device meanwhile, and is still meant, is tried as it is
+        now, a few times.
         """
         self._pending = {socket.cookie: socket for socket in doomed}
         try:
             while self._pending:
-                self._conclude_round(self._round())
-        except SocklbError as error:
-            code = getattr(error, "errno", None)
-            for socket in list(self._pending.values()):
-                self._settle(socket, FAILED, os.strerror(code) if code else str(error), code)
+                progress = self._round()
+                if self._pending:
+                    self._sort_out(progress)
+        except BaseException as error:
+            self._settle(
+                Outcome(socket, FAILED, self._why_failed(error, cookie), getattr(error, "errno", None))
+                for cookie, socket in self._pending.items()
+            )
             raise
 
-    def _conclude_round(self, destroyed: int) -> None:
-        """Tell those that are gone from those that hide behind a twin."""
-        if self._pending:
-            there = self._still_there()
-            for cookie, socket in list(self._pending.items()):
-                if cookie not in there:
-                    self._settle(socket, GONE)
-                elif not destroyed:
-                    only_bound = socket.protocol == IPPROTO_TCP and socket.state == TcpState.CLOSE
-                    self._settle(socket, FAILED, ONLY_BOUND if only_bound else SHARED_ADDRESS, errno.ENOENT)
+    def _why_failed(self, error: BaseException, cookie: int) -> str:
+        if isinstance(error, SocklbError):
+            code = getattr(error, "errno", None)
+            return os.strerror(code) if code else str(error)
+        return "interrupted, and perhaps destroyed" if cookie in self._in_flight else "interrupted"
 
-    def _round(self) -> int:
-        """Try each once; how many were destroyed. Those that answered ENOENT stay pending."""
+    def _round(self) -> bool:
+        """Try each once; whether any was destroyed. Those that answered ENOENT stay pending."""
         sockets = list(self._pending.values())
-        destroyed = 0
+        destroyed = False
         for start in range(0, len(sockets), BATCH):
             batch = sockets[start : start + BATCH]
+            self._in_flight = {socket.cookie for socket in batch}
             requests = [destroy_request(socket.protocol, socket.family, socket.id_bytes) for socket in batch]
-            refused = 0
-            for socket, code in zip(batch, self._table.diag.destroy(requests, self._doing)):
-                if code == 0:
-                    destroyed += 1
-                    self._settle(socket, DESTROYED)
-                elif code in (errno.EPERM, errno.EOPNOTSUPP):
-                    refused = code
-                elif code != errno.ENOENT:
-                    self._settle(socket, FAILED, os.strerror(code), code)
+            codes = self._table.diag.destroy(requests, self._doing)
+            refused = next((code for code in codes if code in (errno.EPERM, errno.EOPNOTSUPP)), 0)
+            destroyed = destroyed or 0 in codes
+            self._settle(
+                Outcome(socket, DESTROYED) if code == 0 else Outcome(socket, FAILED, os.strerror(code), code)
+                for socket, code in zip(batch, codes)
+                if code not in (errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP)
+            )
             if refused:
                 raise kernel_error(refused, self._doing)
         return destroyed
 
-    def _settle(self, socket: InetSocket, verdict: str, reason: str = "", error: int | None = None) -> None:
-        del self._pending[socket.cookie]
-        self._conclude(Outcome(socket, verdict, reason, error))
+    def _sort_out(self, progress: bool) -> None:
+        """Of those that answered ENOENT, tell the gone from those that moved and those that hide behind a twin."""
+        there = self._still_there()
+        moved = {
+            cookie: row
+            for cookie, row in there.items()
+            if row.id_bytes != self._pending[cookie].id_bytes and self._moves_left and self._filter.accepts(row)
+        }
+        if moved:
+            self._moves_left -= 1
+            self._pending.update(moved)
+        outcomes = []
+        for cookie, socket in self._pending.items():
+            if cookie not in there or socket.id_bytes != there[cookie].id_bytes:
+                outcomes.append(Outcome(socket, GONE))
+            elif cookie not in moved and not progress:
+                only_bound = socket.protocol == IPPROTO_TCP and socket.state == TcpState.CLOSE
+                outcomes.append(Outcome(socket, FAILED, ONLY_BOUND if only_bound else SHARED_ADDRESS, errno.ENOENT))
+        self._settle(outcomes)
 
-    def _still_there(self) -> set[int]:
-        """The cookies of pending sockets that are in the table with the address they had, in whatever live state."""
+    def _settle(self, outcomes: Iterable[Outcome]) -> None:
+        settled = list(outcomes)
+        for outcome in settled:
+            del self._pending[outcome.socket.cookie]
+        self._in_flight.clear()
+        self._conclude(settled)
+
+    def _still_there(self) -> dict[int, InetSocket]:
+        """By cookie, the pending sockets as they are now, if the condition still means them, in whatever live state."""
         live = STATE_FILTER_TCP if self._filter.protocol == IPPROTO_TCP else STATE_FILTER_UDP
         states = live | self._filter.request_states
         rows = self._table.search(self._filter, states, self._where, may_repeat_rows=True)
-        return {
-            socket.cookie
-            for socket in rows
-            if socket.cookie in self._pending and socket.id_bytes == self._pending[socket.cookie].id_bytes
-        }
+        return {socket.cookie: socket for socket in rows if socket.cookie in self._pending}

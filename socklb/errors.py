@@ -53,6 +53,14 @@ class UnboundedFilter(SocklbError, ValueError):
     """A filter that bounds no endpoint was given to a call that destroys."""
 
 
+def mark_not_told(doing: str) -> NotPermitted:
+    return NotPermitted(
+        _errno.EPERM,
+        f"{doing}: not permitted: the kernel tells marks only to CAP_NET_ADMIN in the user namespace that owns the "
+        "network namespace",
+    )
+
+
 def kernel_error(code: int, doing: str, extended_ack: str = "") -> KernelError:
     """The error for an errno answered while `doing`: what happened, to what, and what to do about it."""
     said = f" ({extended_ack})" if extended_ack else ""

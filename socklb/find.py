@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from .errors import KernelError
+from .errors import KernelError, mark_not_told
 from .filters import SocketFilter
 from .kernel import names
 from .kernel.diag import DiagSocket
@@ -81,6 +81,8 @@ def resolve(filter: SocketFilter, namespace: NetworkNamespace | None) -> SocketF
     """The filter with the names of interfaces and cgroups looked up in the namespace that is to be searched."""
     if not isinstance(filter, SocketFilter):
         raise TypeError(f"filter is a SocketFilter, not {filter!r}")
+    if namespace is not None and not isinstance(namespace, NetworkNamespace):
+        raise TypeError(f"namespace is a NetworkNamespace or None, not {namespace!r}")
     return filter if filter.is_resolved else inside(namespace, lambda: filter.resolved(names))
 
 
@@ -96,6 +98,8 @@ class SocketTable:
         self.diag = DiagSocket()
         # What was not there when this was made is nobody's to find: the counts need not be new for each search.
         self._in_use = sockets_in_use()
+        self._lacks: frozenset[int] = frozenset()  # bytecodes that the kernel has refused
+        self._takes_old_request = True
 
     def __enter__(self) -> SocketTable:
         return self
@@ -117,20 +121,21 @@ class SocketTable:
         once, and none for a family without a socket. What a kernel refuses is asked for in older ways.
         """
         families = self._families_in_use(filter, states)
-        one_walk = filter.protocol == IPPROTO_TCP and filter.family is None
         doing = f"list {PROTOCOL_NAMES[filter.protocol]} sockets in {where}"
-        lacks: frozenset[int] = frozenset()
         while families:
-            plan = filter.plan(lacks)
+            one_walk = filter.protocol == IPPROTO_TCP and filter.family is None and self._takes_old_request
+            plan = filter.plan(self._lacks)
             rows = self._rows(plan, _requests(filter, families, states, bits, one_walk), doing, may_repeat_rows)
             try:
                 first = next(rows, None)
             except KernelError as error:
                 later = next((codes for codes in _LATER_CODES if codes & plan.codes), None)
                 if error.errno == errno.EINVAL and later is not None:
-                    lacks |= later
+                    self._lacks |= later
                 elif error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT) and one_walk:
-                    one_walk = False
+                    self._takes_old_request = False
+                elif error.errno == errno.EPERM and INET_DIAG_BC_MARK_COND in plan.codes:
+                    raise mark_not_told(f"{doing} by mark") from None
                 else:
                     raise
                 continue

@@ -21,7 +21,7 @@ _COMMANDS = {"list": list, "destroy": destroy, "probe": probe, "demo": demo}
 _EXIT_CODES = """\
 exit codes:
   0    done, also when there was nothing to do
-  1    some sockets failed
+  1    some sockets failed, or the run did
   2    usage, bad input
   3    the kernel or the interpreter cannot; the message names what is missing
   4    not permitted; the message names the capability

@@ -28,8 +28,8 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_state,
         help="a state (established, syn-sent, fin-wait-1, time-wait, listening, ...) or a group of them (all, "
-        "connected, synchronized, bucket, big); may be repeated; default: every state but CLOSE and TIME_WAIT for TCP, "
-        "all for UDP",
+        "connected, synchronized, bucket, big); may be repeated; default: for TCP every state but CLOSE, "
+        "TIME_WAIT and BOUND_INACTIVE, for UDP all",
     )
 
 

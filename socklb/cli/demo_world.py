@@ -29,9 +29,9 @@ def play() -> tuple[str, list[dict[str, Any]], DestroyReport]:
     """Build the world and destroy the connections to one backend: (the filter, a row for each client, the report)."""
     try:
         enter_own_network()
-        world = _World()
     except OSError as error:
         raise NotSupported(error.errno or 0, _why_no_world(error)) from None
+    world = _World()
     try:
         before = [client.talk() for client in world.clients]
         report = destroy_each([SocketFilter.parse(world.filter, protocol) for protocol in ("tcp", "udp")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..destroy import destroy_each
-from ..errors import SocklbError
+from ..errors import SocklbError, UnboundedFilter
 from ..kernel.namespaces import HOST_NAME
 from ..report import DestroyReport, outcome_record
 from ..states import state_word
@@ -28,7 +28,7 @@ examples:
 
 The owner of a destroyed socket gets an error at once (TCP and connected UDP: ECONNABORTED) and can reconnect.
 Spared are listening TCP sockets (unless --state listening), UDP sockets without a peer (unless --unconnected), and the
-ssh session that this runs in. Needs CAP_NET_ADMIN; --dry-run needs nothing.
+ssh session that this runs in. Needs CAP_NET_ADMIN; --dry-run needs nothing, but for fwmark.
 
 """
 
@@ -54,7 +54,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+    if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
 
@@ -71,6 +71,11 @@ def run(options: argparse.Namespace) -> int:
             unconnected=options.unconnected,
             allow_unbounded=options.all,
         )
+    except UnboundedFilter:
+        raise UnboundedFilter(
+            f"'{' '.join(options.filter)}' bounds no endpoint, so it could hit everything: name an address or a port, "
+            "or say --all"
+        ) from None
     except (SocklbError, KeyboardInterrupt) as error:
         if exit_code(error) != BAD_INPUT:
             with quiet_pipe():

@@ -35,7 +35,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "list",
         help="show the sockets that a filter means",
-        description="Show the sockets that a filter means, in this network namespace. Needs no privilege.",
+        description="Show the sockets of this network namespace that a filter means. Needs no privilege (fwmark does).",
         epilog=_EXAMPLES + FILTER_HELP,
         formatter_class=HelpFormatter,
         allow_abbrev=False,

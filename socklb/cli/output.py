@@ -52,16 +52,24 @@ def complain(text: str) -> None:
 def print_json(value: dict[str, Any]) -> None:
     import json  # not needed for tables
 
-    print_whole(json.dumps(value, indent=2) + "\n")
+    with _interrupts_held_back():
+        print(json.dumps(value, indent=2))
 
 
 def print_whole(text: str) -> None:
-    """Print without being interrupted: SIGINT waits, for a write that it cuts leaves half a JSON value."""
+    """Print a piece of JSON without being interrupted."""
+    with _interrupts_held_back():
+        print(text, end="")
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """SIGINT waits: a write that it cuts leaves half a JSON value."""
     from signal import SIG_BLOCK, SIG_SETMASK, SIGINT, pthread_sigmask  # not needed for tables
 
     before = pthread_sigmask(SIG_BLOCK, (SIGINT,))
     try:
-        print(text, end="")
+        yield
     finally:
         pthread_sigmask(SIG_SETMASK, before)
 

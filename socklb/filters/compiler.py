@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from errno import EOPNOTSUPP
 
+from ..errors import NotSupported
 from ..wire.bytecode import Assembler
 from .conditions import EVERYTHING, And, Condition, Not, Or, endpoint_of
+from .traits import Autobound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Optional
 
 
@@ -30,14 +34,38 @@ class Plan(namedtuple("Plan", "programs codes rest disjoint")):
 def compile_condition(where: Condition, lacks: frozenset[int] = frozenset()) -> Plan:
     """The plan for a kernel that lacks these bytecodes. Conditions must be resolved."""
     told = where if _is_expressible(where, lacks) else _relaxed(where, lacks)
-    rest = None if told is where else where
+    rest = None if told is where else _in_python(where, lambda part: _is_expressible(part, lacks))
     whole = _assemble(told, lacks)
     if whole is not None:
         return Plan((whole.program,), whole.codes, rest, True)
     pieces, complete = _split(_relaxed(told, frozenset()), lacks)
     programs = tuple(piece.program for piece in pieces)
     codes = frozenset().union(*(piece.codes for piece in pieces))
-    return Plan(programs, codes, rest if complete else where, _are_distinct_endpoints(told))
+    if not complete:  # what Python cannot match was told first, and the rest is matched again
+        rest = _in_python(where, lambda part: isinstance(where, And) and not _is_matchable(part))
+    return Plan(programs, codes, rest, _are_distinct_endpoints(told))
+
+
+def _in_python(where: Condition, was_told: Callable[[Condition], bool]) -> Condition:
+    """What is left to be matched in Python: of an `and` the parts that were not told, else the whole.
+
+    Raises NotSupported if only the kernel can evaluate what is left.
+    """
+    parts = where.parts if isinstance(where, And) else (where,)
+    left = [part for part in parts if not was_told(part)]
+    rest = left[0] if len(left) == 1 else And(*left)
+    if not _is_matchable(rest):
+        raise NotSupported(EOPNOTSUPP, f"'{where}': this kernel cannot take it as a whole, and 'autobound' needs that")
+    return rest
+
+
+def _is_matchable(condition: Condition) -> bool:
+    """Whether Python can evaluate it."""
+    if isinstance(condition, Not):
+        return _is_matchable(condition.part)
+    if isinstance(condition, (And, Or)):
+        return all(map(_is_matchable, condition.parts))
+    return not isinstance(condition, Autobound)
 
 
 class _Assembled(namedtuple("_Assembled", "program codes")):
@@ -83,8 +111,8 @@ def _split(condition: Condition, lacks: frozenset[int]) -> tuple[list[_Assembled
         return [whole], True
     halves = _halves(condition)
     if halves is None:
-        first_half = condition.parts[: len(condition.parts) // 2]  # type: ignore[attr-defined]
-        return _split(And(*first_half), lacks)[0], False
+        parts = sorted(condition.parts, key=_is_matchable)  # type: ignore[attr-defined]
+        return _split(And(*parts[: len(parts) // 2]), lacks)[0], False
     pieces: list[_Assembled] = []
     complete = True
     for half in halves:

@@ -275,6 +275,9 @@ class Not(Condition):
     def __init__(self, part: Condition) -> None:
         self.part = part
 
+    def __invert__(self) -> Condition:
+        return self.part
+
     def matches(self, socket: InetSocket) -> bool:
         return not self.part.matches(socket)
 

@@ -125,7 +125,7 @@ class _Reader:
         if depth > _MAX_DEPTH:
             self.fail(f"more than {_MAX_DEPTH} parentheses and nots within each other")
         if self._accept(*_NOT):
-            return Not(self._term(depth + 1))
+            return ~self._term(depth + 1)
         opened = self._accept("(")
         if not opened:
             return self._test()

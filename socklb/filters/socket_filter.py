@@ -6,9 +6,9 @@ from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states,
 from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
 from .compiler import compile_condition
-from .conditions import EVERYTHING, Condition, Or
+from .conditions import EVERYTHING, Condition, Or, endpoint_of
 from .language import parse
-from .vocabulary import dst
+from .vocabulary import dport, dst
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class SocketFilter:
     last, in Python, about what all else has accepted.
     """
 
-    __slots__ = ("_plans", "family", "names_listen", "predicate", "protocol", "states", "where")
+    __slots__ = ("_planned", "_plans", "family", "names_listen", "predicate", "protocol", "states", "where")
 
     def __init__(
         self,
@@ -72,20 +72,22 @@ class SocketFilter:
         self.where = EVERYTHING if where is None else where
         default = _DEFAULT_STATES[self.protocol]
         self.states, named = (default, 0) if states is None else named_states(states)
-        # Whether LISTEN was asked for by name; a group word or the default mask, spelled out, does not count.
-        self.names_listen = bool(named & _LISTEN) and states != default
+        # Whether LISTEN was asked for on purpose: not by a group word, nor by a mask of all that the default has.
+        is_wide_mask = isinstance(states, int) and not isinstance(states, TcpState) and states & default == default
+        self.names_listen = bool(named & _LISTEN) and not is_wide_mask
         if family is not None and (not isinstance(family, int) or family not in (AF_INET, AF_INET6)):
             raise ValueError(f"family is AF_INET, AF_INET6 or None for both, not {family!r}")
         self.family = family
         if predicate is not None and not callable(predicate):
             raise TypeError(f"predicate is a function from an InetSocket to a bool, not {predicate!r}")
         self.predicate = predicate
-        self._plans: dict[frozenset[int], Plan] = {}
+        self._plans: dict[frozenset[int], Plan] = {}  # by what the kernel lacks, of the condition `_planned`
+        self._planned = self.where
 
     @classmethod
     def to_backend(cls, address: Address, port: int, protocol: Protocol, **options: Any) -> SocketFilter:
         """The sockets whose peer is this address and port."""
-        return cls(protocol, dst(address, port), **options)
+        return cls(protocol, _backend(address, port), **options)
 
     @classmethod
     def to_backends(cls, backends: Iterable[tuple[Address, int, Protocol]], **options: Any) -> SocketFilter:
@@ -94,7 +96,7 @@ class SocketFilter:
         protocols = {protocol_number(protocol) for _, _, protocol in triples}
         if len(protocols) != 1:
             raise ValueError("the backends of one filter are at least one, and of one protocol")
-        return cls(protocols.pop(), Or(*(dst(address, port) for address, port, _ in triples)), **options)
+        return cls(protocols.pop(), Or(*(_backend(address, port) for address, port, _ in triples)), **options)
 
     @classmethod
     def parse(cls, text: str, protocol: Protocol, **options: Any) -> SocketFilter:
@@ -127,6 +129,9 @@ class SocketFilter:
 
     def plan(self, lacks: frozenset[int] = frozenset()) -> Plan:
         """How to ask a kernel that lacks these bytecodes for what the condition means; worked out once."""
+        if self._planned is not self.where:
+            self._planned = self.where
+            self._plans.clear()
         if lacks not in self._plans:
             self._plans[lacks] = compile_condition(self.where, lacks)
         return self._plans[lacks]
@@ -156,9 +161,26 @@ class SocketFilter:
         copy.states, copy.names_listen = self.states, self.names_listen
         return copy
 
+    def _key(self) -> tuple[object, ...]:
+        return self.protocol, self.where, self.states, self.names_listen, self.family, self.predicate
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, SocketFilter) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
     def __str__(self) -> str:
         """The condition in the language of ss(8)."""
         return str(self.where)
 
     def __repr__(self) -> str:
         return f"<SocketFilter {PROTOCOL_NAMES[self.protocol]} {self} states={self.states:#x}>"
+
+
+def _backend(address: Address, port: int) -> Condition:
+    """One address and one port: a prefix, or no port, would mean more than a backend."""
+    backend = dst(address) & dport(port)
+    if endpoint_of(backend)[1] is None:
+        raise ValueError(f"the address of a backend is a single one, not {address}")
+    return backend

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import NotPermitted
+from ..errors import mark_not_told
 from ..wire import bytecode as bc
 from ..wire.bytecode import MarkCond
 from .conditions import Condition
@@ -64,9 +64,7 @@ class Mark(Condition):
     def matches(self, socket: InetSocket) -> bool:
         mark = socket.attributes.get("mark")
         if not isinstance(mark, int):
-            raise NotPermitted(
-                1, "matching a mark: the kernel tells marks only to CAP_NET_ADMIN in the namespace's owner"
-            )
+            raise mark_not_told("match a mark")
         return bool(mark & self.mask == self.value)
 
     def emit(self, program: Assembler, no: Label) -> None:

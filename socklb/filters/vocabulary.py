@@ -45,7 +45,7 @@ def dport(low: int, high: int | None = None) -> Condition:
 def device(interface: int | str) -> Condition:
     """Bound to this interface, by name or index; a name is looked up in the namespace that is searched."""
     if isinstance(interface, str):
-        if not 0 < len(interface.encode()) < 16:  # IFNAMSIZ
+        if not 0 < len(interface.encode(errors="surrogateescape")) < 16:  # IFNAMSIZ
             raise ValueError(f"interface name {interface!r} does not have 1 to 15 bytes")
         return Device(interface)
     return Device(_integer("interface index", interface, 0x7FFFFFFF))

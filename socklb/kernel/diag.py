@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from ..errors import KernelError, MalformedMessage, NotSupported, kernel_error
+from ..errors import KernelError, MalformedMessage, NotPermitted, NotSupported, kernel_error
 from ..wire.netlink import (
     NLM_F_ACK,
     NLM_F_DUMP,
@@ -277,7 +277,8 @@ def _open_error(error: OSError) -> KernelError:
             error.errno,
             "open a netlink socket: this kernel (or a seccomp filter) has no NETLINK_SOCK_DIAG: CONFIG_INET_DIAG",
         )
-    return kernel_error(error.errno or 0, "open a netlink socket")
+    kind = NotPermitted if error.errno == errno.EPERM else KernelError
+    return kind(error.errno or 0, f"open a netlink socket: {error.strerror} (a seccomp filter? It needs no capability)")
 
 
 def _dump_error(code: int, doing: str, text: str) -> KernelError:
@@ -288,4 +289,6 @@ def _dump_error(code: int, doing: str, text: str) -> KernelError:
             f"{doing}: this kernel cannot list such sockets: CONFIG_INET_DIAG with CONFIG_INET_UDP_DIAG for UDP "
             "(or: modprobe tcp_diag udp_diag)",
         )
+    if code == errno.EOPNOTSUPP:
+        return NotSupported(code, f"{doing}: this kernel was built without CONFIG_INET_DIAG")
     return kernel_error(code, doing, text)

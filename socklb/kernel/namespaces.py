@@ -37,7 +37,11 @@ class NetworkNamespace:
     @classmethod
     def current(cls) -> NetworkNamespace:
         """The one of the calling thread; its name is "host"."""
-        return cls.from_path(_CURRENT, name=HOST_NAME)
+        try:
+            path = f"/proc/{os.readlink('/proc/thread-self')}/ns/net"  # means the same to every thread
+        except OSError as error:
+            raise _path_error(error, _CURRENT) from None
+        return cls.from_path(path, name=HOST_NAME)
 
     @classmethod
     def from_path(cls, path: str, *, name: str | None = None) -> NetworkNamespace:
@@ -77,7 +81,7 @@ def inside(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
     What the function opened stays in that namespace and can be used from anywhere. Raises KernelError if the
     namespace vanished or cannot be entered, and what the function raises.
     """
-    if namespace is None:
+    if namespace is None or _is_current(namespace):
         return function()
     from threading import Thread  # only other namespaces need one
 
@@ -97,6 +101,15 @@ def inside(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def _is_current(namespace: NetworkNamespace) -> bool:
+    """Whether the calling thread is there already, and needs no privilege to be."""
+    try:
+        status = os.stat(_CURRENT)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == (namespace.device, namespace.inode)
 
 
 def _enter(namespace: NetworkNamespace) -> None:

@@ -308,21 +308,10 @@ def decode_attribute(type: int, payload: bytes) -> tuple[AttributeKey, Any]:
     return _NAMES.get(number, number), payload if codec is None else decode_or_keep(codec, payload)
 
 
-_DECODERS = {number: (_NAMES[number], codec.decode) for number, codec in _CODECS.items()}
-
-
 @lru_cache(maxsize=256)  # unless extensions are asked for, most sockets of a host carry the very same bytes
 def decode_attributes(data: bytes) -> tuple[tuple[AttributeKey, Any], ...]:
-    """(name, value) of each attribute; an unknown one as (number, raw bytes). Raises MalformedMessage if one is cut."""
-    pairs: list[tuple[AttributeKey, Any]] = []
-    for type_, payload in iter_attributes(data, 0, len(data)):
-        known = _DECODERS.get(type_ & NLA_TYPE_MASK)
-        if known is None:
-            pairs.append(decode_attribute(type_, payload))
-        else:
-            value = known[1](payload)
-            pairs.append((known[0], payload if value is None else value))
-    return tuple(pairs)
+    """(name, value) of each attribute of a run. Raises MalformedMessage if one is cut."""
+    return tuple(decode_attribute(type_, payload) for type_, payload in iter_attributes(data, 0, len(data)))
 
 
 def encode_value(key: AttributeKey, value: Any) -> tuple[int, bytes]:

@@ -240,7 +240,8 @@ class TestFailures:
         result = run("destroy", "--json", TO_9000, patch=INTERRUPTED_AT_UDP)
         assert (result.code, result.err) == (130, "socklb: interrupted\n")
         assert result.json["error"] == "interrupted"
-        assert sums(result) == {"matched": 1, "destroyed": 1}
+        assert sums(result) == {"matched": 2, "destroyed": 1, "failed": 1}
+        assert [row["reason"] for row in result.json["sockets"]] == ["", "interrupted, and perhaps destroyed"]
         assert (pending_error(client), pending_error(later)) == ("ECONNABORTED", "")
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from socklb import InetSocket, SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
+from socklb import InetSocket, NotSupported, SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
 from socklb.filters import Condition
 from socklb.filters.compiler import Plan, compile_condition
 from socklb.filters.conditions import And, Not, Or
@@ -133,8 +133,27 @@ class TestAnOldKernel:
     )
     def test_the_rest_of_a_condition_still_goes_to_the_kernel(self, condition: Condition, code: int) -> None:
         plan = compile_condition(dport(80) & condition, frozenset({code}))
-        assert plan.rest == dport(80) & condition
+        assert plan.rest == condition
         assert plan.programs == compile_condition(dport(80)).programs
+
+
+class TestAutobound:
+    """Only the kernel can evaluate it: it is told, or the search is refused before anything is found."""
+
+    def test_beside_what_an_old_kernel_lacks(self) -> None:
+        plan = compile_condition(autobound() & cgroup(7), frozenset({INET_DIAG_BC_CGROUP_COND}))
+        assert plan.rest == cgroup(7)
+        assert plan.programs == compile_condition(autobound()).programs
+
+    def test_beside_more_than_a_program_holds(self) -> None:
+        plan = compile_condition(And(*(Not(dport(port)) for port in range(8000)), autobound()))
+        assert plan.rest == And(*(Not(dport(port)) for port in range(8000)))
+        socket = socket_between("10.0.0.9:1", "10.0.0.1:9000")
+        assert [vm.run(plan.programs[0], vm.entry_of(socket, autobound=b)) for b in (True, False)] == [True, False]
+
+    def test_in_an_or_with_it(self) -> None:
+        with pytest.raises(NotSupported, match="autobound"):
+            compile_condition(autobound() | cgroup(7), frozenset({INET_DIAG_BC_CGROUP_COND}))
 
 
 class TestManyBackends:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from socklb import InetSocket, NotPermitted, cgroup, device, dport, dst, mark, sport, src
 from socklb.filters import Condition, traits
 from socklb.filters import conditions as kinds
-from socklb.filters.conditions import EVERYTHING, And, Or
+from socklb.filters.conditions import EVERYTHING, And, Not, Or
 
 from ..strategies import sockets
 from .trees import Network, conditions, networks, socket_between, told_sockets, written_conditions
@@ -184,7 +184,8 @@ class TestValues:
             return [
                 dst("10.0.0.1"), src("10.0.0.1"), dst("10.0.0.0/8"), dst("::a00:1"), dst("10.0.0.1", 80), dport(80),
                 sport(80), dport(80, 81), device(1), device("lo"), cgroup(1), cgroup("a"), mark(1), mark(1, 1),
-                ~dport(80), ~~dport(80), dport(80) & sport(1), sport(1) & dport(80), dport(80) | sport(1), And(), Or(),
+                ~dport(80), Not(Not(dport(80))), dport(80) & sport(1), sport(1) & dport(80),
+                dport(80) | sport(1), And(), Or(),
             ]  # fmt: skip
 
         assert some() == some()

@@ -148,11 +148,11 @@ class TestTimeWait:
 
 
 class TestNamesListen:
-    """LISTEN counts as named in a mask or one by one, but not by a group of states or by the default mask."""
+    """LISTEN counts as named one by one or in a mask, but not by a group, nor by a mask of all that the default has."""
 
     @pytest.mark.parametrize(
         "states",
-        ["listening", TcpState.LISTEN, [1, 10], 1 << 10, 0xFFFFFFFF, ["all", 10], states_in(STATE_FILTER_TCP)],
+        ["listening", TcpState.LISTEN, [1, 10], 1 << 10, 0x402, ["all", 10], states_in(STATE_FILTER_TCP)],
         ids=repr,
     )
     def test_named(self, states: Any) -> None:
@@ -160,7 +160,7 @@ class TestNamesListen:
 
     @pytest.mark.parametrize(
         "states",
-        [None, "all", "big", ["big", "established"], STATE_FILTER_TCP, "established", [1]],
+        [None, "all", "big", ["big", "established"], STATE_FILTER_TCP, 0xFFFF, 0xFFFFFFFF, "established", [1]],
         ids=repr,
     )
     def test_not_named(self, states: Any) -> None:
@@ -336,3 +336,42 @@ class TestParse:
             SocketFilter.parse("fwmark 1 and whom", "tcp")
         assert issubclass(FilterSyntaxError, ValueError)
         assert SocketFilter.parse("fwmark 1", "tcp").where == mark(1)
+
+
+class TestOneBackend:
+    """A backend is one address and one port; less would mean more sockets than were named."""
+
+    @pytest.mark.parametrize("port", [None, "80", True])
+    def test_a_port_is_needed(self, port: Any) -> None:
+        with pytest.raises(TypeError, match="port"):
+            SocketFilter.to_backend("10.0.0.1", port, "tcp")
+        with pytest.raises(TypeError, match="port"):
+            SocketFilter.to_backends([("10.0.0.1", port, "tcp")])
+
+    @pytest.mark.parametrize("address", ["10.0.0.0/24", "10.0.0.1/8", "fd00::/64", "::/0"])
+    def test_a_prefix_is_refused(self, address: str) -> None:
+        with pytest.raises(ValueError, match="single"):
+            SocketFilter.to_backend(address, 80, "tcp")
+
+
+class TestValue:
+    """A filter is a value: equal arguments make equal filters."""
+
+    def test_equality_and_hash(self) -> None:
+        def some() -> list[SocketFilter]:
+            return [
+                SocketFilter("tcp"),
+                SocketFilter("udp"),
+                SocketFilter("tcp", dport(80)),
+                SocketFilter("tcp", family=AF_INET),
+                SocketFilter("tcp", states=["established"]),
+            ]
+
+        assert some() == some()
+        assert len({*some(), *some()}) == 5
+
+    def test_another_condition_is_another_plan(self) -> None:
+        changed = SocketFilter("tcp", dport(80))
+        before = changed.plan()
+        changed.where = dport(81)
+        assert changed.plan() == SocketFilter("tcp", dport(81)).plan() != before

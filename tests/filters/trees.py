@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from socklb import InetSocket, cgroup, device, dport, dst, mark, sport, src
 from socklb.filters import Condition
-from socklb.filters.conditions import And, Not, Or
+from socklb.filters.conditions import And, Or
 from socklb.wire.reply import InetDiagMsg
 from socklb.wire.request import IPPROTO_TCP
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
@@ -84,7 +84,7 @@ def _trees(leaves: st.SearchStrategy[Condition], fewest_parts: int) -> st.Search
     def joined(inner: st.SearchStrategy[Condition]) -> st.SearchStrategy[Condition]:
         parts = st.lists(inner, min_size=fewest_parts, max_size=3)
         groups = st.builds(lambda kind, parts: kind(*parts), st.sampled_from((And, Or)), parts)
-        return st.builds(Not, inner) | groups
+        return inner.map(lambda condition: ~condition) | groups
 
     return st.recursive(leaves, joined, max_leaves=8)
 

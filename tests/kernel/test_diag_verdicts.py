@@ -63,8 +63,32 @@ class TestNoEntry:
         assert said == {0: "destroyed", 1: "gone", 2: "destroyed"}
         assert (tries(kernel), len(kernel.dumps)) == ({0: 1, 1: 1, 2: 1}, 2)
 
+    def test_a_socket_that_moved_and_is_still_meant_is_destroyed_where_it_is_now(self) -> None:
+        rows = [row(1, sport=5000)]
+
+        def destroy(id: SocketId, family: int) -> int:
+            if id.sport == 5002:
+                return 0
+            rows[:] = [row(1, sport=id.sport + 1)]
+            return errno.ENOENT
+
+        said, kernel = destroyed(table(rows, destroy))
+        assert (said, tries(kernel)) == ({1: "destroyed"}, {1: 3})
+
+    def test_a_socket_that_moves_on_and_on_is_not_followed_for_ever(self) -> None:
+        rows = [row(1, sport=5000)]
+
+        def destroy(id: SocketId, family: int) -> int:
+            rows[:] = [row(1, sport=id.sport + 1)]
+            return errno.ENOENT
+
+        said, kernel = destroyed(table(rows, destroy))
+        assert (said, tries(kernel)) == ({1: "gone"}, {1: 4})
+
     @pytest.mark.parametrize(
-        "successor", [row(9, sport=5000), row(1, sport=5001)], ids=["address-taken-over", "connected-elsewhere"]
+        "successor",
+        [row(9, sport=5000), row(1, sport=5000, dport=81)],
+        ids=["address-taken-over", "connected-elsewhere"],
     )
     def test_its_address_with_another_cookie_is_another_socket_and_so_is_the_reverse(self, successor: bytes) -> None:
         rows = [row(1, sport=5000)]

@@ -147,23 +147,35 @@ class TestInside:
             assert [one.sport for one in find_sockets(filter)] == [here.getsockname()[1]]
 
     @pytest.mark.parametrize("error", [KeyError("x"), KernelError(errno.EIO, "x"), KeyboardInterrupt()], ids=repr)
-    def test_exceptions_travel(self, error: BaseException) -> None:
+    def test_exceptions_travel(self, network: None, error: BaseException) -> None:
         def fail() -> None:
             raise error
 
-        with pytest.raises(type(error)) as caught:
-            inside(NetworkNamespace.current(), fail)
+        with elsewhere() as other, pytest.raises(type(error)) as caught:
+            inside(other, fail)
         assert caught.value is error
 
-    def test_entering_one_without_privilege_names_the_capability(self) -> None:
+    def test_the_one_where_the_caller_is_needs_no_thread_and_no_privilege(self) -> None:
+        here = NetworkNamespace.current()
+        assert inside(here, threading.current_thread) is threading.current_thread()
+        assert without_privilege(lambda: len(list(find_sockets(SocketFilter("tcp"), namespace=here)))) >= 0
+
+    def test_it_means_the_same_to_every_thread(self, network: None) -> None:
+        with elsewhere() as other:
+            there = inside(other, NetworkNamespace.current)
+            assert there == other
+            assert there.path != NetworkNamespace.current().path
+
+    def test_entering_one_without_privilege_names_the_capability(self, network: None) -> None:
         def enter() -> tuple[str, list[str]]:
             called: list[str] = []
             with pytest.raises(NotPermitted) as caught:
-                inside(NetworkNamespace.current(), lambda: called.append("called"))
+                inside(other, lambda: called.append("called"))
             return str(caught.value), called
 
-        text, called = without_privilege(enter)
-        assert "enter namespace host" in text
+        with elsewhere() as other:
+            text, called = without_privilege(enter)
+        assert f"enter namespace {other.name}" in text
         assert "CAP_SYS_ADMIN" in text
         assert called == []
 
@@ -193,16 +205,19 @@ class TestVanished:
     def test_a_path_where_nothing_is_any_more(self, network: None) -> None:
         with pinned() as path:
             namespace = NetworkNamespace.from_path(path)
+        world.new_network()
         assert "nothing is at" in self.vanished(namespace)
 
-    def test_a_path_that_may_no_longer_be_opened_did_not_vanish(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_path_that_may_no_longer_be_opened_did_not_vanish(
+        self, network: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def refuse(*_: object) -> int:
             raise PermissionError(errno.EACCES, "open")
 
-        namespace = NetworkNamespace.current()
-        monkeypatch.setattr(os, "open", refuse)
-        with pytest.raises(KernelError, match="Permission denied") as caught:
-            inside(namespace, lambda: None)
+        with elsewhere() as other:
+            monkeypatch.setattr(os, "open", refuse)
+            with pytest.raises(KernelError, match="Permission denied") as caught:
+                inside(other, lambda: None)
         assert caught.value.errno == errno.EACCES
 
 
@@ -239,9 +254,10 @@ class TestTheTwoWays:
     def test_refusals(self) -> None:
         def enter() -> None:
             with pytest.raises(NotPermitted):
-                inside(NetworkNamespace.current(), lambda: None)
+                inside(other, lambda: None)
 
-        without_privilege(enter)
+        with elsewhere() as other:
+            without_privilege(enter)
         with pytest.raises(ValueError, match="is no network namespace"):
             inside(NetworkNamespace.from_path("/proc/self/ns/uts"), lambda: None)
 
@@ -274,14 +290,15 @@ class TestWithoutCtypes:
     def no_library(self, *_: object, **__: object) -> None:
         raise OSError("dynamic loading not supported")
 
-    def test_another_namespace_is_not_supported(self) -> None:
-        with pytest.raises(NotSupported, match=r"os\.setns .*ctypes"):
-            inside(NetworkNamespace.current(), lambda: None)
+    def test_another_namespace_is_not_supported(self, network: None) -> None:
+        with elsewhere() as other, pytest.raises(NotSupported, match=r"os\.setns .*ctypes"):
+            inside(other, lambda: None)
         with pytest.raises(NotSupported, match=r"os\.unshare .*ctypes"):
             unshare(CLONE_NEWNET)
 
     def test_the_current_one_still_works(self) -> None:
-        assert inside(None, lambda: "here") == "here"
+        for here in (None, NetworkNamespace.current()):
+            assert inside(here, lambda: "here") == "here"
         assert isinstance(list(find_sockets(SocketFilter("tcp"))), list)
 
 
