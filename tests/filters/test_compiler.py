@@ -37,13 +37,16 @@ LATER_CODES = (
 )
 lacking = st.frozensets(st.sampled_from(LATER_CODES))
 
-_near_hosts = st.builds(
-    lambda make, number, port: make(number, port),
-    st.sampled_from((src, dst)),
-    st.integers(0, 40).map(lambda n: f"10.0.{n % 3}.{n}") | st.integers(0, 20).map(lambda n: f"fd00::{n:x}"),
-    st.none() | st.sampled_from((53, 80, 443)),
-)
-many_endpoints = st.lists(_near_hosts, min_size=2, max_size=40).map(lambda parts: Or(*parts))
+_near = st.integers(0, 40).map(lambda n: f"10.0.{n % 3}.{n}") | st.integers(0, 20).map(lambda n: f"fd00::{n:x}")
+
+
+def _several(ports: st.SearchStrategy[int | None]) -> st.SearchStrategy[Or]:
+    endpoints = st.builds(lambda make, host, port: make(host, port), st.sampled_from((src, dst)), _near, ports)
+    return st.lists(endpoints, min_size=2, max_size=40).map(lambda parts: Or(*parts))
+
+
+_few, _more = st.sampled_from((53, 80, 443)), st.sampled_from((53, 80, 81, 443, 8000, 8080, 9000))
+many_endpoints = _several(_few) | _several(_more) | _several(st.none() | _few)
 
 
 def lets_through(plan: Plan, socket: InetSocket) -> bool:
@@ -71,7 +74,7 @@ class TestTheKernelIsToldWhatIsMeant:
             (f"fd00::{n:x}", "fd00::9:9") for n in range(22)
         ]
         near, other = data.draw(st.sampled_from(hosts))
-        port = data.draw(st.sampled_from((53, 80, 443, 8080)))
+        port = data.draw(st.sampled_from((1, 53, 79, 80, 443, 8080, 9001)))
         local, peer = data.draw(st.permutations((_endpoint(near, port), _endpoint(other, port))))
         socket = socket_between(local, peer)
         assert lets_through(compile_condition(condition), socket) == condition.matches(socket)
