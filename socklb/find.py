@@ -95,9 +95,9 @@ class SocketTable:
     """The sockets of the network namespace that it is made in. A context manager; holds one netlink socket."""
 
     def __init__(self) -> None:
-        self.diag = DiagSocket()
         # What was not there when this was made is nobody's to find: the counts need not be new for each search.
         self._in_use = sockets_in_use()
+        self.diag = DiagSocket()
         self._lacks: frozenset[int] = frozenset()  # bytecodes that the kernel has refused
         self._takes_old_request = True
 

@@ -7,11 +7,12 @@ import fcntl
 import json
 import os
 import re
-import select
 import shlex
 import signal
 import socket
+import struct
 import subprocess
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -220,6 +221,10 @@ class TestHelp:
             assert SocketFilter.parse(text, "tcp").where != SocketFilter.parse("", "tcp").where
 
 
+def _bytes_waiting(reader: int) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(reader, termios.FIONREAD, bytes(4)))[0])
+
+
 @contextmanager
 def stuck(*words: str, **changes: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
     """A command that stands still, for its standard output is a pipe of one page that nobody reads."""
@@ -238,7 +243,8 @@ def stuck(*words: str, **changes: str) -> Iterator[tuple[subprocess.Popen[str], 
         ) as process,
     ):
         try:
-            eventually(lambda: not select.select([], [writer], [], 0)[1], "a full pipe")
+            # A page takes many small writes: a pipe that select calls full may have room for more of them.
+            eventually(lambda: _bytes_waiting(reader) > 3000, "a full pipe")
             os.close(writer)
             yield process, pipe
         finally:
