@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import sys
+import tempfile
 from collections.abc import Sequence
 
 CLONE_NEWNS = 0x00020000
@@ -47,6 +48,7 @@ def run_inside(arguments: Sequence[str]) -> tuple[int | None, str]:
 def _become_world(arguments: Sequence[str], writer: int) -> None:
     """In the child: never returns."""
     try:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _temporary_root())
         _unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID)
         grandchild = os.fork()
         if grandchild:
@@ -63,6 +65,13 @@ def _become_world(arguments: Sequence[str], writer: int) -> None:
     except BaseException as error:
         os.write(writer, str(error).encode())
         os._exit(_NO_WORLD)
+
+
+def _temporary_root() -> str:
+    """A place for tmp_path by the uid outside: inside everybody is root, and pytest names its own place by that."""
+    path = os.path.join(tempfile.gettempdir(), f"socklb-tests-of-{os.geteuid()}")
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return path
 
 
 def _unshare(flags: int) -> None:
