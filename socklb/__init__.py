@@ -6,7 +6,7 @@ The library prints nothing and needs nothing but the standard library.
 """
 
 from .destroy import destroy_sockets
-from .errors import KernelError, MalformedMessage, NotPermitted, NotSupported, SocklbError, UnboundedFilter
+from .errors import AuditError, KernelError, MalformedMessage, NotPermitted, NotSupported, SocklbError, UnboundedFilter
 from .filters import SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
 from .find import find_sockets
 from .kernel.namespaces import NetworkNamespace
@@ -19,6 +19,7 @@ from .wire.reply import InetSocket
 __all__ = [
     "STATE_FILTER_TCP",
     "STATE_FILTER_UDP",
+    "AuditError",
     "DestroyReport",
     "InetSocket",
     "KernelError",

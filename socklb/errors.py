@@ -49,6 +49,10 @@ class NotSupported(KernelError):
     """The kernel was built without something: the message names the CONFIG_ option."""
 
 
+class AuditError(SocklbError, OSError):
+    """An audit file that cannot be written: nothing is destroyed any more, for there would be no record of it."""
+
+
 class UnboundedFilter(SocklbError, ValueError):
     """A filter that bounds no endpoint was given to a call that destroys."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-_MOUNTINFO = "/proc/self/mountinfo"
+from .mounts import mounts
 
 
 def interface_index(name: str) -> int:
@@ -31,19 +31,7 @@ def cgroup_id(path: str) -> int:
 
 
 def _cgroup2_mount() -> str:
-    try:
-        with open(_MOUNTINFO, encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                before, _, after = line.partition(" - ")
-                if after.startswith("cgroup2 "):
-                    return _unescaped(before.split()[4])
-    except OSError:
-        pass
+    for mount in mounts():
+        if mount.type == "cgroup2":
+            return mount.point
     raise ValueError("no cgroup2 file system is mounted; give an absolute path")
-
-
-def _unescaped(field: str) -> str:
-    """A path as mountinfo has it, white space and backslashes in octal: show_mountinfo() of the kernel."""
-    for character in " \t\n\\":
-        field = field.replace(f"\\{ord(character):03o}", character)
-    return field

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
+    from .discovery import Namespaces
+
     T = TypeVar("T")
 
 CLONE_NEWUSER = 0x10000000
@@ -19,8 +21,13 @@ CLONE_NEWNET = 0x40000000
 
 _CURRENT = "/proc/thread-self/ns/net"  # /proc/self would be the main thread's
 HOST_NAME = "host"
+_WAYS_IN = 16  # so many paths besides the first are remembered of one namespace
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ESRCH)  # ESRCH: a process that ended while its /proc was looked at
+
+
+class NamespaceVanished(KernelError):
+    """A namespace that was there when it was looked for, and is not when it is to be entered."""
 
 
 class NetworkNamespace:
@@ -29,10 +36,11 @@ class NetworkNamespace:
     Two are equal when device and inode are. It holds no descriptor, so that it keeps nothing alive.
     """
 
-    __slots__ = ("device", "inode", "name", "path")
+    __slots__ = ("_other_paths", "device", "inode", "name", "path")
 
     def __init__(self, name: str, path: str, device: int, inode: int) -> None:
         self.name, self.path, self.device, self.inode = name, path, device, inode
+        self._other_paths: list[str] = []
 
     @classmethod
     def current(cls) -> NetworkNamespace:
@@ -62,6 +70,25 @@ class NetworkNamespace:
     def from_pid(cls, pid: int) -> NetworkNamespace:
         """The one that a process is in."""
         return cls.from_path(f"/proc/{pid}/ns/net", name=f"pid {pid}")
+
+    @staticmethod
+    def discover() -> Namespaces:
+        """Every namespace of the host that can be seen, each once, one's own first.
+
+        From the processes in /proc, the directories where namespaces are pinned, and the mounts. What vanished
+        meanwhile or may not be looked at is in `.skipped` of the result, as (path, reason).
+        """
+        from .discovery import discover  # which makes namespaces itself
+
+        return discover()
+
+    def add_path(self, path: str) -> None:
+        """One more way in, for the case that `path` is gone when it is needed: the process ended, others live on."""
+        if len(self._other_paths) < _WAYS_IN:
+            self._other_paths.append(path)
+
+    def paths(self) -> list[str]:
+        return [self.path, *self._other_paths]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NetworkNamespace):
@@ -113,21 +140,30 @@ def _is_current(namespace: NetworkNamespace) -> bool:
 
 
 def _enter(namespace: NetworkNamespace) -> None:
+    descriptor = _open(namespace)
     try:
-        descriptor = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in _NOT_THERE:
-            raise KernelError(
-                errno.ESTALE, f"namespace {namespace.name} vanished: nothing is at {namespace.path}"
-            ) from None
-        raise _path_error(error, namespace.path) from None
-    try:
-        status = os.fstat(descriptor)
-        if (status.st_dev, status.st_ino) != (namespace.device, namespace.inode):
-            raise KernelError(errno.ESTALE, f"namespace {namespace.name} vanished: {namespace.path} is another one now")
         _setns(descriptor, namespace)
     finally:
         os.close(descriptor)
+
+
+def _open(namespace: NetworkNamespace) -> int:
+    """A descriptor of it, by the first of its paths that still leads there."""
+    vanished = []
+    for path in namespace.paths():
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise _path_error(error, path) from None
+            vanished.append(f"nothing is at {path}")
+            continue
+        status = os.fstat(descriptor)
+        if (status.st_dev, status.st_ino) == (namespace.device, namespace.inode):
+            return descriptor
+        os.close(descriptor)
+        vanished.append(f"{path} is another one now")
+    raise NamespaceVanished(errno.ESTALE, f"namespace {namespace.name} vanished: {vanished[0]}")
 
 
 def _setns(descriptor: int, namespace: NetworkNamespace) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from socklb import SocketFilter, find_sockets
-from socklb.kernel import names
+from socklb.kernel import mounts
 from socklb.kernel.names import cgroup_id, interface_index
 
 from ..sockets import Sockets, cookie_of
@@ -42,7 +42,7 @@ def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"41 31 0:38 / {escaped} rw,relatime shared:9 - cgroup2 cgroup2 rw\n"
         "42 31 0:38 / /elsewhere rw,relatime - cgroup2 cgroup2 rw\n"
     )
-    monkeypatch.setattr(names, "_MOUNTINFO", str(table))
+    monkeypatch.setattr(mounts, "_MOUNTINFO", str(table))
     return root
 
 
@@ -54,7 +54,7 @@ class TestCgroups:
         assert cgroup_id(".") == mounted.stat().st_ino
 
     def test_an_absolute_path_needs_no_mount_table(self, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(names, "_MOUNTINFO", "/nonexistent")
+        monkeypatch.setattr(mounts, "_MOUNTINFO", "/nonexistent")
         assert cgroup_id(str(mounted / "web.slice")) == (mounted / "web.slice").stat().st_ino
 
     @pytest.mark.parametrize("path", ["missing.slice", "no-cgroup", "web.slice/cgroup.controllers", "/", "/etc/passwd"])
@@ -69,7 +69,7 @@ class TestCgroups:
     ) -> None:
         (tmp_path / "mountinfo").write_text(text)
         for table in (tmp_path / "mountinfo", tmp_path / "missing"):
-            monkeypatch.setattr(names, "_MOUNTINFO", str(table))
+            monkeypatch.setattr(mounts, "_MOUNTINFO", str(table))
             with pytest.raises(ValueError, match="no cgroup2 file system is mounted"):
                 cgroup_id("web.slice")
 

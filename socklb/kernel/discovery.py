@@ -1,0 +1,123 @@
+"""Every network namespace of the host: those of processes, and those that were pinned by a mount."""
+
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+
+from .mounts import mounts
+from .namespaces import HOST_NAME, NetworkNamespace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import NamedTuple
+
+PIN_DIRECTORIES = (
+    "/run/netns",
+    "/var/run/netns",
+    "/run/docker/netns",
+    "/var/run/docker/netns",
+    "/run/cilium/netns",
+    "/var/run/cilium/netns",
+)
+"""Where iproute2 (and most container runtimes), Docker and Cilium pin namespaces."""
+
+if TYPE_CHECKING:
+
+    class SkippedNamespace(NamedTuple):
+        """One that was seen and could not be looked at: the path, and why not."""
+
+        path: str
+        reason: str
+
+else:
+    SkippedNamespace = namedtuple("SkippedNamespace", "path reason")
+
+
+class Namespaces(tuple):  # type: ignore[type-arg]
+    """Namespaces, each once; `skipped` are those that could not be looked at."""
+
+    skipped: list[SkippedNamespace]
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[NetworkNamespace]: ...
+
+
+def discover() -> Namespaces:
+    """The namespaces that can be seen: the caller's own ("host") first, then the pinned, then those of processes.
+
+    A pinned one has its pin's name, another that of the first process in it, "pid 123 (command)"; where the name is
+    another's already, its path. What vanished meanwhile, or may not be looked at, is in `.skipped`.
+    """
+    found: dict[NetworkNamespace, NetworkNamespace] = {}
+    names: set[str] = set()
+    skipped = []
+    for path, pid in _candidates():
+        try:
+            seen = NetworkNamespace.from_path(path)
+        except (ValueError, OSError) as error:
+            skipped.append(SkippedNamespace(path, getattr(error, "strerror", None) or str(error)))
+            continue
+        if seen in found:
+            found[seen].add_path(path)
+            continue
+        if not found:  # the first candidate is the caller's own
+            seen.name = HOST_NAME
+        elif pid:
+            seen.name = f"pid {pid} ({_command(pid)})"
+        if seen.name in names:
+            seen.name = path
+        names.add(seen.name)
+        found[seen] = seen
+    result = Namespaces(found)
+    result.skipped = skipped
+    return result
+
+
+def pinned(name: str) -> NetworkNamespace:
+    """The namespace that is pinned under a name, as `ip netns` has them. Raises ValueError if there is none."""
+    for directory in PIN_DIRECTORIES:
+        path = os.path.join(directory, name)
+        if os.path.lexists(path):
+            return NetworkNamespace.from_path(path)
+    known = sorted({name for directory in PIN_DIRECTORIES for name in _entries(directory)})
+    raise ValueError(
+        f"no network namespace is pinned as {name!r} (known: {', '.join(known) or 'none'}); host, all, or a path such "
+        "as /proc/PID/ns/net can be given too"
+    )
+
+
+def _candidates() -> Iterator[tuple[str, int]]:
+    """(path, process id or 0) of everything that may be a network namespace; many are the same one."""
+    yield NetworkNamespace.current().path, 0
+    of_nsfs = [mount for mount in mounts() if mount.type == "nsfs"]
+    others = {mount.point for mount in of_nsfs if not mount.root.startswith("net:")}
+    paths = [os.path.join(directory, name) for directory in _distinct(PIN_DIRECTORIES) for name in _entries(directory)]
+    paths += [mount.point for mount in of_nsfs]
+    for path in dict.fromkeys(paths):
+        if path not in others:
+            yield path, 0
+    for word in sorted(filter(str.isdigit, _entries("/proc")), key=int):
+        yield f"/proc/{word}/ns/net", int(word)
+
+
+def _distinct(directories: Iterable[str]) -> Iterator[str]:
+    """Each directory once: /var/run is /run on most hosts."""
+    return iter({os.path.realpath(directory): directory for directory in reversed(tuple(directories))}.values())
+
+
+def _entries(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
+def _command(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return "ended"
