@@ -25,7 +25,6 @@ package_under_test.bind()
 from . import targets  # noqa: E402 - only now does `socklb` mean the package under test
 
 _ROOT = Path(__file__).resolve().parents[2]
-_LONGEST_INPUT = 2048
 _SECONDS_PER_INPUT = 10
 
 
@@ -59,7 +58,7 @@ def fuzz(name: str, seconds: int) -> int:
         words.write_text("".join(f'word{n}="{word}"\n' for n, word in enumerate(targets.words_of(name))))
         options = {
             "max_total_time": seconds,
-            "max_len": _LONGEST_INPUT,
+            "max_len": targets.longest_of(name),
             "timeout": _SECONDS_PER_INPUT,
             "artifact_prefix": f"{found}/",
             **({"dict": words} if targets.words_of(name) else {}),

@@ -42,9 +42,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(f"package under test: {targets.package()}", flush=True)
-    signal.signal(signal.SIGALRM, _ring)
+    before = signal.signal(signal.SIGALRM, _ring)
     started = time.monotonic()
-    came, hits, broken = _run(options.count, Random(options.seed))
+    try:
+        came, hits, broken = _run(options.count, Random(options.seed))
+    finally:
+        signal.signal(signal.SIGALRM, before)
     seconds = time.monotonic() - started
     print(f"{sum(came.values()):,} calls with {hits:,} damaged answers in {seconds:.0f} s, seed {options.seed}")
     for what, count in came.most_common():

@@ -1,7 +1,7 @@
 """What is fuzzed: a module each, with a `check(data)` that takes any bytes and raises if the law above it is broken.
 
-To add one, put a module here, and inputs to start from into corpus/NAME. `WORDS`, if it has them, are what inputs are
-made of.
+To add one, put a module here, inputs to start from into `seeds`, and a fault that it sees into test_targets. A module
+may have `WORDS` that inputs are made of, and `LONGEST`, where longer inputs would tell nothing new.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ def check_of(name: str) -> Check:
 
 def words_of(name: str) -> tuple[str, ...]:
     return tuple(getattr(_module(name), "WORDS", ()))
+
+
+def longest_of(name: str) -> int:
+    return int(getattr(_module(name), "LONGEST", 2048))
 
 
 def _module(name: str) -> Any:

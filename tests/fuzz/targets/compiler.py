@@ -24,6 +24,7 @@ _LATER = (
     bc.INET_DIAG_BC_CGROUP_COND,
 )
 _MOST_LEVELS = 6
+LONGEST = 200
 
 
 def check(data: bytes) -> None:

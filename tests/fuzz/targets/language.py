@@ -14,6 +14,7 @@ from socklb.wire.request import PROTOCOL_NAMES
 
 from ..sockets import check_plan
 
+LONGEST = 300
 WORDS = (
     *("dst", "src", "dport", "sport", "dev", "fwmark", "cgroup", "autobound", "and", "or", "not", "eq", "neq", "ge"),
     *(" ", "(", ")", "!", "&&", "||", "==", "!=", "<=", ">", "/", ":", "*", "[", "]"),

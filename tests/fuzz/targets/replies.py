@@ -63,6 +63,8 @@ FILTERS = (
 )
 _CODES = (0, errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL)
 _ERRORS = (KernelError, MalformedMessage, NotPermitted, NotSupported)
+LONGEST = 200  # enough for a dozen damages, with something to put in
+
 _DUMPS_OF_ONE_SEARCH = 3 * (2 + 5)  # thrice each; two families; four older sets of bytecodes and the newer request
 _NOBODY = OwnSession(frozenset(), frozenset())
 
