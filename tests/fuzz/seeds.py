@@ -1,7 +1,7 @@
 """The corpus: inputs that are worth starting from. `python -m tests.fuzz.seeds` writes it anew.
 
-Replies of a real kernel, texts of each form of the language, programs of each kind of filter; where an input only
-chooses, any bytes do.
+Replies of a real kernel, texts of each form of the language, programs of each kind of filter, lines of the watch
+protocol; where an input only chooses, any bytes do.
 """
 
 from __future__ import annotations
@@ -43,6 +43,25 @@ _TEXTS = {
     "surrogate": "dev \udc80 and cgroup \u00e9",
     "nul": "dport \0",
 }
+_LINES = {
+    "upsert": '{"op": "upsert", "backend": "10.0.0.1:80/TCP", "service": "default/web", "state": "active"}',
+    "unhealthy": '{"op": "upsert", "backend": "[fd00::1]:53/UDP", "unhealthy": true}',
+    "mapped": '{"op": "upsert", "backend": "[::ffff:10.0.0.1]:80/tcp", "state": "quarantined", "service": null}',
+    "delete": '{"op": "delete", "backend": "10.0.0.1:80/TCP", "service": "default/web"}',
+    "delete-all": '{"op": "delete", "backend": "10.0.0.1:80/TCP"}',
+    "replace": '{"op": "replace", "backends": [{"backend": "10.0.0.1:80/TCP", "service": "a"}, '
+    '{"backend": "10.0.0.2:80/TCP", "state": "maintenance", "unhealthy": false}]}',
+    "replace-by-none": '{"op": "replace", "backends": []}',
+    "escaped": '{"op": "upsert", "backend": "10.0.0.1:80/TCP", "service": "\\ud800\\u00e9\\n"}',
+    "unknown-key": '{"op": "upsert", "backend": "10.0.0.1:80/TCP", "unheathy": true}',
+    "unknown-op": '{"op": "insert"}',
+    "no-number": '{"op": NaN, "backend": -1e999}',
+    "no-object": "[1, 2]",
+    "deep": "[" * 500,
+    "cut": '{"op": "upsert", "backend": "10.0.0.1:80',
+    "no-backend": '{"op": "delete", "backend": "10.0.0.1:0/TCP"}',
+    "zone": '{"op": "delete", "backend": "[fe80::1%eth0]:80/TCP"}',
+}
 _ROWS = ("ESTABLISHED_V4", "ESTABLISHED_V6", "ESTABLISHED_MAPPED", "CONNECTED_UDP", "LISTENING", "TIME_WAIT")
 _ANSWERS = (
     *("DESTROYED", "NOT_FOUND", "NOT_FOUND_UNCAPPED", "REFUSED_WITH_TEXT"),
@@ -59,6 +78,7 @@ def seeds() -> dict[str, Mapping[str, bytes]]:
         "datagram": _datagrams(),
         "language": {name: text.encode("utf-8", "surrogateescape") for name, text in _TEXTS.items()},
         "replies": {**_undamaged(), **_any_bytes(80)},
+        "watch": {**{name: line.encode() for name, line in _LINES.items()}, "no-utf-8": b'{"op": "\xff"}'},
     }
 
 

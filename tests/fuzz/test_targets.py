@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from socklb.backends import Backend
 from socklb.filters.conditions import Host, Port
 from socklb.kernel import diag
+from socklb.sources.protocol import Delete
 
 from .. import bytecode_vm
 from ..damage import KINDS
 from ..test_vendoring import COPY, vendor
 from . import mutated, seeds, targets
-from .targets import datagram, replies
+from .targets import datagram, replies, watch
 
 ROOT = Path(__file__).resolve().parents[2]
 INPUTS = [
@@ -95,6 +97,11 @@ class TestEveryLawCanFail:
         monkeypatch.setattr(diag, "_ATTEMPTS", 1000)
         with pytest.raises(AssertionError):
             replies.run(plan)
+
+    def test_watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(watch, "parse_line", lambda line: Delete(Backend("10.0.0.1", 80, "tcp"), str(line)))
+        with pytest.raises(AssertionError, match="written as something else"):
+            self.run_all("watch")
 
     def test_every_target_has_such_a_test(self) -> None:
         assert [name for name in targets.NAMES if not hasattr(self, f"test_{name}")] == []
