@@ -27,6 +27,8 @@ from socklb.wire.request import IPPROTO_TCP
 
 from .replies import check_error, read
 
+MAX_ERRNO = 4095  # linux/err.h
+
 
 def check(data: bytes) -> None:
     behind = 0
@@ -44,12 +46,14 @@ def check(data: bytes) -> None:
 def _check_message(type: int, flags: int, data: bytes, start: int, end: int) -> None:
     if type == NLMSG_ERROR:
         ack = decode_ack(data, start, end, flags)
+        assert 0 <= ack.errno <= MAX_ERRNO
         flags, payload = encode_ack(ack)
         length = ack.length or NLMSGHDR.size  # a 0 there leaves it to encode_ack
         assert decode_ack(payload, 0, len(payload), flags) == ack._replace(length=length)
         assert isinstance(ack.text, str)
     elif type == NLMSG_DONE:
         done = decode_done(data, start, end, flags)
+        assert 0 <= done.errno <= MAX_ERRNO
         flags, payload = encode_done(done)
         assert decode_done(payload, 0, len(payload), flags) == done
         assert isinstance(done.text, str)
