@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from socklb.kernel.mounts import mounts
+
+from . import world
 from .balancer import Balancer, balancer, ebpf, fixture
 from .balancer.assembler import (
     FP,
@@ -29,7 +32,7 @@ from .balancer.assembler import (
 from .balancer.cgroup import own_cgroup
 from .balancer.clients import PORT, V4, Case, Clients
 from .balancer.programs import Family, programs
-from .sockets import Sockets, error_of, without_privilege
+from .sockets import Sockets, error_of, in_child, without_privilege
 
 
 @pytest.mark.kernel
@@ -179,6 +182,15 @@ class TestWhereThereIsNone:
         assert (why, root) == (
             "it needs root: this is a user namespace, and bpf(2) wants the capabilities of the first one", False,
         )  # fmt: skip
+
+    @pytest.mark.kernel
+    def test_without_a_cgroup2(self, balancer: Balancer) -> None:
+        def hide() -> None:
+            world.unshare(world.CLONE_NEWNS)
+            for mount in [mount for mount in mounts() if mount.type == "cgroup2"]:
+                world.unmount(mount.point)
+
+        assert in_child(fixture.why_not, hide) == "[Errno 19] no cgroup2 is mounted"
 
     @pytest.mark.parametrize(
         ("required", "root", "outcome"),

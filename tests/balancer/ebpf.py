@@ -161,7 +161,7 @@ def load_program(type: int, attach_type: int, program: bytes, name: str) -> int:
         try:
             return _bpf(_PROG_LOAD, attr(1, _LOG_SIZE, ctypes.addressof(log)))
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}, of {name}\n{log.value.decode()}") from None
+            raise OSError(error.errno, f"{error.strerror}, of {name}\n{log.value.decode()}".rstrip()) from None
 
 
 def pin(descriptor: int, path: str) -> None:
