@@ -11,8 +11,10 @@ import pytest
 from socklb import SocketFilter, destroy_sockets
 
 from .balancer import Balancer, ebpf
+from .balancer.cgroup import own_cgroup
 from .balancer.clients import BACKEND_PORT, CASES, PORT, V4, V6, Case, Clients
 from .balancer.fixture import refuse, why_not
+from .balancer.programs import SLOT_KEY_SIZE
 from .sockets import Sockets, cookie_of, error_of, family_of
 
 NO_ROUTE = "ENETUNREACH"
@@ -46,6 +48,8 @@ class TestConnected:
         assert clients.balancer.records() == [clients.record(second, case, case.backends[0])]
         second.close()
         assert clients.balancer.records() == []
+        for family in clients.balancer.families.values():
+            assert ebpf.items(family.slots, SLOT_KEY_SIZE, family.key_size) == {}
 
     def test_straight_to_the_backend_there_is_none(self, clients: Clients, case: Case) -> None:
         clients.set_service(case, case.backends[0])
@@ -86,6 +90,15 @@ class TestConnected:
             assert error_of(lambda: stranger.connect((case.called(case.service), PORT))) == NO_ROUTE
         assert clients.balancer.records() == []
 
+    def test_back_outside_this_process_makes_sockets_as_before(self, clients: Clients, case: Case) -> None:
+        clients.set_service(case, case.backends[0])
+        home = own_cgroup()
+        with clients.balancer.clients():
+            assert own_cgroup() == clients.balancer.cgroup
+        assert own_cgroup() == home
+        stranger = clients.sockets.make(family_of(case.called(case.service)), case.kind)
+        assert error_of(lambda: stranger.connect((case.called(case.service), PORT))) == NO_ROUTE
+
 
 @UDP
 @pytest.mark.kernel
@@ -109,6 +122,17 @@ class TestDatagrams:
         for _ in range(2):
             self.send(client, case)
         assert clients.balancer.records() == [clients.record(client, case, case.backends[0])]
+
+    def test_through_another_service_to_the_same_backend_is_a_record_of_that(
+        self, clients: Clients, case: Case
+    ) -> None:
+        client = clients.make(case)
+        clients.set_service(case, case.backends[0])
+        clients.balancer.set_service(case.service, PORT + 1, "udp", case.backends[0], BACKEND_PORT)
+        for port in (PORT, PORT + 1):
+            self.send(client, case, port)
+        (record,) = clients.balancer.records()
+        assert (record.service_port, record.rev_nat_index) == (PORT + 1, 2)
 
     def test_elsewhere_takes_the_place_of_the_last(self, clients: Clients, case: Case) -> None:
         client = clients.make(case)

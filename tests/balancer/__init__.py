@@ -8,6 +8,8 @@ with Balancer() as balancer:            # or the fixture `balancer`
     with balancer.clients():
         client.connect(("10.96.0.10", 80))
     balancer.records(), balancer.directory
+
+`clients` makes clients of every kind, and the servers that they get to (or the fixture `clients`).
 """
 
 from __future__ import annotations

@@ -44,15 +44,15 @@ class Balancer:
         self.entries = entries
         self.directory = ""
         self.cgroup = ""  # a directory, too
-        self._families: dict[int, Family] = {}  # by the IP version
+        self.families: dict[int, Family] = {}  # its maps, by the IP version
         self._indices: dict[tuple[str, int, str], int] = {}  # rev_nat_index of a service, kept when it is removed
         self._undo = ExitStack()
 
     def __enter__(self) -> Balancer:
         with ExitStack() as undo:
-            self._families = {4: self._make_maps(undo, 4, 4), 6: self._make_maps(undo, 6, 16)}
+            self.families = {4: self._make_maps(undo, 4, 4), 6: self._make_maps(undo, 6, 16)}
             self.directory = _mount_bpffs(undo)
-            for family, name in zip(self._families.values(), REVERSE_NAMES):
+            for family, name in zip(self.families.values(), REVERSE_NAMES):
                 ebpf.pin(family.reverse, os.path.join(self.directory, name))
             self.cgroup = undo.enter_context(new_cgroup())
             self._attach_programs(undo)
@@ -72,14 +72,14 @@ class Balancer:
         if service.version != backend.version:
             raise ValueError(f"{backend} cannot be a backend of {service}: it is of another family")
         index = self._indices.setdefault((str(service), port, protocol), len(self._indices) + 1)
-        family = self._families[service.version]
+        family = self.families[service.version]
         value = backend.packed + struct.pack("!H", backend_port) + struct.pack("=H", index)
         ebpf.update(family.services, _service_key(service, port, protocol), value)
 
     def remove_service(self, address: str, port: int, protocol: str) -> None:
         """From now on its address is as good as any other. Raises FileNotFoundError if there is no such service."""
         service = ip_address(address)
-        ebpf.delete(self._families[service.version].services, _service_key(service, port, protocol))
+        ebpf.delete(self.families[service.version].services, _service_key(service, port, protocol))
 
     # --------------------------------------------------------------------------------------------------- clients
 
@@ -91,14 +91,14 @@ class Balancer:
         """What both maps hold, in the order of cookies."""
         return sorted(
             _decode(key, value, family.address_size)
-            for family in self._families.values()
+            for family in self.families.values()
             for key, value in ebpf.items(family.reverse, family.key_size, family.service_size).items()
         )
 
     def evict(self, record: Record) -> None:
         """What befalls the record of a long-lived socket when its map, which is LRU, is full."""
         backend = ip_address(record.backend)
-        family = self._families[backend.version]
+        family = self.families[backend.version]
         key = struct.pack("=Q", record.cookie) + backend.packed + struct.pack("!H", record.backend_port)
         ebpf.delete(family.reverse, key.ljust(family.key_size, b"\0"))
 
@@ -121,7 +121,7 @@ class Balancer:
     def _attach_programs(self, undo: ExitStack) -> None:
         group = os.open(self.cgroup, os.O_RDONLY | os.O_DIRECTORY)
         undo.callback(os.close, group)
-        for name, code in programs(self._families[4], self._families[6]).items():
+        for name, code in programs(self.families[4], self.families[6]).items():
             kind = KINDS[name]
             program = ebpf.load_program(kind.type, kind.attach_type, code, name)
             undo.callback(os.close, program)

@@ -106,11 +106,9 @@ def lookup(descriptor: int, key: bytes, value_size: int) -> bytes:
 
 
 def items(descriptor: int, key_size: int, value_size: int) -> dict[bytes, bytes]:
-    """What is in a map; an entry that goes away meanwhile may be missing."""
+    """What is in a map. When a key goes away that the kernel is asked to go on from, it begins anew."""
     found = {}
     for key in _keys(descriptor, key_size):
-        if key in found:
-            break  # the kernel begins anew when the key that it was asked with is gone
         try:
             found[key] = lookup(descriptor, key, value_size)
         except FileNotFoundError:
