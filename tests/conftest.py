@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from . import package_under_test, world
+from . import bpf_maps, package_under_test, world
+from .bpf_maps import Maps
 
 package_under_test.bind()
 
@@ -62,4 +63,11 @@ def network() -> None:
 def sockets(network: None) -> Iterator[Sockets]:
     """A maker of sockets in a fresh network namespace."""
     with Sockets() as made:
+        yield made
+
+
+@pytest.fixture
+def maps() -> Iterator[Maps]:
+    """A maker of BPF maps, pinned in a bpffs of the test's own. It needs root: see `bpf_maps`."""
+    with bpf_maps.made_here() as made:
         yield made
