@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -82,8 +82,9 @@ class Maps:
         self._undo.close()
 
 
-@contextmanager
-def made_here() -> Iterator[Maps]:
+@pytest.fixture
+def maps() -> Iterator[Maps]:
+    """A maker of BPF maps."""
     if not is_root():
         pytest.skip("BPF maps need root outside of any user namespace")
     try:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from . import bpf_maps, package_under_test, world
-from .bpf_maps import Maps
+from . import package_under_test, world
 
 package_under_test.bind()
 
 # Only now does `socklb` mean the package under test.
 from .balancer.fixture import balancer as balancer  # noqa: E402
 from .balancer.fixture import clients as clients  # noqa: E402
+from .bpf_maps import maps as maps  # noqa: E402
 from .sockets import Sockets  # noqa: E402
 
 # No deadline: no test of this project asserts a time. derandomize in CI: a failure there is everybody's.
@@ -66,11 +66,4 @@ def network() -> None:
 def sockets(network: None) -> Iterator[Sockets]:
     """A maker of sockets in a fresh network namespace."""
     with Sockets() as made:
-        yield made
-
-
-@pytest.fixture
-def maps() -> Iterator[Maps]:
-    """A maker of BPF maps, pinned in a bpffs of the test's own. It needs root: see `bpf_maps`."""
-    with bpf_maps.made_here() as made:
         yield made

@@ -18,8 +18,9 @@ from socklb.kernel import bpf
 from socklb.rev_nat import DEFAULT_DIRECTORY, RevNatEntry, RevNatMaps
 from socklb.wire.reverse_sk import ReverseSkKey, ReverseSkValue
 
+from .balancer.clients import BACKEND_PORT, CASES, PORT, Case, Clients
 from .bpf_maps import Maps
-from .sockets import without_privilege
+from .sockets import cookie_of, without_privilege
 
 V4, V6 = "cilium_lb4_reverse_sk", "cilium_lb6_reverse_sk"
 
@@ -406,3 +407,26 @@ class TestThreads:
             with ThreadPoolExecutor(4) as pool:
                 told = [pool.submit(work, number) for number in range(8) for work in (ask, reopen)]
             assert set().union(*(one.result() for one in told)) == {True}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("case", CASES, ids=str)
+class TestOfABalancer:
+    """A balancer's own maps tell whom it sent where, by the peer's address as the socket has it."""
+
+    def test_whom_it_sent_is_told_from_who_went_by_himself(self, clients: Clients, case: Case) -> None:
+        backend, other = case.backends
+        clients.set_service(case, backend)
+        sent, direct = clients.connect(case), clients.connect(case, backend, BACKEND_PORT)
+        with RevNatMaps.open(clients.balancer.directory) as opened:
+            for peer in (backend, case.called(backend)):
+                assert opened.contains(cookie_of(sent), peer, BACKEND_PORT)
+                assert not opened.contains(cookie_of(direct), peer, BACKEND_PORT)
+            assert not opened.contains(cookie_of(sent), other, BACKEND_PORT)
+            assert not opened.contains(cookie_of(sent), case.service, PORT)
+            told = RevNatEntry(
+                cookie_of(sent), ip_address(backend), BACKEND_PORT, ip_address(case.service), PORT, rev_nat_index=1
+            )
+            assert list(opened.entries()) == [told]
+            sent.close()
+            assert list(opened.entries()) == []
