@@ -1,7 +1,7 @@
 """Calls to a kernel whose replies are damaged on their way: what is asked for, and what befalls the answers, is chosen.
 
 Every call ends in a value or in a documented error, after a bounded number of sends and receives; no netlink socket is
-left open; and no socket is asked to be destroyed but as it was told.
+left open; and no socket is asked to be destroyed but as it was told, in a state in which it may be.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from socklb import (
 from socklb.kernel.session import OwnSession
 from socklb.wire.attributes import encode_value
 from socklb.wire.records import MemInfo, TcpInfo
+from socklb.wire.request import IPPROTO_TCP
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
 
 from ...choices import Choices
@@ -118,7 +119,7 @@ def destroy(choices: Choices) -> Run:
         assert killed <= set(tries(kernel)), "said to be destroyed, and the kernel was never asked to"
         for batch in kernel.destroys:
             for request in batch:
-                assert told.has(request), "asked to destroy what was not told"
+                assert told.may_die(request), "asked to destroy what was not told, or is to be spared"
         # Each round but the last, and but three for those that moved, destroys something; it takes a search and a
         # batch, which is sent thrice at most.
         assert len(kernel.sent) <= (_DUMPS_OF_ONE_SEARCH + 3) * (len(killed) + 2 + 3)
@@ -139,9 +140,16 @@ class _Told:
                 self._told += data
             yield datagram
 
-    def has(self, request: Request) -> bool:
-        """Whether the very id in a destroy was told."""
-        return request.payload[8:56] in self._told
+    def may_die(self, request: Request) -> bool:
+        """Whether the very id in a destroy was told of a socket that is not to be spared for its state."""
+        id, is_tcp = request.payload[8:56], request.body.protocol == IPPROTO_TCP
+        at = self._told.find(id)
+        while at >= 0:
+            state = self._told[at - 3]
+            if state != TcpState.LISTEN if is_tcp else state == TcpState.ESTABLISHED:
+                return True
+            at = self._told.find(id, at + 1)
+        return False
 
 
 def _usual(choices: Choices) -> Answer:
