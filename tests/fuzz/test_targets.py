@@ -16,8 +16,9 @@ from socklb.kernel import diag
 from socklb.sources.protocol import Delete
 
 from .. import bytecode_vm
+from ..cli import runner
 from ..damage import KINDS
-from ..test_vendoring import COPY, vendor
+from ..test_vendoring import vendor
 from . import mutated, seeds, targets
 from .targets import datagram, replies, watch
 
@@ -157,7 +158,7 @@ class TestTheCommand:
         return subprocess.run(
             [sys.executable, "-m", "tests.fuzz", *words],
             cwd=ROOT,
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONPATH": str(runner.ROOT), **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
@@ -172,11 +173,11 @@ class TestTheCommand:
 
     def test_on_the_package_under_test(self, tmp_path: Path) -> None:
         """Not on one that happens to be in the current directory."""
-        vendor(tmp_path, COPY)
+        vendor(tmp_path, "fuzzed.copy")
         path = targets.files("replies")[0]
-        done = self.run("replies", "--again", str(path), PYTHONPATH=str(tmp_path), SOCKLB_UNDER_TEST=COPY)
+        done = self.run("replies", "--again", str(path), PYTHONPATH=str(tmp_path), SOCKLB_UNDER_TEST="fuzzed.copy")
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith(f"package under test: {tmp_path.joinpath(*COPY.split('.'))}\n")
+        assert done.stdout.startswith(f"package under test: {tmp_path / 'fuzzed' / 'copy'}\n")
 
     @pytest.mark.skipif(importlib.util.find_spec("atheris") is not None, reason="atheris is installed")
     def test_without_atheris_it_says_so(self) -> None:
