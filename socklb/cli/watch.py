@@ -68,6 +68,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     words = options.netns or [ALL]
     namespaces_from(words)  # an unknown one is told now and not at the first pass
+    source = _source(options.source)
     _check_support(words)
     with ExitStack() as stack:
         audit = stack.enter_context(audit_from(options))
@@ -78,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
             table, namespaces=lambda: namespaces_from(words), rev_nat=rev_nat, audit=audit, on_pass=teller.tell
         )
         caught = stack.enter_context(_stopping_on_signals(loop))
-        stack.enter_context(_followed(_source(options.source), table, loop, teller))
+        stack.enter_context(_followed(source, table, loop, teller))
         loop.run()
     if signal.SIGINT in caught:
         return INTERRUPTED
@@ -98,7 +99,11 @@ def _check_support(words: list[str]) -> None:
 
 
 def _source(word: str) -> Source:
-    return LineSource(sys.stdin.fileno()) if word == "-" else FileSource(word)
+    if word != "-":
+        return FileSource(word)
+    if sys.stdin is None:
+        raise ValueError("standard input is closed")
+    return LineSource(sys.stdin.fileno())
 
 
 @contextmanager
