@@ -277,10 +277,10 @@ class World:
     def reconnect_udp(self, one: Inhabitant, address: str, port: int) -> None:
         sock = self.sockets[one]
         address = address.replace("::ffff:", "") if sock.family == socket.AF_INET else address
-        if family_of(address) == sock.family:
-            error_of(lambda: sock.connect((address, port)))  # from ::1 to a mapped address there is no way
+        # From ::1 to a mapped address, for one, there is no way.
+        if family_of(address) == sock.family and not error_of(lambda: sock.connect((address, port))):
+            one.state = ESTABLISHED
             (one.local, one.local_port), (one.peer, one.peer_port) = name_of(sock), peer_of(sock)
-            one.state = ESTABLISHED if one.peer_port else CLOSE
 
     def half_close(self, one: Inhabitant) -> None:
         """One direction of a connection is closed; both, and it is over but for a mini-socket where it closed first."""
@@ -416,13 +416,14 @@ class World:
             other = one.other_end
             is_asking = other is not None and other.state == ESTABLISHED and one.cookie < other.cookie
             return other if is_asking else None
-        at_it = [
-            other
-            for other in self.sockets
-            if (other.place, other.protocol, other.local_port) == (one.place, "udp", one.peer_port)
-        ]
+        at_it = self._udp_at(one.place, one.peer_port)
+        if self._udp_at(one.place, one.local_port) != [one]:
+            return None  # a twin might get the answer
         servers = [other for other in at_it if other.state == CLOSE and other.local == unmapped(one.peer)]
         return servers[0] if len(at_it) == len(servers) == 1 else None
+
+    def _udp_at(self, place: int, port: int) -> list[Inhabitant]:
+        return [one for one in self.sockets if (one.place, one.protocol, one.local_port) == (place, "udp", port)]
 
     # ---------------------------------------------------------------------------------------------- going
 
