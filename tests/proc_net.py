@@ -58,7 +58,7 @@ class ProcNet:
 
 
 def _row(protocol: str, version: int, line: str) -> ProcRow:
-    """sl, local, remote, state, tx:rx, timer:when, retransmits, uid, timeout, inode, ... (get_tcp4_sock() and others)."""
+    """sl, local, peer, state, tx:rx, timer:when, retransmits, uid, timeout, inode, ... (get_tcp4_sock(), ...)."""
     _, local, peer, state, _, timer, _, uid, _, inode, *_ = line.split()
     is_time_wait = protocol == "tcp" and int(timer[:2], 16) == _TIMER_OF_TIME_WAIT
     ends = (*_endpoint(local), *_endpoint(peer))

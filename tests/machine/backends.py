@@ -135,7 +135,7 @@ class BackendMachine(SocketMachine):
         fallen = self.table.take_fallen()
         assert sorted(map(str, fallen)) == sorted(map(str, self.plain.fallen))
         self.plain.fallen = []
-        for options in ((Options(dry_run=True), Options()) if dry_run else (Options(),)):
+        for options in (Options(dry_run=True), Options()) if dry_run else (Options(),):
             report = terminate_connections(fallen, namespaces=self._namespaces(where), dry_run=options.dry_run)
             self._check_termination(report, fallen, where, options)
 
@@ -162,7 +162,7 @@ class BackendMachine(SocketMachine):
     def _check_termination(
         self, report: TerminationReport, backends: Sequence[Backend], where: list[int], options: Options
     ) -> None:
-        """Those who are connected to one of the backends died, in these places; and each sum is one of what was said."""
+        """Who was connected to one of the backends died, in these places; the sums are those of the verdicts."""
         assert not report.skipped_namespaces
         assert not report.unrecorded
         if not backends:
@@ -195,5 +195,3 @@ class BackendMachine(SocketMachine):
 
 def _backend_of(one: Inhabitant) -> Backend:
     return Backend(unmapped(one.peer), one.peer_port, one.protocol)
-
-

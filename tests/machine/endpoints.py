@@ -87,7 +87,8 @@ def peer_of(sock: socket.socket) -> tuple[IPAddress, int]:
     try:
         address, port = sock.getpeername()[:2]
     except OSError as error:
-        assert error.errno == errno.ENOTCONN
+        if error.errno != errno.ENOTCONN:
+            raise
         return ip_address("::" if sock.family == socket.AF_INET6 else "0.0.0.0"), 0
     return ip_address(address), port
 

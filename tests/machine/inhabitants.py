@@ -332,9 +332,9 @@ class World:
     def _send_home(self, listener: Inhabitant) -> None:
         """Who still knocks at a listener that goes gives up."""
         for one in list(self.sockets):
-            if one is not listener and (one.place, one.peer_port) == (listener.place, listener.local_port):
-                if one.state == SYN_SENT or (one.other_end is not None and one.other_end.is_request):
-                    self.abort(one)
+            is_waiting = one.state == SYN_SENT or (one.other_end is not None and one.other_end.is_request)
+            if is_waiting and (one.place, one.peer_port) == (listener.place, listener.local_port):
+                self.abort(one)
 
     def _leave(self, one: Inhabitant) -> None:
         """What is the kernel's alone goes by itself."""
@@ -346,7 +346,7 @@ class World:
     # ---------------------------------------------------------------------------------------------- dying
 
     def bury(self, destroyed: Sequence[Inhabitant], may_be_gone: Iterable[Inhabitant]) -> None:
-        """These were destroyed, says the report: each of their owners must see it, and each of those they were to tell."""
+        """These were destroyed, says the report: each of their owners sees it, and so does who was to be told of it."""
         victims = [one for one in may_be_gone if one not in destroyed]
         for one in destroyed:
             if one.protocol == "udp":

@@ -76,10 +76,11 @@ class Inhabitant:
     @property
     def shared_address(self) -> tuple[object, ...]:
         """What a destroy is looked up by: who has the same may be found instead."""
+        is_connected = self.state not in (CLOSE, BOUND_INACTIVE)  # else it may still have an address of its peer
         return (
-            *(self.place, self.protocol, unmapped(self.local), self.local_port, unmapped(self.peer), self.peer_port),
-            # A TCP socket that is only bound is in no table that is looked at.
-            self.state == BOUND_INACTIVE,
+            *(self.place, self.protocol, unmapped(self.local), self.local_port),
+            (unmapped(self.peer), self.peer_port) if is_connected else None,
+            self.state == BOUND_INACTIVE,  # in no table that is looked at
         )
 
     @property
@@ -229,7 +230,9 @@ class Model:
     def meant(self, wish: Wish, place: int) -> list[Inhabitant]:
         return [one for one in self.inhabitants if one.place == place and wish.means(one)]
 
-    def identify(self, place: int, protocol: str, cookie: int, ends: tuple[IPAddress, int, IPAddress, int]) -> Inhabitant:
+    def identify(
+        self, place: int, protocol: str, cookie: int, ends: tuple[IPAddress, int, IPAddress, int]
+    ) -> Inhabitant:
         """Whom a row is about: by cookie, but for what the kernel keeps alone, which nobody can ask for its cookie."""
         for one in self.inhabitants:
             if (one.place, one.protocol, one.ends) == (place, protocol, ends):
@@ -248,8 +251,10 @@ class Model:
             return "listening" if one.state == LISTEN and not wish.states.names_listen else ""
         return "not connected" if one.state == CLOSE and not options.unconnected else ""
 
-    def check_report(self, wish: Wish, options: Options, meant: Sequence[Inhabitant], said: dict[Inhabitant, Verdict]) -> None:
-        """A report is one that the rules allow: which of many die by a limit, and who dies of whom, is the kernel's."""
+    def check_report(
+        self, wish: Wish, options: Options, meant: Sequence[Inhabitant], said: dict[Inhabitant, Verdict]
+    ) -> None:
+        """A report is one that the rules allow: which of many die by a limit, and who dies of whom, the kernel says."""
         assert set(said) == set(meant), (set(said) ^ set(meant), wish)
         doomed = []
         for one in meant:

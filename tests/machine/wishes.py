@@ -33,10 +33,22 @@ _ports = st.builds(
 _marks = st.builds(
     lambda value, mask: mark(value & mask, mask), st.sampled_from(MARKS), st.sampled_from((0, 1, 0x10, 0xFFFFFFFF))
 )
-_others = st.sampled_from((device(0), device(1), device("lo"), device(2), cgroup(0), cgroup(1), autobound()))
+_devices_and_cgroups = st.sampled_from((device(0), device(1), device(2), cgroup(0), cgroup(1)))
+_kernels_own = st.sampled_from((device("lo"), autobound()))  # what the kernel, or a namespace, must be asked for
+_others = _devices_and_cgroups | _kernels_own
+
+endpoint_conditions = trees(_hosts | _ports, fewest_parts=0)
+"""What can be asked about addresses and ports alone."""
+
+matched_conditions = trees(st.one_of(_hosts, _ports, _marks, _devices_and_cgroups), fewest_parts=0)
+"""What can be asked about a row in Python."""
 
 wheres: st.SearchStrategy[Condition] = st.one_of(
-    _hosts, _ports, trees(st.one_of(_hosts, _ports, _hosts, _ports, _marks, _others), fewest_parts=0), _others, conditions
+    _hosts,
+    _ports,
+    trees(st.one_of(_hosts, _ports, _hosts, _ports, _marks, _others), fewest_parts=0),
+    _others,
+    conditions,
 )
 
 states = st.sampled_from((*STATES[:1] * len(STATES), *STATES[1:2] * 4, *STATES))
@@ -51,7 +63,10 @@ wishes: st.SearchStrategy[Wish] = st.builds(
 )
 
 options: st.SearchStrategy[Options] = st.builds(
-    Options, st.sampled_from((False, False, False, False, True)), st.sampled_from((None, None, None, 1, 2, 3, 100)), st.booleans()
+    Options,
+    st.sampled_from((False, False, False, False, True)),
+    st.sampled_from((None, None, None, 1, 2, 3, 100)),
+    st.booleans(),
 )
 
 aims = st.sampled_from(("", "the like", "at it", "at it too", "of it alone"))
