@@ -281,7 +281,7 @@ class Model:
             assert one in set(self.victims(destroyed)), (one, said)
         elif said.verdict == "failed":
             assert said.reason == SHARED, (one, said)
-            assert len(self._twins(one)) > 1, (one, said)
+            assert len(self._twins(one)) > 1 or _new_twins(one, destroyed), (one, said)
         else:
             assert said == Verdict("destroyed", ""), (one, said)
 
@@ -291,7 +291,7 @@ class Model:
             twins = self._twins(one)
             if len(twins) > 1 and all(twin in tried for twin in twins) and one.state != BOUND_INACTIVE:
                 if one.protocol == "udp" and one.state == CLOSE:
-                    assert any(twin in destroyed for twin in twins), twins
+                    assert _new_twins(one, destroyed) or any(twin in destroyed for twin in twins), twins
                 else:
                     assert one in destroyed, (one, twins)
 
@@ -310,3 +310,14 @@ class Model:
             if other.is_request and (other.place, other.local_port) == (one.place, one.local_port)
         ]
         return [one for one in found if one is not None]
+
+
+def _new_twins(one: Inhabitant, destroyed: Iterable[Inhabitant]) -> list[Inhabitant]:
+    """Who came to share the address of a UDP socket without a peer, by losing its own peer in the same run."""
+    return [
+        other
+        for other in destroyed
+        if (one.protocol, one.state, other.state, other.autobound) == ("udp", CLOSE, ESTABLISHED, False)
+        and (other.place, other.protocol, other.local_port) == (one.place, one.protocol, one.local_port)
+        and unmapped(other.local) == unmapped(one.local)
+    ]
