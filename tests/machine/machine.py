@@ -12,7 +12,17 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from socklb import DestroyReport, InetSocket, SocketFilter, UnboundedFilter, destroy_sockets, dst, find_sockets
+from socklb import (
+    DestroyReport,
+    InetSocket,
+    SocketFilter,
+    UnboundedFilter,
+    destroy_sockets,
+    dport,
+    dst,
+    find_sockets,
+    sport,
+)
 from socklb.filters.conditions import EVERYTHING
 from socklb.report import Counts
 
@@ -213,6 +223,15 @@ class SocketMachine(RuleBasedStateMachine):
         one = self._pick(which, [one for one in self.world.model.inhabitants if one.peer_port])
         if one is not None:
             wish = Wish(one.protocol, dst(one.peer, one.peer_port), states)
+            self._destroy(self.places[one.place], wish, options)
+
+    @rule(which=_which, options=options, states=states)
+    def destroy_both_ends(self, which: int, options: Options, states: States) -> None:
+        """Who dies of whom is the kernel's choice."""
+        one = self._pick(which, self.world.model.inhabitants)
+        if one is not None:
+            port = one.peer_port or one.local_port
+            wish = Wish(one.protocol, sport(port) | dport(port), states)
             self._destroy(self.places[one.place], wish, options)
 
     # -------------------------------------------------------------------------------------------- invariant

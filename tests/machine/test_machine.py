@@ -23,7 +23,7 @@ from .machine import PLACES
 pytestmark = pytest.mark.kernel
 
 # Worlds, and steps in each.
-_SIZES = {"quick": (12, 30), "full": (40, 40), "deep": (int(os.environ.get("MACHINE_WORLDS", 2600)), 50)}
+_SIZES = {"quick": (12, 30), "full": (40, 40), "deep": (2600, 50)}
 _WORLDS, _STEPS = _SIZES[os.environ.get("SOCKLB_PROFILE", "full")]
 
 
@@ -43,6 +43,7 @@ def test_exactly_those_die_who_should(places: list[Place], monkeypatch: pytest.M
         settings=settings(
             max_examples=_WORLDS,
             stateful_step_count=_STEPS,
+            # No shrinking: which of several sockets the kernel finds first differs from one run to the next.
             phases=(Phase.generate,),
             suppress_health_check=list(HealthCheck),
         ),
