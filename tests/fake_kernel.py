@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -19,7 +20,7 @@ from itertools import chain
 from typing import NamedTuple, Union
 from unittest import mock
 
-from socklb import InetSocket
+from socklb import DestroyReport, InetSocket
 from socklb.kernel import diag, sockstat
 from socklb.wire.bytecode import INET_DIAG_REQ_BYTECODE
 from socklb.wire.netlink import (
@@ -233,9 +234,47 @@ def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None 
     return answer
 
 
+def living(rows: Sequence[bytes], *, stays: bool = False) -> Answer:
+    """A table that is looked up as the kernel does it: one socket with the address is found (the last that was dumped),
+    and has to have the cookie. Destroyed it is gone; a bound UDP socket `stays`, and answers 0 each time.
+    """
+    left = list(rows)
+
+    def destroy(id: SocketId, family: int) -> int:
+        for one in reversed(left):
+            there = decode_msg(one).id
+            if there._replace(cookie=0) == id._replace(cookie=0):
+                if there.cookie != id.cookie:
+                    return errno.ENOENT
+                if not stays:
+                    left.remove(one)
+                return 0
+        return errno.ENOENT
+
+    return table(left, destroy)
+
+
 def _asked_for(request: Request, row: bytes) -> bool:
     message = decode_msg(row)
     if message.family not in request.families or not request.states >> message.state & 1:
         return False
     program = request.program
     return not program or bytecode_vm.run(program, bytecode_vm.entry_of(InetSocket(row, IPPROTO_TCP)))
+
+
+# ------------------------------------------------------------------------------------ what became of it
+
+
+def verdicts(report: DestroyReport) -> dict[int, str]:
+    """By cookie. The sums law: matched is the sum of the others, and every socket has one verdict."""
+    verdict_of = {outcome.socket.cookie: outcome.verdict for outcome in report.outcomes}
+    counts = Counter(verdict_of.values())
+    sums = {name: counts[name] for name in ("destroyed", "gone", "skipped", "failed")}
+    assert report.sums() == {"matched": len(verdict_of), **sums}
+    assert len(report.outcomes) == len(verdict_of)
+    return verdict_of
+
+
+def tries(kernel: FakeKernel) -> Counter[int]:
+    """How many destroys were sent for each cookie."""
+    return Counter(request.body.id.cookie for batch in kernel.destroys for request in batch)

@@ -37,6 +37,10 @@ def measure_everywhere(rounds: int) -> tuple[dict[str, float], list[Ratio]]:
             for number, net in enumerate(nets):
                 net.make(lambda s, number=number: _connect(s, backends, number))  # type: ignore[misc]
 
+        def walks() -> None:
+            for diag in diags:
+                walk(diag)
+
         def terminate() -> None:
             with mock.patch.object(DiagSocket, "dump", autospec=True, side_effect=DiagSocket.dump) as dump:
                 report = terminate_connections(backends, namespaces=places)
@@ -49,7 +53,7 @@ def measure_everywhere(rounds: int) -> tuple[dict[str, float], list[Ratio]]:
             assert done == NAMESPACES * CLIENTS
 
         subjects = {
-            _WALKS: Subject(lambda: [walk(diag) for diag in diags]),
+            _WALKS: Subject(walks),
             _TERMINATE: Subject(terminate, connect),
             _ONE_BY_ONE: Subject(one_by_one, connect, every=rounds),
         }

@@ -27,8 +27,8 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 _FIELDS = [name for name, value in vars(InetSocket).items() if isinstance(value, property)]
 
 
-def measure(sockets: int, rounds: int) -> tuple[dict[str, float], list[Ratio]]:
-    with Crowd(sockets) as crowd, Watched(_ROOT) as watched:
+def measure(crowd: Crowd, rounds: int) -> tuple[dict[str, float], list[Ratio]]:
+    with Watched(_ROOT) as watched:
         subjects = _subjects(crowd, watched, rounds)
         crowd.renew_victims()
         best = best_times(subjects, rounds)

@@ -18,34 +18,14 @@ from socklb.destroy import SHARED_ADDRESS
 from socklb.wire.reply import decode_msg
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
 
-from ..fake_kernel import Answer, Datagram, FakeKernel, Request, done_message, row, table
+from ..fake_kernel import Answer, Datagram, FakeKernel, Request, done_message, living, row, table, tries
 from .test_diag import raiser
-from .test_diag_faults import BOTH_FAMILIES, TCP, destroyed, tries
+from .test_diag_faults import BOTH_FAMILIES, TCP, destroyed
 
 UDP_SERVERS = SocketFilter("udp", sport(53), family=AF_INET)
 
 
 probe_module = import_module("socklb.probe")  # in the package that name is the function
-
-
-def living(rows: Sequence[bytes], *, stays: bool = False) -> Answer:
-    """A table that is looked up as the kernel does it: one socket with the address is found (the last that was dumped),
-    and has to have the cookie. Destroyed it is gone; a bound UDP socket `stays`, and answers 0 each time.
-    """
-    left = list(rows)
-
-    def destroy(id: SocketId, family: int) -> int:
-        for one in reversed(left):
-            there = decode_msg(one).id
-            if there._replace(cookie=0) == id._replace(cookie=0):
-                if there.cookie != id.cookie:
-                    return errno.ENOENT
-                if not stays:
-                    left.remove(one)
-                return 0
-        return errno.ENOENT
-
-    return table(left, destroy)
 
 
 class TestNoEntry:
