@@ -99,9 +99,12 @@ def inhabited(place: Place, population: list[Deed]) -> Iterator[World]:
     try:
         world.connect(place, "127.0.0.2", PORTS[0], Manner())
         for deed in population:
-            if deed.what == "destroy" and deed is not population[-1]:
-                continue  # the model is not told
-            do(deed, world, place)
+            if deed.what != "destroy":
+                do(deed, world, place)
+        world.check()  # what was on its way has arrived
+        for deed in population:
+            if deed.what == "destroy":  # of which the model is not told
+                do(deed, world, place)
         yield world
     finally:
         world.clear()
@@ -113,6 +116,10 @@ in_one_place = settings(suppress_health_check=list(HealthCheck))
 # ---------------------------------------------------------------------------------- a full dump, and matches
 
 
+# A TCP socket that is only bound reports CLOSE: `matches` takes it for either of two states, the kernel for one.
+_COMPARED = [states for states in STATES if states.argument != ["unconnected"]]
+
+
 class TestAFullDump:
     """find_sockets(f) is what f.matches says of every socket."""
 
@@ -120,7 +127,7 @@ class TestAFullDump:
     @given(
         population=populations,
         wheres=st.lists(matched_conditions, min_size=1, max_size=8),
-        states=st.sampled_from(STATES),
+        states=st.sampled_from(_COMPARED),
         family=st.sampled_from((None, None, 2, 10)),
     )
     def test_matched_in_python(
