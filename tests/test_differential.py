@@ -22,9 +22,10 @@ from socklb.filters.conditions import EVERYTHING
 
 from .filters.trees import trees
 from .machine.endpoints import Place, make_places
-from .machine.inhabitants import Manner, World
 from .machine.model import BOUND_INACTIVE, CLOSE, CLOSING, FIN_WAIT1, LAST_ACK, STATES, Inhabitant, States, means
+from .machine.population import Manner
 from .machine.wishes import MARKS, PORTS, TARGETS, TWIN_PORT, endpoint_conditions, matched_conditions
+from .machine.world import World
 from .proc_net import ProcRow
 from .ss import both, require_ss
 
@@ -97,7 +98,8 @@ def inhabited(place: Place, population: list[Deed]) -> Iterator[World]:
     """A world in which all that has happened; in the end nothing of it is left, not even what TCP keeps."""
     world = World([place], cgroup=0)
     try:
-        world.connect(place, "127.0.0.2", PORTS[0], Manner())
+        for address in ("127.0.0.2", "::ffff:127.0.0.2"):
+            world.connect(place, address, PORTS[0], Manner())
         for deed in population:
             if deed.what != "destroy":
                 do(deed, world, place)

@@ -27,7 +27,6 @@ from socklb.filters.conditions import EVERYTHING
 from socklb.report import Counts
 
 from .endpoints import Place, make_places
-from .inhabitants import Manner, World
 from .model import (
     CLOSING,
     ESTABLISHED,
@@ -42,7 +41,9 @@ from .model import (
     bounds,
     unmapped,
 )
+from .population import Manner
 from .wishes import MARKS, PORTS, TARGETS, TWIN_PORT, aimed, aims, options, states, wishes
+from .world import World
 
 PLACES = 3
 VERDICTS = ("destroyed", "gone", "skipped", "failed")
