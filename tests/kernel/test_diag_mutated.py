@@ -26,9 +26,8 @@ from socklb.wire.netlink import NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERR
 from socklb.wire.request import SOCK_DIAG_BY_FAMILY
 from socklb.wire.socket_id import AF_INET6
 
-from ..fake_kernel import Answer, Datagram, FakeKernel, Request, row
+from ..fake_kernel import Answer, Datagram, FakeKernel, Living, Request, row
 from .test_diag_faults import BOTH_FAMILIES, TCP, tries, verdicts
-from .test_diag_verdicts import living
 
 ATTRIBUTES = [encode_value("shutdown", 0), encode_value("cgroup_id", 7), encode_value("cong", "cubic")]
 ROWS = [
@@ -100,8 +99,8 @@ plans = st.lists(st.lists(damages, max_size=3), min_size=1, max_size=4)
 """What befalls the answers to the first sends, one after another; the last of it befalls all later ones."""
 
 
-def damaged(plan: Sequence[Sequence[Damage]]) -> Answer:
-    usual = living(ROWS)
+def damaged(plan: Sequence[Sequence[Damage]], usual: Answer | None = None) -> Answer:
+    usual = usual or Living(ROWS)
     sends = iter(range(1 << 20))
 
     def answer(requests: Sequence[Request]) -> Iterable[Datagram]:

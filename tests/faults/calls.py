@@ -1,0 +1,295 @@
+"""Every public call as a value: how it is run against a kernel that is a function, and what came of it in one form.
+
+A call is of one of three kinds. A LIST tells sockets, a KILL gives each socket that it matched a verdict, a PROBE tells
+what is supported.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any, NamedTuple, Optional, Union
+from unittest import mock
+
+import socklb
+from socklb import (
+    DestroyReport,
+    NotPermitted,
+    NotSupported,
+    SocketFilter,
+    SocklbError,
+    destroy_sockets,
+    dport,
+    find_sockets,
+    probe,
+)
+from socklb.cli import main
+from socklb.states import state_word
+from socklb.wire.request import IPPROTO_UDP, TCPDIAG_GETSOCK
+from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
+
+from ..fake_kernel import Answer, Datagram, FakeKernel, Living, Request, row, table
+from ..kernel.test_diag_faults import verdicts
+from ..kernel.test_diag_verdicts import Own, probe_module
+
+LIST, KILL, PROBE = "list", "kill", "probe"
+
+Told = dict[Any, str]
+
+
+class End(NamedTuple):
+    """How a call ends: the class of its error as `socklb` has it (None without one), and its errno."""
+
+    kind: Optional[type[SocklbError]] = None
+    errno: Optional[int] = None
+
+    @classmethod
+    def of(cls, error: SocklbError | None) -> End:
+        if error is None:
+            return cls()
+        public = next(kind for kind in type(error).__mro__ if getattr(socklb, kind.__name__, None) is kind)
+        return cls(public, getattr(error, "errno", None))
+
+
+GOOD = End()
+
+
+class Ended(NamedTuple):
+    """How a call ended (on the command line: with which exit code), and what it told.
+
+    By cookie the state of a socket that was listed, or the verdict about it; by its label what a probe says.
+    """
+
+    end: End | int
+    told: Told
+
+
+class Call(NamedTuple):
+    """`right` is what it tells when nothing goes wrong.
+
+    `so_far` is what it tells when its first or second dump or batch of destroys ends it, for each that it makes; a LIST
+    may have told more by then.
+    """
+
+    kind: str
+    run: Callable[[], Ended]
+    make_world: Callable[[], World]
+    right: Told
+    so_far: Mapping[tuple[str, int], Told]
+    as_end: Callable[[End, Told], End | int] = lambda end, told: end
+
+    def against(self, fault: Callable[[Answer], Answer]) -> Ended:
+        """What comes of it on a kernel with this fault. The laws that hold whatever the fault is are looked at here."""
+        world = self.make_world()
+        with FakeKernel(fault(world)).installed(), mock.patch.object(probe_module, "ThrowawaySocket", Own):
+            ended = self.run()
+        if self.kind == KILL:
+            said = {cookie for cookie, verdict in ended.told.items() if verdict == "destroyed"}
+            assert said <= set(world.killed), "what is called destroyed is"
+            assert set(world.killed) <= set(ended.told), "whoever died is in the report"
+            assert set(ended.told) <= set(self.right), "whoever is not meant is not"
+        if self.kind == LIST:
+            assert ended.told.items() <= self.right.items()
+        return ended
+
+
+# ------------------------------------------------------------------------------------------------ worlds
+
+
+class TwoProtocols:
+    """The same kernel, with other sockets for UDP."""
+
+    def __init__(self, tcp: Sequence[bytes], udp: Sequence[bytes]) -> None:
+        self._tcp, self._udp = Living(tcp), Living(udp)
+
+    def __call__(self, requests: Sequence[Request]) -> Iterable[Datagram]:
+        is_udp = requests[0].type != TCPDIAG_GETSOCK and requests[0].body.protocol == IPPROTO_UDP
+        return (self._udp if is_udp else self._tcp)(requests)
+
+    @property
+    def killed(self) -> list[int]:
+        return self._tcp.killed + self._udp.killed
+
+
+class Throwaways:
+    """The throw-away socket of each probe, beside another one. A listener is gone when it was destroyed."""
+
+    killed: Sequence[int] = ()
+
+    def __init__(self) -> None:
+        self._closed: set[tuple[int, int]] = set()
+
+    def __call__(self, requests: Sequence[Request]) -> Iterable[Datagram]:
+        family, protocol = requests[0].body[:2]
+
+        def destroy(id: SocketId, _: int) -> int:
+            if id.cookie != Own.inode or (family, protocol) in self._closed:
+                return errno.ENOENT
+            if protocol != IPPROTO_UDP:
+                self._closed.add((family, protocol))
+            return 0
+
+        return table([row(n, family=family, inode=n) for n in (1, Own.inode)], destroy)(requests)
+
+
+World = Union[Living, TwoProtocols, Throwaways]
+
+FEW = [row(1), row(2), row(3), row(4, family=AF_INET6), row(9, dport=81)]
+UDP_ROWS = [row(21), row(22), row(24, family=AF_INET6), row(29, dport=81)]
+TWINS = [row(1), row(5, sport=6000), row(6, sport=6000), row(7, sport=6000)]
+MANY = [row(n) for n in range(100, 230)]
+
+
+def few() -> World:
+    return Living(FEW)
+
+
+def two_protocols() -> World:
+    return TwoProtocols(FEW, UDP_ROWS)
+
+
+def twins() -> World:
+    """It takes three rounds to destroy them: 7 hides 6, and that one hides 5."""
+    return Living(TWINS)
+
+
+def many() -> World:
+    """More than two batches of 64."""
+    return Living(MANY)
+
+
+# --------------------------------------------------------------------------------------------- the calls
+
+TCP, UDP = SocketFilter("tcp", dport(80)), SocketFilter("udp", dport(80))
+
+
+def find(filter: SocketFilter) -> Ended:
+    told: Told = {}
+    try:
+        for socket in find_sockets(filter):
+            assert socket.cookie not in told, "told once"
+            told[socket.cookie] = state_word(socket.state)
+    except SocklbError as error:
+        return Ended(End.of(error), told)
+    return Ended(GOOD, told)
+
+
+def destroy(filter: SocketFilter) -> Ended:
+    audited: list[tuple[int, str]] = []
+    report: DestroyReport | None
+    try:
+        report, end = destroy_sockets(filter, audit=lambda record: audited.append(_verdict(record))), GOOD
+    except SocklbError as error:
+        report, end = error.report, End.of(error)
+    assert report is not None
+    told = verdicts(report)
+    assert audited == [(outcome.socket.cookie, outcome.verdict) for outcome in report.outcomes]
+    return Ended(end, dict(told))
+
+
+def run_probe() -> Ended:
+    try:
+        answers = probe()
+    except SocklbError as error:
+        return Ended(End.of(error), {})
+    return Ended(
+        GOOD, {f"{name}{4 if family == AF_INET else 6}": said.status for (name, family), said in answers.items()}
+    )
+
+
+def command(*words: str) -> Ended:
+    """What a command's JSON tells, and its exit code."""
+    out, complaints = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(complaints):
+        code = main([*words, "--json"])
+    value = json.loads(out.getvalue())
+    assert ("error" in value) == bool(complaints.getvalue()) or words[0] == "probe"
+    value.pop("error", None)
+    if words[0] == "probe":
+        return Ended(code, {label: said["status"] for label, said in value.items()})
+    sockets = value.pop("sockets")
+    if words[0] == "list":
+        told = {record["cookie"]: record["state"] for record in sockets}
+    else:
+        told = dict(map(_verdict, sockets))
+        counts = Counter(told.values())
+        assert value == {"matched": len(told), **{name: counts[name] for name in VERDICTS}}
+    assert len(told) == len(sockets)
+    return Ended(code, told)
+
+
+VERDICTS = ("destroyed", "gone", "skipped", "failed")
+
+
+def _verdict(record: Mapping[str, Any]) -> tuple[int, str]:
+    return record["cookie"], record["outcome"]
+
+
+def as_exit_code(end: End, told: Told) -> int:
+    if end.kind is None:
+        return 1 if "failed" in told.values() else 0
+    return 4 if end.kind is NotPermitted else 3 if end.kind is NotSupported else 1
+
+
+def as_exit_code_of_probe(end: End, told: Told) -> int:
+    if end.kind is not None:
+        return as_exit_code(end, told)
+    statuses = set(told.values()) - {"supported"}
+    return 3 if statuses - {"not_permitted"} else 4 if statuses else 0
+
+
+def each(cookies: Iterable[int], what: str) -> Told:
+    return dict.fromkeys(cookies, what)
+
+
+def of_one_filter(all_of_them: Sequence[int]) -> dict[tuple[str, int], Told]:
+    return {("dump", 1): {}, ("destroy", 1): each(all_of_them, "failed")}
+
+
+_TCP, _UDP, _BOTH = (1, 2, 3, 4), (21, 22, 24), (1, 2, 3, 4, 21, 22, 24)
+_FIRST_ROUND = {**each((1, 7), "destroyed"), **each((5, 6), "failed")}
+_MANY = range(100, 230)
+_LISTED = each(_TCP, "ESTABLISHED")
+_AFTER_TCP = each(_TCP, "destroyed")
+_SUPPORTED = dict.fromkeys(("tcp4", "tcp6", "udp4", "udp6"), "supported")
+_NOTHING: dict[tuple[str, int], Told] = {(on, which): {} for on in ("dump", "destroy") for which in (1, 2)}
+_OF_BOTH = {**of_one_filter(_TCP), ("dump", 2): _AFTER_TCP, ("destroy", 2): {**_AFTER_TCP, **each(_UDP, "failed")}}
+
+CALLS: dict[str, Call] = {
+    "find": Call(LIST, lambda: find(TCP), few, _LISTED, {("dump", 1): {}}),
+    "find-in-two-dumps": Call(
+        LIST, lambda: find(UDP), few, _LISTED, {("dump", 1): {}, ("dump", 2): each((1, 2, 3), "ESTABLISHED")}
+    ),
+    "list-command": Call(
+        LIST,
+        lambda: command("list", "dport = 80"),
+        two_protocols,
+        each(_BOTH, "ESTABLISHED"),
+        {("dump", 1): {}, ("dump", 2): _LISTED},
+        as_exit_code,
+    ),
+    "destroy": Call(KILL, lambda: destroy(TCP), few, each(_TCP, "destroyed"), of_one_filter(_TCP)),
+    "destroy-in-rounds": Call(
+        KILL,
+        lambda: destroy(TCP),
+        twins,
+        each((1, 5, 6, 7), "destroyed"),
+        {**of_one_filter((1, 5, 6, 7)), ("dump", 2): _FIRST_ROUND, ("destroy", 2): _FIRST_ROUND},
+    ),
+    "destroy-in-batches": Call(
+        KILL,
+        lambda: destroy(TCP),
+        many,
+        each(_MANY, "destroyed"),
+        {**of_one_filter(_MANY), ("destroy", 2): {**each(_MANY, "failed"), **each(_MANY[:64], "destroyed")}},
+    ),
+    "destroy-command": Call(
+        KILL, lambda: command("destroy", "dport = 80"), two_protocols, each(_BOTH, "destroyed"), _OF_BOTH, as_exit_code
+    ),
+    "probe": Call(PROBE, run_probe, Throwaways, _SUPPORTED, _NOTHING),
+    "probe-command": Call(PROBE, lambda: command("probe"), Throwaways, _SUPPORTED, _NOTHING, as_exit_code_of_probe),
+}
