@@ -61,11 +61,18 @@ GOOD = End()
 class Ended(NamedTuple):
     """How a call ended (on the command line: with which exit code), and what it told.
 
-    By cookie the state of a socket that was listed, or the verdict about it; by its label what a probe says.
+    By cookie the state of a socket that was listed, or the verdict about it; by its label what a probe says. `often`
+    are those that were told more than once.
     """
 
     end: End | int
     told: Told
+    often: frozenset[int] = frozenset()
+
+    @classmethod
+    def telling(cls, end: End | int, told: Sequence[tuple[int, str]]) -> Ended:
+        counts = Counter(cookie for cookie, _ in told)
+        return cls(end, dict(told), frozenset(cookie for cookie, count in counts.items() if count > 1))
 
 
 class Call(NamedTuple):
@@ -85,8 +92,8 @@ class Call(NamedTuple):
     def against(self, fault: Callable[[Answer], Answer]) -> Ended:
         """What comes of it on a kernel with this fault. The laws that hold whatever the fault is are looked at here."""
         world = self.make_world()
-        with FakeKernel(fault(world)).installed(), mock.patch.object(probe_module, "ThrowawaySocket", Own):
-            ended = self.run()
+        ended = self.on(FakeKernel(fault(world)))
+        assert not ended.often
         if self.kind == KILL:
             said = {cookie for cookie, verdict in ended.told.items() if verdict == "destroyed"}
             assert said <= set(world.killed), "what is called destroyed is"
@@ -95,6 +102,10 @@ class Call(NamedTuple):
         if self.kind == LIST:
             assert ended.told.items() <= self.right.items()
         return ended
+
+    def on(self, kernel: FakeKernel) -> Ended:
+        with kernel.installed(), mock.patch.object(probe_module, "ThrowawaySocket", Own):
+            return self.run()
 
 
 # ------------------------------------------------------------------------------------------------ worlds
@@ -109,6 +120,11 @@ class TwoProtocols:
     def __call__(self, requests: Sequence[Request]) -> Iterable[Datagram]:
         is_udp = requests[0].type != TCPDIAG_GETSOCK and requests[0].body.protocol == IPPROTO_UDP
         return (self._udp if is_udp else self._tcp)(requests)
+
+    @property
+    def rows(self) -> list[bytes]:
+        """Those of TCP, which comes first."""
+        return self._tcp.rows
 
     @property
     def killed(self) -> list[int]:
@@ -168,14 +184,12 @@ TCP, UDP = SocketFilter("tcp", dport(80)), SocketFilter("udp", dport(80))
 
 
 def find(filter: SocketFilter) -> Ended:
-    told: Told = {}
+    told: list[tuple[int, str]] = []
     try:
-        for socket in find_sockets(filter):
-            assert socket.cookie not in told, "told once"
-            told[socket.cookie] = state_word(socket.state)
+        told.extend((socket.cookie, state_word(socket.state)) for socket in find_sockets(filter))  # what came stays
     except SocklbError as error:
-        return Ended(End.of(error), told)
-    return Ended(GOOD, told)
+        return Ended.telling(End.of(error), told)
+    return Ended.telling(GOOD, told)
 
 
 def destroy(filter: SocketFilter) -> Ended:
@@ -213,13 +227,12 @@ def command(*words: str) -> Ended:
         return Ended(code, {label: said["status"] for label, said in value.items()})
     sockets = value.pop("sockets")
     if words[0] == "list":
-        told = {record["cookie"]: record["state"] for record in sockets}
-    else:
-        told = dict(map(_verdict, sockets))
-        counts = Counter(told.values())
-        assert value == {"matched": len(told), **{name: counts[name] for name in VERDICTS}}
-    assert len(told) == len(sockets)
-    return Ended(code, told)
+        assert not value
+        return Ended.telling(code, [(record["cookie"], record["state"]) for record in sockets])
+    told = list(map(_verdict, sockets))
+    counts = Counter(verdict for _, verdict in told)
+    assert value == {"matched": len(told), **{name: counts[name] for name in VERDICTS}}
+    return Ended.telling(code, told)
 
 
 VERDICTS = ("destroyed", "gone", "skipped", "failed")

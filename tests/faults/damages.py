@@ -190,6 +190,7 @@ MALFORMED = End(MalformedMessage)
 LOST, INTERRUPTED, SILENT = (End(KernelError, code) for code in (errno.ENOBUFS, errno.EINTR, errno.ETIMEDOUT))
 EIO, EINVAL, ENOMEM = (End(KernelError, code) for code in (errno.EIO, errno.EINVAL, errno.ENOMEM))
 REFUSED = End(NotPermitted, errno.EPERM)
+NO_DIAG = End(NotSupported, errno.ENOENT)
 UNKNOWN = End(NotSupported, errno.EOPNOTSUPP)
 
 
@@ -290,6 +291,7 @@ FAULTS: dict[str, Fault] = {
     "dump-done-eio": everywhere(DUMP, done(errno.EIO), EIO),
     "dump-done-eperm": everywhere(DUMP, done(errno.EPERM), REFUSED),
     "dump-done-enomem": everywhere(DUMP, done(errno.ENOMEM), ENOMEM),
+    "dump-done-enoent": Fault(DUMP, done(errno.ENOENT), lists=NO_DIAG, kills=NO_DIAG, status="no_diag"),
     "dump-error-in-the-middle": everywhere(DUMP, in_the_middle(lambda r: ack_message(r, errno.EIO)), EIO),
     "dump-error-and-the-rest": everywhere(DUMP, in_the_middle(lambda r: ack_message(r, errno.EIO), rest=True), EIO),
     "dump-eperm-in-the-middle": everywhere(DUMP, in_the_middle(lambda r: ack_message(r, errno.EPERM)), REFUSED),
