@@ -1,14 +1,24 @@
 """Destroy the sockets that are pinned to a backend that is gone, so that their owners reconnect at once.
 
+`terminate_connections` takes backends and looks into every namespace, `TerminationLoop` follows their changes;
 `find_sockets` and `destroy_sockets` take a `SocketFilter`; `probe` tells whether kernel and caller can. The kernel's
 inet_diag does the work, over AF_NETLINK. Not in here: balancing, health checks, packet injection, anything not Linux.
 The library prints nothing and needs nothing but the standard library.
 """
 
 from .destroy import destroy_sockets
-from .errors import AuditError, KernelError, MalformedMessage, NotPermitted, NotSupported, SocklbError, UnboundedFilter
+from .errors import (
+    AuditError,
+    KernelError,
+    MalformedMessage,
+    NotPermitted,
+    NotSupported,
+    RunStopped,
+    SocklbError,
+    UnboundedFilter,
+)
 from .filters import SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
-from .find import find_sockets
+from .find import find_sockets, live_cookies
 from .kernel.namespaces import NetworkNamespace
 from .probe import Support, probe
 from .report import DestroyReport, Outcome
@@ -16,35 +26,35 @@ from .states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, state_mask, st
 from .version import __version__
 from .wire.reply import InetSocket
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .backends import Backend, BackendState, BackendTable
+    from .rev_nat import RevNatMaps
+    from .termination import TerminationLoop, TerminationReport, terminate_connections
+
+# fmt: off
 __all__ = [
-    "STATE_FILTER_TCP",
-    "STATE_FILTER_UDP",
-    "AuditError",
-    "DestroyReport",
-    "InetSocket",
-    "KernelError",
-    "MalformedMessage",
-    "NetworkNamespace",
-    "NotPermitted",
-    "NotSupported",
-    "Outcome",
-    "SocketFilter",
-    "SocklbError",
-    "Support",
-    "TcpState",
-    "UnboundedFilter",
-    "__version__",
-    "autobound",
-    "cgroup",
-    "destroy_sockets",
-    "device",
-    "dport",
-    "dst",
-    "find_sockets",
-    "mark",
-    "probe",
-    "sport",
-    "src",
-    "state_mask",
-    "states_in",
+    "STATE_FILTER_TCP", "STATE_FILTER_UDP", "AuditError", "Backend", "BackendState", "BackendTable", "DestroyReport",
+    "InetSocket", "KernelError", "MalformedMessage", "NetworkNamespace", "NotPermitted", "NotSupported", "Outcome",
+    "RevNatMaps", "RunStopped", "SocketFilter", "SocklbError", "Support", "TcpState", "TerminationLoop",
+    "TerminationReport", "UnboundedFilter", "__version__", "autobound", "cgroup", "destroy_sockets", "device", "dport",
+    "dst", "find_sockets", "live_cookies", "mark", "probe", "sport", "src", "state_mask", "states_in",
+    "terminate_connections",
 ]
+# fmt: on
+
+# What works in many namespaces brings threads and more: it is imported when it is first asked for.
+_LATER = {
+    **dict.fromkeys(("Backend", "BackendState", "BackendTable"), ".backends"),
+    **dict.fromkeys(("TerminationLoop", "TerminationReport", "terminate_connections"), ".termination"),
+    "RevNatMaps": ".rev_nat",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_LATER[name], __name__), name)
+    return value

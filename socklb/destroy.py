@@ -6,10 +6,11 @@ import errno
 import os
 
 from .errors import SocklbError, UnboundedFilter, kernel_error
-from .find import SocketTable, place, resolve
+from .find import SocketTable, check_filter, place, resolve
 from .kernel.diag import BATCH
 from .kernel.namespaces import NetworkNamespace, inside
-from .report import DESTROYED, FAILED, GONE, SKIPPED, DestroyReport, Outcome, outcome_record
+from .ledger import Ledger
+from .report import DESTROYED, FAILED, GONE, SKIPPED, DestroyReport, Outcome
 from .spare import DRY_RUN, Mercy
 from .states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState
 from .wire.request import IPPROTO_TCP, PROTOCOL_NAMES, destroy_request
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .filters import SocketFilter
+    from .ledger import Audit, Subject
+    from .rev_nat import RevNatMaps
     from .wire.reply import InetSocket
-
-    Audit = Callable[[dict[str, Any]], object]
 
 SHARED_ADDRESS = "another socket shares its address"
 _MOVES = 3  # how often sockets are followed to another address before they count as gone
@@ -63,75 +64,106 @@ def destroy_sockets(
 
 
 def destroy_each(
-    filters: Sequence[SocketFilter],
-    *,
-    namespace: NetworkNamespace | None = None,
-    dry_run: bool = False,
-    limit: int | None = None,
-    unconnected: bool = False,
-    allow_unbounded: bool = False,
-    audit: Audit | None = None,
+    filters: Sequence[SocketFilter], *, namespace: NetworkNamespace | None = None, **options: Any
 ) -> DestroyReport:
     """`destroy_sockets` for several filters as one run: one netlink socket, one limit, one report."""
-    mercy = Mercy(unconnected=unconnected, limit=limit)
-    if audit is not None and not callable(audit):
-        raise TypeError(f"audit is a function that takes a dict, not {audit!r}")
-    resolved = [resolve(filter, namespace) for filter in filters]
-    for filter in filters:
-        if not allow_unbounded and not filter.is_bounded:
-            raise UnboundedFilter(
-                f"the filter '{filter}' bounds no endpoint, so it could hit everything: name an address or a port, or "
-                "allow that"
-            )
-    report = DestroyReport()
-    where = place(namespace)
-    try:
-        with inside(namespace, SocketTable) as table:
-            for filter, searched in zip(filters, resolved):
-                ledger = _Ledger(report, audit, where, filter, dry_run)
-                doomed, spared = [], []
-                for socket in table.collect(searched, where):
-                    reason = mercy.reason(socket, searched) or (DRY_RUN if dry_run else "")
-                    if reason:
-                        spared.append(Outcome(socket, SKIPPED, reason))
-                    else:
-                        doomed.append(socket)
-                ledger.enter(spared)
-                _Execution(table, searched, where, ledger.enter).run(doomed)
-    except BaseException as error:
-        error.report = report  # type: ignore[attr-defined]
-        raise
-    return report
+    return Operation(filters, **options).run_in(namespace)
 
 
-class _Ledger:
-    """Where the verdicts about one filter's sockets are entered: the report, and the audit if there is one."""
+class Operation:
+    """One call that destroys what some filters mean, in one namespace or in several at once: one limit, one audit.
+
+    With `rev_nat`, only what the balancer sent there itself. `subject` tells of a socket what the records say it was
+    meant by; unless told otherwise, its filter.
+    """
 
     def __init__(
-        self, report: DestroyReport, audit: Audit | None, where: str, filter: SocketFilter, dry_run: bool
+        self,
+        filters: Sequence[SocketFilter],
+        *,
+        dry_run: bool = False,
+        limit: int | None = None,
+        unconnected: bool = False,
+        allow_unbounded: bool = False,
+        audit: Audit | None = None,
+        rev_nat: RevNatMaps | None = None,
+        subject: Subject | None = None,
     ) -> None:
-        self._report, self._audit = report, audit
-        self._about = {} if audit is None else {"namespace": where, "filter": str(filter), "dry_run": dry_run}
+        self.filters = filters
+        self._mercy = Mercy(unconnected=unconnected, limit=limit, rev_nat=rev_nat)
+        self._ledger = Ledger(audit, dry_run=dry_run)
+        self._dry_run, self._subject = dry_run, subject
+        for filter in filters:
+            check_filter(filter)
+            if not allow_unbounded and not filter.is_bounded:
+                raise UnboundedFilter(
+                    f"the filter '{filter}' bounds no endpoint, so it could hit everything: name an address or a port, "
+                    "or allow that"
+                )
 
-    def enter(self, outcomes: Iterable[Outcome]) -> None:
-        """All into the report, and then into the audit, which is left alone once it has failed."""
-        entered = list(outcomes)
-        for outcome in entered:
-            self._report.add(outcome)
-        audit, self._audit = self._audit, None
-        if audit is not None:
-            for outcome in entered:
-                audit({**self._about, **outcome_record(outcome)})
-            self._audit = audit
+    def stop(self, why: str) -> None:
+        """Let no thread of the operation begin another batch: RunStopped is raised there, and says why."""
+        self._ledger.close(why)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped, or its audit failed."""
+        return self._ledger.is_closed
+
+    def run_in(self, namespace: NetworkNamespace | None) -> DestroyReport:
+        """Destroy in this namespace (None: the caller's), over one netlink socket. Whatever is raised has `.report`."""
+        report = DestroyReport()
+        try:
+            resolved = [resolve(filter, namespace) for filter in self.filters]
+            with inside(namespace, SocketTable) as table:
+                for filter, searched in zip(self.filters, resolved):
+                    subject = self._subject or _filter_as_subject(filter)
+                    self._destroy(searched, table, place(namespace), report, subject)
+        except BaseException as error:
+            error.report = report  # type: ignore[attr-defined]
+            raise
+        return report
+
+    def _destroy(
+        self, filter: SocketFilter, table: SocketTable, where: str, report: DestroyReport, subject: Subject
+    ) -> None:
+        doomed, spared = [], []
+        for socket in table.collect(filter, where):
+            reason = self._mercy.reason(socket, filter) or (DRY_RUN if self._dry_run else "")
+            if reason:
+                spared.append(Outcome(socket, SKIPPED, reason))
+            else:
+                doomed.append(socket)
+
+        def conclude(outcomes: Iterable[Outcome]) -> None:
+            self._ledger.enter(report, outcomes, where, subject)
+
+        def is_meant(socket: InetSocket) -> bool:
+            return filter.accepts(socket) and not self._mercy.reason_in_itself(socket, filter)
+
+        conclude(spared)
+        _Execution(table, filter, where, self._ledger, conclude, is_meant).run(doomed)
+
+
+def _filter_as_subject(filter: SocketFilter) -> Subject:
+    said = {"filter": str(filter)}
+    return lambda socket: said
 
 
 class _Execution:
     """Destroys sockets in rounds, until each has its verdict."""
 
     def __init__(
-        self, table: SocketTable, filter: SocketFilter, where: str, conclude: Callable[[list[Outcome]], None]
+        self,
+        table: SocketTable,
+        filter: SocketFilter,
+        where: str,
+        ledger: Ledger,
+        conclude: Callable[[list[Outcome]], None],
+        is_meant: Callable[[InetSocket], bool],
     ) -> None:
-        self._table, self._filter, self._where, self._conclude = table, filter, where, conclude
+        self._table, self._filter, self._where = table, filter, where
+        self._ledger, self._conclude, self._is_meant = ledger, conclude, is_meant
         self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {where}"
         self._pending: dict[int, InetSocket] = {}  # by cookie, those without a verdict
         self._in_flight: set[int] = set()  # the cookies that were sent to the kernel and not yet answered for
@@ -169,20 +201,23 @@ class _Execution:
         sockets = list(self._pending.values())
         destroyed = False
         for start in range(0, len(sockets), BATCH):
-            batch = sockets[start : start + BATCH]
-            self._in_flight = {socket.cookie for socket in batch}
-            requests = [destroy_request(socket.protocol, socket.family, socket.id_bytes) for socket in batch]
-            codes = self._table.diag.destroy(requests, self._doing)
-            refused = next((code for code in codes if code in (errno.EPERM, errno.EOPNOTSUPP)), 0)
-            destroyed = destroyed or 0 in codes
-            self._settle(
-                Outcome(socket, DESTROYED) if code == 0 else Outcome(socket, FAILED, os.strerror(code), code)
-                for socket, code in zip(batch, codes)
-                if code not in (errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP)
-            )
-            if refused:
-                raise kernel_error(refused, self._doing)
+            with self._ledger:
+                destroyed = self._destroy_batch(sockets[start : start + BATCH]) or destroyed
         return destroyed
+
+    def _destroy_batch(self, batch: list[InetSocket]) -> bool:
+        self._in_flight = {socket.cookie for socket in batch}
+        requests = [destroy_request(socket.protocol, socket.family, socket.id_bytes) for socket in batch]
+        codes = self._table.diag.destroy(requests, self._doing)
+        self._settle(
+            Outcome(socket, DESTROYED) if code == 0 else Outcome(socket, FAILED, os.strerror(code), code)
+            for socket, code in zip(batch, codes)
+            if code not in (errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP)
+        )
+        refused = next((code for code in codes if code in (errno.EPERM, errno.EOPNOTSUPP)), 0)
+        if refused:
+            raise kernel_error(refused, self._doing)
+        return 0 in codes
 
     def _sort_out(self, progress: bool) -> None:
         """Of those that answered ENOENT, tell the gone from those that moved and those that hide behind a twin."""
@@ -190,7 +225,7 @@ class _Execution:
         moved = {
             cookie: row
             for cookie, row in there.items()
-            if row.id_bytes != self._pending[cookie].id_bytes and self._moves_left and self._filter.accepts(row)
+            if row.id_bytes != self._pending[cookie].id_bytes and self._moves_left and self._is_meant(row)
         }
         if moved:
             self._moves_left -= 1

@@ -7,16 +7,17 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .report import DestroyReport
+    from typing import Any
 
 
 class SocklbError(Exception):
     """The root of every error that is not a wrong argument (those are ValueError or TypeError).
 
-    `report` is the account of a run that this error ended, None where no run was under way.
+    `report` is the account of a run that this error ended, a DestroyReport or a TerminationReport, None where no run
+    was under way.
     """
 
-    report: DestroyReport | None = None
+    report: Any = None
 
 
 class MalformedMessage(SocklbError):
@@ -51,6 +52,10 @@ class NotSupported(KernelError):
 
 class AuditError(SocklbError, OSError):
     """An audit file that cannot be written: nothing is destroyed any more, for there would be no record of it."""
+
+
+class RunStopped(SocklbError):
+    """Something else ended the run that this was a part of: an interrupt, or an error in another namespace."""
 
 
 class UnboundedFilter(SocklbError, ValueError):

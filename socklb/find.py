@@ -8,7 +8,8 @@ from .errors import KernelError, mark_not_told
 from .filters import SocketFilter
 from .kernel import names
 from .kernel.diag import DiagSocket
-from .kernel.namespaces import HOST_NAME, NetworkNamespace, inside
+from .kernel.namespaces import HOST_NAME, NamespaceVanished, NetworkNamespace, inside
+from .kernel.parallel import in_parallel
 from .kernel.sockstat import sockets_in_use
 from .states import TcpState, state_mask
 from .wire.bytecode import (
@@ -77,10 +78,15 @@ def _find(filter: SocketFilter, namespace: NetworkNamespace | None, bits: int) -
                 yield socket
 
 
-def resolve(filter: SocketFilter, namespace: NetworkNamespace | None) -> SocketFilter:
-    """The filter with the names of interfaces and cgroups looked up in the namespace that is to be searched."""
+def check_filter(filter: SocketFilter) -> None:
+    """Raises TypeError for what is no filter."""
     if not isinstance(filter, SocketFilter):
         raise TypeError(f"filter is a SocketFilter, not {filter!r}")
+
+
+def resolve(filter: SocketFilter, namespace: NetworkNamespace | None) -> SocketFilter:
+    """The filter with the names of interfaces and cgroups looked up in the namespace that is to be searched."""
+    check_filter(filter)
     if namespace is not None and not isinstance(namespace, NetworkNamespace):
         raise TypeError(f"namespace is a NetworkNamespace or None, not {namespace!r}")
     return filter if filter.is_resolved else inside(namespace, lambda: filter.resolved(names))
@@ -89,6 +95,28 @@ def resolve(filter: SocketFilter, namespace: NetworkNamespace | None) -> SocketF
 def place(namespace: NetworkNamespace | None) -> str:
     """What reports and errors call a namespace."""
     return HOST_NAME if namespace is None else namespace.name
+
+
+def live_cookies(namespaces: Iterable[NetworkNamespace]) -> set[int]:
+    """The cookies of all sockets that live in these namespaces, in whatever state; several are looked at once.
+
+    One that vanished has none. Raises KernelError if another cannot be searched.
+    """
+    cookies: set[int] = set()
+    filters = [SocketFilter(protocol, states="all") for protocol in PROTOCOL_NAMES]
+
+    def look(namespace: NetworkNamespace) -> None:
+        try:
+            table = inside(namespace, SocketTable)
+        except NamespaceVanished:
+            return
+        with table:
+            for filter in filters:
+                rows = table.search(filter, filter.request_states, place(namespace), may_repeat_rows=True)
+                cookies.update(socket.cookie for socket in rows)
+
+    in_parallel(look, namespaces)
+    return cookies
 
 
 class SocketTable:

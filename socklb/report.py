@@ -18,6 +18,7 @@ DESTROYED = "destroyed"
 GONE = "gone"
 SKIPPED = "skipped"
 FAILED = "failed"
+_VERDICTS = (DESTROYED, GONE, SKIPPED, FAILED)
 
 if TYPE_CHECKING:
 
@@ -36,33 +37,49 @@ else:
     Outcome = namedtuple("Outcome", "socket verdict reason error", defaults=("", None))
 
 
-class DestroyReport:
-    """What a destroy did: `outcomes`, one for each socket that matched, and their sums.
+class Counts:
+    """How many sockets got which verdict.
 
     `destroyed`: answered 0. `gone`: closed by itself in between. `skipped`: spared, with the reason. `failed`: still
     there, with the reason. `matched` is the sum of the four.
     """
 
-    __slots__ = ("destroyed", "failed", "gone", "outcomes", "skipped")
+    __slots__ = ("destroyed", "failed", "gone", "skipped")
 
     def __init__(self) -> None:
         self.destroyed = self.gone = self.skipped = self.failed = 0
-        self.outcomes: list[Outcome] = []
 
     @property
     def matched(self) -> int:
         return self.destroyed + self.gone + self.skipped + self.failed
 
-    def add(self, outcome: Outcome) -> None:
-        """Take in one verdict."""
-        setattr(self, outcome.verdict, getattr(self, outcome.verdict) + 1)
-        self.outcomes.append(outcome)
+    def count(self, verdict: str, number: int = 1) -> None:
+        setattr(self, verdict, getattr(self, verdict) + number)
 
     def sums(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("matched", DESTROYED, GONE, SKIPPED, FAILED)}
+        return {name: getattr(self, name) for name in ("matched", *_VERDICTS)}
 
     def __repr__(self) -> str:
-        return f"<DestroyReport {' '.join(f'{name}={count}' for name, count in self.sums().items())}>"
+        return f"<{type(self).__name__} {' '.join(f'{name}={count}' for name, count in self.sums().items())}>"
+
+
+class DestroyReport(Counts):
+    """What a destroy did: `outcomes`, one for each socket that matched, and their sums.
+
+    `unrecorded` are those whose audit failed: at most one batch.
+    """
+
+    __slots__ = ("outcomes", "unrecorded")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outcomes: list[Outcome] = []
+        self.unrecorded: list[Outcome] = []
+
+    def add(self, outcome: Outcome) -> None:
+        """Take in one verdict."""
+        self.count(outcome.verdict)
+        self.outcomes.append(outcome)
 
 
 def socket_record(socket: InetSocket) -> dict[str, Any]:
@@ -80,9 +97,12 @@ def socket_record(socket: InetSocket) -> dict[str, Any]:
     }
 
 
-def outcome_record(outcome: Outcome) -> dict[str, Any]:
-    """A verdict as JSON takes it."""
+def outcome_record(outcome: Outcome, where: str, subject: dict[str, str], dry_run: bool) -> dict[str, Any]:
+    """A verdict as JSON takes it. `where` is the namespace's name, `subject` what the socket was meant by."""
     return {
+        "namespace": where,
+        **subject,
+        "dry_run": dry_run,
         **socket_record(outcome.socket),
         "outcome": outcome.verdict,
         "reason": outcome.reason,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from .kernel.session import OwnSession, own_session, unmapped
+from _thread import allocate_lock
+
+from .kernel.session import OwnSession, own_session
 from .states import TcpState
+from .wire.reply import unmapped
 from .wire.request import IPPROTO_TCP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .filters import SocketFilter
+    from .rev_nat import RevNatMaps
     from .wire.reply import InetSocket
 
 OWN_SESSION = "own session"
 LISTENING = "listening"
 NOT_CONNECTED = "not connected"
+NO_REV_NAT = "no reverse-NAT entry"
 LIMIT = "limit"
 DRY_RUN = "dry run"
 
@@ -22,20 +27,26 @@ class Mercy:
     """Tells why a socket is spared, one after another: the limit counts what was not.
 
     `unconnected` lifts "not connected", a filter whose states name LISTEN lifts "listening", nothing lifts "own
-    session". With a `limit`, so many are not spared and the rest is.
+    session". With `rev_nat`, what the balancer has no record of is spared. With a `limit`, so many are not spared and
+    the rest is.
     """
 
-    def __init__(self, *, unconnected: bool, limit: int | None) -> None:
+    def __init__(self, *, unconnected: bool, limit: int | None, rev_nat: RevNatMaps | None = None) -> None:
         if limit is not None:
             if isinstance(limit, bool) or not isinstance(limit, int):
                 raise TypeError(f"limit is an int or None, not {limit!r}")
             if limit < 1:
                 raise ValueError(f"limit {limit} is below 1; to destroy nothing, use a dry run")
-        self._unconnected, self._left = unconnected, limit
+        self._unconnected, self._left, self._rev_nat = unconnected, limit, rev_nat
+        self._lock = allocate_lock()  # several namespaces may be at work at once
         self._session: OwnSession | None = None
 
     def reason(self, socket: InetSocket, filter: SocketFilter) -> str:
-        """Why the socket is spared; "" if it is not."""
+        """Why the socket is spared; "" if it is not, and then it counts for the limit."""
+        return self.reason_in_itself(socket, filter) or ("" if self._is_within_limit() else LIMIT)
+
+    def reason_in_itself(self, socket: InetSocket, filter: SocketFilter) -> str:
+        """Why the socket is spared whatever the limit; "" if it is not."""
         if self._is_own(socket):
             return OWN_SESSION
         if socket.protocol == IPPROTO_TCP:
@@ -43,11 +54,16 @@ class Mercy:
                 return LISTENING
         elif socket.state != TcpState.ESTABLISHED and not self._unconnected:
             return NOT_CONNECTED
-        if self._left is not None:
-            if not self._left:
-                return LIMIT
-            self._left -= 1
+        if self._rev_nat is not None and not self._rev_nat.contains(socket.cookie, socket.dst, socket.dport):
+            return NO_REV_NAT
         return ""
+
+    def _is_within_limit(self) -> bool:
+        if self._left is None:
+            return True
+        with self._lock:
+            self._left -= 1
+            return self._left >= 0
 
     def _is_own(self, socket: InetSocket) -> bool:
         if self._session is None:

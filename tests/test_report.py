@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
+import re
 import socket
+import sys
 from collections import Counter
 from typing import Any
 
@@ -57,7 +60,22 @@ class TestReport:
 
 
 AUDIT_KEYS = {
-    *("namespace", "filter", "protocol", "state", "src", "sport", "dst", "dport", "cookie", "uid", "inode"),
+    *(
+        "time",
+        "operation",
+        "actor",
+        "namespace",
+        "filter",
+        "protocol",
+        "state",
+        "src",
+        "sport",
+        "dst",
+        "dport",
+        "cookie",
+        "uid",
+        "inode",
+    ),
     *("outcome", "reason", "error", "dry_run"),
 }
 
@@ -88,6 +106,11 @@ class TestAudit:
         client = sockets.udp(f"::ffff:{ADDRESS}", PORT)
         records: list[dict[str, Any]] = []
         (outcome,) = destroy_sockets(EACH[1], audit=records.append, dry_run=True).outcomes
+        (record,) = records
+        who = {"uid": os.getuid(), "pid": os.getpid(), "command": " ".join(sys.argv), "sudo_user": None}
+        assert record.pop("actor") == who
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record.pop("time"))
+        assert re.fullmatch("[0-9a-f]{16}", record.pop("operation"))
         assert records == [
             {
                 "namespace": "host",

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
 
 from ..errors import SocklbError
 from ..version import __version__
-from . import demo, destroy, list, probe
+from .arguments import spelled_out
 from .help import HelpFormatter
 from .output import DONE, complain, error_text, exit_code, flush_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import ModuleType
 
-_COMMANDS = {"list": list, "destroy": destroy, "probe": probe, "demo": demo}
+_COMMANDS = ("list", "destroy", "terminate", "watch", "probe", "rev-nat", "demo")
 
 _EXIT_CODES = """\
 exit codes:
   0    done, also when there was nothing to do
-  1    some sockets failed, or the run did
+  1    some sockets or namespaces failed, or the run did
   2    usage, bad input
   3    the kernel or the interpreter cannot; the message names what is missing
   4    not permitted; the message names the capability
@@ -31,17 +31,17 @@ Each command has a help text with examples: socklb COMMAND --help
 """
 
 
-def _parser(chosen: Iterable[ModuleType]) -> argparse.ArgumentParser:
+def _parser(chosen: Iterable[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="socklb",
         description="Find the sockets that are pinned to a backend that is gone, and destroy them.",
         epilog=_EXIT_CODES,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"socklb {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"socklb {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, prog=parser.prog)
     for command in chosen:
-        command.add_parser(commands)
+        import_module(f".{command.replace('-', '_')}", __package__).add_parser(commands)
     return parser
 
 
@@ -49,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Bad usage leaves through SystemExit(2), as argparse does."""
     words = sys.argv[1:] if arguments is None else arguments
     # Building a parser takes longer than using it: where the command is plain, the others need none.
-    chosen = [_COMMANDS[words[0]]] if words and words[0] in _COMMANDS else _COMMANDS.values()
+    chosen = words[:1] if words and words[0] in _COMMANDS else _COMMANDS
     try:
         try:
-            options = _parser(chosen).parse_args(words)
+            options = _parser(chosen).parse_args(spelled_out(words))
             code: int = options.run(options)
         finally:
             flush_stdout()

@@ -1,4 +1,4 @@
-"""Arguments that several commands share: which sockets are meant."""
+"""Arguments that several commands share: which sockets are meant, and what the balancer knows of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import argparse
 
 from ..filters import SocketFilter
 from ..states import named_states
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..rev_nat import RevNatMaps
 
 FILTER_HELP = """\
 FILTER, one quoted argument or several words, is the language of ss(8):
@@ -47,3 +53,23 @@ def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
     protocols = [name for name in ("tcp", "udp") if both or getattr(options, name)]
     text = " ".join(options.filter)
     return [SocketFilter.parse(text, protocol, states=options.state) for protocol in protocols]
+
+
+REV_NAT = "--rev-nat"
+
+
+def add_rev_nat_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument(REV_NAT, metavar="DIR", help=f"{help}; default DIR: /sys/fs/bpf/tc/globals, where Cilium pins")
+
+
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """A bare --rev-nat stands for its default: argparse would take the next word for its value."""
+    plain = words[: words.index("--")] if "--" in words else words
+    return [f"{REV_NAT}=" if word == REV_NAT else word for word in plain] + [*words[len(plain) :]]
+
+
+def open_rev_nat(directory: str) -> RevNatMaps:
+    """The balancer's maps; "" is the default directory."""
+    from ..rev_nat import DEFAULT_DIRECTORY, RevNatMaps  # few ask for them
+
+    return RevNatMaps.open(directory or DEFAULT_DIRECTORY)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 
-from ..destroy import destroy_each
+from ..destroy import Operation
 from ..errors import SocklbError, UnboundedFilter
-from ..kernel.namespaces import HOST_NAME
-from ..report import DestroyReport, outcome_record
-from ..states import state_word
-from ..wire.reply import format_endpoint
-from ..wire.request import PROTOCOL_NAMES
+from ..report import DestroyReport
 from .arguments import FILTER_HELP, add_filter_arguments, filters_from
+from .audit import add_audit_argument, audit_from
 from .help import HelpFormatter
-from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, print_json, quiet_pipe
+from .namespaces import add_netns_argument, namespaces_from
+from .output import BAD_INPUT, DONE, SOME_FAILED, exit_code
+from .progress import progress
+from .verdicts import show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..filters import SocketFilter
+    from ..ledger import Audit
+    from ..termination.everywhere import NamespacesReport
+    from ..wire.reply import InetSocket
 
 _EXAMPLES = """\
 examples:
@@ -25,10 +28,12 @@ examples:
   socklb destroy --tcp 'dst 10.0.0.5:5432'
   socklb destroy --udp 'dst 10.96.0.10:53' --json
   socklb destroy --tcp --limit 100 'dst 10.0.0.0/24'
+  socklb destroy --netns all --audit /var/log/socklb.jsonl 'dst 10.0.0.5:5432'
 
 The owner of a destroyed socket gets an error at once (TCP and connected UDP: ECONNABORTED) and can reconnect.
 Spared are listening TCP sockets (unless --state listening), UDP sockets without a peer (unless --unconnected), and the
-ssh session that this runs in. Needs CAP_NET_ADMIN; --dry-run needs nothing, but for fwmark.
+ssh session that this runs in. Needs CAP_NET_ADMIN, and CAP_SYS_ADMIN to enter other namespaces; --dry-run needs
+nothing here, but for fwmark.
 
 """
 
@@ -37,12 +42,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "destroy",
         help="destroy the sockets that a filter means",
-        description="Destroy the sockets that a filter means, in this network namespace.",
+        description="Destroy the sockets that a filter means, in this network namespace or those of --netns.",
         epilog=_EXAMPLES + FILTER_HELP,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     add_filter_arguments(parser)
+    add_netns_argument(parser, "host")
     parser.add_argument("--dry-run", action="store_true", help="destroy nothing, tell what would be")
     parser.add_argument("--limit", metavar="N", type=_limit, help="destroy N at most, skip the rest")
     parser.add_argument(
@@ -50,6 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--unconnected", action="store_true", help="UDP sockets without a peer too")
     parser.add_argument("--json", action="store_true", help="one JSON object: the sums, and a verdict for each socket")
+    add_audit_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -63,52 +70,47 @@ def run(options: argparse.Namespace) -> int:
     filters = filters_from(options)
     if not options.filter and not options.all:
         raise ValueError("destroy needs a FILTER (or --all, which means every socket)")
+    texts = {filter.protocol: str(filter) for filter in filters}
+
+    def subject(socket: InetSocket) -> dict[str, str]:
+        return {"filter": texts[socket.protocol]}
+
+    with audit_from(options) as audit:
+        operation = _operation(filters, options, audit)
+        try:
+            report = _run_in(options, operation)
+        except (SocklbError, KeyboardInterrupt) as error:
+            if exit_code(error) != BAD_INPUT:
+                show(getattr(error, "report", None) or DestroyReport(), subject, options, error)
+            raise
+    show(report, subject, options, None)
+    return SOME_FAILED if report.failed or getattr(report, "errors", None) else DONE
+
+
+def _operation(filters: list[SocketFilter], options: argparse.Namespace, audit: Audit | None) -> Operation:
     try:
-        report = destroy_each(
+        return Operation(
             filters,
             dry_run=options.dry_run,
             limit=options.limit,
             unconnected=options.unconnected,
             allow_unbounded=options.all,
+            audit=audit,
         )
     except UnboundedFilter:
         raise UnboundedFilter(
             f"'{' '.join(options.filter)}' bounds no endpoint, so it could hit everything: name an address or a port, "
             "or say --all"
         ) from None
-    except (SocklbError, KeyboardInterrupt) as error:
-        if exit_code(error) != BAD_INPUT:
-            with quiet_pipe():
-                _print(getattr(error, "report", None) or DestroyReport(), filters, options, error)
-        raise
-    with quiet_pipe():
-        _print(report, filters, options, None)
-    return SOME_FAILED if report.failed else DONE
 
 
-def _print(
-    report: DestroyReport, filters: list[SocketFilter], options: argparse.Namespace, error: BaseException | None
-) -> None:
-    if options.json:
-        said = {} if error is None else {"error": error_text(error)}
-        texts = {filter.protocol: str(filter) for filter in filters}
-        sockets = [
-            {
-                "namespace": HOST_NAME,
-                "filter": texts[outcome.socket.protocol],
-                "dry_run": options.dry_run,
-                **outcome_record(outcome),
-            }
-            for outcome in report.outcomes
-        ]
-        print_json({**report.sums(), **said, "sockets": sockets})
-        return
-    for outcome in report.outcomes:
-        socket = outcome.socket
-        line = (
-            f"{outcome.verdict:9} {PROTOCOL_NAMES[socket.protocol]} {state_word(socket.state):11} "
-            f"{format_endpoint(socket.src, socket.sport)} -> {format_endpoint(socket.dst, socket.dport)}"
-        )
-        print(f"{line} ({outcome.reason})" if outcome.reason else line)
-    sums = report.sums()
-    print(f"{sums.pop('matched')} matched: " + ", ".join(f"{count} {name}" for name, count in sums.items()))
+def _run_in(options: argparse.Namespace, operation: Operation) -> DestroyReport | NamespacesReport:
+    """In this namespace, which takes no thread and not even /proc, or in those of --netns."""
+    if not options.netns:
+        return operation.run_in(None)
+    from ..termination.everywhere import NamespacesReport, run_everywhere
+
+    report = NamespacesReport()
+    with progress() as tell:
+        run_everywhere(operation, namespaces_from(options.netns), report, tell)
+    return report

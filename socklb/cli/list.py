@@ -4,62 +4,102 @@ from __future__ import annotations
 
 import argparse
 
-from ..errors import SocklbError
-from ..find import find_sockets
-from ..kernel.namespaces import HOST_NAME
+from ..errors import KernelError, SocklbError
+from ..find import find_sockets, place
+from ..kernel.namespaces import NamespaceVanished, NetworkNamespace
 from ..report import socket_record
 from ..states import state_word
 from ..wire.reply import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_filter_arguments, filters_from
 from .help import HelpFormatter
-from .output import DONE, error_text, print_whole, quiet_pipe
+from .namespaces import add_netns_argument, namespaces_from, tell_skipped
+from .output import DONE, SOME_FAILED, complain, error_text, print_whole, quiet_pipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from ..wire.reply import InetSocket
+
+    Rows = Iterator[tuple[str, InetSocket]]
 
 _EXAMPLES = """\
 examples:
   socklb list
   socklb list --tcp dst 10.0.0.5 and dport = 5432
   socklb list --udp --state established --json 'dst 10.96.0.10'
+  socklb list --netns all --tcp dst 10.0.0.5
 
 """
-_ROW = "{:5} {:14} {:>7} {:>7} {:>28} {:>28} {:>6} {:>10} {}"
+_HEADS = ("Netid", "State", "Recv-Q", "Send-Q", "Local:Port", "Peer:Port", "Uid", "Inode", "Cookie", "Netns")
+_ROW = "{:5} {:14} {:>7} {:>7} {:>28} {:>28} {:>6} {:>10} {:>10} {}"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "list",
         help="show the sockets that a filter means",
-        description="Show the sockets of this network namespace that a filter means. Needs no privilege (fwmark does).",
+        description="Show the sockets that a filter means, of this network namespace or those of --netns. Needs no "
+        "privilege here (fwmark does).",
         epilog=_EXAMPLES + FILTER_HELP,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     add_filter_arguments(parser)
+    add_netns_argument(parser, "host")
     parser.add_argument("--json", action="store_true", help='one JSON object: {"sockets": [...]}')
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    filters = filters_from(options)
+    places = _places(options)
     # A generator starts when it is first asked, but names are looked up at once: bad input prints nothing here.
-    streams = [find_sockets(filter) for filter in filters_from(options)]
-    sockets = (socket for stream in streams for socket in stream)
+    streams = [(place(where), find_sockets(filter, namespace=where)) for where in places for filter in filters]
+    failures: list[str] = []
+    rows = _rows(streams, failures if len(places) > 1 else None)
     try:
-        (_print_json if options.json else _print_table)(sockets)
+        if options.json:
+            _print_json(rows, failures)
+        else:
+            _print_table(rows)
     finally:
-        for stream in streams:
+        for _, stream in streams:
             stream.close()
-    return DONE
+    for text in failures:
+        complain(text)
+    return SOME_FAILED if failures else DONE
 
 
-def _print_table(sockets: Iterator[InetSocket]) -> None:
-    print(_ROW.format("Netid", "State", "Recv-Q", "Send-Q", "Local:Port", "Peer:Port", "Uid", "Inode", "Cookie"))
-    for socket in sockets:
+def _places(options: argparse.Namespace) -> list[NetworkNamespace | None]:
+    """None, for the namespace that this runs in, or those of --netns."""
+    if not options.netns:
+        return [None]
+    chosen = namespaces_from(options.netns)
+    if chosen is not None:
+        return [*chosen]
+    found = NetworkNamespace.discover()
+    tell_skipped(found.skipped)
+    return [*found]
+
+
+def _rows(streams: list[tuple[str, Generator[InetSocket, None, None]]], failures: list[str] | None) -> Rows:
+    """Each socket with the name of its namespace. One of several namespaces that fails does not stop the others."""
+    for where, stream in streams:
+        try:
+            for socket in stream:
+                yield where, socket
+        except KernelError as error:
+            if failures is None:
+                raise
+            if not isinstance(error, NamespaceVanished):
+                failures.append(f"in {where}: {error_text(error)}")
+
+
+def _print_table(rows: Rows) -> None:
+    print(_ROW.format(*_HEADS))
+    for where, socket in rows:
         print(
             _ROW.format(
                 PROTOCOL_NAMES[socket.protocol],
@@ -71,24 +111,26 @@ def _print_table(sockets: Iterator[InetSocket]) -> None:
                 socket.uid,
                 socket.inode,
                 socket.cookie,
+                where,
             )
         )
 
 
-def _print_json(sockets: Iterator[InetSocket]) -> None:
+def _print_json(rows: Rows, failures: list[str]) -> None:
     """One object, written while the sockets come, and closed in any case."""
     import json  # not needed for tables
 
     separator = "\n  "
-    end = "]}\n"
+    said = ""
     try:
         print_whole('{"sockets": [')
-        for socket in sockets:
-            print_whole(separator + json.dumps({"namespace": HOST_NAME, **socket_record(socket)}))
+        for where, socket in rows:
+            print_whole(separator + json.dumps({"namespace": where, **socket_record(socket)}))
             separator = ",\n  "
     except (SocklbError, KeyboardInterrupt) as error:
-        end = f'], "error": {json.dumps(error_text(error))}}}\n'
+        said = error_text(error)
         raise
     finally:
+        said = said or "; ".join(failures)
         with quiet_pipe():
-            print_whole(end)
+            print_whole(f'], "error": {json.dumps(said)}}}\n' if said else "]}\n")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import namedtuple
 
+from ..errors import KernelError
 from .mounts import mounts
-from .namespaces import HOST_NAME, NetworkNamespace
+from .namespaces import HOST_NAME, NetworkNamespace, NoSuchNamespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ PIN_DIRECTORIES = (
     "/var/run/cilium/netns",
 )
 """Where iproute2 (and most container runtimes), Docker and Cilium pin namespaces."""
+
+VANISHED = "vanished"
+NOT_ONE = "no network namespace"
 
 if TYPE_CHECKING:
 
@@ -57,8 +62,14 @@ def discover() -> Namespaces:
     for path, pid in _candidates():
         try:
             seen = NetworkNamespace.from_path(path)
-        except (ValueError, OSError) as error:
-            skipped.append(SkippedNamespace(path, getattr(error, "strerror", None) or str(error)))
+        except NoSuchNamespace:
+            skipped.append(SkippedNamespace(path, VANISHED))
+            continue
+        except ValueError:
+            skipped.append(SkippedNamespace(path, NOT_ONE))
+            continue
+        except OSError as error:
+            skipped.append(SkippedNamespace(path, os.strerror(error.errno or 0)))
             continue
         if seen in found:
             found[seen].add_path(path)
@@ -76,6 +87,11 @@ def discover() -> Namespaces:
     return result
 
 
+def unreadable(skipped: Iterable[SkippedNamespace]) -> list[SkippedNamespace]:
+    """Those that are there and may not be looked at; what vanished meanwhile, or is no namespace, is not missed."""
+    return [one for one in skipped if one.reason not in (VANISHED, NOT_ONE)]
+
+
 def pinned(name: str) -> NetworkNamespace:
     """The namespace that is pinned under a name, as `ip netns` has them. Raises ValueError if there is none."""
     for directory in PIN_DIRECTORIES:
@@ -91,7 +107,7 @@ def pinned(name: str) -> NetworkNamespace:
 
 def _candidates() -> Iterator[tuple[str, int]]:
     """(path, process id or 0) of everything that may be a network namespace; many are the same one."""
-    yield NetworkNamespace.current().path, 0
+    yield _own_path(), 0
     of_nsfs = [mount for mount in mounts() if mount.type == "nsfs"]
     others = {mount.point for mount in of_nsfs if not mount.root.startswith("net:")}
     paths = [os.path.join(directory, name) for directory in _distinct(PIN_DIRECTORIES) for name in _entries(directory)]
@@ -101,6 +117,13 @@ def _candidates() -> Iterator[tuple[str, int]]:
             yield path, 0
     for word in sorted(filter(str.isdigit, _entries("/proc")), key=int):
         yield f"/proc/{word}/ns/net", int(word)
+
+
+def _own_path() -> str:
+    path = NetworkNamespace.current().path
+    if not path:
+        raise KernelError(errno.ENOENT, "look for network namespaces: /proc is not mounted; name them one by one")
+    return path
 
 
 def _distinct(directories: Iterable[str]) -> Iterator[str]:

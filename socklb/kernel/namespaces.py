@@ -26,6 +26,10 @@ _WAYS_IN = 16  # so many paths besides the first are remembered of one namespace
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ESRCH)  # ESRCH: a process that ended while its /proc was looked at
 
 
+class NoSuchNamespace(ValueError):
+    """Nothing is at the path that was given."""
+
+
 class NamespaceVanished(KernelError):
     """A namespace that was there when it was looked for, and is not when it is to be entered."""
 
@@ -44,11 +48,11 @@ class NetworkNamespace:
 
     @classmethod
     def current(cls) -> NetworkNamespace:
-        """The one of the calling thread; its name is "host"."""
+        """The one of the calling thread; its name is "host". Without /proc it has neither path nor inode."""
         try:
             path = f"/proc/{os.readlink('/proc/thread-self')}/ns/net"  # means the same to every thread
-        except OSError as error:
-            raise _path_error(error, _CURRENT) from None
+        except OSError:
+            return cls(HOST_NAME, "", 0, 0)
         return cls.from_path(path, name=HOST_NAME)
 
     @classmethod
@@ -112,6 +116,8 @@ def inside(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
         return function()
     from threading import Thread  # only other namespaces need one
 
+    from .parallel import start
+
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -123,7 +129,7 @@ def inside(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
             errors.append(error)
 
     thread = Thread(target=enter_and_call, name=f"socklb in {namespace.name}")
-    thread.start()
+    start(thread)
     thread.join()
     if errors:
         raise errors[0]
@@ -132,6 +138,8 @@ def inside(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
 
 def _is_current(namespace: NetworkNamespace) -> bool:
     """Whether the calling thread is there already, and needs no privilege to be."""
+    if not namespace.path:
+        return True
     try:
         status = os.stat(_CURRENT)
     except OSError:
@@ -221,5 +229,10 @@ def _is_of_nsfs(status: os.stat_result) -> bool:
 
 def _path_error(error: OSError, path: str) -> Exception:
     if error.errno in _NOT_THERE:
-        return ValueError(f"no network namespace at {path}")
+        return NoSuchNamespace(f"no network namespace at {path}")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NotPermitted(
+            error.errno,
+            f"open namespace {path}: not permitted: a process of another user can be looked at with CAP_SYS_PTRACE",
+        )
     return KernelError(error.errno or 0, f"open namespace {path}: {os.strerror(error.errno or 0)}")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import namedtuple
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
+
+from ..wire.reply import unmapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from ipaddress import IPv4Address
-    from typing import Union
 
-    Endpoint = tuple[Union[IPv4Address, IPv6Address], int]
+    from ..wire.reply import IPAddress
+
+    Endpoint = tuple[IPAddress, int]
 
 
 class OwnSession(namedtuple("OwnSession", "tuples inodes")):
@@ -38,11 +40,6 @@ def own_session() -> OwnSession:
     for client, server in filter(None, map(_parse_connection, said)):
         tuples |= {(client, server), (server, client)}
     return OwnSession(frozenset(tuples), frozenset(inodes))
-
-
-def unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """A v4-mapped address as the v4 address that it is."""
-    return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
 
 
 def _parse_connection(text: str) -> tuple[Endpoint, Endpoint] | None:

@@ -226,6 +226,11 @@ def _address(packed: bytes) -> IPAddress:
     return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
 
 
+def unmapped(address: IPAddress) -> IPAddress:
+    """A v4-mapped address as the v4 address that it is."""
+    return (address.version == 6 and address.ipv4_mapped) or address
+
+
 def format_address(address: IPAddress) -> str:
     """As text, the same on every Python: a mapped address as ::ffff:a.b.c.d (ipaddress before 3.13: hexadecimal)."""
     if address.version == 6 and address.ipv4_mapped is not None:

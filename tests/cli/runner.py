@@ -25,7 +25,7 @@ PACKAGE = Path(socklb.__file__).resolve().parent
 ROOT = PACKAGE.parents[NAME.count(".")]
 """The directory that the package under test is imported from: the checkout, or where a vendored copy is."""
 
-COMMANDS = ("list", "destroy", "probe", "demo")
+COMMANDS = ("list", "destroy", "terminate", "watch", "probe", "rev-nat", "demo")
 SECONDS = 60
 
 Preexec = Optional[Callable[[], None]]

@@ -137,8 +137,8 @@ class TestTable:
         sockets.udp("::1", 53)
         bound = sockets.udp_bound("127.0.0.3", 5353)
         header, *rows = run("list").out.splitlines()
-        names = ["Netid", "State", "Recv-Q", "Send-Q", "Local:Port", "Peer:Port", "Uid", "Inode", "Cookie"]
-        assert header.split() == names
+        names = "Netid State Recv-Q Send-Q Local:Port Peer:Port Uid Inode Cookie Netns"
+        assert header.split() == names.split()
         assert sorted(row.split()[0:2] for row in rows) == [
             ["tcp", "ESTABLISHED"],
             ["tcp", "ESTABLISHED"],
@@ -149,7 +149,16 @@ class TestTable:
         cells = {row.split()[4]: row.split() for row in rows}
         near = f"127.0.0.1:{client.getsockname()[1]}"
         inode = str(os.fstat(client.fileno()).st_ino)
-        assert cells[near][2:] == ["0", "0", near, "127.0.0.2:9000", str(os.getuid()), inode, str(cookie_of(client))]
+        assert cells[near][2:] == [
+            "0",
+            "0",
+            near,
+            "127.0.0.2:9000",
+            str(os.getuid()),
+            inode,
+            str(cookie_of(client)),
+            "host",
+        ]
         assert cells["127.0.0.3:5353"][5] == "0.0.0.0:*"
         assert cells["127.0.0.3:5353"][8] == str(cookie_of(bound))
         assert "[::1]:53" in {row.split()[5] for row in rows}

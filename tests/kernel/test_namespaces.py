@@ -216,7 +216,7 @@ class TestVanished:
 
         with elsewhere() as other:
             monkeypatch.setattr(os, "open", refuse)
-            with pytest.raises(KernelError, match="Permission denied") as caught:
+            with pytest.raises(NotPermitted, match="CAP_SYS_PTRACE") as caught:
                 inside(other, lambda: None)
         assert caught.value.errno == errno.EACCES
 

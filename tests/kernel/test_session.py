@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from socklb.kernel import session
-from socklb.kernel.session import OwnSession, own_session, unmapped
+from socklb.kernel.session import OwnSession, own_session
+from socklb.wire.reply import unmapped
 
 from ..sockets import in_child
 

@@ -1,0 +1,79 @@
+"""The audit file: one JSON line for each verdict."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+
+from .errors import AuditError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# O_NONBLOCK: a pipe that nobody reads is an error, and no reason to wait.
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+
+
+class AuditFile:
+    """Appends records to a file, each in one write, or to standard error ("-"). Called with one dict a verdict.
+
+    A write that comes out short is cut back, so that the file holds whole lines only. Raises AuditError when it cannot
+    be opened or written. A context manager.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._name = "standard error" if path == "-" else path
+        try:
+            self._descriptor = os.dup(2) if path == "-" else os.open(path, _FLAGS, 0o640)
+        except OSError as error:
+            raise self._error("cannot be opened", error.errno) from None
+        self._is_regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+        if self._is_regular and path != "-" and not _ends_with_a_line(path):
+            self._append(b"\n")  # what a killed writer has left half done stands alone
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        self._append(json.dumps(record).encode() + b"\n")
+
+    def _append(self, data: bytes) -> None:
+        try:
+            written = os.write(self._descriptor, data)
+            while written < len(data):
+                if self._is_regular:
+                    self._cut_back(written)
+                    raise OSError(errno.ENOSPC, "a write came out short")
+                data = data[written:]  # a pipe or a terminal takes the rest later
+                written = os.write(self._descriptor, data)
+        except OSError as error:
+            raise self._error("cannot be written", error.errno) from None
+
+    def _cut_back(self, written: int) -> None:
+        """The file offset is behind what was just appended; if another writer has appended since, leave it all."""
+        end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        if os.fstat(self._descriptor).st_size == end:
+            os.ftruncate(self._descriptor, end - written)
+
+    def _error(self, what: str, code: int | None) -> AuditError:
+        return AuditError(code or 0, f"the audit file {self._name} {what}: {os.strerror(code or 0)}")
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> AuditFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _ends_with_a_line(path: str) -> bool:
+    """True also for what cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return file.read() in (b"", b"\n")
+    except OSError:
+        return True

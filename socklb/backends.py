@@ -1,0 +1,193 @@
+"""Backends: what a balancer sends connections to, and which of them are alive."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from threading import Lock
+
+from .filters.socket_filter import protocol_number
+from .wire.reply import format_endpoint, unmapped
+from .wire.request import PROTOCOL_NAMES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import NamedTuple
+
+    from .filters.socket_filter import Protocol
+    from .wire.reply import IPAddress
+
+_PORT_MAX = 0xFFFF
+
+
+class Backend(namedtuple("Backend", "address port protocol")):
+    """One address (an ipaddress object; a v4-mapped one becomes v4), one port, and "tcp" or "udp".
+
+    Raises ValueError for what is no backend's, TypeError for another type.
+    """
+
+    __slots__ = ()
+    address: IPAddress
+    port: int
+    protocol: str
+
+    def __new__(cls, address: IPAddress | str, port: int, protocol: Protocol) -> Backend:
+        if not isinstance(address, (str, IPv4Address, IPv6Address)):
+            raise TypeError(f"the address of a backend is a str or an ipaddress object, not {address!r}")
+        plain = unmapped(ip_address(address))
+        if getattr(plain, "scope_id", None):
+            raise ValueError(f"{address}: zones are not supported")
+        if plain.is_unspecified:
+            raise ValueError(f"{address} is nobody's address")
+        if isinstance(port, bool) or not isinstance(port, int):
+            raise TypeError(f"the port of a backend is an int, not {port!r}")
+        if not 1 <= port <= _PORT_MAX:
+            raise ValueError(f"port {port} is outside 1..{_PORT_MAX}")
+        return super().__new__(cls, plain, port, PROTOCOL_NAMES[protocol_number(protocol)])
+
+    @classmethod
+    def parse(cls, text: str) -> Backend:
+        """From "10.0.0.1:80/TCP" or "[::1]:53/UDP". Raises ValueError that quotes the text and says what is wrong."""
+        endpoint, _, protocol = text.rpartition("/")
+        if not endpoint:
+            raise ValueError(f"backend {text!r} names no protocol: write {text}/TCP or {text}/UDP")
+        host, _, port = endpoint.rpartition(":")
+        if not (host and port.isascii() and port.isdigit() and len(port) <= len(str(_PORT_MAX))):
+            raise ValueError(f"backend {text!r} has no port: an example is 10.0.0.1:80/{protocol}")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if bracketed != (":" in host):
+            raise ValueError(f"backend {text!r}: a v6 address, and no other, is in brackets: [2001:db8::1]:{port}")
+        try:
+            return cls(host[1:-1] if bracketed else host, int(port), protocol.lower())
+        except ValueError as error:
+            raise ValueError(f"backend {text!r}: {error}") from None
+
+    def __str__(self) -> str:
+        return f"{format_endpoint(self.address, self.port)}/{self.protocol.upper()}"
+
+
+class BackendState(Enum):
+    """What a balancer calls a backend (Cilium's words). Active and terminating are alive."""
+
+    ACTIVE = "active"  # takes new connections
+    TERMINATING = "terminating"  # takes no new ones, serves those that it has
+    QUARANTINED = "quarantined"  # failed its health checks
+    MAINTENANCE = "maintenance"  # taken out by hand
+
+    @classmethod
+    def parse(cls, text: str) -> BackendState:
+        """Raises ValueError that names the known ones."""
+        try:
+            return cls(text)
+        except ValueError:
+            known = ", ".join(state.value for state in cls)
+            raise ValueError(f"the state of a backend is one of {known}, not {text!r}") from None
+
+
+_ALIVE = (BackendState.ACTIVE, BackendState.TERMINATING)
+
+if TYPE_CHECKING:
+
+    class Instance(NamedTuple):
+        """A backend as one service has it. `state` is a BackendState or its value."""
+
+        backend: Backend
+        service: str = ""
+        state: BackendState | str = BackendState.ACTIVE
+        unhealthy: bool = False
+
+else:
+    Instance = namedtuple("Instance", "backend service state unhealthy", defaults=("", BackendState.ACTIVE, False))
+
+
+class BackendTable:
+    """What is known of backends, by service; may be used from any thread.
+
+    A backend is alive while any service's instance of it is active or terminating, and healthy. One that was alive and
+    is no longer, deletion included, has fallen, until it is alive again or `take_fallen` is called. What was never
+    alive cannot fall.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._services: dict[Backend, dict[str, bool]] = {}  # whether each service's instance is alive
+        self._fallen: dict[Backend, None] = {}  # in the order in which they fell
+        self.on_fall: Callable[[], object] = _nothing
+        """Called, in the thread that changes the table, after a change that leaves fallen backends."""
+
+    def upsert(
+        self,
+        backend: Backend,
+        service: str = "",
+        state: BackendState | str = BackendState.ACTIVE,
+        unhealthy: bool = False,
+    ) -> None:
+        """Put one service's instance in, or change it. Raises ValueError for an unknown state."""
+        alive = _is_alive(Instance(backend, service, state, unhealthy))
+        with self._lock:
+            self._put(backend, {**self._services.get(backend, {}), service: alive})
+        self._tell()
+
+    def delete(self, backend: Backend, service: str | None = None) -> None:
+        """Take one service's instance out, or (None) all of them; what is not there is no error."""
+        with self._lock:
+            services = {} if service is None else dict(self._services.get(backend, {}))
+            services.pop(service or "", None)
+            self._put(backend, services)
+        self._tell()
+
+    def replace(self, entries: Iterable[Instance]) -> None:
+        """Let these be the instances, and no others. Nothing is changed if one of them is wrong."""
+        wanted: dict[Backend, dict[str, bool]] = {}
+        for entry in entries:
+            wanted.setdefault(entry.backend, {})[entry.service] = _is_alive(entry)
+        with self._lock:
+            for backend in {**self._services, **wanted}:
+                self._put(backend, wanted.get(backend, {}))
+        self._tell()
+
+    def _put(self, backend: Backend, services: dict[str, bool]) -> None:
+        """Let these be the services' instances of one backend, and note whether it fell or rose."""
+        was_alive = self.is_alive(backend)
+        if services:
+            self._services[backend] = services
+        else:
+            self._services.pop(backend, None)
+        if self.is_alive(backend):
+            self._fallen.pop(backend, None)
+        elif was_alive:
+            self._fallen[backend] = None
+
+    def _tell(self) -> None:
+        if self._fallen:
+            self.on_fall()
+
+    def is_alive(self, backend: Backend) -> bool:
+        return any(self._services.get(backend, {}).values())
+
+    def has_fallen(self) -> bool:
+        """Whether some have fallen since they were last taken."""
+        return bool(self._fallen)
+
+    def take_fallen(self) -> list[Backend]:
+        """Those that have fallen since this was last called, and are not alive again."""
+        with self._lock:
+            fallen, self._fallen = self._fallen, {}
+        return list(fallen)
+
+
+def _is_alive(instance: Instance) -> bool:
+    if not isinstance(instance.backend, Backend):
+        raise TypeError(f"a backend is a Backend, as Backend.parse() gives, not {instance.backend!r}")
+    if not isinstance(instance.service, str):
+        raise TypeError(f"the service of a backend is a str, not {instance.service!r}")
+    if not isinstance(instance.unhealthy, bool):
+        raise TypeError(f"unhealthy is a bool, not {instance.unhealthy!r}")
+    state = instance.state if isinstance(instance.state, BackendState) else BackendState.parse(instance.state)
+    return state in _ALIVE and not instance.unhealthy
+
+
+def _nothing() -> None:
+    """Nobody waits for a fall."""

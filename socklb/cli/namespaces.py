@@ -1,0 +1,53 @@
+"""`--netns`: in which network namespaces a command works."""
+
+from __future__ import annotations
+
+from ..kernel.namespaces import HOST_NAME, NetworkNamespace
+from .output import complain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    from ..kernel.discovery import SkippedNamespace
+
+ALL = "all"
+
+
+def add_netns_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--netns",
+        metavar="N",
+        action="append",
+        help="in which network namespace: host (the one this runs in), all, a pinned NAME as ip-netns(8) has it, or a "
+        f"PATH such as /proc/PID/ns/net; may be repeated; default: {default}",
+    )
+
+
+def namespaces_from(words: Iterable[str]) -> list[NetworkNamespace] | None:
+    """What the words of --netns stand for; None is all. Raises ValueError for what is none."""
+    chosen = [None if word == ALL else _namespace(word) for word in words]
+    return None if None in chosen else [namespace for namespace in chosen if namespace is not None]
+
+
+def _namespace(word: str) -> NetworkNamespace:
+    if word == HOST_NAME:
+        return NetworkNamespace.current()
+    if "/" in word:
+        return NetworkNamespace.from_path(word, name=word)
+    from ..kernel.discovery import pinned  # few need it
+
+    return pinned(word)
+
+
+def tell_skipped(skipped: Iterable[SkippedNamespace]) -> None:
+    """How many paths to namespaces could not be looked at, by the reason."""
+    from ..kernel.discovery import unreadable  # few need it
+
+    reasons: dict[str, list[str]] = {}
+    for path, reason in unreadable(skipped):
+        reasons.setdefault(reason, []).append(path)
+    for reason, paths in reasons.items():
+        others = f" and {len(paths) - 1} others" if len(paths) > 1 else ""
+        complain(f"not looked at: {paths[0]}{others}: {reason}")

@@ -1,0 +1,33 @@
+"""How far a command is, on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..kernel.namespaces import NetworkNamespace
+    from ..termination.everywhere import Progress
+
+_CLEAR_LINE = "\r\x1b[K"
+
+
+@contextmanager
+def progress() -> Iterator[Progress | None]:
+    """A line on standard error that counts namespaces, and is gone in the end; None where that is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        yield _tell
+    finally:
+        sys.stderr.write(_CLEAR_LINE)
+        sys.stderr.flush()
+
+
+def _tell(done: int, total: int, namespace: NetworkNamespace) -> None:
+    sys.stderr.write(f"{_CLEAR_LINE}{done} of {total} namespaces: {namespace.name}")
+    sys.stderr.flush()

@@ -1,0 +1,173 @@
+"""`socklb watch`: be told which backends there are, and cut the connections to those that fall."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import signal
+import sys
+from contextlib import ExitStack, contextmanager
+from threading import Thread
+
+from ..backends import BackendTable
+from ..errors import NotPermitted, NotSupported
+from ..kernel.namespaces import HOST_NAME
+from ..kernel.parallel import start
+from ..probe import NO_DESTROY, NO_DIAG, NOT_PERMITTED, probe
+from ..sources import FileSource, LineSource
+from ..termination.loop import TerminationLoop
+from .arguments import add_rev_nat_argument, open_rev_nat
+from .audit import add_audit_argument, audit_from
+from .help import HelpFormatter
+from .namespaces import ALL, add_netns_argument, namespaces_from, tell_skipped
+from .output import DONE, INTERRUPTED, SOME_FAILED, complain, error_text, quiet_pipe
+from .verdicts import namespace_problems, sums_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..sources import Source
+    from ..termination.loop import Pass
+    from ..termination.terminate import TerminationReport
+
+_EXAMPLES = """\
+examples:
+  socklb watch --source /run/backends.json --audit /var/log/socklb.jsonl
+  my-controller | socklb watch --source - --rev-nat
+
+A line on standard input is one change, a JSON object:
+  {"op": "upsert", "backend": "10.0.0.1:80/TCP", "service": "default/web", "state": "active", "unhealthy": false}
+  {"op": "delete", "backend": "10.0.0.1:80/TCP", "service": "default/web"}
+  {"op": "replace", "backends": [{"backend": "10.0.0.1:80/TCP", "service": "default/web"}]}
+A FILE holds one replace object; write it anew and rename it over the old one.
+
+A backend is alive while a service has it active or terminating, and healthy. It is cut when it stops being alive; what
+was never alive is not cut, and nothing is at the start. SIGTERM and SIGINT end it after the batch at hand.
+Needs what `socklb terminate` needs.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "watch",
+        help="be told which backends there are, and cut the connections to those that fall",
+        description="Be told which backends there are, and cut the connections to those that fall, in every network "
+        "namespace of this host.",
+        epilog=_EXAMPLES,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--source", metavar="-|FILE", required=True, help="standard input, or a file that is followed")
+    add_netns_argument(parser, ALL)
+    add_rev_nat_argument(parser, "spare what the balancer's reverse-NAT maps in DIR do not know: it was not sent there")
+    add_audit_argument(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    words = options.netns or [ALL]
+    namespaces_from(words)  # an unknown one is told now and not at the first pass
+    _check_support(words)
+    with ExitStack() as stack:
+        audit = stack.enter_context(audit_from(options))
+        rev_nat = None if options.rev_nat is None else stack.enter_context(open_rev_nat(options.rev_nat))
+        table = BackendTable()
+        teller = _Teller()
+        loop = TerminationLoop(
+            table, namespaces=lambda: namespaces_from(words), rev_nat=rev_nat, audit=audit, on_pass=teller.tell
+        )
+        caught = stack.enter_context(_stopping_on_signals(loop))
+        stack.enter_context(_followed(_source(options.source), table, loop, teller))
+        loop.run()
+    if signal.SIGINT in caught:
+        return INTERRUPTED
+    if signal.SIGTERM in caught:
+        return DONE
+    return SOME_FAILED if teller.has_failed or loop.outstanding else DONE
+
+
+def _check_support(words: list[str]) -> None:
+    """An agent that cannot cut says so when it is started, and not when it is needed."""
+    answers = {answer.status: answer.missing for answer in probe().values()}
+    for status in (NO_DIAG, NO_DESTROY):
+        if status in answers:
+            raise NotSupported(errno.EOPNOTSUPP, f"this kernel cannot: it lacks {answers[status]}")
+    if NOT_PERMITTED in answers and {HOST_NAME, ALL} & {*words}:
+        raise NotPermitted(errno.EPERM, f"not permitted: it needs {answers[NOT_PERMITTED]}; run as root, or grant it")
+
+
+def _source(word: str) -> Source:
+    return LineSource(sys.stdin.fileno()) if word == "-" else FileSource(word)
+
+
+@contextmanager
+def _stopping_on_signals(loop: TerminationLoop) -> Iterator[list[int]]:
+    """Meanwhile SIGTERM and SIGINT stop the loop, unless they are ignored; the list is of those that came."""
+    came: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        came.append(number)
+        loop.stop()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _followed(source: Source, table: BackendTable, loop: TerminationLoop, teller: _Teller) -> Iterator[None]:
+    """Meanwhile a thread puts what the source tells into the table; at its end the loop finishes what it has to do."""
+
+    def follow() -> None:
+        try:
+            source.follow(table, complain)
+        except OSError as error:
+            teller.fail(f"the source cannot be read: {error.strerror}")
+        finally:
+            loop.finish()
+
+    thread = Thread(target=follow, name="socklb source")
+    start(thread)
+    try:
+        yield
+    finally:
+        source.stop()
+        thread.join()
+
+
+class _Teller:
+    """Says what the passes of the loop came to: a line for each backend on standard output, problems on error."""
+
+    def __init__(self) -> None:
+        self.has_failed = False
+        self._unreadable: set[str] = set()
+
+    def fail(self, text: str) -> None:
+        self.has_failed = True
+        complain(text)
+
+    def tell(self, done: Pass) -> None:
+        if done.error is not None:
+            complain(error_text(done.error))
+        if done.report is not None:
+            self._tell_problems(done.report)
+            with quiet_pipe():
+                for backend, counts in done.report.backends.items():
+                    if counts.matched or not done.is_second_look:
+                        print(f"{backend}: {sums_text(counts)}", flush=True)
+        if done.given_up:
+            self.fail(f"given up: {', '.join(map(str, done.given_up))}")
+
+    def _tell_problems(self, report: TerminationReport) -> None:
+        for text in namespace_problems(report):
+            complain(text)
+        fresh = [skipped for skipped in report.skipped_namespaces if skipped.reason not in self._unreadable]
+        self._unreadable.update(skipped.reason for skipped in fresh)
+        tell_skipped(fresh)

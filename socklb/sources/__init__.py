@@ -1,0 +1,27 @@
+"""Where changes of backends come from.
+
+A source has two methods. `follow(table, complain)` puts changes into a BackendTable until its input ends or `stop()` is
+called, from any thread; it says what is wrong with its input to `complain`, a function that takes a text, and goes on.
+"""
+
+from __future__ import annotations
+
+from .file import FileSource
+from .lines import LineSource
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from ..backends import BackendTable
+
+    class Source(Protocol):
+        """What every source is; one that asks a cluster's API would be another."""
+
+        def follow(self, table: BackendTable, complain: Callable[[str], object]) -> None: ...
+
+        def stop(self) -> None: ...
+
+
+__all__ = ["FileSource", "LineSource"]

@@ -1,0 +1,72 @@
+"""Changes as lines: the watch protocol on a descriptor, standard input as a rule."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from .protocol import parse_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ..backends import BackendTable
+
+LONGEST_LINE = 64 << 20
+"""Bytes; a longer line is passed over. A replace of half a million backends fits."""
+
+_READ_SIZE = 1 << 16
+_PATIENCE_MS = 200  # how long it takes until a stop is seen
+
+
+class LineSource:
+    """One change a line, until the end of the input or `stop()`. A bad line is told with its number, and passed over.
+
+    The descriptor stays open.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._stopped = False
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def follow(self, table: BackendTable, complain: Callable[[str], object]) -> None:
+        for number, line in enumerate(self._lines(), 1):
+            if not line.strip():
+                continue
+            try:
+                if len(line) > LONGEST_LINE:
+                    raise ValueError(f"longer than {LONGEST_LINE >> 20} MiB")
+                parse_line(line).apply(table)
+            except ValueError as error:
+                complain(f"line {number} is passed over: {error}")
+
+    def _lines(self) -> Iterator[bytes]:
+        """Each line; what is at the end without a newline is one too. Of one that is too long, so much as shows it."""
+        pieces: list[bytes] = []
+        size = 0
+        for data in self._reads():
+            *ended, rest = data.split(b"\n")
+            for piece in ended:
+                yield b"".join([*pieces, piece])
+                pieces, size = [], 0
+            if size <= LONGEST_LINE:
+                pieces.append(rest)
+                size += len(rest)
+        if pieces and not self._stopped:
+            yield b"".join(pieces)
+
+    def _reads(self) -> Iterator[bytes]:
+        """What comes, as it comes. A read that waits could not be stopped: it is asked first whether there is any."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        while not self._stopped:
+            if not poll.poll(_PATIENCE_MS):
+                continue
+            data = os.read(self._descriptor, _READ_SIZE)
+            if not data:
+                return
+            yield data

@@ -1,0 +1,89 @@
+"""Cut what is still connected to backends that are gone."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ..backends import Backend
+from ..destroy import Operation
+from ..filters import SocketFilter
+from ..report import Counts
+from ..wire.reply import unmapped
+from ..wire.request import PROTOCOL_NAMES
+from .everywhere import NamespacesReport, run_everywhere
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..kernel.namespaces import NetworkNamespace
+    from ..ledger import Audit
+    from ..rev_nat import RevNatMaps
+    from ..wire.reply import InetSocket, IPAddress
+    from .everywhere import Progress, Result
+
+
+class TerminationReport(NamespacesReport):
+    """What a termination did: the sums, each namespace's report or error, and in `backends` each backend's sums."""
+
+    __slots__ = ("backends",)
+
+    def __init__(self, backends: Iterable[Backend]) -> None:
+        super().__init__()
+        self.backends = {backend: Counts() for backend in backends}
+
+    def add(self, namespace: NetworkNamespace, result: Result) -> None:
+        before = len(self.outcomes)
+        super().add(namespace, result)
+        for _, outcome in self.outcomes[before:]:
+            self.backends[backend_of(outcome.socket)].count(outcome.verdict)
+
+
+def terminate_connections(
+    backends: Iterable[Backend],
+    *,
+    namespaces: Iterable[NetworkNamespace] | None = None,
+    rev_nat: RevNatMaps | None = None,
+    dry_run: bool = False,
+    audit: Audit | None = None,
+    progress: Progress | None = None,
+) -> TerminationReport:
+    """Destroy the sockets that are connected to any of these backends, in all namespaces of the host or in those given.
+
+    One pass a namespace and protocol, however many backends there are; several namespaces at once. With `rev_nat` only
+    sockets that the balancer itself sent there, the others are skipped. `audit` is called with one dict for each
+    verdict, `progress` with (done, total, namespace) after each namespace.
+
+    A namespace that fails does not stop the others: its error is in the report. Raises NotSupported when the kernel
+    cannot destroy, NotPermitted if every namespace answered so, and whatever `audit` raises, with the report so far in
+    `.report`; KernelError where /proc cannot be looked at and no namespaces are given.
+    """
+    gone = dict.fromkeys(backends)
+    for backend in gone:
+        if not isinstance(backend, Backend):
+            raise TypeError(f"a backend is a Backend, as Backend.parse() gives, not {backend!r}")
+    operation = Operation(
+        [_to(gone, protocol) for protocol in PROTOCOL_NAMES.values() if any(b.protocol == protocol for b in gone)],
+        dry_run=dry_run,
+        audit=audit,
+        rev_nat=rev_nat,
+        subject=lambda socket: {"backend": str(backend_of(socket))},
+    )
+    report = TerminationReport(gone)
+    if gone:
+        run_everywhere(operation, namespaces, report, progress)
+    return report
+
+
+def _to(backends: Iterable[Backend], protocol: str) -> SocketFilter:
+    return SocketFilter.to_backends(backend for backend in backends if backend.protocol == protocol)
+
+
+def backend_of(socket: InetSocket) -> Backend:
+    """The backend that a socket is connected to."""
+    return _backend(socket.dst, socket.dport, socket.protocol)
+
+
+@lru_cache(maxsize=1024)  # many sockets, few backends
+def _backend(address: IPAddress, port: int, protocol: int) -> Backend:
+    return Backend(unmapped(address), port, PROTOCOL_NAMES[protocol])
