@@ -14,23 +14,25 @@ from socklb.wire.request import SOCK_DESTROY
 
 from ..fake_kernel import Answer, Datagram, FakeSocket, Living, Request, ack_message, done_message
 from ..kernel.test_diag import raiser
-from .calls import CALLS, GOOD, KILL, LIST, PROBE, Call, End, TwoProtocols, World, each
+from .calls import GOOD, KILL, LIST, PROBE, Call, End, TwoProtocols, World, two_protocols
 from .damages import DESTROY, DUMP, EINVAL, MALFORMED, REFUSED, UNKNOWN, Befalls
+from .table import CALLS, each
 
 EVERY = pytest.mark.parametrize("name", CALLS)
 KILLS = pytest.mark.parametrize("name", [name for name, call in CALLS.items() if call.kind == KILL])
 
 
+TWO_PROTOCOLS = [name for name, call in CALLS.items() if call.kind == KILL and call.make_world is two_protocols]
+
 # What the same socket asks next.
 BEHIND_A_DUMP = {
     "find-in-two-dumps": (DUMP, 2),
-    **dict.fromkeys(("destroy", "destroy-in-rounds", "destroy-in-batches", "destroy-command"), (DESTROY, 1)),
-    **dict.fromkeys(("probe", "probe-command"), (DESTROY, 1)),
+    **dict.fromkeys((name for name, call in CALLS.items() if call.kind != LIST), (DESTROY, 1)),
 }
 BEHIND_A_BATCH = {
     "destroy-in-rounds": (DUMP, 2),
     "destroy-in-batches": (DESTROY, 2),
-    "destroy-command": (DUMP, 2),
+    **dict.fromkeys(TWO_PROTOCOLS, (DUMP, 2)),
 }
 
 
@@ -141,7 +143,7 @@ class TestRefusedHalfWay:
         killed = set(world[0].killed)
         if killed == call.right.keys():
             end = GOOD  # it was not asked for more
-        matched = call.so_far[DESTROY, 2 if name == "destroy-command" and after > 3 else 1]
+        matched = call.so_far[DESTROY, 2 if name in TWO_PROTOCOLS and after > 3 else 1]
         assert ended.end == call.as_end(end, ended.told)
         assert ended.told == {**each(matched, "failed"), **each(killed, "destroyed")}
 

@@ -15,8 +15,9 @@ from socklb import SocklbError, find_sockets
 from ..fake_kernel import Datagram, FakeKernel, Living, Request
 from ..kernel.test_diag_destroys import fragments
 from ..kernel.test_diag_mutated import Damage, damaged, plans
-from .calls import CALLS, FEW, GOOD, LIST, TCP, Call, End
+from .calls import FEW, GOOD, LIST, TCP, Call, End
 from .damages import DESTROY, DUMP, MALFORMED, SILENT, Befalls, Honest, at, length, noop, other_sequence
+from .table import CALLS
 
 EVERY = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 DESTROYING = pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator
 
 import pytest
 
-from .calls import CALLS, GOOD, KILL, LIST, PROBE, Call, End, Told, each, twins
+from .calls import GOOD, KILL, LIST, PROBE, Call, End, Told, twins
 from .damages import ALWAYS, DUMP, FAULTS, Befalls, Fault
+from .table import CALLS, each
 
 FIRST, SECOND, TWICE = (1,), (2,), (1, 2)
 
