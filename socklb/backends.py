@@ -36,11 +36,12 @@ class Backend(namedtuple("Backend", "address port protocol")):
     def __new__(cls, address: IPAddress | str, port: int, protocol: Protocol) -> Backend:
         if not isinstance(address, (str, IPv4Address, IPv6Address)):
             raise TypeError(f"the address of a backend is a str or an ipaddress object, not {address!r}")
-        plain = unmapped(ip_address(address))
-        if getattr(plain, "scope_id", None):
-            raise ValueError(f"{address}: zones are not supported")
+        given = ip_address(address)
+        if getattr(given, "scope_id", None):
+            raise ValueError(f"{str(given)!r}: zones are not supported")
+        plain = unmapped(given)
         if plain.is_unspecified:
-            raise ValueError(f"{address} is nobody's address")
+            raise ValueError(f"{given} is nobody's address")
         if isinstance(port, bool) or not isinstance(port, int):
             raise TypeError(f"the port of a backend is an int, not {port!r}")
         if not 1 <= port <= _PORT_MAX:
@@ -52,13 +53,15 @@ class Backend(namedtuple("Backend", "address port protocol")):
         """From "10.0.0.1:80/TCP" or "[::1]:53/UDP". Raises ValueError that quotes the text and says what is wrong."""
         endpoint, _, protocol = text.rpartition("/")
         if not endpoint:
-            raise ValueError(f"backend {text!r} names no protocol: write {text}/TCP or {text}/UDP")
+            raise ValueError(f"backend {text!r} names no protocol: it ends with /TCP or /UDP")
         host, _, port = endpoint.rpartition(":")
         if not (host and port.isascii() and port.isdigit() and len(port) <= len(str(_PORT_MAX))):
-            raise ValueError(f"backend {text!r} has no port: an example is 10.0.0.1:80/{protocol}")
+            raise ValueError(f"backend {text!r} has no port: an example is 10.0.0.1:80/TCP")
         bracketed = host.startswith("[") and host.endswith("]")
         if bracketed != (":" in host):
-            raise ValueError(f"backend {text!r}: a v6 address, and no other, is in brackets: [2001:db8::1]:{port}")
+            raise ValueError(
+                f"backend {text!r}: a v6 address, and no other, is in brackets, as [2001:db8::1]:{port}/TCP"
+            )
         try:
             return cls(host[1:-1] if bracketed else host, int(port), protocol.lower())
         except ValueError as error:

@@ -47,7 +47,7 @@ class NotPermitted(KernelError):
 
 
 class NotSupported(KernelError):
-    """The kernel was built without something: the message names the CONFIG_ option."""
+    """The kernel was built without something, or this Python was: the message names it, a CONFIG_ option as a rule."""
 
 
 class AuditError(SocklbError, OSError):

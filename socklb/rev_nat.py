@@ -12,6 +12,7 @@ from threading import Lock
 from .errors import KernelError, NotSupported
 from .kernel.bpf import BpfMap, bpf_error
 from .wire.bpf import BPF_MAP_TYPE_LRU_HASH
+from .wire.reply import unmapped
 from .wire.reverse_sk import SHAPES, ReverseSkKey, decode_key, decode_value
 
 TYPE_CHECKING = False
@@ -127,8 +128,7 @@ def _packed(address: IPAddress | str) -> bytes:
         address = ip_address(address)
     elif not isinstance(address, (IPv4Address, IPv6Address)):
         raise TypeError(f"an address is a str or an ipaddress object, not {address!r}")
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address).packed
+    return unmapped(address).packed
 
 
 def _entries_of(one: BpfMap) -> Iterator[RevNatEntry]:

@@ -14,7 +14,11 @@ from . import package_under_test, world
 
 package_under_test.bind()
 
-from .sockets import Sockets  # noqa: E402 - only now does `socklb` mean the package under test
+# Only now does `socklb` mean the package under test.
+from .balancer.fixture import balancer as balancer  # noqa: E402
+from .balancer.fixture import clients as clients  # noqa: E402
+from .bpf_maps import maps as maps  # noqa: E402
+from .sockets import Sockets  # noqa: E402
 
 # No deadline: no test of this project asserts a time. derandomize in CI: a failure there is everybody's.
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -19,7 +20,7 @@ from itertools import chain
 from typing import NamedTuple, Union
 from unittest import mock
 
-from socklb import InetSocket
+from socklb import DestroyReport, InetSocket
 from socklb.kernel import diag, sockstat
 from socklb.wire.bytecode import INET_DIAG_REQ_BYTECODE
 from socklb.wire.netlink import (
@@ -233,14 +234,6 @@ def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None 
     return answer
 
 
-def _asked_for(request: Request, row: bytes) -> bool:
-    message = decode_msg(row)
-    if message.family not in request.families or not request.states >> message.state & 1:
-        return False
-    program = request.program
-    return not program or bytecode_vm.run(program, bytecode_vm.entry_of(InetSocket(row, IPPROTO_TCP)))
-
-
 class Living:
     """A table that is looked up as the kernel does it: one socket with the address is found (the last that was dumped),
     and has to have the cookie. Destroyed it is gone; a bound UDP socket `stays`, and answers 0 each time.
@@ -267,3 +260,29 @@ class Living:
                 self.killed.append(there.cookie)
                 return 0
         return errno.ENOENT
+
+
+def _asked_for(request: Request, row: bytes) -> bool:
+    message = decode_msg(row)
+    if message.family not in request.families or not request.states >> message.state & 1:
+        return False
+    program = request.program
+    return not program or bytecode_vm.run(program, bytecode_vm.entry_of(InetSocket(row, IPPROTO_TCP)))
+
+
+# ------------------------------------------------------------------------------------ what became of it
+
+
+def verdicts(report: DestroyReport) -> dict[int, str]:
+    """By cookie. The sums law: matched is the sum of the others, and every socket has one verdict."""
+    verdict_of = {outcome.socket.cookie: outcome.verdict for outcome in report.outcomes}
+    counts = Counter(verdict_of.values())
+    sums = {name: counts[name] for name in ("destroyed", "gone", "skipped", "failed")}
+    assert report.sums() == {"matched": len(verdict_of), **sums}
+    assert len(report.outcomes) == len(verdict_of)
+    return verdict_of
+
+
+def tries(kernel: FakeKernel) -> Counter[int]:
+    """How many destroys were sent for each cookie."""
+    return Counter(request.body.id.cookie for batch in kernel.destroys for request in batch)

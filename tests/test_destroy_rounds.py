@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import struct
+from collections.abc import Callable
 
 import pytest
 
-from socklb import InetSocket, SocketFilter, TcpState, destroy_sockets, dst, src
+from socklb import DestroyReport, InetSocket, SocketFilter, TcpState, destroy_sockets, dst, src
 from socklb.destroy import destroy_each
 
 from .sockets import Sockets, cookie_of, error_of, pending_error, state_of, talk
@@ -16,6 +18,46 @@ pytestmark = pytest.mark.kernel
 
 ADDRESS, PORT = "127.0.0.2", 9000
 UDP = SocketFilter("udp", dst(ADDRESS, PORT))
+
+
+class TestSparedMeanwhile:
+    """A socket that was connected when it was found, and is elsewhere and to be spared when it would be destroyed."""
+
+    def test_a_udp_socket_that_has_no_peer_any_more_lives(self, sockets: Sockets) -> None:
+        client = sockets.make(socket.AF_INET, socket.SOCK_DGRAM)
+        report = self._destroy_while("udp", client, lambda: client.bind(("127.0.0.1", 7000)))
+        assert (report.matched, report.gone) == (1, 1)
+        assert pending_error(client) == ""
+
+    def test_a_tcp_socket_that_listens_now_lives(self, sockets: Sockets) -> None:
+        sockets.listen(ADDRESS, PORT)
+        client = sockets.make(socket.AF_INET, socket.SOCK_STREAM)
+
+        def listen() -> None:
+            client.bind(("127.0.0.1", 7000))
+            client.listen()
+
+        report = self._destroy_while("tcp", client, listen)
+        assert (report.matched, report.gone) == (1, 1)
+        client.setblocking(False)
+        assert error_of(client.accept) == "EAGAIN"
+
+    def _destroy_while(self, protocol: str, client: socket.socket, act: Callable[[], object]) -> DestroyReport:
+        """`client` is connected; between finding and destroying it is disconnected, and acts."""
+        client.connect((ADDRESS, PORT))
+        acts: list[Callable[[], object]] = [act, lambda: _disconnect(client)]
+
+        def predicate(row: InetSocket) -> bool:
+            while acts:
+                acts.pop()()
+            return True
+
+        return destroy_sockets(SocketFilter(protocol, src("127.0.0.1"), predicate=predicate))
+
+
+def _disconnect(sock: socket.socket) -> None:
+    """connect(AF_UNSPEC), for which Python has no words."""
+    assert ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16) == 0
 
 
 class TestTwins:

@@ -218,6 +218,11 @@ class TestBudget:
         assert f"{socklb.__name__}.find" in loaded
         assert loaded & {*self.SLOW} == set()
 
+    def test_reading_maps_loads_ctypes_only_when_there_is_a_map_to_read(self) -> None:
+        loaded = self.imported_by(f"import {socklb.__name__}.rev_nat")
+        assert f"{socklb.__name__}.kernel.bpf" in loaded
+        assert loaded & {*self.SLOW} == set()
+
     def test_a_slow_module_would_be_seen(self) -> None:
         assert {*self.SLOW} <= self.imported_by(f"import {', '.join(self.SLOW)}")
 

@@ -57,8 +57,8 @@ def _become_world(arguments: Sequence[str], writer: int) -> None:
             _, status = os.waitpid(grandchild, 0)
             os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
         _call("mount", b"none", b"/", None, _MS_REC_PRIVATE, None)
-        _call("mount", b"proc", b"/proc", b"proc", 0, None)
-        _call("mount", b"tmpfs", b"/run", b"tmpfs", 0, None)
+        mount("proc", "/proc")
+        mount("tmpfs", "/run")
         loopback_up()
         os.environ[_INSIDE] = "1"
         os.set_inheritable(writer, False)
@@ -97,6 +97,15 @@ def _map_ids(uid: int, gid: int) -> None:
 
 def unshare(flags: int) -> None:
     _call("unshare", flags)
+
+
+def mount(type: str, directory: str) -> None:
+    """A file system that needs no device, in the mount namespace of the caller."""
+    _call("mount", type.encode(), os.fsencode(directory), type.encode(), 0, None)
+
+
+def unmount(directory: str) -> None:
+    _call("umount", os.fsencode(directory))
 
 
 def _call(name: str, *arguments: object) -> None:

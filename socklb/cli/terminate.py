@@ -100,5 +100,5 @@ def _subject(socket: InetSocket) -> dict[str, str]:
 
 
 def _namespace_record(namespace: NetworkNamespace, result: Any) -> dict[str, Any]:
-    said = {"error": error_text(result)} if isinstance(result, Exception) else result.sums()
+    said = {"error": error_text(result)} if isinstance(result, BaseException) else result.sums()
     return {"namespace": namespace.name, "path": namespace.path, "inode": namespace.inode, **said}

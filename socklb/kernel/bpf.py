@@ -76,6 +76,8 @@ class BpfMap:
         Raises ValueError if something else is there, KernelError (ENOENT) if nothing is, NotPermitted, or NotSupported
         if this kernel or this Python has no bpf(2).
         """
+        if "\0" in path:
+            raise ValueError(f"embedded null byte in {path!r}")
         bpf = _Bpf()
         name = bpf.buffer(os.fsencode(path) + b"\0")
         descriptor = bpf.call(BPF_OBJ_GET, bpf.buffer(encode_object(bpf.address(name), BPF_F_RDONLY)))

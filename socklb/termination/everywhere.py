@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..destroy import Operation
 
-    Result = Union[DestroyReport, Exception]
+    Result = Union[DestroyReport, BaseException]
     Progress = Callable[[int, int, NetworkNamespace], object]
 
 
@@ -39,9 +39,9 @@ class NamespacesReport(Counts):
         self.unrecorded: list[Outcome] = []
 
     @property
-    def errors(self) -> dict[NetworkNamespace, Exception]:
-        """Those namespaces where an error ended it."""
-        return {namespace: result for namespace, result in self.namespaces.items() if isinstance(result, Exception)}
+    def errors(self) -> dict[NetworkNamespace, BaseException]:
+        """Those namespaces where an error (or an interrupt) ended it."""
+        return {where: result for where, result in self.namespaces.items() if isinstance(result, BaseException)}
 
     def add(self, namespace: NetworkNamespace, result: Result) -> None:
         """Take in what came of one namespace."""
@@ -78,7 +78,7 @@ def run_everywhere(
         fatal = None
         try:
             result = operation.run_in(namespace)
-        except Exception as error:
+        except BaseException as error:
             result = error
             fatal = error if _ends_the_run(error, operation) else None
         with lock:
@@ -112,7 +112,7 @@ def _chosen(namespaces: Iterable[NetworkNamespace] | None, report: NamespacesRep
     return chosen
 
 
-def _ends_the_run(error: Exception, operation: Operation) -> bool:
+def _ends_the_run(error: BaseException, operation: Operation) -> bool:
     """RunStopped does not: it came from what ended the run already."""
     if isinstance(error, (NotSupported, RunStopped)):
         return isinstance(error, NotSupported)

@@ -1,8 +1,7 @@
-"""The things that are measured, side by side: each round runs all of them in turn, and the best time of each counts."""
+"""The things that are measured side by side among a crowd of sockets."""
 
 from __future__ import annotations
 
-import gc
 import importlib
 import importlib.util
 import ipaddress
@@ -12,61 +11,32 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from typing import NamedTuple
 
 from socklb import InetSocket, SocketFilter, destroy_sockets, dport, dst, find_sockets
 from socklb.kernel.diag import DiagSocket
-from socklb.wire.bytecode import INET_DIAG_REQ_BYTECODE, Assembler
-from socklb.wire.netlink import encode_attribute
-from socklb.wire.request import TCPDIAG_GETSOCK, InetDiagReq
+from socklb.termination.loop import GATHER_SECONDS
 
 from .. import package_under_test
 from .crowd import BACKEND, VICTIMS, Crowd
+from .timing import Ratio, Subject, best_times, ratios_of
+from .walk import LISTED_STATES, walk
+from .watched import Watched
 
 NAME = package_under_test.NAME
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _FIELDS = [name for name, value in vars(InetSocket).items() if isinstance(value, property)]
-_LISTED_STATES = 0x1F3E
 
 
-class Ratio(NamedTuple):
-    name: str
-    measured: float
-    at_most: float
-
-    @property
-    def holds(self) -> bool:
-        return self.measured <= self.at_most
-
-
-class Subject(NamedTuple):
-    """Something to be timed: `prepare` runs before each time, outside of it."""
-
-    run: Callable[[], object]
-    prepare: Callable[[], object] = lambda: None
-    every: int = 1  # how many rounds apart: the slow ones run in some only
-
-
-def measure(sockets: int, rounds: int) -> tuple[dict[str, float], list[Ratio]]:
-    with Crowd(sockets) as crowd:
-        subjects = _subjects(crowd, rounds)
-        best: dict[str, float] = {}
-        for number in range(rounds):
-            crowd.renew_victims()
-            for name, subject in subjects.items():
-                if number % subject.every:
-                    continue
-                subject.prepare()
-                gc.collect()
-                start = time.perf_counter()
-                subject.run()
-                elapsed = (time.perf_counter() - start) * 1000
-                best[name] = min(elapsed, best.get(name, elapsed))
+def measure(crowd: Crowd, rounds: int) -> tuple[dict[str, float], list[Ratio]]:
+    with Watched(_ROOT) as watched:
+        subjects = _subjects(crowd, watched, rounds)
+        crowd.renew_victims()
+        best = best_times(subjects, rounds)
+        watched.close_client()
         growth = _memory_growth(crowd)
     imports = {module: _import_time(module, rounds * 3) for module in ("socket", NAME)}
     best.update({f"import {module}, cold": value for module, value in imports.items()})
+    best[_GATHER_AND_WALK] = best[_WALK] + GATHER_SECONDS * 1000
     return best, _ratios(best, growth)
 
 
@@ -81,6 +51,8 @@ _CONSECUTIVE = "find among 1,000 backends, consecutive"
 _LIST = "list all"
 _DECODE = "list all, every field decoded"
 _PYROUTE2 = "pyroute2: list all, every field decoded"
+_WATCH = "watch: from the line that deletes a backend to the client's error"
+_GATHER_AND_WALK = "one kernel walk + 50 ms"
 _IN_PYTHON = "find one backend's sockets, matched in Python"
 
 
@@ -95,22 +67,22 @@ def _ratios(best: dict[str, float], growth: float) -> list[Ratio]:
         (_DECODE, _PYROUTE2, 0.05),
         (_LIST, _WALK, 14.0),
         (f"import {NAME}, cold", "import socket, cold", 3.0),
+        (_WATCH, _GATHER_AND_WALK, 2.0),
     ]
-    ratios = [Ratio(f"{a} / {b}", best[a] / best[b], most) for a, b, most in wanted if a in best and b in best]
-    return [*ratios, Ratio(f"growth of peak memory while destroying {VICTIMS}, MiB", growth, 1.0)]
+    return [*ratios_of(best, wanted), Ratio(f"growth of peak memory while destroying {VICTIMS}, MiB", growth, 1.0)]
 
 
-def _subjects(crowd: Crowd, rounds: int) -> dict[str, Subject]:
+def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]:
     address, port = BACKEND
     one = SocketFilter.to_backend(address, port, "tcp")
-    everything = SocketFilter("tcp", states=_LISTED_STATES)
+    everything = SocketFilter("tcp", states=LISTED_STATES)
     in_python = SocketFilter("tcp", predicate=lambda s: s.dport == port and (dst(address) & dport(port)).matches(s))
     scattered, consecutive = _backends(scattered=True), _backends(scattered=False)
     text = f"dst {address}:{port}"
     seldom = max(1, rounds // 2)
     subjects = {
         _WALK: Subject(_walk),
-        _FIND: Subject(lambda: _expect(VICTIMS, find_sockets(one))),
+        _FIND: Subject(lambda: _expect(VICTIMS, find_sockets(one)), crowd.renew_victims),
         _SCATTERED: Subject(lambda: _expect(VICTIMS, find_sockets(scattered))),
         _CONSECUTIVE: Subject(lambda: _expect(VICTIMS, find_sockets(consecutive))),
         _IN_PYTHON: Subject(lambda: _expect(VICTIMS, find_sockets(in_python))),
@@ -119,6 +91,7 @@ def _subjects(crowd: Crowd, rounds: int) -> dict[str, Subject]:
         _DESTROY: Subject(lambda: _expect_destroyed(one), crowd.renew_victims),
         _COMMAND: Subject(lambda: _run_command(text), crowd.renew_victims),
         "bare interpreter start: python3 -S -c pass": Subject(lambda: _process([sys.executable, "-S", "-c", "pass"])),
+        _WATCH: Subject(watched.fall, watched.rise),
     }
     if shutil.which("ss"):
         subjects[_SS] = Subject(lambda: _process(["ss", "-Htan", text]), crowd.renew_victims)
@@ -129,12 +102,8 @@ def _subjects(crowd: Crowd, rounds: int) -> dict[str, Subject]:
 
 
 def _walk() -> None:
-    program = Assembler()
-    program.jump(program.reject)
-    request = InetDiagReq(states=_LISTED_STATES).encode()
-    request += encode_attribute(INET_DIAG_REQ_BYTECODE, program.assemble() or b"")
     with DiagSocket() as diag:
-        assert not any(diag.dump(TCPDIAG_GETSOCK, request, "walk"))
+        walk(diag)
 
 
 def _backends(*, scattered: bool) -> SocketFilter:
@@ -164,7 +133,7 @@ def _pyroute2() -> None:
     with importlib.import_module("pyroute2").DiagSocket() as diag:
         diag.bind()
         for family in (socket.AF_INET, socket.AF_INET6):
-            diag.get_sock_stats(family=family, protocol=socket.IPPROTO_TCP, states=_LISTED_STATES)
+            diag.get_sock_stats(family=family, protocol=socket.IPPROTO_TCP, states=LISTED_STATES)
 
 
 def _process(command: list[str]) -> None:

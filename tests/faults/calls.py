@@ -30,8 +30,7 @@ from socklb.states import state_word
 from socklb.wire.request import IPPROTO_UDP, TCPDIAG_GETSOCK
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
 
-from ..fake_kernel import Answer, Datagram, FakeKernel, Living, Request, row, table
-from ..kernel.test_diag_faults import verdicts
+from ..fake_kernel import Answer, Datagram, FakeKernel, Living, Request, row, table, verdicts
 from ..kernel.test_diag_verdicts import Own, probe_module
 
 LIST, KILL, PROBE = "list", "kill", "probe"

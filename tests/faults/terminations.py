@@ -12,7 +12,7 @@ from socklb.backends import Backend, BackendTable
 from socklb.termination import TerminationLoop, TerminationReport, loop, terminate_connections
 from socklb.termination.loop import Pass
 
-from ..kernel.test_diag_faults import verdicts
+from ..fake_kernel import verdicts
 from .calls import VERDICTS, End, Ended, Told
 
 BACKENDS = [

@@ -21,7 +21,7 @@ from socklb.kernel.diag import BATCH
 from socklb.termination import terminate_connections
 
 from ..cli.runner import run
-from ..kernel.test_diag_faults import verdicts
+from ..fake_kernel import verdicts
 from ..sockets import Sockets, cookie_of, pending_error
 from ..world import small_disk
 

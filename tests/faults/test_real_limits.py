@@ -17,7 +17,7 @@ from socklb import DestroyReport, KernelError, SocketFilter, SocklbError, destro
 from socklb.kernel import diag
 from socklb.wire.request import SOCK_DESTROY
 
-from ..kernel.test_diag_faults import verdicts
+from ..fake_kernel import verdicts
 from ..sockets import Sockets, cookie_of, in_child, pending_error, talk, without_privilege
 from .calls import End
 

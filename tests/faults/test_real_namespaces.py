@@ -19,7 +19,7 @@ from socklb.kernel import discovery
 from socklb.kernel.namespaces import NamespaceVanished
 from socklb.termination import terminate_connections
 
-from ..kernel.test_diag_faults import verdicts
+from ..fake_kernel import verdicts
 from ..sockets import Sockets, cookie_of, left_behind, pending_error
 
 pytestmark = pytest.mark.kernel

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socklb import (
-    DestroyReport,
     InetSocket,
     KernelError,
     MalformedMessage,
@@ -42,6 +40,8 @@ from ..fake_kernel import (
     row,
     row_message,
     table,
+    tries,
+    verdicts,
 )
 
 TCP = SocketFilter("tcp", dport(80), family=AF_INET)
@@ -57,16 +57,6 @@ def cookies(sockets: Iterable[InetSocket]) -> list[int]:
     return [socket.cookie for socket in sockets]
 
 
-def verdicts(report: DestroyReport) -> dict[int, str]:
-    """By cookie. The sums law: matched is the sum of the others, and every socket has one verdict."""
-    verdict_of = {outcome.socket.cookie: outcome.verdict for outcome in report.outcomes}
-    counts = Counter(verdict_of.values())
-    sums = {name: counts[name] for name in ("destroyed", "gone", "skipped", "failed")}
-    assert report.sums() == {"matched": len(verdict_of), **sums}
-    assert len(report.outcomes) == len(verdict_of)
-    return verdict_of
-
-
 def destroyed(answer: Answer, filter: SocketFilter = TCP, **options: Any) -> tuple[dict[int, str], FakeKernel]:
     with FakeKernel(answer).installed() as kernel:
         return verdicts(destroy_sockets(filter, **options)), kernel
@@ -78,11 +68,6 @@ def refused(answer: Answer, filter: SocketFilter = TCP) -> tuple[SocklbError, di
         destroy_sockets(filter)
     assert caught.value.report is not None
     return caught.value, verdicts(caught.value.report), kernel
-
-
-def tries(kernel: FakeKernel) -> Counter[int]:
-    """How many destroys were sent for each cookie."""
-    return Counter(request.body.id.cookie for batch in kernel.destroys for request in batch)
 
 
 class TestWrongArguments:

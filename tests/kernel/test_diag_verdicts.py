@@ -18,9 +18,9 @@ from socklb.destroy import SHARED_ADDRESS
 from socklb.wire.reply import decode_msg
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
 
-from ..fake_kernel import Answer, Datagram, FakeKernel, Living, Request, done_message, row, table
+from ..fake_kernel import Answer, Datagram, FakeKernel, Living, Request, done_message, row, table, tries
 from .test_diag import raiser
-from .test_diag_faults import BOTH_FAMILIES, TCP, destroyed, tries
+from .test_diag_faults import BOTH_FAMILIES, TCP, destroyed
 
 UDP_SERVERS = SocketFilter("udp", sport(53), family=AF_INET)
 

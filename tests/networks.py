@@ -1,0 +1,55 @@
+"""Network namespaces of a test's own, that live as long as the test needs them, and sockets in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from threading import Thread
+from typing import TypeVar
+
+from socklb import NetworkNamespace
+from socklb.kernel.namespaces import inside
+
+from . import world
+from .sockets import Sockets
+
+T = TypeVar("T")
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    """What a function returns in a thread of its own, so that a move to another namespace is the thread's alone."""
+    results: list[T] = []
+    thread = Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def _fresh() -> int:
+    world.new_network()
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+
+class Network:
+    """A namespace, and a maker of sockets in it."""
+
+    def __init__(self, namespace: NetworkNamespace, sockets: Sockets) -> None:
+        self.namespace, self._sockets = namespace, sockets
+
+    def make(self, function: Callable[[Sockets], T]) -> T:
+        """What a function makes of the maker, inside."""
+        return inside(self.namespace, lambda: function(self._sockets))
+
+
+@contextmanager
+def networks(count: int) -> Iterator[list[Network]]:
+    """So many fresh network namespaces, loopback up, named net0, net1, ..."""
+    with ExitStack() as stack:
+        made = []
+        for number in range(count):
+            descriptor = in_thread(_fresh)
+            stack.callback(os.close, descriptor)
+            namespace = NetworkNamespace.from_path(f"/proc/self/fd/{descriptor}", name=f"net{number}")
+            made.append(Network(namespace, stack.enter_context(Sockets())))
+        yield made

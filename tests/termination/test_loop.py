@@ -1,0 +1,336 @@
+"""TerminationLoop: what falls is cut, once, after changes have gathered; and looked after until that is done."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+
+from socklb import (
+    AuditError,
+    Backend,
+    BackendTable,
+    KernelError,
+    NetworkNamespace,
+    NotPermitted,
+    NotSupported,
+    TerminationLoop,
+    TerminationReport,
+)
+from socklb.termination import loop as loop_module
+from socklb.termination.loop import Pass
+
+from ..networks import Network, networks
+from ..sockets import Sockets, eventually, pending_error
+
+A, B, C = (Backend(f"127.0.0.{n}", 9000, "udp") for n in (2, 3, 4))
+ABORTED = "ECONNABORTED"
+
+
+class Terminations:
+    """Stands for terminate_connections: notes each call, and answers with what `answer` says."""
+
+    def __init__(self) -> None:
+        self.calls: list[set[Backend]] = []
+        self.answer: Callable[[list[Backend]], object] = lambda backends: None
+
+    def __call__(self, backends: list[Backend], **_: object) -> TerminationReport:
+        self.calls.append({*backends})
+        report = TerminationReport(backends)
+        error = self.answer(backends)
+        if isinstance(error, BaseException):
+            raise error
+        if isinstance(error, tuple):
+            backend, verdict = error
+            report.backends[backend].count(verdict)
+        return report
+
+
+@pytest.fixture
+def terminations() -> Iterator[Terminations]:
+    made = Terminations()
+    with (
+        mock.patch.object(loop_module, "terminate_connections", made),
+        mock.patch.object(loop_module, "PAUSES", (0.01, 0.02, 0.03)),
+    ):
+        yield made
+
+
+@contextmanager
+def running(loop: TerminationLoop) -> Iterator[list[BaseException]]:
+    """Meanwhile the loop runs in a thread; at the end it finishes what it has to do. What it raises is in the list."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            loop.run()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield raised
+        loop.finish()
+    except BaseException:
+        loop.stop()
+        raise
+    finally:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def alive(*backends: Backend) -> BackendTable:
+    table = BackendTable()
+    for backend in backends:
+        table.upsert(backend)
+    return table
+
+
+class TestWhatIsCut:
+    """Only on the step from alive to not alive; nothing at start; nothing that was never told to be there."""
+
+    def test_nothing_at_the_start(self, terminations: Terminations) -> None:
+        with running(TerminationLoop(alive(A, B))):
+            pass
+        assert terminations.calls == []
+
+    def test_a_backend_that_is_deleted(self, terminations: Terminations) -> None:
+        table = alive(A, B)
+        with running(TerminationLoop(table, second_look=None)):
+            table.delete(A)
+        assert terminations.calls == [{A}]
+
+    def test_what_fell_before_the_loop_ran(self, terminations: Terminations) -> None:
+        table = alive(A)
+        loop = TerminationLoop(table, second_look=None)
+        table.delete(A)
+        with running(loop):
+            pass
+        assert terminations.calls == [{A}]
+
+    def test_what_was_never_alive_is_not_cut(self, terminations: Terminations) -> None:
+        table = alive(A)
+        with running(TerminationLoop(table)):
+            table.upsert(B, state="maintenance")
+            table.delete(B)
+            table.delete(C)
+        assert terminations.calls == []
+
+
+class TestBatches:
+    """Changes gather from the first and go as one batch; what is back by its end is not cut."""
+
+    def test_changes_go_together(self, terminations: Terminations) -> None:
+        table = alive(A, B, C)
+        with running(TerminationLoop(table, second_look=None)):
+            table.delete(A)
+            table.delete(B)
+        assert terminations.calls == [{A, B}]
+
+    def test_what_is_back_is_not_cut(self, terminations: Terminations) -> None:
+        table = alive(A, B)
+        with mock.patch.object(loop_module, "GATHER_SECONDS", 0.3), running(TerminationLoop(table, second_look=None)):
+            table.delete(A)
+            table.delete(B)
+            table.upsert(A)
+        assert terminations.calls == [{B}]
+
+    def test_what_falls_during_a_pass_is_in_the_next(self, terminations: Terminations) -> None:
+        table = alive(A, B)
+        terminations.answer = lambda backends: table.delete(B)
+        with running(TerminationLoop(table, second_look=None)):
+            table.delete(A)
+        assert terminations.calls == [{A}, {B}]
+
+    def test_stop_cuts_what_has_been_told(self, terminations: Terminations) -> None:
+        """After the batch at hand, without the second look."""
+        table = alive(A)
+        loop = TerminationLoop(table, second_look=30)
+        with mock.patch.object(loop_module, "GATHER_SECONDS", 30), running(loop):
+            table.delete(A)
+            loop.stop()
+        assert terminations.calls == [{A}]
+
+
+class TestSecondLook:
+    """A while after the cut, unless the backend is alive again."""
+
+    def test_there_is_one(self, terminations: Terminations) -> None:
+        table, passes = alive(A, B), list[Pass]()
+        with running(TerminationLoop(table, second_look=0.05, on_pass=passes.append)):
+            table.delete(A)
+        assert terminations.calls == [{A}, {A}]
+        assert [done.is_second_look for done in passes] == [False, True]
+
+    def test_not_for_what_is_alive_again(self, terminations: Terminations) -> None:
+        table = alive(A, B)
+        with running(TerminationLoop(table, second_look=0.3)):
+            table.delete(A)
+            table.delete(B)
+            eventually(lambda: len(terminations.calls) == 1, "the cut")
+            table.upsert(A)
+        assert terminations.calls == [{A, B}, {B}]
+
+    def test_a_backend_that_falls_again_is_cut_again(self, terminations: Terminations) -> None:
+        table = alive(A)
+        with running(TerminationLoop(table, second_look=None)):
+            for number in (1, 2):
+                table.delete(A)
+                eventually(lambda number=number: len(terminations.calls) == number, "the cut")  # type: ignore[misc]
+                table.upsert(A)
+        assert terminations.calls == [{A}, {A}]
+
+    def test_negative(self) -> None:
+        with pytest.raises(ValueError, match="below 0"):
+            TerminationLoop(BackendTable(), second_look=-1)
+
+
+class TestFailedPasses:
+    """Repeated with growing pauses, and not for ever."""
+
+    @pytest.mark.parametrize(
+        "failure",
+        [KernelError(errno.ETIMEDOUT, "slow"), ValueError("no such namespace"), (A, "failed")],
+        ids=["an error", "no namespace", "a socket that is still there"],
+    )
+    def test_repeated_until_it_works(self, terminations: Terminations, failure: object) -> None:
+        table, passes = alive(A), list[Pass]()
+        terminations.answer = lambda backends: failure if len(terminations.calls) < 3 else None
+        loop = TerminationLoop(table, second_look=None, on_pass=passes.append)
+        with running(loop):
+            table.delete(A)
+            eventually(lambda: len(terminations.calls) == 3, "the third attempt")
+        assert [bool(done.given_up) for done in passes] == [False, False, False]
+        assert loop.outstanding == []
+
+    def test_given_up_at_last(self, terminations: Terminations) -> None:
+        table, passes = alive(A, B), list[Pass]()
+        terminations.answer = lambda backends: (A, "failed")
+        with running(TerminationLoop(table, second_look=None, on_pass=passes.append)):
+            table.delete(A)
+            table.delete(B)
+            eventually(lambda: len(passes) == 4, "three attempts more")
+        assert terminations.calls == [{A, B}, {A}, {A}, {A}]
+        assert [done.given_up for done in passes] == [[], [], [], [A]]
+
+    def test_not_for_what_is_alive_again(self, terminations: Terminations) -> None:
+        table = alive(A)
+
+        def fail_and_rise(backends: list[Backend]) -> object:
+            table.upsert(A)
+            return KernelError(errno.ETIMEDOUT, "slow")
+
+        terminations.answer = fail_and_rise
+        loop = TerminationLoop(table, second_look=0)
+        with running(loop):
+            table.delete(A)
+            eventually(lambda: bool(terminations.calls) and not loop.outstanding, "the attempt is dropped")
+        assert terminations.calls == [{A}]
+
+    def test_a_failure_does_not_hold_up_the_end(self, terminations: Terminations) -> None:
+        """`finish` waits for second looks, and not for attempts that fail; `outstanding` tells of them."""
+        table = alive(A)
+        terminations.answer = lambda backends: KernelError(errno.ETIMEDOUT, "slow")
+        loop = TerminationLoop(table)
+        with mock.patch.object(loop_module, "PAUSES", (60,)), running(loop):
+            table.delete(A)
+        assert (terminations.calls, loop.outstanding) == ([{A}], [A])
+
+    @pytest.mark.parametrize("kind", [NotSupported, NotPermitted, AuditError])
+    def test_what_no_attempt_would_mend_ends_the_loop(self, terminations: Terminations, kind: type[OSError]) -> None:
+        table = alive(A)
+        terminations.answer = lambda backends: kind(errno.EPERM, "no")
+        with running(TerminationLoop(table)) as raised:
+            table.delete(A)
+            eventually(lambda: bool(raised), "it is raised")
+        assert [type(error) for error in raised] == [kind]
+
+    def test_failures_are_logged_where_nobody_is_told(
+        self, terminations: Terminations, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        table = alive(A)
+        terminations.answer = lambda backends: KernelError(errno.ETIMEDOUT, "the kernel is slow")
+        with caplog.at_level(logging.WARNING, "socklb"), running(TerminationLoop(table)):
+            table.delete(A)
+        assert [record.name for record in caplog.records] == ["socklb"]
+        assert "127.0.0.2:9000/UDP" in caplog.text
+        assert "the kernel is slow (to be tried again)" in caplog.text
+
+
+class Maps:
+    """Stands for RevNatMaps."""
+
+    def __init__(self) -> None:
+        self.reopened = 0
+
+    def reopen(self) -> None:
+        self.reopened += 1
+        if self.reopened == 1:
+            raise ValueError("no reverse-NAT map")
+
+
+class TestRevNat:
+    """Maps are replaced when a balancer is upgraded: they are opened anew before each pass."""
+
+    def test_reopened_and_a_missing_map_is_a_failed_pass(self, terminations: Terminations) -> None:
+        table, maps = alive(A), Maps()
+        with running(TerminationLoop(table, rev_nat=maps, second_look=0.01)):  # type: ignore[arg-type]
+            table.delete(A)
+            eventually(lambda: len(terminations.calls) == 2, "cut, and looked at again")
+        assert maps.reopened == 3
+
+
+@pytest.mark.kernel
+class TestOnTheKernel:
+    """The real thing, in namespaces that come and go."""
+
+    @pytest.fixture
+    def nets(self, network: None) -> Iterator[list[Network]]:
+        with networks(2) as made:
+            yield made
+
+    def test_a_namespace_that_appears_later_is_seen_by_the_next_pass(self, nets: list[Network]) -> None:
+        known: list[NetworkNamespace] = []
+        table = alive(A, B)
+        clients = [net.make(lambda s: [s.udp("127.0.0.2", 9000), s.udp("127.0.0.3", 9000)]) for net in nets]
+        with running(TerminationLoop(table, namespaces=lambda: known, second_look=None)):
+            known.append(nets[0].namespace)
+            table.delete(A)
+            eventually(lambda: pending_error(clients[0][0]) == ABORTED, "the first is cut")
+            known.append(nets[1].namespace)
+            table.delete(B)
+        assert [[pending_error(client) for client in both] for both in clients] == [["", ABORTED], ["", ABORTED]]
+
+    def test_what_connects_meanwhile_is_caught_by_the_second_look(self, sockets: Sockets) -> None:
+        table, late = alive(A), []
+
+        def connect_again(done: Pass) -> None:
+            if not done.is_second_look:
+                late.append(sockets.udp("127.0.0.2", 9000))
+
+        client = sockets.udp("127.0.0.2", 9000)
+        here = [NetworkNamespace.current()]
+        with running(TerminationLoop(table, namespaces=here, second_look=0.05, on_pass=connect_again)):
+            table.delete(A)
+        assert [pending_error(each) for each in (client, *late)] == [ABORTED, ABORTED]
+
+    def test_threads_and_descriptors_stay_as_they_are(self, nets: list[Network]) -> None:
+        table = BackendTable()
+        places = [net.namespace for net in nets]
+        passes: list[Pass] = []
+        with running(TerminationLoop(table, namespaces=places, second_look=None, on_pass=passes.append)):
+            counts = []
+            with mock.patch.object(loop_module, "GATHER_SECONDS", 0):
+                for number in range(1, 101):
+                    table.upsert(A)
+                    table.delete(A)
+                    eventually(lambda number=number: len(passes) >= number, "a pass")  # type: ignore[misc]
+                    counts.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))
+        assert max(counts[10:]) <= max(counts[:10])
