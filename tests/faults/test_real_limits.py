@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,10 +14,21 @@ from typing import Any
 
 import pytest
 
-from socklb import DestroyReport, KernelError, SocketFilter, SocklbError, destroy_sockets, dst, find_sockets, probe
+from socklb import (
+    DestroyReport,
+    KernelError,
+    SocketFilter,
+    SocklbError,
+    destroy_sockets,
+    device,
+    dst,
+    find_sockets,
+    probe,
+)
 from socklb.kernel import diag
 from socklb.wire.request import SOCK_DESTROY
 
+from ..cli.runner import ROOT, command, environment
 from ..fake_kernel import verdicts
 from ..sockets import Sockets, cookie_of, in_child, pending_error, talk, without_privilege
 from .calls import End
@@ -44,6 +56,14 @@ def end_of(call: Callable[[], object]) -> End:
     return End()
 
 
+LEAVE_ONE = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+while len(os.listdir("/proc/self/fd")) < 64:  # the one that lists them is among them
+    os.open(os.devnull, os.O_RDONLY)
+"""
+
+
 class TestNoDescriptorLeft:
     """RLIMIT_NOFILE reached is KernelError(EMFILE), and nobody dies."""
 
@@ -69,6 +89,29 @@ class TestNoDescriptorLeft:
             assert pending_error(client) == "ECONNABORTED"
         else:
             talk(client, server)
+
+    @pytest.mark.xfail(strict=True, reason="a name that cannot be looked up is taken for an unknown one")
+    def test_a_name_that_cannot_be_looked_up_is_no_unknown_one(self, network: None) -> None:
+        def look() -> End:
+            return end_of(lambda: list(find_sockets(SocketFilter("tcp", device("lo")))))
+
+        assert in_child(look, lambda: leave_descriptors(0)) == End(KernelError, errno.EMFILE)
+
+    @pytest.mark.xfail(strict=True, reason="what cannot be read is taken for a process without a session")
+    def test_the_own_session_is_not_forgotten(self, sockets: Sockets) -> None:
+        """The netlink socket takes the last descriptor, and /proc cannot be read any more."""
+        client, server = sockets.tcp(ADDRESS, PORT)
+        peer, own = client.getpeername(), client.getsockname()
+        words = command(["destroy", "--tcp", f"dst {ADDRESS}:{PORT}"], patch=f"{LEAVE_ONE}\nmodule('.cli.destroy')")
+        subprocess.run(
+            ["sh", "-c", 'unset SSH_CONNECTION; "$@"; exit $?', "sh", *words],
+            cwd=ROOT,
+            env=environment({"SSH_CONNECTION": f"{peer[0]} {peer[1]} {own[0]} {own[1]}"}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        talk(client, server)
 
 
 def leave_descriptors(count: int) -> None:
