@@ -9,6 +9,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 from socklb import KernelError, MalformedMessage, NotPermitted, NotSupported
@@ -311,6 +312,7 @@ FAULTS: dict[str, Fault] = {
     "destroy-silent": everywhere(DESTROY, lambda r, honest: honest()[:0], SILENT),
     "destroy-without-the-last": everywhere(DESTROY, lambda r, honest: list(honest()[:-1]), SILENT),
     "destroy-send-hangs": everywhere(DESTROY, unsent(socket.timeout("timed out")), SILENT),
+    "dump-enobufs-for-ever": everywhere(DUMP, lambda r, honest: repeat(no_buffers()), LOST),
     # ------------------------------------------------------------------------- what the call tries again
     **{
         f"dump-{name}": Fault(DUMP, damage, repeats=True, in_the_end=end)
@@ -343,13 +345,17 @@ FAULTS: dict[str, Fault] = {
         # It was done all the same, and the second attempt finds nothing. For a probe that is no answer.
         f"destroy-{name}": Fault(
             DESTROY,
-            raising(error, done=False),
+            raising(error, done=with_the_rest),
             probes=End(KernelError, errno.ENOENT),
             verdict="gone",
             repeats=True,
             in_the_end=end,
         )
-        for name, error, end in (("enobufs", no_buffers(), LOST), ("eintr", interrupt(), INTERRUPTED))
+        for name, error, with_the_rest, end in (
+            ("enobufs", no_buffers(), False, LOST),
+            ("enobufs-and-the-rest", no_buffers(), True, LOST),
+            ("eintr", interrupt(), False, INTERRUPTED),
+        )
     },
 }
 
