@@ -41,7 +41,7 @@ def run_loop() -> Ended:
         table.delete(backend)
     cutting.finish()
     ended = None
-    with mock.patch.object(loop, "PAUSES", ()):
+    with mock.patch.object(loop, "PAUSES", ()), mock.patch.object(loop, "GATHER_SECONDS", 0):
         try:
             cutting.run()
         except (NotPermitted, NotSupported) as error:
