@@ -12,7 +12,8 @@ import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -138,6 +139,16 @@ def enter_network() -> None:
     """Move this process into a network namespace of its own, as `run_inside` does, without pids and mounts."""
     _unshare(CLONE_NEWNET)
     loopback_up()
+
+
+@contextmanager
+def small_disk(path: str, size: int) -> Iterator[None]:
+    """Meanwhile a file system of so many bytes (of whole pages) is mounted there."""
+    _call("mount", b"none", path.encode(), b"tmpfs", 0, f"size={size}".encode())
+    try:
+        yield
+    finally:
+        _call("umount2", path.encode(), 0)
 
 
 def drop_privilege() -> None:
