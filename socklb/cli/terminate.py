@@ -57,6 +57,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _backend(text: str) -> Backend:
+    if text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no backend; a directory of maps is given as --rev-nat={text}")
     try:
         return Backend.parse(text)
     except ValueError as error:
