@@ -57,6 +57,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _backend(text: str) -> Backend:
+    if text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no backend; a directory of maps is given as --rev-nat={text}")
     try:
         return Backend.parse(text)
     except ValueError as error:
@@ -64,26 +66,29 @@ def _backend(text: str) -> Backend:
 
 
 def run(options: argparse.Namespace) -> int:
+    try:
+        report = _terminate(options)
+    except (SocklbError, KeyboardInterrupt) as error:
+        if exit_code(error) != BAD_INPUT:
+            _show(getattr(error, "report", None) or TerminationReport(options.backends), options, error)
+        raise
+    _show(report, options, None)
+    return SOME_FAILED if report.failed or report.errors else DONE
+
+
+def _terminate(options: argparse.Namespace) -> TerminationReport:
     namespaces = namespaces_from(options.netns or [ALL])
     with ExitStack() as stack:
         audit = stack.enter_context(audit_from(options))
         rev_nat = None if options.rev_nat is None else stack.enter_context(open_rev_nat(options.rev_nat))
-        try:
-            with progress() as tell:
-                report = terminate_connections(
-                    options.backends,
-                    namespaces=namespaces,
-                    rev_nat=rev_nat,
-                    dry_run=options.dry_run,
-                    audit=audit,
-                    progress=tell,
-                )
-        except (SocklbError, KeyboardInterrupt) as error:
-            if exit_code(error) != BAD_INPUT:
-                _show(getattr(error, "report", None) or TerminationReport(options.backends), options, error)
-            raise
-    _show(report, options, None)
-    return SOME_FAILED if report.failed or report.errors else DONE
+        return terminate_connections(
+            options.backends,
+            namespaces=namespaces,
+            rev_nat=rev_nat,
+            dry_run=options.dry_run,
+            audit=audit,
+            progress=stack.enter_context(progress()),
+        )
 
 
 def _show(report: TerminationReport, options: argparse.Namespace, error: BaseException | None) -> None:
