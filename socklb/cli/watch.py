@@ -68,7 +68,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     words = options.netns or [ALL]
     namespaces_from(words)  # an unknown one is told now and not at the first pass
-    source = _source(options.source)
     _check_support(words)
     with ExitStack() as stack:
         audit = stack.enter_context(audit_from(options))
@@ -80,10 +79,6 @@ def run(options: argparse.Namespace) -> int:
         )
         source = _source(options.source)
         caught = stack.enter_context(_stopping_on_signals(loop))
-<<<<<<< HEAD
-        stack.enter_context(_followed(source, table, loop, teller))
-        loop.run()
-=======
         try:
             with _followed(source, table, loop, teller):
                 loop.run()
@@ -92,7 +87,6 @@ def run(options: argparse.Namespace) -> int:
         except SocklbError as error:
             teller.tell_unrecorded(error)
             raise
->>>>>>> wip-cli
     if signal.SIGINT in caught:
         return INTERRUPTED
     if signal.SIGTERM in caught:
@@ -114,11 +108,7 @@ def _source(word: str) -> Source:
     if word != "-":
         return FileSource(word)
     if sys.stdin is None:
-<<<<<<< HEAD
-        raise ValueError("standard input is closed")
-=======
         raise ValueError("--source -: standard input is closed")
->>>>>>> wip-cli
     return LineSource(sys.stdin.fileno())
 
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
-def in_parallel(function: Callable[[T], object], items: Iterable[T], stop: Callable[[str], object] = str) -> None:
+def in_parallel(
+    function: Callable[[T], object], items: Iterable[T], stop: Callable[[str], object] | None = None
+) -> None:
     """Call the function for each item, and return when all are done.
 
     The first exception, an interrupt among them, lets no further item begin; `stop` is told why, those that are at
@@ -29,6 +31,12 @@ def in_parallel(function: Callable[[T], object], items: Iterable[T], stop: Calla
     todo = list(items)[::-1]
     threads = min(len(todo), len(os.sched_getaffinity(0)))
     errors: list[BaseException] = []
+
+    def fail(error: BaseException) -> None:
+        errors.append(error)
+        if stop is not None:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            stop("interrupted" if interrupted else f"an error ended the run elsewhere: {error}")
 
     def work() -> None:
         while not errors:
@@ -39,20 +47,17 @@ def in_parallel(function: Callable[[T], object], items: Iterable[T], stop: Calla
             try:
                 function(item)
             except BaseException as error:
-                errors.append(error)
-                stop(str(error) or type(error).__name__)
+                fail(error)
 
     if threads <= 1:
         work()
     else:
-        _run_threads(work, threads, errors, stop)
+        _run_threads(work, threads, fail)
     if errors:
         raise errors[0]
 
 
-def _run_threads(
-    work: Callable[[], None], count: int, errors: list[BaseException], stop: Callable[[str], object]
-) -> None:
+def _run_threads(work: Callable[[], None], count: int, fail: Callable[[BaseException], None]) -> None:
     from threading import Thread  # only several namespaces need them
 
     started: list[Thread] = []
@@ -64,10 +69,18 @@ def _run_threads(
         for thread in started:
             thread.join()
     except BaseException as error:
-        errors.insert(0, error)
-        stop("interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
+        fail(error)
         for thread in started:
+            _join_in_any_case(thread)
+
+
+def _join_in_any_case(thread: Thread) -> None:
+    """Whoever interrupts again waits all the same: what is at hand is a batch, and it has to be accounted for."""
+    while thread.is_alive():
+        try:
             thread.join()
+        except KeyboardInterrupt:
+            continue
 
 
 def start(thread: Thread) -> None:
