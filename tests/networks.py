@@ -16,6 +16,8 @@ from .sockets import Sockets
 
 T = TypeVar("T")
 
+PINS = "/run/netns"
+
 
 def in_thread(function: Callable[[], T]) -> T:
     """What a function returns in a thread of its own, so that a move to another namespace is the thread's alone."""
@@ -53,3 +55,24 @@ def networks(count: int) -> Iterator[list[Network]]:
             namespace = NetworkNamespace.from_path(f"/proc/self/fd/{descriptor}", name=f"net{number}")
             made.append(Network(namespace, stack.enter_context(Sockets())))
         yield made
+
+
+@contextmanager
+def pinned(*names: str) -> Iterator[list[Network]]:
+    """Fresh network namespaces that are pinned by these names, as ip-netns(8) does it: any process can enter them."""
+    os.makedirs(PINS, exist_ok=True)
+    with ExitStack() as stack:
+        made = []
+        for name in names:
+            path = os.path.join(PINS, name)
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o444))
+            stack.callback(os.unlink, path)
+            in_thread(lambda path=path: _pin_fresh(path))  # type: ignore[misc]
+            stack.callback(world.unmount, path)
+            made.append(Network(NetworkNamespace.from_path(path), stack.enter_context(Sockets())))
+        yield made
+
+
+def _pin_fresh(path: str) -> None:
+    world.new_network()
+    world.bind("/proc/thread-self/ns/net", path)

@@ -18,6 +18,7 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+_MS_BIND = 0x1000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 
 _INSIDE = "SOCKLB_TEST_WORLD"
@@ -98,13 +99,18 @@ def unshare(flags: int) -> None:
     _call("unshare", flags)
 
 
-def mount(type: str, directory: str) -> None:
+def mount(type: str, directory: str, options: str = "") -> None:
     """A file system that needs no device, in the mount namespace of the caller."""
-    _call("mount", type.encode(), os.fsencode(directory), type.encode(), 0, None)
+    _call("mount", type.encode(), os.fsencode(directory), type.encode(), 0, options.encode() or None)
 
 
 def unmount(directory: str) -> None:
     _call("umount", os.fsencode(directory))
+
+
+def bind(source: str, target: str, flags: int = 0) -> None:
+    """Let what is at `source` be at `target` too."""
+    _call("mount", os.fsencode(source), os.fsencode(target), None, _MS_BIND | flags, None)
 
 
 def _call(name: str, *arguments: object) -> None:

@@ -10,9 +10,7 @@ import re
 import shlex
 import signal
 import socket
-import struct
 import subprocess
-import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -22,7 +20,18 @@ import pytest
 from socklb import SocketFilter, __version__
 
 from ..sockets import Sockets, eventually, pending_error
-from .runner import COMMANDS, ROOT, SECONDS, Result, command, drop_privilege, environment, run
+from .runner import (
+    COMMANDS,
+    ROOT,
+    SECONDS,
+    Result,
+    bytes_waiting,
+    closed_pipe,
+    command,
+    drop_privilege,
+    environment,
+    run,
+)
 
 F_SETPIPE_SZ = 1031
 SIGNAL_MASKS = ("SigPnd", "ShdPnd", "SigBlk")  # in /proc/PID/status
@@ -221,10 +230,6 @@ class TestHelp:
             assert SocketFilter.parse(text, "tcp").where != SocketFilter.parse("", "tcp").where
 
 
-def _bytes_waiting(reader: int) -> int:
-    return int(struct.unpack("i", fcntl.ioctl(reader, termios.FIONREAD, bytes(4)))[0])
-
-
 @contextmanager
 def stuck(*words: str, **changes: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
     """A command that stands still, for its standard output is a pipe of one page that nobody reads."""
@@ -244,20 +249,11 @@ def stuck(*words: str, **changes: str) -> Iterator[tuple[subprocess.Popen[str], 
     ):
         try:
             # A page takes many small writes: a pipe that select calls full may have room for more of them.
-            eventually(lambda: _bytes_waiting(reader) > 3000, "a full pipe")
+            eventually(lambda: bytes_waiting(reader) > 3000, "a full pipe")
             os.close(writer)
             yield process, pipe
         finally:
             process.kill()
-
-
-@contextmanager
-def closed_pipe() -> Iterator[int]:
-    """The writing end of a pipe that nobody can read."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    yield writer
-    os.close(writer)
 
 
 def is_on_its_way(number: int, pid: int) -> bool:
