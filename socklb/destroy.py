@@ -251,4 +251,11 @@ class _Execution:
         live = STATE_FILTER_TCP if self._filter.protocol == IPPROTO_TCP else STATE_FILTER_UDP
         states = live | self._filter.request_states
         rows = self._table.search(self._filter, states, self._where, may_repeat_rows=True)
-        return {socket.cookie: socket for socket in rows if socket.cookie in self._pending}
+        return {socket.cookie: socket for socket in rows if self._is_alive(socket)}
+
+    def _is_alive(self, row: InetSocket) -> bool:
+        """Whether it is one of those pending; one that was reset meanwhile may still hold its port, as a bound one."""
+        pending = self._pending.get(row.cookie)
+        if pending is None:
+            return False
+        return row.protocol != IPPROTO_TCP or row.state != TcpState.CLOSE or pending.state == TcpState.CLOSE

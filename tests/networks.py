@@ -16,8 +16,6 @@ from .sockets import Sockets
 
 T = TypeVar("T")
 
-PINS = "/run/netns"
-
 
 def in_thread(function: Callable[[], T]) -> T:
     """What a function returns in a thread of its own, so that a move to another namespace is the thread's alone."""
@@ -58,21 +56,26 @@ def networks(count: int) -> Iterator[list[Network]]:
 
 
 @contextmanager
-def pinned(*names: str) -> Iterator[list[Network]]:
-    """Fresh network namespaces that are pinned by these names, as ip-netns(8) does it: any process can enter them."""
-    os.makedirs(PINS, exist_ok=True)
-    with ExitStack() as stack:
-        made = []
-        for name in names:
-            path = os.path.join(PINS, name)
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o444))
-            stack.callback(os.unlink, path)
-            in_thread(lambda path=path: _pin_fresh(path))  # type: ignore[misc]
-            stack.callback(world.unmount, path)
-            made.append(Network(NetworkNamespace.from_path(path), stack.enter_context(Sockets())))
+def pinned(path: str, name: str) -> Iterator[str]:
+    """A namespace has this name meanwhile, as `ip netns` gives it; the path of the pin."""
+    directory = "/run/netns"  # of the test world's own
+    os.makedirs(directory, exist_ok=True)
+    pin = os.path.join(directory, name)
+    os.close(os.open(pin, os.O_CREAT | os.O_EXCL))
+    try:
+        world.bind(path, pin)
+        try:
+            yield pin
+        finally:
+            world.unmount(pin)
+    finally:
+        os.unlink(pin)
+
+
+@contextmanager
+def pinned_networks(*names: str) -> Iterator[list[Network]]:
+    """Fresh network namespaces that have these names, so that any process can enter them."""
+    with networks(len(names)) as made, ExitStack() as stack:
+        for net, name in zip(made, names):
+            net.namespace = NetworkNamespace.from_path(stack.enter_context(pinned(net.namespace.path, name)))
         yield made
-
-
-def _pin_fresh(path: str) -> None:
-    world.new_network()
-    world.bind("/proc/thread-self/ns/net", path)

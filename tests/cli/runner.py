@@ -32,7 +32,7 @@ ROOT = PACKAGE.parents[NAME.count(".")]
 COMMANDS = ("list", "destroy", "terminate", "watch", "probe", "rev-nat", "demo")
 SECONDS = 60
 
-Preexec = Optional[Callable[[], None]]
+Preexec = Optional[Callable[[], object]]
 drop_privilege = world.drop_privilege
 
 

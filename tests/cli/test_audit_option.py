@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from socklb import SocketFilter
 from socklb.kernel.diag import BATCH
 
 from .. import world
-from ..networks import pinned
+from ..networks import pinned_networks
 from ..sockets import Sockets, cookie_of, eventually, pending_error
 from .agent import delete, upsert, watching
 from .runner import Result, drop_privilege, run
@@ -24,6 +25,7 @@ from .runner import Result, drop_privilege, run
 pytestmark = pytest.mark.kernel
 
 FILTER, BACKEND = "dst 127.0.0.2:9000", "127.0.0.2:9000/UDP"
+FILTER_SAID = str(SocketFilter.parse(FILTER, "udp"))
 COMMANDS = {
     "destroy": ["destroy", "--netns", "all", "--udp", FILTER],
     "terminate": ["terminate", "--netns", "all", BACKEND],
@@ -58,11 +60,8 @@ class TestRecords:
         assert actor["command"].endswith(" ".join([*command, "--json", "--audit", str(audit)]))
         assert [record] == result.json["sockets"]
         assert (record["cookie"], record["outcome"]) == (cookie_of(client), "destroyed")
-        subject = {"backend": BACKEND} if command[0] == "terminate" else {"filter": f"udp {FILTER}"}
         meant = {name: record[name] for name in ("backend", "filter") if name in record}
-        assert set(meant) == set(subject)
-        assert meant.get("backend") in (BACKEND, None)
-        assert "127.0.0.2" in meant.get("filter", "127.0.0.2")
+        assert meant == ({"backend": BACKEND} if command[0] == "terminate" else {"filter": FILTER_SAID})
 
     @ANY_COMMAND
     def test_each_call_has_an_operation_of_its_own(self, sockets: Sockets, tmp_path: Path, command: list[str]) -> None:
@@ -80,7 +79,7 @@ class TestRecords:
     @ANY_COMMAND
     def test_several_namespaces_are_one_operation(self, sockets: Sockets, tmp_path: Path, command: list[str]) -> None:
         audit = tmp_path / "audit"
-        with pinned("web", "db") as nets:
+        with pinned_networks("web", "db") as nets:
             made = [connect(sockets), *(net.make(connect) for net in nets)]
             assert run(*command, "--audit", str(audit)).code == 0
             assert {pending_error(client) for client in made} == {ABORTED}
@@ -101,7 +100,7 @@ class TestRecords:
 
     def test_a_file_is_for_its_owner_and_group(self, network: None, tmp_path: Path) -> None:
         audit = tmp_path / "audit"
-        assert run(*COMMANDS["terminate"], "--audit", str(audit), preexec=lambda: os.umask(0) and None).code == 0
+        assert run(*COMMANDS["terminate"], "--audit", str(audit), preexec=lambda: os.umask(0)).code == 0
         assert (audit.read_bytes(), audit.stat().st_mode & 0o777) == (b"", 0o640)
 
     @ANY_COMMAND
@@ -129,7 +128,7 @@ class TestRecords:
 class TestAFileThatCannotBeOpened:
     """2, before anything dies."""
 
-    @pytest.fixture(params=["missing directory", "directory", "pipe that nobody reads", "read-only", "empty"])
+    @pytest.fixture(params=["missing directory", "directory", "pipe that nobody reads", "no name"])
     def path(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:
         path = tmp_path / "audit"
         if request.param == "missing directory":
@@ -138,9 +137,7 @@ class TestAFileThatCannotBeOpened:
             path.mkdir()
         elif request.param == "pipe that nobody reads":
             os.mkfifo(path)
-        elif request.param == "read-only":
-            return "/proc/version"
-        return str(path) if request.param != "empty" else ""
+        return str(path) if request.param != "no name" else ""
 
     @ANY_COMMAND
     @pytest.mark.parametrize("json", [[], ["--json"]], ids=["lines", "json"])
@@ -168,10 +165,8 @@ class TestAFileThatFillsUp:
     @pytest.fixture
     def audit(self, network: None) -> Iterator[Path]:
         """A file on a disk of 32 KiB, which is room for some 70 records."""
-        with tempfile.TemporaryDirectory(dir="/run") as directory:
-            world.mount("tmpfs", directory, "size=32k")
+        with tempfile.TemporaryDirectory(dir="/run") as directory, world.small_disk(directory, 32 << 10):
             yield Path(directory, "audit")
-            world.unmount(directory)
 
     def account(self, made: list[socket.socket], audit: Path, unrecorded: set[int]) -> int:
         """Every socket that was destroyed is recorded or named; how many that are."""
@@ -185,7 +180,7 @@ class TestAFileThatFillsUp:
 
     @ANY_COMMAND
     def test_as_json(self, sockets: Sockets, audit: Path, command: list[str]) -> None:
-        with pinned("web") as (web,):
+        with pinned_networks("web") as (web,):
             made = [connect(sockets) for _ in range(200)] + web.make(lambda s: [connect(s) for _ in range(200)])
             result = run(*command, "--json", "--audit", str(audit))
             said = result.json

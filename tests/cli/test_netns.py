@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from .. import world
-from ..networks import PINS, Network, pinned
+from ..networks import Network, pinned_networks
 from ..sockets import Sockets, in_child, pending_error
 from .runner import Result, drop_privilege, run
 from .test_demo import become
@@ -41,7 +41,7 @@ def connect(sockets: Sockets) -> socket.socket:
 
 @pytest.fixture
 def nets(network: None) -> Iterator[list[Network]]:
-    with pinned("web", "db") as made:
+    with pinned_networks("web", "db") as made:
         yield made
 
 
@@ -144,7 +144,7 @@ class TestUnknown:
 
     @ANY_COMMAND
     def test_a_pin_that_is_only_a_file_now(self, nets: list[Network], command: list[str]) -> None:
-        stale = Path(PINS, "stale")
+        stale = Path("/run/netns/stale")
         stale.touch()
         try:
             result = run(*command, *netns("stale"), "--json")
@@ -164,7 +164,7 @@ class TestUnknown:
 @contextmanager
 def loop_among_the_pins() -> Iterator[None]:
     """One that is there, and that nobody may look at: a link to itself."""
-    path = Path(PINS, "loop")
+    path = Path("/run/netns/loop")
     path.symlink_to("loop")
     try:
         yield

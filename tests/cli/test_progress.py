@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..networks import pinned
+from ..networks import pinned_networks
 from .runner import ROOT, SECONDS, command, environment, run
 
 pytestmark = pytest.mark.kernel
@@ -28,7 +28,7 @@ LONG = "a-name-that-a-terminal-of-twenty-columns-cannot-show"
 
 @pytest.fixture(autouse=True)
 def _nets(network: None) -> Iterator[None]:
-    with pinned("web", LONG):
+    with pinned_networks("web", LONG):
         yield
 
 

@@ -12,7 +12,7 @@ from socklb.cli import parse
 from socklb.rev_nat import DEFAULT_DIRECTORY, RevNatEntry
 
 from ..bpf_maps import Maps
-from ..networks import pinned
+from ..networks import pinned_networks
 from ..sockets import Sockets, cookie_of
 from ..test_rev_nat import ONE, SIX, TWO, V4, both, record
 from .runner import Preexec, drop_privilege, run
@@ -75,7 +75,7 @@ class TestStale:
     """Those whose socket lives in no namespace of the host any more."""
 
     def test_a_socket_that_lives_anywhere_is_not_stale(self, directory: str, maps: Maps, sockets: Sockets) -> None:
-        with pinned("web") as (web,):
+        with pinned_networks("web") as (web,):
             near, far = sockets.tcp("127.0.0.2", 9000)[0], web.make(lambda s: s.udp("127.0.0.2", 9000))
             living = [ONE._replace(cookie=cookie_of(client)) for client in (near, far)]
             for entry in living:
@@ -92,7 +92,7 @@ class TestStale:
     @JSON
     def test_a_namespace_that_cannot_be_looked_at_is_1(self, directory: str, json: list[str]) -> None:
         """What lives there counts as stale, so it is said."""
-        with pinned("web"), loop_among_the_pins():
+        with pinned_networks("web"), loop_among_the_pins():
             result = run("rev-nat", f"--rev-nat={directory}", "--stale", *json)
             assert run("rev-nat", f"--rev-nat={directory}", *json)[::2] == (0, "")
         said = "not looked at: /run/netns/loop: Too many levels of symbolic links"

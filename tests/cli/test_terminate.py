@@ -16,7 +16,7 @@ from socklb.rev_nat import DEFAULT_DIRECTORY, RevNatEntry
 
 from .. import world
 from ..bpf_maps import Maps
-from ..networks import Network, pinned
+from ..networks import Network, pinned_networks
 from ..sockets import Sockets, add_v6_address, cookie_of, pending_error, talk
 from ..test_rev_nat import V4, both, record
 from .runner import Preexec, drop_privilege, run
@@ -61,7 +61,7 @@ class TestThoseMeantAreCutAndNobodyElse:
             others = [made.tcp("127.0.0.3", 9000), made.tcp("127.0.0.2", 9001), made.udp_pair("127.0.0.3", 9000)]
             return doomed, others
 
-        with pinned("web") as (web,):
+        with pinned_networks("web") as (web,):
             (near, safe), (far, also_safe) = connect(sockets), web.make(connect)
             result = run("terminate", "--json", TCP, UDP, TCP6)
             assert (result.code, result.err, sums(result.json)) == (0, "", {"matched": 10, "destroyed": 10})
@@ -164,7 +164,7 @@ class TestWhatIsPrinted:
     def test_json(self, sockets: Sockets) -> None:
         client, _ = sockets.tcp("::ffff:127.0.0.2", 9000)
         here = NetworkNamespace.current()
-        with pinned("web") as (web,):
+        with pinned_networks("web") as (web,):
             said = run("terminate", "--netns", "host", "--netns", "web", "--json", TCP, TCP, UDP).json
         assert said.pop("sockets") == [
             {
@@ -197,7 +197,7 @@ class TestWhatIsPrinted:
         assert said == {**one, "skipped_namespaces": []}
 
     def test_lines(self, sockets: Sockets) -> None:
-        with pinned("web") as (web,):
+        with pinned_networks("web") as (web,):
             near, far = sockets.udp("127.0.0.2", 9000), web.make(lambda s: s.udp("127.0.0.2", 9000))
             result = run("terminate", "--dry-run", UDP)
             ports = [client.getsockname()[1] for client in (near, far)]
@@ -256,7 +256,7 @@ class TestRevNat:
 
     @pytest.fixture
     def nets(self, network: None) -> Iterator[list[Network]]:
-        with pinned("web") as made:
+        with pinned_networks("web") as made:
             yield made
 
     def test_who_went_there_by_himself_is_spared(self, sockets: Sockets, nets: list[Network], maps: Maps) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from socklb import Backend
 
-from ..networks import pinned
+from ..networks import pinned_networks
 from ..sockets import Sockets, eventually, pending_error, talk
 from .agent import Change, delete, replace, upsert, watching
 from .runner import closed_pipe, drop_privilege, run
@@ -107,16 +107,31 @@ class TestLines:
         assert (result.code, result.err) == (0, "")
         assert result.out == f"{A}: 1 matched: 1 destroyed, 0 gone, 0 skipped, 0 failed\n" * 2
 
-    def test_by_service_state_and_health(self, sockets: Sockets) -> None:
-        """Alive while any service has it active or terminating, and healthy."""
-        clients = [to(sockets, backend) for backend in (A, B, C)]
+    def test_a_backend_that_two_services_share_is_cut_when_the_last_lets_go(self, sockets: Sockets) -> None:
+        client = to(sockets, A)
         with watching(*HOST) as agent:
-            agent.tell(*(upsert(each, service=name) for each in (A, B, C) for name in ("one", "two")))
-            agent.tell(delete(A, service="one"), upsert(B, service="one", state="maintenance"))
-            agent.tell(upsert(B, service="two", unhealthy=True), upsert(C, service="one", state="terminating"))
-            agent.said(str(B))
-            assert agent.end().code == 0
-        assert [is_cut(client) for client in clients] == [False, True, False]
+            agent.tell(upsert(A, service="one"), upsert(A, service="two"), upsert(B))
+            agent.tell(delete(A, service="one"), delete(B))
+            agent.said(f"{B}: ")
+            assert pending_error(client) == ""
+            agent.tell(delete(A, service="two"))
+            eventually(lambda: is_cut(client), "the cut")
+
+    @pytest.mark.parametrize(
+        ("change", "falls"),
+        [
+            ({"state": "terminating"}, False),
+            ({"state": "active"}, False),
+            ({"state": "quarantined"}, True),
+            ({"state": "maintenance"}, True),
+            ({"unhealthy": True}, True),
+        ],
+        ids=str,
+    )
+    def test_terminating_is_alive(self, sockets: Sockets, change: Change, falls: bool) -> None:
+        client = to(sockets, A)
+        assert run("watch", "--source", "-", *HOST, stdin=lines(upsert(A), upsert(A, **change)))[::2] == (0, "")
+        assert is_cut(client) == falls
 
     def test_nothing_is_cut_at_the_start_nor_for_a_backend_never_told_to_be_there(self, sockets: Sockets) -> None:
         clients = [to(sockets, backend) for backend in (A, B, C)]
@@ -178,7 +193,7 @@ class TestSignals:
     def test_one_that_is_ignored_stays_ignored(self, sockets: Sockets) -> None:
         """Who starts it in the background of a shell script does not mean it by Ctrl-C."""
         client = to(sockets, A)
-        with watching(*HOST, preexec=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN) and None) as agent:
+        with watching(*HOST, preexec=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) as agent:
             agent.process.send_signal(signal.SIGINT)
             agent.tell(upsert(A), delete(A))
             eventually(lambda: is_cut(client), "the cut")
@@ -254,14 +269,14 @@ class TestNamespaces:
         with watching() as agent:
             agent.tell(upsert(A), upsert(B), delete(A))
             eventually(lambda: is_cut(near), "the cut")
-            with pinned("later") as (later,):
+            with pinned_networks("later") as (later,):
                 far = later.make(lambda s: to(s, B))
                 agent.tell(delete(B))
                 eventually(lambda: is_cut(far), "the cut there")
                 assert agent.end()[::2] == (0, "")
 
     def test_those_asked_for(self, sockets: Sockets) -> None:
-        with pinned("web", "db") as nets:
+        with pinned_networks("web", "db") as nets:
             far = [net.make(lambda s: to(s, A)) for net in nets]
             near = to(sockets, A)
             told = lines(upsert(A), delete(A))
@@ -299,7 +314,7 @@ class TestItStaysAlive:
         assert is_cut(client)
 
     def test_without_leaving_threads_descriptors_or_children(self, sockets: Sockets) -> None:
-        with pinned("web", "db") as nets, watching() as agent:
+        with pinned_networks("web", "db") as nets, watching() as agent:
             counts = []
             for _ in range(12):
                 clients = [net.make(lambda s: to(s, A)) for net in nets]
@@ -360,7 +375,7 @@ class TestItCannotStart:
         with tempfile.TemporaryFile("w") as written:
             descriptor = os.open(f"/proc/self/fd/{written.fileno()}", os.O_WRONLY)
             try:
-                result = run("watch", "--source", "-", preexec=lambda: os.dup2(descriptor, 0) and None)
+                result = run("watch", "--source", "-", preexec=lambda: os.dup2(descriptor, 0))
             finally:
                 os.close(descriptor)
         assert result == (1, "", "socklb: the source cannot be read: Bad file descriptor\n")
