@@ -57,6 +57,7 @@ def run(
     env: Mapping[str, str | None] | None = None,
     stdout: int = subprocess.PIPE,
     stdin: str = "",
+    stderr: int = subprocess.PIPE,
 ) -> Result:
     """Run `socklb WORDS...` to its end. A variable that `env` gives as None is taken out of the environment."""
     done = subprocess.run(
@@ -66,11 +67,11 @@ def run(
         preexec_fn=preexec,
         input=stdin,
         stdout=stdout,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         encoding="utf-8",
         timeout=SECONDS,
     )
-    return Result(done.returncode, done.stdout or "", done.stderr)
+    return Result(done.returncode, done.stdout or "", done.stderr or "")
 
 
 def command(words: Sequence[str], flags: Sequence[str] = (), patch: str = "") -> list[str]:
