@@ -53,20 +53,34 @@ def in_parallel(function: Callable[[T], object], items: Iterable[T], stop: Calla
 def _run_threads(
     work: Callable[[], None], count: int, errors: list[BaseException], stop: Callable[[str], object]
 ) -> None:
-    from threading import Thread  # only several namespaces need them
+    """They are waited for by events: a join() that an interrupt ends makes Python (before 3.13) take the thread for
+    ended, and later ones return at once.
+    """
+    from threading import Event, Thread  # only several namespaces need them
 
-    started: list[Thread] = []
+    ends = [Event() for _ in range(count)]
+    begun: list[Event] = []
+
+    def run(end: Event) -> None:
+        begun.append(end)
+        try:
+            work()
+        finally:
+            end.set()
+
+    threads = [Thread(target=run, args=(end,), name=f"socklb {number}") for number, end in enumerate(ends)]
     try:
-        for number in range(count):
-            thread = Thread(target=work, name=f"socklb {number}")
+        for thread in threads:
             start(thread)
-            started.append(thread)
-        for thread in started:
-            thread.join()
+        for end in ends:
+            end.wait()
     except BaseException as error:
         errors.insert(0, error)
         stop("interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
-        for thread in started:
+        for end in tuple(begun):  # one that begins later finds the error, and nothing to do
+            end.wait()
+    for thread in threads:
+        if thread.is_alive():
             thread.join()
 
 
