@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import stat
 
 from .errors import AuditError
@@ -23,7 +24,7 @@ class AuditFile:
     """Appends records to a file, each in one write, or to standard error ("-"). Called with one dict a verdict.
 
     A write that comes out short is cut back, so that the file holds whole lines only; a record may have blanks behind
-    it. Raises AuditError when it cannot
+    it. A pipe's reader is waited for. Raises AuditError when it cannot
     be opened or written. A context manager.
     """
 
@@ -33,9 +34,13 @@ class AuditFile:
             self._descriptor = os.dup(2) if path == "-" else os.open(path, _FLAGS, 0o640)
         except OSError as error:
             raise self._error("cannot be opened", error.errno) from None
-        self._is_regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
-        if self._is_regular and path != "-" and not _ends_with_a_line(path):
-            self._append(b"\n")  # what a killed writer has left half done stands alone
+        try:
+            self._is_regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+            if self._is_regular and path != "-" and not _ends_with_a_line(path):
+                self._append(b"\n")  # what a killed writer has left half done stands alone
+        except BaseException:
+            self.close()
+            raise
 
     def __call__(self, record: dict[str, Any]) -> None:
         line = json.dumps(record).encode()
@@ -53,15 +58,24 @@ class AuditFile:
 
     def _append(self, data: bytes) -> None:
         try:
-            written = os.write(self._descriptor, data)
+            written = self._write(data)
             while written < len(data):
                 if self._is_regular:
                     self._cut_back(written)
                     raise OSError(errno.ENOSPC, "a write came out short")
                 data = data[written:]  # a pipe or a terminal takes the rest later
-                written = os.write(self._descriptor, data)
+                written = self._write(data)
         except OSError as error:
             raise self._error("cannot be written", error.errno) from None
+
+    def _write(self, data: bytes) -> int:
+        while True:
+            try:
+                return os.write(self._descriptor, data)
+            except BlockingIOError:  # a pipe that is full: its reader is slow, and that is no reason to stop
+                poll = select.poll()
+                poll.register(self._descriptor, select.POLLOUT)
+                poll.poll()
 
     def _cut_back(self, written: int) -> None:
         """The file offset is behind what was just appended; if another writer has appended since, leave it all."""

@@ -20,6 +20,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
+_MS_BIND = 0x1000
 
 _INSIDE = "SOCKLB_TEST_WORLD"
 _NO_WORLD = 97  # the exit status of a child that could not get there
@@ -102,6 +103,11 @@ def unshare(flags: int) -> None:
 def mount(type: str, directory: str) -> None:
     """A file system that needs no device, in the mount namespace of the caller."""
     _call("mount", type.encode(), os.fsencode(directory), type.encode(), 0, None)
+
+
+def bind(path: str, target: str) -> None:
+    """Mount what is at a path, a namespace for one, over a file."""
+    _call("mount", os.fsencode(path), os.fsencode(target), None, _MS_BIND, None)
 
 
 def unmount(directory: str) -> None:

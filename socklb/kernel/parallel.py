@@ -14,7 +14,7 @@ from ..errors import KernelError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from threading import Thread
+    from threading import Event, Thread
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -58,27 +58,41 @@ def in_parallel(
 
 
 def _run_threads(work: Callable[[], None], count: int, fail: Callable[[BaseException], None]) -> None:
-    from threading import Thread  # only several namespaces need them
+    """They are waited for by events: a join() that an interrupt ends makes Python (before 3.13) take the thread for
+    ended, and later ones return at once.
+    """
+    from threading import Event, Thread  # only several namespaces need them
 
-    started: list[Thread] = []
+    begun: list[Event] = []
+
+    def run(end: Event) -> None:
+        begun.append(end)
+        try:
+            work()
+        finally:
+            end.set()
+
+    ends = [Event() for _ in range(count)]
+    threads = [Thread(target=run, args=(end,), name=f"socklb {number}") for number, end in enumerate(ends)]
     try:
-        for number in range(count):
-            thread = Thread(target=work, name=f"socklb {number}")
+        for thread in threads:
             start(thread)
-            started.append(thread)
-        for thread in started:
-            thread.join()
+        for end in ends:
+            end.wait()
     except BaseException as error:
         fail(error)
-        for thread in started:
-            _join_in_any_case(thread)
-
-
-def _join_in_any_case(thread: Thread) -> None:
-    """Whoever interrupts again waits all the same: what is at hand is a batch, and it has to be accounted for."""
-    while thread.is_alive():
-        try:
+        for end in tuple(begun):  # one that begins later finds the error, and nothing to do
+            _wait_in_any_case(end)
+    for thread in threads:
+        if thread.is_alive():
             thread.join()
+
+
+def _wait_in_any_case(end: Event) -> None:
+    """Whoever interrupts again waits all the same: what is at hand is a batch, and it has to be accounted for."""
+    while not end.is_set():
+        try:
+            end.wait()
         except KeyboardInterrupt:
             continue
 
