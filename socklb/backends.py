@@ -135,6 +135,7 @@ class BackendTable:
 
     def delete(self, backend: Backend, service: str | None = None) -> None:
         """Take one service's instance out, or (None) all of them; what is not there is no error."""
+        _check_types(backend, "" if service is None else service)
         with self._lock:
             services = {} if service is None else dict(self._services.get(backend, {}))
             services.pop(service or "", None)
@@ -142,9 +143,12 @@ class BackendTable:
         self._tell()
 
     def replace(self, entries: Iterable[Instance]) -> None:
-        """Let these be the instances, and no others. Nothing is changed if one of them is wrong."""
+        """Let these be the instances, and no others. Nothing is changed if one of them is wrong.
+
+        Each is an Instance or a tuple of what `upsert` takes.
+        """
         wanted: dict[Backend, dict[str, bool]] = {}
-        for entry in entries:
+        for entry in (Instance(*each) for each in entries):
             wanted.setdefault(entry.backend, {})[entry.service] = _is_alive(entry)
         with self._lock:
             for backend in {**self._services, **wanted}:
@@ -181,11 +185,16 @@ class BackendTable:
         return list(fallen)
 
 
+def _check_types(backend: object, service: object) -> None:
+    """What is passed over in silence would not be cut."""
+    if not isinstance(backend, Backend):
+        raise TypeError(f"a backend is a Backend, as Backend.parse() gives, not {backend!r}")
+    if not isinstance(service, str):
+        raise TypeError(f"the service of a backend is a str, not {service!r}")
+
+
 def _is_alive(instance: Instance) -> bool:
-    if not isinstance(instance.backend, Backend):
-        raise TypeError(f"a backend is a Backend, as Backend.parse() gives, not {instance.backend!r}")
-    if not isinstance(instance.service, str):
-        raise TypeError(f"the service of a backend is a str, not {instance.service!r}")
+    _check_types(instance.backend, instance.service)
     if not isinstance(instance.unhealthy, bool):
         raise TypeError(f"unhealthy is a bool, not {instance.unhealthy!r}")
     state = instance.state if isinstance(instance.state, BackendState) else BackendState.parse(instance.state)
