@@ -117,6 +117,9 @@ class TestBackend:
         for arguments in ((167772161, 80, "tcp"), (b"\x0a\0\0\1", 80, "tcp"), (None, 80, "tcp")):
             with pytest.raises(TypeError, match="address of a backend"):
                 Backend(*arguments)
+        for text in (b"10.0.0.1:80/TCP", None, A):
+            with pytest.raises(TypeError, match="parsed from a str"):
+                Backend.parse(text)  # type: ignore[arg-type]
         for port in ("80", 80.0, True, None):
             with pytest.raises(TypeError, match="port of a backend"):
                 Backend("10.0.0.1", port, "tcp")  # type: ignore[arg-type]
@@ -286,7 +289,7 @@ class TestWrongArguments:
         assert table.is_alive(A)
 
 
-class TestOnFall:
+class TestToldOfFalls:
     """Called in the thread that changes the table, after a change that leaves fallen backends."""
 
     def test_for_each_way_to_fall(self) -> None:
@@ -297,19 +300,33 @@ class TestOnFall:
         ]
         for fall in falls:
             table, called = BackendTable(), list[threading.Thread]()
-            table.on_fall = partial(lambda called: called.append(threading.current_thread()), called)
-            table.replace([Instance(A), Instance(B)])
-            assert called == []
-            fall(table)
+            with table.told_of_falls(partial(lambda called: called.append(threading.current_thread()), called)):
+                table.replace([Instance(A), Instance(B)])
+                assert called == []
+                fall(table)
             assert called == [threading.current_thread()]
 
     def test_the_table_can_be_used_from_there(self) -> None:
         table, taken = BackendTable(), list[Backend]()
-        table.on_fall = lambda: taken.extend(table.take_fallen())
-        table.upsert(A)
-        table.delete(A)
-        table.upsert(B)
+        with table.told_of_falls(lambda: taken.extend(table.take_fallen())):
+            table.upsert(A)
+            table.delete(A)
+            table.upsert(B)
         assert taken == [A]
+
+    def test_one_at_a_time_and_nobody_afterwards(self) -> None:
+        table, called = BackendTable(), list[str]()
+        table.upsert(A)
+        with table.told_of_falls(lambda: called.append("first")):
+            with pytest.raises(ValueError, match="has a loop that follows it"), table.told_of_falls(lambda: None):
+                pytest.fail("a second one")
+            table.delete(A)
+        table.upsert(B)
+        table.delete(B)
+        assert called == ["first"]
+        with table.told_of_falls(lambda: called.append("second")):
+            table.upsert(C)
+        assert called == ["first", "second"]
 
 
 class Model:
@@ -347,32 +364,32 @@ def alive(instance: Instance) -> bool:
 def test_the_table_is_the_model(steps: list[tuple[str, object]]) -> None:
     """Who is alive, who has fallen and whether that is told, after each of any operations."""
     table, model, told = BackendTable(), Model(), list[int]()
-    table.on_fall = lambda: told.append(1)
-    for name, argument in steps:
-        told.clear()
-        if name == "upsert":
-            assert isinstance(argument, Instance)
-            table.upsert(*argument)
-            model.change({**model.instances, argument[:2]: alive(argument)})
-        elif name == "delete":
-            assert isinstance(argument, tuple)
-            backend, service = argument
-            table.delete(backend, service)
-            kept = model.instances.items()
-            model.change(
-                {key: value for key, value in kept if key != argument and (service, key[0]) != (None, backend)}
-            )
-        elif name == "replace":
-            assert isinstance(argument, list)
-            table.replace(argument)
-            model.change({instance[:2]: alive(instance) for instance in argument})
-        else:
-            taken = table.take_fallen()
-            assert (len(taken), {*taken}) == (len(model.fallen), model.fallen)
-            model.fallen = set()
-        assert {backend for backend in (A, B, C) if table.is_alive(backend)} == model.alive()
-        assert table.has_fallen() == bool(model.fallen)
-        assert bool(told) == (name != "take" and bool(model.fallen))
+    with table.told_of_falls(lambda: told.append(1)):
+        for name, argument in steps:
+            told.clear()
+            if name == "upsert":
+                assert isinstance(argument, Instance)
+                table.upsert(*argument)
+                model.change({**model.instances, argument[:2]: alive(argument)})
+            elif name == "delete":
+                assert isinstance(argument, tuple)
+                backend, service = argument
+                table.delete(backend, service)
+                kept = model.instances.items()
+                model.change(
+                    {key: value for key, value in kept if key != argument and (service, key[0]) != (None, backend)}
+                )
+            elif name == "replace":
+                assert isinstance(argument, list)
+                table.replace(argument)
+                model.change({instance[:2]: alive(instance) for instance in argument})
+            else:
+                taken = table.take_fallen()
+                assert (len(taken), {*taken}) == (len(model.fallen), model.fallen)
+                model.fallen = set()
+            assert {backend for backend in (A, B, C) if table.is_alive(backend)} == model.alive()
+            assert table.has_fallen() == bool(model.fallen)
+            assert bool(told) == (name != "take" and bool(model.fallen))
     assert {*table.take_fallen()} == model.fallen
 
 

@@ -12,13 +12,15 @@ import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
+_MS_BIND = 0x1000
 
 _INSIDE = "SOCKLB_TEST_WORLD"
 _NO_WORLD = 97  # the exit status of a child that could not get there
@@ -103,6 +105,11 @@ def mount(type: str, directory: str) -> None:
     _call("mount", type.encode(), os.fsencode(directory), type.encode(), 0, None)
 
 
+def bind(path: str, target: str) -> None:
+    """Mount what is at a path, a namespace for one, over a file."""
+    _call("mount", os.fsencode(path), os.fsencode(target), None, _MS_BIND, None)
+
+
 def unmount(directory: str) -> None:
     _call("umount", os.fsencode(directory))
 
@@ -132,6 +139,16 @@ def enter_network() -> None:
     """Move this process into a network namespace of its own, as `run_inside` does, without pids and mounts."""
     _unshare(CLONE_NEWNET)
     loopback_up()
+
+
+@contextmanager
+def small_disk(path: str, size: int) -> Iterator[None]:
+    """Meanwhile a file system of so many bytes (of whole pages) is mounted there."""
+    _call("mount", b"none", path.encode(), b"tmpfs", 0, f"size={size}".encode())
+    try:
+        yield
+    finally:
+        _call("umount2", path.encode(), 0)
 
 
 def drop_privilege() -> None:
