@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import stat
 
 from .errors import AuditError
@@ -13,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_PAGE = 4096
+_VARIANCE = 128  # bytes by which records of one run differ in length, an address or a reason
 # O_NONBLOCK: a pipe that nobody reads is an error, and no reason to wait.
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
@@ -20,7 +23,8 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | o
 class AuditFile:
     """Appends records to a file, each in one write, or to standard error ("-"). Called with one dict a verdict.
 
-    A write that comes out short is cut back, so that the file holds whole lines only. Raises AuditError when it cannot
+    A write that comes out short is cut back, so that the file holds whole lines only; a record may have blanks behind
+    it. A pipe's reader is waited for. Raises AuditError when it cannot
     be opened or written. A context manager.
     """
 
@@ -30,24 +34,48 @@ class AuditFile:
             self._descriptor = os.dup(2) if path == "-" else os.open(path, _FLAGS, 0o640)
         except OSError as error:
             raise self._error("cannot be opened", error.errno) from None
-        self._is_regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
-        if self._is_regular and path != "-" and not _ends_with_a_line(path):
-            self._append(b"\n")  # what a killed writer has left half done stands alone
+        try:
+            self._is_regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+            if self._is_regular and path != "-" and not _ends_with_a_line(path):
+                self._append(b"\n")  # what a killed writer has left half done stands alone
+        except BaseException:
+            self.close()
+            raise
 
     def __call__(self, record: dict[str, Any]) -> None:
-        self._append(json.dumps(record).encode() + b"\n")
+        line = json.dumps(record).encode()
+        self._append(line + self._padding(len(line) + 1) + b"\n")
+
+    def _padding(self, length: int) -> bytes:
+        """Blanks behind a record, up to the end of the page if the next record, of about this length, would cross it.
+
+        A kill cuts a write where a page ends (generic_perform_write()), and a line with it.
+        """
+        if not self._is_regular:
+            return b""
+        end = (os.lseek(self._descriptor, 0, os.SEEK_END) + length) % _PAGE
+        return b" " * (_PAGE - end) if 0 < _PAGE - end < length + _VARIANCE else b""
 
     def _append(self, data: bytes) -> None:
         try:
-            written = os.write(self._descriptor, data)
+            written = self._write(data)
             while written < len(data):
                 if self._is_regular:
                     self._cut_back(written)
                     raise OSError(errno.ENOSPC, "a write came out short")
                 data = data[written:]  # a pipe or a terminal takes the rest later
-                written = os.write(self._descriptor, data)
+                written = self._write(data)
         except OSError as error:
             raise self._error("cannot be written", error.errno) from None
+
+    def _write(self, data: bytes) -> int:
+        while True:
+            try:
+                return os.write(self._descriptor, data)
+            except BlockingIOError:  # a pipe that is full: its reader is slow, and that is no reason to stop
+                poll = select.poll()
+                poll.register(self._descriptor, select.POLLOUT)
+                poll.poll()
 
     def _cut_back(self, written: int) -> None:
         """The file offset is behind what was just appended; if another writer has appended since, leave it all."""

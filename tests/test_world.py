@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from socklb import SocketFilter, find_sockets
+from socklb import NetworkNamespace, SocketFilter, find_sockets
 
 pytestmark = pytest.mark.kernel
 
@@ -25,6 +25,12 @@ def test_no_process_of_the_host_can_be_seen() -> None:
 
 def test_no_namespace_of_the_host_is_pinned_in_sight() -> None:
     assert os.listdir("/run") == []
+
+
+def test_no_namespace_but_this_run_s_own_can_be_discovered() -> None:
+    found = NetworkNamespace.discover()
+    assert list(found) == [NetworkNamespace.current()]
+    assert found.skipped == []
 
 
 def test_a_fresh_network_has_no_socket(network: None) -> None:

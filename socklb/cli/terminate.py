@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from ..backends import Backend
 from ..errors import SocklbError
-from ..termination.terminate import TerminationReport, backend_of, terminate_connections
+from ..termination.terminate import TerminationReport, backend_as_subject, terminate_connections
 from .arguments import add_rev_nat_argument, open_rev_nat
 from .audit import add_audit_argument, audit_from
 from .help import HelpFormatter
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..kernel.namespaces import NetworkNamespace
-    from ..wire.reply import InetSocket
 
 _EXAMPLES = """\
 examples:
@@ -93,17 +92,19 @@ def _terminate(options: argparse.Namespace) -> TerminationReport:
 
 def _show(report: TerminationReport, options: argparse.Namespace, error: BaseException | None) -> None:
     more = {
-        "namespaces": [_namespace_record(namespace, result) for namespace, result in report.namespaces.items()],
+        "namespaces": [_namespace_record(namespace, report) for namespace in report.namespaces],
         "skipped_namespaces": [skipped._asdict() for skipped in report.skipped_namespaces],
         "backends": [{"backend": str(backend), **counts.sums()} for backend, counts in report.backends.items()],
     }
-    show(report, _subject, options, error, more)
+    show(report, backend_as_subject, options, error, more)
 
 
-def _subject(socket: InetSocket) -> dict[str, str]:
-    return {"backend": str(backend_of(socket))}
-
-
-def _namespace_record(namespace: NetworkNamespace, result: Any) -> dict[str, Any]:
-    said = {"error": error_text(result)} if isinstance(result, BaseException) else result.sums()
-    return {"namespace": namespace.name, "path": namespace.path, "inode": namespace.inode, **said}
+def _namespace_record(namespace: NetworkNamespace, report: TerminationReport) -> dict[str, Any]:
+    error = report.errors.get(namespace)
+    return {
+        "namespace": namespace.name,
+        "path": namespace.path,
+        "inode": namespace.inode,
+        **report.reports[namespace].sums(),
+        "error": None if error is None else error_text(error),
+    }

@@ -20,18 +20,21 @@ else:
     Mount = namedtuple("Mount", "root point type")
 
 _MOUNTINFO = "/proc/self/mountinfo"
+_ROOT, _POINT = 3, 4  # behind the numbers of the mount, its parent and its device
 
 
 def mounts() -> Iterator[Mount]:
     """Every mount; none where /proc does not tell. The format is proc_pid_mountinfo(5)."""
     try:
-        with open(_MOUNTINFO, encoding="utf-8", errors="surrogateescape") as lines:
+        # The kernel escapes " \t\n\\" in paths and nothing else: any other white space, \r among it, is a part of one.
+        with open(_MOUNTINFO, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
             for line in lines:
                 before, _, after = line.partition(" - ")
-                _, _, _, root, point, *_ = before.split()
-                yield Mount(_unescaped(root), _unescaped(point), after.partition(" ")[0])
-    except (OSError, ValueError):
-        return  # what cannot be read, or is no such table
+                fields = before.split(" ")
+                if len(fields) > _POINT:
+                    yield Mount(_unescaped(fields[_ROOT]), _unescaped(fields[_POINT]), after.partition(" ")[0])
+    except OSError:
+        return
 
 
 def _unescaped(field: str) -> str:

@@ -70,7 +70,7 @@ class TestNoDescriptorLeft:
     @EACH
     @pytest.mark.parametrize("left", range(4))
     def test_it_works_or_it_is_an_error(self, sockets: Sockets, call: Callable[[], object], left: int) -> None:
-        """A netlink socket is all that a call needs, and a probe one more."""
+        """A netlink socket is all that a call needs to list; to try or to destroy it looks at one thing more."""
         client, server = sockets.tcp(ADDRESS, PORT)
 
         def called() -> tuple[End, bool]:
@@ -81,7 +81,7 @@ class TestNoDescriptorLeft:
             after = [os.open(os.devnull, os.O_RDONLY) for _ in range(left)]
             return end, after == before
 
-        needed = 2 if call is probe else 1
+        needed = 1 if call is CALLS["find"] else 2
         end, as_before = in_child(called, lambda: leave_descriptors(left))
         assert end == (End() if left >= needed else End(KernelError, errno.EMFILE))
         assert as_before
@@ -90,14 +90,12 @@ class TestNoDescriptorLeft:
         else:
             talk(client, server)
 
-    @pytest.mark.xfail(strict=True, reason="a name that cannot be looked up is taken for an unknown one")
     def test_a_name_that_cannot_be_looked_up_is_no_unknown_one(self, network: None) -> None:
         def look() -> End:
             return end_of(lambda: list(find_sockets(SocketFilter("tcp", device("lo")))))
 
         assert in_child(look, lambda: leave_descriptors(0)) == End(KernelError, errno.EMFILE)
 
-    @pytest.mark.xfail(strict=True, reason="what cannot be read is taken for a process without a session")
     def test_the_own_session_is_not_forgotten(self, sockets: Sockets) -> None:
         """The netlink socket takes the last descriptor, and /proc cannot be read any more."""
         client, server = sockets.tcp(ADDRESS, PORT)

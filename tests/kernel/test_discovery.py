@@ -1,0 +1,438 @@
+"""Every namespace of the host: of processes, pins and mounts, each once, with a name and every way in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from socklb import KernelError, NetworkNamespace
+from socklb.kernel import discovery
+from socklb.kernel.discovery import NOT_ONE, VANISHED, Namespaces, SkippedNamespace, discover, pinned, unreadable
+from socklb.kernel.namespaces import NamespaceVanished, inside
+
+from .. import world
+from ..networks import in_thread, networks
+from ..sockets import eventually, in_child, left_behind, without_privilege
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("network")]
+
+IPROUTE = "/run/netns"
+DOCKER = "/run/docker/netns"
+CILIUM = "/run/cilium/netns"
+
+OWN_COMMAND = Path("/proc/self/comm")
+
+
+class Pins:
+    """Mounts namespaces over files, in directories of the test world's own /run or elsewhere; all is undone."""
+
+    def __init__(self, undo: ExitStack) -> None:
+        self._undo = undo
+
+    def directory(self, path: str) -> str:
+        missing = []
+        at = path
+        while not os.path.exists(at):
+            missing.append(at)
+            at = os.path.dirname(at)
+        for one in reversed(missing):
+            os.mkdir(one)
+            self._undo.callback(os.rmdir, one)
+        return path
+
+    def file(self, directory: str, name: str) -> str:
+        """An empty file, as what is left in /run/netns of a namespace after a restart."""
+        path = os.path.join(self.directory(directory), name)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        self._undo.callback(os.unlink, path)
+        return path
+
+    def link(self, target: str, directory: str, name: str) -> str:
+        path = os.path.join(self.directory(directory), name)
+        os.symlink(target, path)
+        self._undo.callback(os.unlink, path)
+        return path
+
+    def pin(self, namespace: str, directory: str, name: str) -> str:
+        """As `ip netns` does it; the path of the pin."""
+        path = self.file(directory, name)
+        world.bind(namespace, path)
+        self._undo.callback(world.unmount, path)
+        return path
+
+
+@pytest.fixture
+def pins() -> Iterator[Pins]:
+    with ExitStack() as undo:
+        yield Pins(undo)
+
+
+@pytest.fixture
+def other() -> Iterator[NetworkNamespace]:
+    """A fresh namespace that only a descriptor of this process keeps alive, which nobody can discover."""
+    with networks(1) as (made,):
+        yield made.namespace
+
+
+@contextmanager
+def inhabitant(namespace: NetworkNamespace) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in the namespace, until it is ended."""
+    process = inside(namespace, lambda: subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+    with process:
+        try:
+            yield process
+        finally:
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def names(found: Namespaces) -> list[str]:
+    return [namespace.name for namespace in found]
+
+
+def the(found: Namespaces, namespace: NetworkNamespace) -> NetworkNamespace:
+    """The one as it was discovered."""
+    (same,) = [one for one in found if one == namespace]
+    return same
+
+
+class TestEachOnce:
+    """One namespace, one pass, however many names it has."""
+
+    def test_alone_there_is_one_s_own(self) -> None:
+        found = discover()
+        assert list(found) == [NetworkNamespace.current()]
+        assert found.skipped == []
+        assert "/proc/1/ns/net" in found[0].paths()
+
+    def test_the_public_name_does_the_same(self) -> None:
+        found = NetworkNamespace.discover()
+        assert isinstance(found, Namespaces)
+        assert list(found) == list(discover())
+
+    def test_many_names_are_one_namespace_and_each_is_a_way_in(
+        self, other: NetworkNamespace, pins: Pins, tmp_path: Path
+    ) -> None:
+        paths = [
+            pins.pin(other.path, IPROUTE, "blue"),
+            pins.pin(other.path, IPROUTE, "navy"),
+            pins.pin(other.path, DOCKER, "1234"),
+            pins.pin(other.path, CILIUM, "cni-1"),
+            pins.pin(other.path, str(tmp_path), "elsewhere"),
+        ]
+        with inhabitant(other) as one, inhabitant(other) as two:
+            paths += [f"/proc/{one.pid}/ns/net", f"/proc/{two.pid}/ns/net"]
+            found = discover()
+        assert list(found) == [NetworkNamespace.current(), other]
+        assert sorted(the(found, other).paths()) == sorted(paths)
+        assert found.skipped == []
+
+    def test_two_are_two(self, pins: Pins) -> None:
+        with networks(2) as (a, b):
+            pins.pin(a.namespace.path, IPROUTE, "a")
+            pins.pin(b.namespace.path, IPROUTE, "b")
+            found = discover()
+            assert list(found) == [NetworkNamespace.current(), a.namespace, b.namespace]
+        assert names(found) == ["host", "a", "b"]
+
+    @pytest.mark.parametrize("directory", discovery.PIN_DIRECTORIES)
+    def test_each_directory_of_pins(self, other: NetworkNamespace, pins: Pins, directory: str) -> None:
+        pins.link(other.path, directory, "a-link")  # a mount would be seen anyway
+        assert names(discover()) == ["host", "a-link"]
+
+    def test_a_mount_elsewhere(self, other: NetworkNamespace, pins: Pins, tmp_path: Path) -> None:
+        path = pins.pin(other.path, str(tmp_path), "of a runtime")
+        found = the(discover(), other)
+        assert (found.name, found.path) == ("of a runtime", path)
+
+    def test_no_more_ways_in_are_remembered_than_are_ever_needed(self, other: NetworkNamespace, pins: Pins) -> None:
+        for number in range(30):
+            pins.pin(other.path, IPROUTE, f"pin{number}")
+        found = discover()
+        assert list(found) == [NetworkNamespace.current(), other]
+        assert len(the(found, other).paths()) == 17
+
+    def test_nothing_is_left_open(self, other: NetworkNamespace, pins: Pins) -> None:
+        pins.pin(other.path, IPROUTE, "blue")
+        before = os.listdir("/proc/self/fd")
+        found = discover()
+        assert os.listdir("/proc/self/fd") == before
+        assert len(found) == 2
+
+
+class TestNames:
+    """`host` is the one socklb runs in; else the pin's name, else the pid and command."""
+
+    def test_host_comes_first_then_the_pinned_then_those_of_processes(self, pins: Pins) -> None:
+        with networks(2) as (a, b), inhabitant(a.namespace) as process:
+            pins.pin(b.namespace.path, IPROUTE, "zebra")
+            found = discover()
+            assert list(found) == [NetworkNamespace.current(), b.namespace, a.namespace]
+            assert names(found) == ["host", "zebra", f"pid {process.pid} (cat)"]
+
+    def test_a_pin_is_better_known_than_a_process(self, other: NetworkNamespace, pins: Pins) -> None:
+        pins.pin(other.path, IPROUTE, "blue")
+        with inhabitant(other):
+            assert names(discover()) == ["host", "blue"]
+
+    def test_one_s_own_is_host_however_it_is_pinned(self, pins: Pins) -> None:
+        path = pins.pin("/proc/thread-self/ns/net", IPROUTE, "blue")
+        found = discover()
+        assert names(found) == ["host"]
+        assert path in found[0].paths()
+
+    def test_of_several_processes_the_first_names_it(self, other: NetworkNamespace) -> None:
+        with inhabitant(other) as one, inhabitant(other) as two:
+            assert names(discover()) == ["host", f"pid {min(one.pid, two.pid)} (cat)"]
+
+    def test_processes_go_by_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And what is no number in /proc is none."""
+        listed = ["4000001", "900001", "self", "sys", "4000000"]
+        monkeypatch.setattr(os, "listdir", lambda path: listed if path == "/proc" else [])
+        paths = [f"/proc/{pid}/ns/net" for pid in (900001, 4000000, 4000001)]
+        assert discover().skipped == [SkippedNamespace(path, VANISHED) for path in paths]
+
+    @pytest.mark.parametrize("directories", [(IPROUTE, DOCKER), (DOCKER, CILIUM)], ids=" ".join)
+    def test_a_name_that_is_another_s_already_is_the_path_instead(
+        self, pins: Pins, directories: tuple[str, str]
+    ) -> None:
+        with networks(2) as made:
+            paths = [pins.pin(one.namespace.path, where, "same") for one, where in zip(made, directories)]
+            found = discover()
+            assert {one.namespace for one in made} == set(found[1:])
+        assert sorted(names(found)[1:]) in [sorted(["same", path]) for path in paths]
+
+    def test_a_pin_that_calls_itself_host_is_not(self, other: NetworkNamespace, pins: Pins) -> None:
+        path = pins.pin(other.path, IPROUTE, "host")
+        assert names(discover()) == ["host", path]
+
+    def test_of_a_thread_that_moved_host_is_the_thread_s(self) -> None:
+        def look() -> tuple[Namespaces, NetworkNamespace]:
+            world.new_network()
+            return discover(), NetworkNamespace.current()
+
+        found, moved = in_thread(look)
+        assert found[0] == moved
+        assert found[1] == NetworkNamespace.current()
+        assert names(found)[0] == "host"
+        assert names(found)[1].startswith("pid 1 (")
+
+    @pytest.mark.parametrize("command", [b"a b)", b"\xff\xfe", b"(x\n"], ids=repr)
+    def test_a_command_of_any_bytes(self, command: bytes) -> None:
+        def look() -> list[str]:
+            world.new_network()
+            return names(discover())
+
+        before = OWN_COMMAND.read_bytes()
+        OWN_COMMAND.write_bytes(command)
+        try:
+            found = in_thread(look)
+        finally:
+            OWN_COMMAND.write_bytes(before.rstrip(b"\n"))
+        assert found == ["host", f"pid 1 ({command.decode('utf-8', 'replace').rstrip()})"]
+
+    def test_a_process_that_ends_before_it_is_asked_for_its_command(self) -> None:
+        assert discovery._command(4000000) == "ended"
+
+
+class TestSkipped:
+    """Unreadable or vanished: in `.skipped` of the result with the reason, and no error."""
+
+    def test_a_leftover_plain_file(self, pins: Pins) -> None:
+        path = pins.file(IPROUTE, "stale")
+        found = discover()
+        assert names(found) == ["host"]
+        assert found.skipped == [SkippedNamespace(path, NOT_ONE)]
+        assert unreadable(found.skipped) == []
+
+    def test_a_link_to_where_nothing_is_any_more(self, pins: Pins) -> None:
+        path = pins.link("/proc/4000000/ns/net", DOCKER, "container")
+        found = discover()
+        assert names(found) == ["host"]
+        assert found.skipped == [SkippedNamespace(path, VANISHED)]
+        assert unreadable(found.skipped) == []
+
+    def test_what_cannot_be_looked_at(self, pins: Pins, other: NetworkNamespace) -> None:
+        path = pins.link("loop", IPROUTE, "loop")
+        pins.pin(other.path, IPROUTE, "other")
+        found = discover()
+        assert names(found) == ["host", "other"]
+        assert found.skipped == [SkippedNamespace(path, "Too many levels of symbolic links")]
+        assert unreadable(found.skipped) == found.skipped
+
+    def test_processes_of_others_without_privilege(self) -> None:
+        def look() -> tuple[list[str], list[SkippedNamespace], bool]:
+            found = discover()
+            return names(found), found.skipped, unreadable(found.skipped) == found.skipped
+
+        with left_behind() as pid:
+            found, skipped, all_unreadable = without_privilege(look)
+        assert found == ["host"]
+        assert skipped == [SkippedNamespace(f"/proc/{one}/ns/net", "Permission denied") for one in (1, pid)]
+        assert all_unreadable
+
+    def test_a_process_that_ends_between_listing_and_opening(
+        self, other: NetworkNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        usual = os.listdir
+        with networks(1) as (another,), inhabitant(other) as process, inhabitant(another.namespace) as stays:
+
+            def listed(path: str) -> list[str]:
+                found = usual(path)
+                if path == "/proc":
+                    end(process)
+                return found
+
+            monkeypatch.setattr(os, "listdir", listed)
+            found = discover()
+        assert names(found) == ["host", f"pid {stays.pid} (cat)"]
+        assert found.skipped == [SkippedNamespace(f"/proc/{process.pid}/ns/net", VANISHED)]
+
+    def test_a_process_that_ended_and_was_not_waited_for(self, other: NetworkNamespace) -> None:
+        with inhabitant(other) as process:
+            process.kill()
+            state = Path(f"/proc/{process.pid}/stat")
+            eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z", "a zombie")
+            found = discover()
+            assert names(found) == ["host"]
+            assert found.skipped == [SkippedNamespace(f"/proc/{process.pid}/ns/net", VANISHED)]
+
+
+class TestOtherKinds:
+    """A pinned namespace of another kind is no network namespace that could be missed."""
+
+    @pytest.mark.parametrize("directory", [IPROUTE, "elsewhere"])
+    @pytest.mark.parametrize("kind", ["uts", "ipc"])
+    def test_a_pin_of_one(self, pins: Pins, tmp_path: Path, directory: str, kind: str) -> None:
+        where = str(tmp_path) if directory == "elsewhere" else directory
+        pins.pin(f"/proc/self/ns/{kind}", where, "leftover")
+        found = discover()
+        assert (names(found), found.skipped) == (["host"], [])
+
+    def test_a_mount_namespace(self, pins: Pins) -> None:
+        """As container runtimes and packagers leave them behind."""
+        with ExitStack() as stack:
+            pin = pins.file("/run/runtime", "leftover.mnt")
+            assert any(pin_mounts_of(cpu, pin, stack) for cpu in os.sched_getaffinity(0))
+            found = discover()
+        assert (names(found), found.skipped) == (["host"], [])
+
+
+def pin_mounts_of(cpu: int, path: str, undo: ExitStack) -> bool:
+    """Pin the mount namespace of a child on this processor, if the kernel takes it for newer than one's own.
+
+    It takes no older ones (mnt_ns_loop()), and gives out their numbers to each processor in batches.
+    """
+
+    def prepare() -> None:
+        os.sched_setaffinity(0, {cpu})
+        world.unshare(world.CLONE_NEWNS)
+
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, preexec_fn=prepare) as child:
+        try:
+            world.bind(f"/proc/{child.pid}/ns/mnt", path)
+        except OSError:
+            return False
+        finally:
+            end(child)
+    undo.callback(world.unmount, path)
+    return True
+
+
+class TestWaysIn:
+    """The process that named a namespace may have ended when it is entered: then another path leads there."""
+
+    def test_another_process(self, other: NetworkNamespace) -> None:
+        with inhabitant(other) as one, inhabitant(other) as two:
+            found = the(discover(), other)
+            first, second = sorted((one, two), key=lambda process: process.pid)
+            end(first)
+            assert found.path == f"/proc/{first.pid}/ns/net"
+            assert inside(found, NetworkNamespace.current) == other
+            end(second)
+            with pytest.raises(NamespaceVanished, match=f"vanished: nothing is at {found.path}"):
+                inside(found, NetworkNamespace.current)
+
+    def test_a_pin_that_is_gone(self, other: NetworkNamespace, pins: Pins) -> None:
+        with inhabitant(other):
+            with ExitStack() as undo:
+                Pins(undo).pin(other.path, IPROUTE, "blue")
+                found = the(discover(), other)
+            assert found.name == "blue"
+            assert inside(found, NetworkNamespace.current) == other
+
+    def test_a_pin_that_leads_to_another_one_now(self, other: NetworkNamespace, pins: Pins) -> None:
+        with inhabitant(other), networks(1) as (another,):
+            with ExitStack() as undo:
+                Pins(undo).pin(other.path, IPROUTE, "blue")
+                found = the(discover(), other)
+            pins.pin(another.namespace.path, IPROUTE, "blue")
+            assert inside(found, NetworkNamespace.current) == other
+
+    def test_the_ways_are_tried_in_the_order_in_which_they_were_found(self) -> None:
+        namespace = NetworkNamespace("n", "/first", 4, 1000)
+        namespace.add_path("/second")
+        namespace.add_path("/third")
+        assert namespace.paths() == ["/first", "/second", "/third"]
+
+
+class TestPinned:
+    """One namespace by its pin's name, as `ip netns` has them."""
+
+    @pytest.mark.parametrize("directory", [IPROUTE, DOCKER, CILIUM])
+    def test_by_name(self, other: NetworkNamespace, pins: Pins, directory: str) -> None:
+        path = pins.pin(other.path, directory, "blue")
+        found = pinned("blue")
+        assert found == other
+        assert (found.name, os.path.realpath(found.path)) == ("blue", path)
+
+    def test_an_unknown_one_is_told_with_those_that_are_known(self, other: NetworkNamespace, pins: Pins) -> None:
+        pins.pin(other.path, IPROUTE, "blue")
+        pins.pin(other.path, DOCKER, "1234")
+        with pytest.raises(ValueError, match=r"'red' \(known: 1234, blue\); host, all, or a path such as"):
+            pinned("red")
+
+    def test_where_none_is_known(self) -> None:
+        with pytest.raises(ValueError, match=r"'red' \(known: none\)"):
+            pinned("red")
+
+    def test_a_leftover_is_no_namespace(self, pins: Pins) -> None:
+        pins.file(IPROUTE, "stale")
+        with pytest.raises(ValueError, match="stale is no network namespace"):
+            pinned("stale")
+
+    def test_a_link_to_nothing_is_known_and_gone(self, pins: Pins) -> None:
+        pins.link("/proc/4000000/ns/net", DOCKER, "container")
+        with pytest.raises(ValueError, match=r"no network namespace at .*/container"):
+            pinned("container")
+
+
+class TestWithoutProc:
+    def test_nothing_can_be_discovered_and_the_error_says_what_to_do(self) -> None:
+        assert in_child(lambda: self.look(discover), self.hide_proc) == (
+            "look for network namespaces: /proc is not mounted; name them one by one"
+        )
+
+    def test_there_is_no_list_of_mounts(self) -> None:
+        from socklb.kernel.mounts import mounts
+
+        assert in_child(lambda: list(mounts()), self.hide_proc) == []
+
+    def hide_proc(self) -> None:
+        world.unshare(world.CLONE_NEWNS)
+        world.mount("tmpfs", "/proc")
+
+    def look(self, call: Callable[[], Any]) -> str:
+        with pytest.raises(KernelError) as caught:
+            call()
+        return str(caught.value).partition("] ")[2] or str(caught.value)
