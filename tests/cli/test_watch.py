@@ -55,15 +55,14 @@ DiagSocket.destroy = fail_once
 """
 CONNECTS_MEANWHILE = """
 import socket
-loop = module(".termination.loop")
-cut = loop.terminate_connections
-def cut_and_connect(backends, **options):
-    report = cut(backends, **options)
+teller = module(".cli.watch")._Teller
+tell = teller.tell
+def connect_and_tell(self, done):
     late = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     late.connect(("127.0.0.2", 9000))
     late.detach()
-    return report
-loop.terminate_connections = cut_and_connect
+    tell(self, done)
+teller.tell = connect_and_tell
 """
 
 
