@@ -29,7 +29,7 @@ def exit_code(error: BaseException) -> int:
         return REFUSED
     if isinstance(error, NotSupported):
         return CANNOT
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
         return BAD_INPUT
     return SOME_FAILED
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -55,14 +56,15 @@ DiagSocket.destroy = fail_once
 """
 CONNECTS_MEANWHILE = """
 import socket
-teller = module(".cli.watch")._Teller
-tell = teller.tell
-def connect_and_tell(self, done):
+loop = module(".termination.loop")
+cut = loop.terminate
+def cut_and_connect(*arguments, **options):
+    report = cut(*arguments, **options)
     late = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     late.connect(("127.0.0.2", 9000))
     late.detach()
-    tell(self, done)
-teller.tell = connect_and_tell
+    return report
+loop.terminate = cut_and_connect
 """
 
 
@@ -282,13 +284,19 @@ class TestNamespaces:
             assert run("watch", "--source", "-", "--netns", "web", stdin=told)[::2] == (0, "")
             assert [pending_error(client) for client in (near, *far)] == ["", ABORTED, ""]
 
-    def test_one_that_fails_is_told_and_the_others_are_done(self, sockets: Sockets) -> None:
-        """And it is attempted again, until the input ends: then 1, for something is left to do."""
-        client = to(sockets, A)
-        words = ("--netns", "host", "--netns", "/proc/self/ns/mnt")
-        result = run("watch", "--source", "-", *words, stdin=lines(upsert(A), delete(A)))
-        assert (result.code, is_cut(client)) == (1, True)
-        assert "in /proc/self/ns/mnt: /proc/self/ns/mnt is no network namespace" in result.err
+    def test_one_that_is_gone_is_told_once_and_the_others_are_done(self, sockets: Sockets) -> None:
+        clients = [to(sockets, backend) for backend in (A, B)]
+        with ExitStack() as pins:
+            pins.enter_context(pinned_networks("web"))
+            with watching(*HOST, "--netns", "web") as agent:
+                agent.tell(upsert(A), upsert(B))
+                pins.close()
+                agent.tell(delete(A))
+                eventually(lambda: is_cut(clients[0]), "the cut")
+                agent.tell(delete(B))
+                result = agent.end()
+        assert (result.code, is_cut(clients[1])) == (0, True)
+        assert result.err.count("no network namespace is pinned as 'web'") == 1
 
 
 class TestItStaysAlive:
