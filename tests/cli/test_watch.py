@@ -365,7 +365,7 @@ class TestItCannotStart:
             (("--source", "-", "--rev-nat", "/nonexistent"), "/nonexistent"),
             (("--source", "-", "127.0.0.2:9000/UDP"), "127.0.0.2:9000/UDP"),
         ],
-        ids=" ".join,
+        ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
     )
     def test_on_bad_input(self, sockets: Sockets, words: tuple[str, ...], said: str) -> None:
         client = to(sockets, A)
