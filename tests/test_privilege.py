@@ -61,7 +61,12 @@ EVERYWHERE = (
     ("other", "process", "host"),
     (
         (CAP_SYS_ADMIN, 1, ("host",), "in other: enter namespace other: it needs CAP_SYS_ADMIN"),
-        (CAP_SYS_PTRACE, 0, ("other", "host"), f"not looked at: {PROCESS}: Permission denied"),
+        (
+            CAP_SYS_PTRACE,
+            0,
+            ("other", "host"),
+            f"not looked at: {PROCESS}: Permission denied; CAP_SYS_PTRACE is missing",
+        ),
     ),
 )
 

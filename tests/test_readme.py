@@ -97,7 +97,7 @@ class TestREADME:
         text = README.read_text(encoding="utf-8")
         lines = [line for block in blocks(text) for line in block]
         program = r"^(?!from )(?:.*[\s=])?(?:socklb|python3 -m socklb|IMAGE) +[a-z]"
-        spoken = [line for line in lines if re.search(program, line)]
+        spoken = [line for line in lines if re.search(program, line) and " cp -r socklb " not in line]
         assert len(spoken) >= 15
         for line in spoken:
             assert commands(f"    {line}"), line

@@ -109,6 +109,6 @@ def _silence(stream: TextIO) -> None:
     except OSError:  # a root without /dev: a pipe takes what is still to be flushed, and no more is printed
         _, descriptor = os.pipe()
         if stream is sys.stdout:
-            sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = None
     os.dup2(descriptor, stream.fileno())
     os.close(descriptor)

@@ -286,7 +286,9 @@ class TestSkipped:
         with left_behind() as pid:
             found, skipped, all_unreadable = without_privilege(look)
         assert found == ["host"]
-        assert skipped == [SkippedNamespace(f"/proc/{one}/ns/net", "Permission denied") for one in (1, pid)]
+        assert skipped == [
+            SkippedNamespace(f"/proc/{one}/ns/net", "Permission denied; CAP_SYS_PTRACE is missing") for one in (1, pid)
+        ]
         assert all_unreadable
 
     def test_a_process_that_ends_between_listing_and_opening(
