@@ -104,6 +104,11 @@ def flush_stdout() -> None:
 
 def _silence(stream: TextIO) -> None:
     """Point it at nothing, so that the interpreter's last flush does not fail too."""
-    descriptor = os.open(os.devnull, os.O_WRONLY)
+    try:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # a root without /dev: a pipe takes what is still to be flushed, and no more is printed
+        _, descriptor = os.pipe()
+        if stream is sys.stdout:
+            sys.stdout = None  # type: ignore[assignment]
     os.dup2(descriptor, stream.fileno())
     os.close(descriptor)

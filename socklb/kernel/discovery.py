@@ -6,7 +6,7 @@ import errno
 import os
 from collections import namedtuple
 
-from ..errors import KernelError
+from ..errors import KernelError, NotPermitted
 from .mounts import mounts
 from .namespaces import HOST_NAME, NetworkNamespace, NoSuchNamespace, identity
 
@@ -69,7 +69,8 @@ def discover() -> Namespaces:
         except ValueError:
             skipped.append(SkippedNamespace(path, NOT_ONE))
         except OSError as error:
-            skipped.append(SkippedNamespace(path, os.strerror(error.errno or 0)))
+            lacks = "; CAP_SYS_PTRACE is missing" if pid and isinstance(error, NotPermitted) else ""
+            skipped.append(SkippedNamespace(path, os.strerror(error.errno or 0) + lacks))
         else:
             if who not in paths:
                 name = HOST_NAME if not paths else _name(path, pid)  # the first candidate is the caller's own

@@ -389,9 +389,12 @@ class TestWaysIn:
 
     def test_the_ways_are_tried_in_the_order_in_which_they_were_found(self) -> None:
         namespace = NetworkNamespace("n", "/first", 4, 1000, ("/second", "/third"))
-        with mock.patch.object(os, "open", side_effect=FileNotFoundError(errno.ENOENT, "")) as opened:
-            with pytest.raises(KernelError, match="nothing is at /first"):
-                inside(namespace, lambda: None)
+        nothing = FileNotFoundError(errno.ENOENT, "")
+        with (
+            mock.patch.object(os, "open", side_effect=nothing) as opened,
+            pytest.raises(KernelError, match="nothing is at /first"),
+        ):
+            inside(namespace, lambda: None)
         assert [call.args[0] for call in opened.call_args_list] == ["/first", "/second", "/third"]
 
     def test_one_that_may_not_be_opened_is_not_the_only_one(self, other: NetworkNamespace) -> None:
