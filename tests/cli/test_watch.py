@@ -322,14 +322,13 @@ class TestItStaysAlive:
 
     def test_without_leaving_threads_descriptors_or_children(self, sockets: Sockets) -> None:
         with pinned_networks("web", "db") as nets, watching() as agent:
-            counts = []
+            eventually(lambda: agent.threads() == 2, "it reads its input")
+            at_rest = (2, agent.descriptors())
             for _ in range(12):
                 clients = [net.make(lambda s: to(s, A)) for net in nets]
                 agent.tell(upsert(A), delete(A))
                 eventually(lambda clients=clients: all(map(is_cut, clients)), "the cuts")  # type: ignore[misc]
-                eventually(lambda: agent.threads() == 2, "a pass that is over")
-                counts.append(agent.descriptors())
-            assert max(counts[2:]) <= max(counts[:2])
+            eventually(lambda: (agent.threads(), agent.descriptors()) == at_rest, "it is at rest again")
             assert agent.children() == []
             assert agent.stop()[::2] == (0, "")
 
