@@ -23,7 +23,7 @@ from .sockets import Sockets  # noqa: E402
 # No deadline: no test of this project asserts a time. derandomize in CI: a failure there is everybody's.
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("quick", max_examples=20, derandomize=True, **_COMMON)
-settings.register_profile("full", max_examples=100, derandomize="CI" in os.environ, **_COMMON)
+settings.register_profile("full", max_examples=50, derandomize="CI" in os.environ, **_COMMON)
 settings.register_profile("deep", max_examples=5000, **_COMMON)
 settings.load_profile(os.environ.get("SOCKLB_PROFILE", "full"))
 

@@ -185,7 +185,7 @@ class TestSignals:
 
     def test_the_second_look_is_not_waited_for(self, sockets: Sockets) -> None:
         to(sockets, A)
-        with watching(*HOST, patch=CONNECTS_MEANWHILE) as agent:
+        with watching(*HOST, patch=CONNECTS_MEANWHILE, second_look=60) as agent:
             agent.tell(upsert(A), delete(A))
             agent.said("1 destroyed")
             result = agent.stop()
