@@ -16,10 +16,16 @@ from ..kernel.parallel import start
 from ..probe import NO_DESTROY, NO_DIAG, NOT_PERMITTED, probe
 from ..sources import FileSource, LineSource
 from ..termination.loop import TerminationLoop
-from .arguments import add_rev_nat_argument, open_rev_nat
-from .audit import add_audit_argument, audit_from
+from .arguments import (
+    ALL,
+    add_audit_argument,
+    add_netns_argument,
+    add_rev_nat_argument,
+    audit_from,
+    open_rev_nat,
+)
 from .help import HelpFormatter
-from .namespaces import ALL, add_netns_argument, namespaces_from, skipped_texts
+from .namespaces import namespaces_from, skipped_texts
 from .output import DONE, INTERRUPTED, SOME_FAILED, complain, error_text, quiet_pipe
 from .verdicts import namespace_problems, outcome_line, sums_text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from _thread import _local  # threading.local, without importing that
 
 from ..errors import KernelError, NotPermitted, NotSupported
 
@@ -98,6 +99,14 @@ class NetworkNamespace:
         return f"<NetworkNamespace {self.name} {self.path} inode={self.inode}>"
 
 
+_this_thread = _local()
+
+
+def let_this_thread_move() -> None:
+    """This thread was made to go from namespace to namespace: `inside` need not make another one for each."""
+    _this_thread.may_move = True
+
+
 def inside(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
     """Call a function in a network namespace (None: where the caller is), in a thread made for it.
 
@@ -105,6 +114,9 @@ def inside(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
     namespace vanished or cannot be entered, and what the function raises.
     """
     if namespace is None or _is_current(namespace):
+        return function()
+    if getattr(_this_thread, "may_move", False):
+        _enter(namespace)
         return function()
     from threading import Thread  # only other namespaces need one
 
