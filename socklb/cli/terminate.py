@@ -31,7 +31,8 @@ examples:
 
 The owner of a cut socket gets an error at once (ECONNABORTED) and can reconnect. A v4 address means v4-mapped v6
 sockets too. All backends together take one pass a namespace. Needs CAP_NET_ADMIN, CAP_SYS_ADMIN to enter other
-namespaces, CAP_SYS_PTRACE to see those of other users' processes, and for --rev-nat CAP_BPF; root has them all.
+namespaces, CAP_SYS_PTRACE to see those of other users' processes, and for --rev-nat permission to read the maps (and
+CAP_BPF before Linux 5.19); root has them all.
 """
 
 

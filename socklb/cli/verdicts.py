@@ -53,8 +53,9 @@ def show(
                 }
             )
             return
+        unrecorded = {id(outcome) for outcome in report.unrecorded}
         for where, outcome in outcomes:
-            print(outcome_line(where, outcome, outcome in report.unrecorded))
+            print(outcome_line(where, outcome, id(outcome) in unrecorded))
         print(sums_text(report))
 
 
