@@ -65,7 +65,7 @@ EVERYWHERE = (
             CAP_SYS_PTRACE,
             0,
             ("other", "host"),
-            f"not looked at: {PROCESS}: Permission denied; CAP_SYS_PTRACE is missing",
+            f"namespaces not looked at: {PROCESS}: Permission denied; CAP_SYS_PTRACE is missing",
         ),
     ),
 )

@@ -21,8 +21,8 @@ _COMMANDS = ("list", "destroy", "terminate", "watch", "probe", "rev-nat", "demo"
 _EXIT_CODES = """\
 exit codes:
   0    done, also when there was nothing to do
-  1    some sockets or namespaces failed, or the run did
-  2    usage, bad input
+  1    some sockets or namespaces failed, the audit could not go on, or the run failed
+  2    usage, bad input, an unknown namespace, an audit file that cannot be opened; nothing died
   3    the kernel or the interpreter cannot; the message names what is missing
   4    not permitted; the message names the capability
   130  interrupted

@@ -42,7 +42,7 @@ def skipped_texts(skipped: Iterable[SkippedNamespace]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for path, reason in unreadable(skipped):
         reasons.setdefault(reason, []).append(path)
-    return [f"not looked at: {_first(paths)}: {reason}" for reason, paths in reasons.items()]
+    return [f"namespaces not looked at: {_first(paths)}: {reason}" for reason, paths in reasons.items()]
 
 
 def _first(paths: list[str]) -> str:

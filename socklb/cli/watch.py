@@ -15,7 +15,7 @@ from ..kernel.namespaces import HOST_NAME
 from ..kernel.parallel import start
 from ..probe import NO_DESTROY, NO_DIAG, NOT_PERMITTED, probe
 from ..sources import FileSource, LineSource
-from ..termination.loop import TerminationLoop
+from ..termination.loop import PAUSES, TerminationLoop
 from .arguments import (
     ALL,
     add_audit_argument,
@@ -58,9 +58,9 @@ Needs what `socklb terminate` needs.
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "watch",
-        help="be told which backends there are, and cut the connections to those that fall",
-        description="Be told which backends there are, and cut the connections to those that fall, in every network "
-        "namespace of this host.",
+        help="follow a list of backends, and cut the connections to those that fall",
+        description="Follow a list of backends, and cut the connections to those that fall, in every network namespace "
+        "of this host.",
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
@@ -197,7 +197,7 @@ class _Teller:
         if done.report is not None:
             self._tell_report(done.report, with_empty=not done.is_second_look)
         if done.given_up:
-            self.fail(f"given up: {', '.join(map(str, done.given_up))}")
+            self.fail(f"given up after {len(PAUSES) + 1} attempts: {', '.join(map(str, done.given_up))}")
 
     def tell_end(self, report: TerminationReport) -> None:
         """What had been done when an error ended the loop, and what of that is not in the audit."""

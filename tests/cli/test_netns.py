@@ -245,7 +245,7 @@ class TestSomeFail:
         with loop_among_the_pins():
             result = run(*command, *netns("all"), "--json")
         assert (result.code, len(result.json["sockets"])) == (0, 3)
-        assert result.err == "socklb: not looked at: /run/netns/loop: Too many levels of symbolic links\n"
+        assert result.err == "socklb: namespaces not looked at: /run/netns/loop: Too many levels of symbolic links\n"
         if command[0] == "terminate":
             assert result.json["skipped_namespaces"] == [
                 {"path": "/run/netns/loop", "reason": "Too many levels of symbolic links"}

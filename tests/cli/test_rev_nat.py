@@ -95,7 +95,7 @@ class TestStale:
         with pinned_networks("web"), loop_among_the_pins():
             result = run("rev-nat", f"--rev-nat={directory}", "--stale", *json)
             assert run("rev-nat", f"--rev-nat={directory}", *json)[::2] == (0, "")
-        said = "not looked at: /run/netns/loop: Too many levels of symbolic links"
+        said = "namespaces not looked at: /run/netns/loop: Too many levels of symbolic links"
         assert (result.code, result.err) == (1, f"socklb: {said}\n")
         if json:
             assert (len(result.json["entries"]), result.json["error"]) == (3, said)
