@@ -28,6 +28,8 @@ GATHER_SECONDS = 0.05
 PAUSES = (1, 2, 4, 8, 16, 32, 60, 60, 60)
 """Seconds between the attempts at a backend whose pass failed; behind the last it is given up."""
 
+_PATIENCE_SECONDS = 1.0  # Python may miss a signal that comes just as a wait begins; it is seen after so long
+
 if TYPE_CHECKING:
 
     class Pass(NamedTuple):
@@ -129,7 +131,7 @@ class TerminationLoop:
         """Until the next thing is due, or something changes."""
         times = [due.time for due in self._due.values()] + ([] if gathered is None else [gathered])
         try:
-            self._wake.get(timeout=max(0.0, min(times) - monotonic()) if times else None)
+            self._wake.get(timeout=max(0.0, min([*times, monotonic() + _PATIENCE_SECONDS]) - monotonic()))
         except Empty:
             return
 
