@@ -66,8 +66,8 @@ class Ledger:
             for outcome in entered:
                 report.add(outcome)
             for index, outcome in enumerate(entered if self._audit is not None else ()):
-                record = outcome_record(outcome, where, subject(outcome.socket), self._dry_run)
                 try:
+                    record = outcome_record(outcome, where, subject(outcome.socket), self._dry_run)
                     self._audit({"time": _now(), **self._stamp, **record})  # type: ignore[misc]
                 except BaseException:
                     self._audit = None

@@ -1,0 +1,85 @@
+"""A source that is followed in a thread, as `watch` does it, into a table whose calls are kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from socklb import Backend, BackendTable
+from socklb.backends import BackendState, Instance
+from socklb.sources import FileSource, LineSource
+from socklb.sources.protocol import Delete, Replace, Upsert
+
+from ..sockets import eventually
+
+PATIENCE = 30  # seconds until a test that hangs fails instead
+
+
+class KeptTable(BackendTable):
+    """A table that keeps the changes that it was told, in `told`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Upsert | Delete | Replace] = []
+
+    def upsert(
+        self,
+        backend: Backend,
+        service: str = "",
+        state: BackendState | str = BackendState.ACTIVE,
+        unhealthy: bool = False,
+    ) -> None:
+        super().upsert(backend, service, state, unhealthy)
+        self.told.append(Upsert(Instance(backend, service, state, unhealthy)))
+
+    def delete(self, backend: Backend, service: str | None = None) -> None:
+        super().delete(backend, service)
+        self.told.append(Delete(backend, service))
+
+    def replace(self, entries: Iterable[Instance]) -> None:
+        kept = tuple(entries)
+        super().replace(kept)
+        self.told.append(Replace(kept))
+
+
+class Followed:
+    """What a source makes of its table, and what it complains of."""
+
+    def __init__(self, source: FileSource | LineSource) -> None:
+        self.source = source
+        self.table = KeptTable()
+        self.complaints: list[str] = []
+        self.errors: list[BaseException] = []
+        self.thread = threading.Thread(target=self._follow)
+
+    def _follow(self) -> None:
+        try:
+            self.source.follow(self.table, self.complaints.append)
+        except BaseException as error:
+            self.errors.append(error)
+
+    def wait(self) -> None:
+        """Until it has ended by itself."""
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+
+    def until(self, condition: Callable[[Followed], bool], what: str) -> None:
+        eventually(lambda: bool(self.errors) or condition(self), what)
+        assert self.errors == []
+
+    def alive(self, *backends: Backend) -> list[bool]:
+        return [self.table.is_alive(backend) for backend in backends]
+
+
+@contextmanager
+def followed(source: FileSource | LineSource) -> Iterator[Followed]:
+    """Meanwhile a thread follows it; in the end it is stopped."""
+    made = Followed(source)
+    made.thread.start()
+    try:
+        yield made
+    finally:
+        source.stop()
+        made.wait()
+    assert made.errors == []

@@ -1,0 +1,278 @@
+"""Changes as lines, over real pipes: a bad line is told with its number and passed over, and the next one counts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socklb import Backend
+from socklb.sources import LineSource, lines
+from socklb.sources.protocol import parse_line
+
+from ..sockets import eventually
+from .followed import Followed, followed
+from .test_protocol import changes, line_of
+
+A, B = Backend.parse("10.0.0.1:80/TCP"), Backend.parse("10.0.0.2:80/TCP")
+UPSERT_A = b'{"op": "upsert", "backend": "10.0.0.1:80/TCP"}'
+UPSERT_B = b'{"op": "upsert", "backend": "10.0.0.2:80/TCP"}'
+DELETE_A = b'{"op": "delete", "backend": "10.0.0.1:80/TCP"}'
+
+
+class Pipe:
+    """A pipe whose reading end is a source's."""
+
+    def __init__(self) -> None:
+        self.reader, self._writer = os.pipe()
+        self._open = {self.reader, self._writer}
+
+    def write(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._writer, data) :]
+
+    def end(self) -> None:
+        self._close(self._writer)
+
+    def close(self) -> None:
+        for descriptor in tuple(self._open):
+            self._close(descriptor)
+
+    def _close(self, descriptor: int) -> None:
+        self._open.remove(descriptor)
+        os.close(descriptor)
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    made = Pipe()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def followed_to_the_end(pipe: Pipe, data: bytes) -> Followed:
+    with followed(LineSource(pipe.reader)) as source:
+        pipe.write(data)
+        pipe.end()
+        source.wait()
+    return source
+
+
+class TestChanges:
+    def test_a_line_counts_as_soon_as_it_is_there(self, pipe: Pipe) -> None:
+        with followed(LineSource(pipe.reader)) as source:
+            pipe.write(UPSERT_A + b"\n" + UPSERT_B + b"\n")
+            source.until(lambda s: s.alive(A, B) == [True, True], "two upserts")
+            pipe.write(DELETE_A + b"\n")
+            source.until(lambda s: s.alive(A, B) == [False, True], "a delete")
+            assert source.table.take_fallen() == [A]
+        assert source.complaints == []
+
+    def test_half_a_line_waits_for_the_rest(self, pipe: Pipe) -> None:
+        with followed(LineSource(pipe.reader)) as source:
+            pipe.write(UPSERT_A + b"\n" + DELETE_A[:20])
+            source.until(lambda s: s.alive(A) == [True], "the upsert")
+            assert source.table.told == [parse_line(UPSERT_A)]
+            pipe.write(DELETE_A[20:])
+            pipe.write(b"\n")
+            source.until(lambda s: s.alive(A) == [False], "the delete")
+        assert source.complaints == []
+
+    def test_the_end_of_the_input_ends_it_and_the_table_stays(self, pipe: Pipe) -> None:
+        source = followed_to_the_end(pipe, UPSERT_A + b"\n")
+        assert source.alive(A) == [True]
+        assert not source.table.has_fallen()
+
+    def test_the_last_line_needs_no_newline(self, pipe: Pipe) -> None:
+        source = followed_to_the_end(pipe, UPSERT_A + b"\n" + UPSERT_B)
+        assert (source.alive(A, B), source.complaints) == ([True, True], [])
+
+    @pytest.mark.parametrize("data", [b"", b"\n", b"\n \t\n\r\n", b"  "])
+    def test_blank_lines_are_no_changes_and_no_errors(self, pipe: Pipe, data: bytes) -> None:
+        source = followed_to_the_end(pipe, data)
+        assert (source.table.told, source.complaints) == ([], [])
+
+    def test_lines_may_end_as_elsewhere(self, pipe: Pipe) -> None:
+        source = followed_to_the_end(pipe, UPSERT_A + b"\r\n" + UPSERT_B + b"\r\n")
+        assert (source.alive(A, B), source.complaints) == ([True, True], [])
+
+    def test_a_regular_file_can_be_read_too(self, tmp_path: Path) -> None:
+        """`watch --source - < FILE`"""
+        path = tmp_path / "lines"
+        path.write_bytes(UPSERT_A + b"\n" + UPSERT_B)
+        with open(path, "rb") as file, followed(LineSource(file.fileno())) as source:
+            source.wait()
+        assert source.alive(A, B) == [True, True]
+
+    def test_more_than_is_read_at_once(self, pipe: Pipe) -> None:
+        backends = [f"10.1.{number // 250}.{1 + number % 250}:80/TCP" for number in range(5000)]
+        data = b"".join(b'{"op": "upsert", "backend": "%s"}\n' % backend.encode() for backend in backends)
+        assert len(data) > 3 * lines._READ_SIZE
+        source = followed_to_the_end(pipe, data)
+        assert (len(source.table.told), source.complaints) == (5000, [])
+        assert all(source.alive(*map(Backend.parse, backends)))
+
+    def test_the_descriptor_stays_open(self, pipe: Pipe) -> None:
+        followed_to_the_end(pipe, UPSERT_A)
+        assert os.read(pipe.reader, 1) == b""
+
+
+class TestFragments:
+    """A stream gives the same changes however it is cut into pieces."""
+
+    @given(st.lists(changes.map(line_of) | st.sampled_from((b"", b"bad", b"{}")), max_size=6), st.data())
+    def test_any(self, several: list[bytes], data: st.DataObject) -> None:
+        stream = b"\n".join(several)
+        cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=12).map(sorted))
+        pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)])]
+        whole, cut = self.follow([stream]), self.follow(pieces)
+        assert (cut.table.told, cut.complaints) == (whole.table.told, whole.complaints)
+        assert whole.table.told == [parse_line(line) for line in several if line not in (b"", b"bad", b"{}")]
+        bad = [number for number, line in enumerate(several, 1) if line in (b"bad", b"{}")]
+        assert [int(complaint.split()[1]) for complaint in whole.complaints] == bad
+
+    @pytest.mark.parametrize("size", [1, 2, 7])
+    def test_bytes_one_by_one(self, size: int) -> None:
+        stream = UPSERT_A + b"\n\nbad\n" + UPSERT_B + b"\n" + DELETE_A
+        source = self.follow([stream[at : at + size] for at in range(0, len(stream), size)])
+        assert source.table.told == [parse_line(line) for line in (UPSERT_A, UPSERT_B, DELETE_A)]
+        assert [complaint[:7] for complaint in source.complaints] == ["line 3 "]
+
+    def follow(self, pieces: list[bytes]) -> Followed:
+        """Each piece is one read: a packet of its own."""
+        reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with reader, writer:
+            source = Followed(LineSource(reader.fileno()))
+            source.thread.start()
+            for piece in filter(None, pieces):
+                writer.send(piece)
+            writer.close()
+            source.wait()
+        assert source.errors == []
+        return source
+
+
+class TestBadLines:
+    """A bad line is reported with its number and skipped."""
+
+    @pytest.mark.parametrize(
+        ("line", "reason"),
+        [
+            (b"bad", "no JSON: "),
+            (b"{}", "op is a string, not null"),
+            (b"\xff", "no UTF-8 at byte 0"),
+            (b'{"op": "upsert", "backend": "10.0.0.1:99999/TCP"}', "backend '10.0.0.1:99999/TCP': port 99999"),
+            (UPSERT_A[:-1], "no JSON: "),
+            (UPSERT_A + UPSERT_A, "no JSON: "),
+            (b"[" * 100_000, "nested too deeply"),
+        ],
+        ids=lambda value: str(value)[:20],
+    )
+    def test_it_is_told_with_number_and_reason_and_the_next_counts(self, pipe: Pipe, line: bytes, reason: str) -> None:
+        source = followed_to_the_end(pipe, UPSERT_A + b"\n\n" + line + b"\n" + UPSERT_B + b"\n" + line)
+        assert source.table.told == [parse_line(UPSERT_A), parse_line(UPSERT_B)]
+        begins = [f"line {number} is passed over: {reason}" for number in (3, 5)]
+        assert [told[: len(begin)] for told, begin in zip(source.complaints, begins)] == begins
+        assert len(source.complaints) == 2
+
+    def test_a_replace_with_a_bad_entry_changes_nothing(self, pipe: Pipe) -> None:
+        bad = b'{"op": "replace", "backends": [{"backend": "10.0.0.2:80/TCP"}, {"backend": "x"}]}'
+        source = followed_to_the_end(pipe, UPSERT_A + b"\n" + bad)
+        assert source.alive(A, B) == [True, False]
+        assert not source.table.has_fallen()
+        (told,) = source.complaints
+        assert told.startswith("line 2 is passed over: backend number 2: backend 'x' names no protocol")
+
+
+class TestLongLines:
+    """One that is too long is passed over, and so much of it is kept as shows that."""
+
+    LONGEST = 200
+
+    @pytest.fixture(autouse=True)
+    def _short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lines, "LONGEST_LINE", self.LONGEST)
+        monkeypatch.setattr(lines, "_READ_SIZE", 64)
+
+    def padded(self, length: int) -> bytes:
+        return UPSERT_A + b" " * (length - len(UPSERT_A))
+
+    @pytest.mark.parametrize("last", [b"\n", b""], ids=["newline", "end"])
+    @pytest.mark.parametrize("length", [LONGEST + 1, LONGEST + 64, 10 * LONGEST, 1000 * LONGEST])
+    def test_it_is_told_and_the_next_counts(self, pipe: Pipe, length: int, last: bytes) -> None:
+        source = followed_to_the_end(pipe, UPSERT_B + b"\n" + self.padded(length) + last)
+        assert source.table.told == [parse_line(UPSERT_B)]
+        assert [told.partition(": ")[0] for told in source.complaints] == ["line 2 is passed over"]
+        assert "longer than" in source.complaints[0]
+
+    def test_between_others(self, pipe: Pipe) -> None:
+        source = followed_to_the_end(pipe, b"\n".join([UPSERT_A, self.padded(5000), b"bad", UPSERT_B]))
+        assert source.table.told == [parse_line(UPSERT_A), parse_line(UPSERT_B)]
+        assert [told.partition(":")[0] for told in source.complaints] == [f"line {n} is passed over" for n in (2, 3)]
+
+    def test_the_longest_is_not_too_long(self, pipe: Pipe) -> None:
+        source = followed_to_the_end(pipe, self.padded(self.LONGEST) + b"\n")
+        assert (source.alive(A), source.complaints) == ([True], [])
+
+    def test_memory_does_not_grow_with_it(self, pipe: Pipe) -> None:
+        pipe.write(self.padded(50_000) + b"\n" + UPSERT_B)
+        pipe.end()
+        lengths = [len(line) for line in LineSource(pipe.reader)._lines()]
+        assert lengths[1:] == [len(UPSERT_B)]
+        assert self.LONGEST < lengths[0] <= self.LONGEST + 2 * 64
+
+
+class TestStop:
+    """`stop()`, from any thread, also while nothing comes."""
+
+    def test_while_nothing_comes(self, pipe: Pipe) -> None:
+        with followed(LineSource(pipe.reader)) as source:
+            pipe.write(UPSERT_A + b"\n")
+            source.until(lambda s: s.alive(A) == [True], "the upsert")
+            source.source.stop()
+            source.wait()
+        assert source.complaints == []
+
+    def test_half_a_line_counts_no_more(self, pipe: Pipe) -> None:
+        """Whole as it looks, the rest may have been to come."""
+        with followed(LineSource(pipe.reader)) as source:
+            pipe.write(UPSERT_A + b"\n" + UPSERT_B)
+            source.until(lambda s: s.alive(A) == [True], "the upsert")
+            source.source.stop()
+            source.wait()
+        assert source.alive(A, B) == [True, False]
+        assert source.complaints == []
+
+    def test_before_it_begins(self, pipe: Pipe) -> None:
+        pipe.write(UPSERT_A + b"\n")
+        source = LineSource(pipe.reader)
+        source.stop()
+        with followed(source) as made:
+            made.wait()
+        assert made.table.told == []
+
+    def test_a_flood_does_not_keep_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Input that never ends is read no further."""
+        monkeypatch.setattr(lines, "LONGEST_LINE", 1 << 16)
+        with open("/dev/zero", "rb") as zeros, followed(LineSource(zeros.fileno())) as source:
+            eventually(source.thread.is_alive, "it follows")
+
+
+class TestErrors:
+    def test_what_cannot_be_read_is_raised(self, tmp_path: Path) -> None:
+        """The command tells it."""
+        directory = os.open(tmp_path, os.O_RDONLY)
+        try:
+            source = Followed(LineSource(directory))
+            source.thread.start()
+            source.wait()
+        finally:
+            os.close(directory)
+        assert [type(error) for error in source.errors] == [IsADirectoryError]

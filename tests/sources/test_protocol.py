@@ -1,0 +1,208 @@
+"""The watch protocol: what a line means, and what is wrong with one that means nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from socklb import Backend, BackendState
+from socklb.backends import Instance
+from socklb.sources.protocol import Delete, Replace, Upsert, parse_line
+
+from .. import strategies
+from ..strategies import damaged
+
+A, B = Backend.parse("10.0.0.1:80/TCP"), Backend.parse("[2001:db8::1]:53/UDP")
+
+backends = st.builds(
+    Backend,
+    strategies.addresses.filter(lambda a: a.packed.strip(b"\0") not in (b"", b"\xff\xff")),
+    strategies.ports.filter(bool),
+    st.sampled_from(("tcp", "udp")),
+)
+services = st.text(max_size=8)
+instances = st.builds(Instance, backends, services, st.sampled_from(BackendState), st.booleans())
+changes: st.SearchStrategy[Any] = (
+    st.builds(Upsert, instances)
+    | st.builds(Delete, backends, st.none() | services)
+    | st.builds(Replace, st.lists(instances, max_size=4).map(tuple))
+)
+
+_names = st.sampled_from(("op", "backend", "backends", "service", "state", "unhealthy"))
+_words = st.sampled_from(("upsert", "delete", "replace", "10.0.0.1:80/TCP", "active"))
+any_json: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | _words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_names, inner | _words, max_size=5),
+    max_leaves=10,
+)
+
+
+def instance_object(instance: Instance) -> dict[str, Any]:
+    return {
+        "backend": str(instance.backend),
+        "service": instance.service,
+        "state": BackendState(instance.state).value,
+        "unhealthy": instance.unhealthy,
+    }
+
+
+def line_of(change: Any) -> bytes:
+    """The line that tells a change."""
+    if isinstance(change, Upsert):
+        value: dict[str, Any] = {"op": "upsert", **instance_object(change.instance)}
+    elif isinstance(change, Delete):
+        value = {"op": "delete", "backend": str(change.backend), "service": change.service}
+    else:
+        value = {"op": "replace", "backends": [instance_object(instance) for instance in change.instances]}
+    return json.dumps(value).encode()
+
+
+def refused(line: bytes | str) -> str:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - what it says is looked at by whoever asks
+        parse_line(line if isinstance(line, bytes) else line.encode())
+    return str(caught.value)
+
+
+class TestLaws:
+    @given(changes)
+    def test_what_was_written_is_read(self, change: Any) -> None:
+        assert parse_line(line_of(change)) == change
+        assert type(parse_line(line_of(change))) is type(change)
+
+    @given(changes, st.text(" \t\r\n", max_size=3), st.text(" \t\r\n", max_size=3))
+    def test_white_space_around_it_means_nothing(self, change: Any, before: str, after: str) -> None:
+        assert parse_line(before.encode() + line_of(change) + after.encode()) == change
+
+    @given(
+        st.binary(max_size=60) | damaged(changes.map(line_of)) | any_json.map(lambda value: json.dumps(value).encode())
+    )
+    @example(b'{"op": "replace", "backends": ' + b"[" * 100_000)
+    @example(b"9" * 5000)
+    @example(b'"\\ud800"')
+    @example(b"\xef\xbb\xbf{}")
+    @example(b'{"op": NaN}')
+    def test_any_bytes_are_a_change_or_a_value_error(self, line: bytes) -> None:
+        try:
+            change = parse_line(line)
+        except ValueError:
+            return
+        assert isinstance(change, (Upsert, Delete, Replace))
+
+
+class TestWhatLinesMean:
+    """The protocol as it is documented."""
+
+    @pytest.mark.parametrize(
+        ("line", "change"),
+        [
+            (
+                '{"op":"upsert","backend":"10.0.0.1:80/TCP","service":"default/web","state":"active","unhealthy":false}',
+                Upsert(Instance(A, "default/web", BackendState.ACTIVE, False)),
+            ),
+            ('{"op":"upsert","backend":"10.0.0.1:80/TCP"}', Upsert(Instance(A, "", BackendState.ACTIVE, False))),
+            (
+                '{"op":"upsert","backend":"10.0.0.1:80/TCP","state":"quarantined","unhealthy":true}',
+                Upsert(Instance(A, "", BackendState.QUARANTINED, True)),
+            ),
+            ('{"op":"delete","backend":"[2001:db8::1]:53/UDP","service":"dns"}', Delete(B, "dns")),
+            ('{"op":"delete","backend":"[2001:db8::1]:53/UDP","service":""}', Delete(B, "")),
+            ('{"op":"delete","backend":"[2001:db8::1]:53/UDP"}', Delete(B, None)),
+            ('{"op":"replace","backends":[]}', Replace(())),
+            (
+                '{"op":"replace","backends":[{"backend":"10.0.0.1:80/TCP"},{"backend":"[2001:db8::1]:53/UDP","service":"s"}]}',
+                Replace((Instance(A), Instance(B, "s"))),
+            ),
+        ],
+    )
+    def test_each(self, line: str, change: Any) -> None:
+        assert parse_line(line.encode()) == change
+
+    @pytest.mark.parametrize("state", BackendState)
+    def test_each_state(self, state: BackendState) -> None:
+        change = parse_line(b'{"op": "upsert", "backend": "10.0.0.1:80/TCP", "state": "%s"}' % state.value.encode())
+        assert change == Upsert(Instance(A, "", state, False))
+
+    @pytest.mark.parametrize("name", ["service", "state", "unhealthy"])
+    def test_null_is_as_if_it_were_missing(self, name: str) -> None:
+        assert parse_line(b'{"op": "upsert", "backend": "10.0.0.1:80/TCP", "%s": null}' % name.encode()) == Upsert(
+            Instance(A)
+        )
+
+
+class TestWhatIsWrong:
+    """A bad line is reported with the reason."""
+
+    @pytest.mark.parametrize(
+        ("line", "reason"),
+        [
+            ("", "no JSON: Expecting value at column 1"),
+            ('{"op": "upsert"', "no JSON: Expecting ',' delimiter at column 16"),
+            ("[]", "a change is an object, not an array"),
+            ("7", "a change is an object, not 7"),
+            ("{}", "op is a string, not null"),
+            ('{"op": 7}', "op is a string, not 7"),
+            ('{"op": "add"}', "op is upsert, delete or replace, not 'add'"),
+            ('{"op": "upsert"}', "backend is a string, not null"),
+            ('{"op": "upsert", "backend": {}}', "backend is a string, not an object"),
+            ('{"op": "delete"}', "backend is a string, not null"),
+            ('{"op": "upsert", "backend": "10.0.0.1:80"}', "backend '10.0.0.1:80' names no protocol"),
+            ('{"op": "upsert", "backend": "10.0.0.1:80/TCP", "service": 1}', "service is a string, not 1"),
+            (
+                '{"op": "upsert", "backend": "10.0.0.1:80/TCP", "state": "up"}',
+                "the state of a backend is one of active, ",
+            ),
+            ('{"op": "upsert", "backend": "10.0.0.1:80/TCP", "unhealthy": 0}', "unhealthy is true or false, not 0"),
+            (
+                '{"op": "upsert", "backend": "10.0.0.1:80/TCP", "unhealthy": "no"}',
+                'unhealthy is true or false, not "n',
+            ),
+            ('{"op": "replace"}', "backends is an array, not null"),
+            ('{"op": "replace", "backends": {}}', "backends is an array, not an object"),
+            ('{"op": "replace", "backends": [[]]}', "backend number 1: a backend is an object, not an array"),
+            (
+                '{"op": "replace", "backends": [{"backend": "10.0.0.1:80/TCP"}, {"backend": "x"}]}',
+                "backend number 2: backend 'x' names no protocol",
+            ),
+        ],
+    )
+    def test_the_reason(self, line: str, reason: str) -> None:
+        assert refused(line).startswith(reason)
+
+    @pytest.mark.parametrize(
+        ("line", "known"),
+        [
+            (
+                '{"op": "upsert", "backend": "10.0.0.1:80/TCP", "X": true}',
+                "a backend has backend, service, state, unhealthy, op",
+            ),
+            ('{"op": "delete", "backend": "10.0.0.1:80/TCP", "X": 1}', "a delete has op, backend, service"),
+            ('{"op": "replace", "backends": [], "X": 1}', "a replace has op, backends"),
+            (
+                '{"op": "replace", "backends": [{"backend": "10.0.0.1:80/TCP", "X": 1}]}',
+                "a backend has backend, service, state, unhealthy",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("key", ["unhealty", "Unhealthy", "", "\n"])
+    def test_a_key_that_is_not_known(self, line: str, known: str, key: str) -> None:
+        """A misspelt "unhealthy" must not count as healthy."""
+        value = line.replace('"X"', json.dumps(key))
+        assert refused(value).endswith(f"unknown key {key!r}; {known}")
+
+    def test_an_op_within_a_replace(self) -> None:
+        line = '{"op": "replace", "backends": [{"op": "upsert", "backend": "10.0.0.1:80/TCP"}]}'
+        assert "unknown key 'op'" in refused(line)
+
+    def test_no_utf_8(self) -> None:
+        assert refused(b'{"op": "\xff"}') == "no UTF-8 at byte 8"
+
+    def test_too_deep(self) -> None:
+        assert refused(b"[" * 200_000) == "nested too deeply"
+
+    @pytest.mark.parametrize("value", [["x" * 1000], "x" * 1000, {"x" * 1000: 1}], ids=["array", "string", "object"])
+    def test_what_could_be_long_is_not_quoted(self, value: object) -> None:
+        assert len(refused(json.dumps({"op": "upsert", "backend": "10.0.0.1:80/TCP", "unhealthy": value}))) < 100
