@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_PAGE = 4096
+_VARIANCE = 128  # bytes by which records of one run differ in length, an address or a reason
 # O_NONBLOCK: a pipe that nobody reads is an error, and no reason to wait.
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
@@ -21,8 +23,9 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | o
 class AuditFile:
     """Appends records to a file, each in one write, or to standard error ("-"). Called with one dict a verdict.
 
-    A write that comes out short is cut back, so that the file holds whole lines only; a pipe's reader is waited for.
-    Raises AuditError when it cannot be opened or written. A context manager.
+    A write that comes out short is cut back, so that the file holds whole lines only; a record may have blanks behind
+    it. A pipe's reader is waited for. Raises AuditError when it cannot
+    be opened or written. A context manager.
     """
 
     def __init__(self, path: str) -> None:
@@ -40,7 +43,18 @@ class AuditFile:
             raise
 
     def __call__(self, record: dict[str, Any]) -> None:
-        self._append(json.dumps(record).encode() + b"\n")
+        line = json.dumps(record).encode()
+        self._append(line + self._padding(len(line) + 1) + b"\n")
+
+    def _padding(self, length: int) -> bytes:
+        """Blanks behind a record, up to the end of the page if the next record, of about this length, would cross it.
+
+        A kill cuts a write where a page ends (generic_perform_write()), and a line with it.
+        """
+        if not self._is_regular:
+            return b""
+        end = (os.lseek(self._descriptor, 0, os.SEEK_END) + length) % _PAGE
+        return b" " * (_PAGE - end) if 0 < _PAGE - end < length + _VARIANCE else b""
 
     def _append(self, data: bytes) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from contextlib import contextmanager
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from threading import Lock
@@ -13,7 +14,7 @@ from .wire.request import PROTOCOL_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import NamedTuple
 
     from .filters.socket_filter import Protocol
@@ -51,6 +52,8 @@ class Backend(namedtuple("Backend", "address port protocol")):
     @classmethod
     def parse(cls, text: str) -> Backend:
         """From "10.0.0.1:80/TCP" or "[::1]:53/UDP". Raises ValueError that quotes the text and says what is wrong."""
+        if not isinstance(text, str):
+            raise TypeError(f"a backend is parsed from a str, not {text!r}")
         endpoint, _, protocol = text.rpartition("/")
         if not endpoint:
             raise ValueError(f"backend {text!r} names no protocol: it ends with /TCP or /UDP")
@@ -117,8 +120,7 @@ class BackendTable:
         self._lock = Lock()
         self._services: dict[Backend, dict[str, bool]] = {}  # whether each service's instance is alive
         self._fallen: dict[Backend, None] = {}  # in the order in which they fell
-        self.on_fall: Callable[[], object] = _nothing
-        """Called, in the thread that changes the table, after a change that leaves fallen backends."""
+        self._on_fall: Callable[[], object] | None = None
 
     def upsert(
         self,
@@ -135,6 +137,7 @@ class BackendTable:
 
     def delete(self, backend: Backend, service: str | None = None) -> None:
         """Take one service's instance out, or (None) all of them; what is not there is no error."""
+        _check(backend, "" if service is None else service)
         with self._lock:
             services = {} if service is None else dict(self._services.get(backend, {}))
             services.pop(service or "", None)
@@ -142,10 +145,14 @@ class BackendTable:
         self._tell()
 
     def replace(self, entries: Iterable[Instance]) -> None:
-        """Let these be the instances, and no others. Nothing is changed if one of them is wrong."""
+        """Let these be the instances, and no others. Nothing is changed if one of them is wrong.
+
+        An entry has what `upsert` takes, in that order: (backend, service, state, unhealthy), the last three may miss.
+        """
         wanted: dict[Backend, dict[str, bool]] = {}
         for entry in entries:
-            wanted.setdefault(entry.backend, {})[entry.service] = _is_alive(entry)
+            instance = Instance(*entry)
+            wanted.setdefault(instance.backend, {})[instance.service] = _is_alive(instance)
         with self._lock:
             for backend in {**self._services, **wanted}:
                 self._put(backend, wanted.get(backend, {}))
@@ -163,9 +170,21 @@ class BackendTable:
         elif was_alive:
             self._fallen[backend] = None
 
+    @contextmanager
+    def told_of_falls(self, on_fall: Callable[[], object]) -> Iterator[None]:
+        """Meanwhile `on_fall` is called after each change that leaves fallen backends, by the thread that made it."""
+        if self._on_fall is not None:
+            raise ValueError("the table has a loop that follows it already")
+        self._on_fall = on_fall
+        try:
+            yield
+        finally:
+            self._on_fall = None
+
     def _tell(self) -> None:
-        if self._fallen:
-            self.on_fall()
+        on_fall = self._on_fall
+        if on_fall is not None and self._fallen:
+            on_fall()
 
     def is_alive(self, backend: Backend) -> bool:
         return any(self._services.get(backend, {}).values())
@@ -181,16 +200,16 @@ class BackendTable:
         return list(fallen)
 
 
+def _check(backend: Backend, service: str) -> None:
+    if not isinstance(backend, Backend):
+        raise TypeError(f"a backend is a Backend, as Backend.parse() gives, not {backend!r}")
+    if not isinstance(service, str):
+        raise TypeError(f"the service of a backend is a str, not {service!r}")
+
+
 def _is_alive(instance: Instance) -> bool:
-    if not isinstance(instance.backend, Backend):
-        raise TypeError(f"a backend is a Backend, as Backend.parse() gives, not {instance.backend!r}")
-    if not isinstance(instance.service, str):
-        raise TypeError(f"the service of a backend is a str, not {instance.service!r}")
+    _check(instance.backend, instance.service)
     if not isinstance(instance.unhealthy, bool):
         raise TypeError(f"unhealthy is a bool, not {instance.unhealthy!r}")
     state = instance.state if isinstance(instance.state, BackendState) else BackendState.parse(instance.state)
     return state in _ALIVE and not instance.unhealthy
-
-
-def _nothing() -> None:
-    """Nobody waits for a fall."""

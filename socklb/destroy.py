@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from .filters import SocketFilter
     from .ledger import Audit, Subject
-    from .rev_nat import RevNatMaps
     from .wire.reply import InetSocket
 
 SHARED_ADDRESS = "another socket shares its address"
@@ -73,7 +72,7 @@ def destroy_each(
 class Operation:
     """One call that destroys what some filters mean, in one namespace or in several at once: one limit, one audit.
 
-    With `rev_nat`, only what the balancer sent there itself. `subject` tells of a socket what the records say it was
+    `spare` gives a further reason to spare a socket, or "". `subject` tells of a socket what the records say it was
     meant by; unless told otherwise, its filter.
     """
 
@@ -86,13 +85,13 @@ class Operation:
         unconnected: bool = False,
         allow_unbounded: bool = False,
         audit: Audit | None = None,
-        rev_nat: RevNatMaps | None = None,
+        spare: Callable[[InetSocket], str] | None = None,
         subject: Subject | None = None,
     ) -> None:
         self.filters = filters
-        self._mercy = Mercy(unconnected=unconnected, limit=limit, rev_nat=rev_nat)
-        self._ledger = Ledger(audit, dry_run=dry_run)
-        self._dry_run, self._subject = dry_run, subject
+        self.mercy = Mercy(unconnected=unconnected, limit=limit, further=spare)
+        self.ledger = Ledger(audit, dry_run=dry_run)
+        self.dry_run, self._subject = dry_run, subject
         for filter in filters:
             check_filter(filter)
             if not allow_unbounded and not filter.is_bounded:
@@ -103,12 +102,17 @@ class Operation:
 
     def stop(self, why: str) -> None:
         """Let no thread of the operation begin another batch: RunStopped is raised there, and says why."""
-        self._ledger.close(why)
+        self.ledger.close(why)
 
     @property
     def is_stopped(self) -> bool:
         """Whether it was stopped, or its audit failed."""
-        return self._ledger.is_closed
+        return self.ledger.is_closed
+
+    @property
+    def audit_error(self) -> BaseException | None:
+        """What the audit raised."""
+        return self.ledger.audit_error
 
     def run_in(self, namespace: NetworkNamespace | None) -> DestroyReport:
         """Destroy in this namespace (None: the caller's), over one netlink socket. Whatever is raised has `.report`."""
@@ -118,31 +122,11 @@ class Operation:
             with inside(namespace, SocketTable) as table:
                 for filter, searched in zip(self.filters, resolved):
                     subject = self._subject or _filter_as_subject(filter)
-                    self._destroy(searched, table, place(namespace), report, subject)
+                    _Execution(self, searched, table, place(namespace), report, subject).run()
         except BaseException as error:
             error.report = report  # type: ignore[attr-defined]
             raise
         return report
-
-    def _destroy(
-        self, filter: SocketFilter, table: SocketTable, where: str, report: DestroyReport, subject: Subject
-    ) -> None:
-        doomed, spared = [], []
-        for socket in table.collect(filter, where):
-            reason = self._mercy.reason(socket, filter) or (DRY_RUN if self._dry_run else "")
-            if reason:
-                spared.append(Outcome(socket, SKIPPED, reason))
-            else:
-                doomed.append(socket)
-
-        def conclude(outcomes: Iterable[Outcome]) -> None:
-            self._ledger.enter(report, outcomes, where, subject)
-
-        def is_meant(socket: InetSocket) -> bool:
-            return filter.accepts(socket) and not self._mercy.reason_in_itself(socket, filter)
-
-        conclude(spared)
-        _Execution(table, filter, where, self._ledger, conclude, is_meant).run(doomed)
 
 
 def _filter_as_subject(filter: SocketFilter) -> Subject:
@@ -151,25 +135,27 @@ def _filter_as_subject(filter: SocketFilter) -> Subject:
 
 
 class _Execution:
-    """Destroys sockets in rounds, until each has its verdict."""
+    """Destroys what one filter means in one namespace, in rounds, until each socket has its verdict."""
 
     def __init__(
         self,
-        table: SocketTable,
+        operation: Operation,
         filter: SocketFilter,
+        table: SocketTable,
         where: str,
-        ledger: Ledger,
-        conclude: Callable[[list[Outcome]], None],
-        is_meant: Callable[[InetSocket], bool],
+        report: DestroyReport,
+        subject: Subject,
     ) -> None:
-        self._table, self._filter, self._where = table, filter, where
-        self._ledger, self._conclude, self._is_meant = ledger, conclude, is_meant
+        self._mercy, self._ledger, self._dry_run = operation.mercy, operation.ledger, operation.dry_run
+        self._filter, self._table, self._where = filter, table, where
+        self._report, self._subject = report, subject
         self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {where}"
         self._pending: dict[int, InetSocket] = {}  # by cookie, those without a verdict
         self._in_flight: set[int] = set()  # the cookies that were sent to the kernel and not yet answered for
+        self._settled: list[Outcome] = []  # the last verdicts, entered or about to be
         self._moves_left = _MOVES
 
-    def run(self, doomed: list[InetSocket]) -> None:
+    def run(self) -> None:
         """ENOENT says little: a socket that is still there hides behind a twin with the same address.
 
         The twin is found first; once it is gone the next one is. So rounds follow as long as the last one destroyed
@@ -177,18 +163,41 @@ class _Execution:
         for ever. A socket that was given another address or device meanwhile, and is still meant, is tried as it is
         now, a few times.
         """
-        self._pending = {socket.cookie: socket for socket in doomed}
+        self._judge()
         try:
+            for start in range(0, len(self._settled), BATCH):
+                self._enter(self._settled[start : start + BATCH])
             while self._pending:
                 progress = self._round()
                 if self._pending:
                     self._sort_out(progress)
         except BaseException as error:
-            self._settle(
-                Outcome(socket, FAILED, self._why_failed(error, cookie), getattr(error, "errno", None))
-                for cookie, socket in self._pending.items()
-            )
+            self._enter(self._left_over(error))
             raise
+
+    def _judge(self) -> None:
+        """Tell those that are spared, which is a verdict, from those that are not."""
+        spared = []
+        for socket in self._table.collect(self._filter, self._where):
+            reason = self._mercy.reason(socket, self._filter) or (DRY_RUN if self._dry_run else "")
+            if reason:
+                spared.append(Outcome(socket, SKIPPED, reason))
+            else:
+                self._pending[socket.cookie] = socket
+        self._settled = spared
+
+    def _enter(self, outcomes: list[Outcome]) -> None:
+        self._ledger.enter(self._report, outcomes, self._where, self._subject)
+
+    def _left_over(self, error: BaseException) -> list[Outcome]:
+        """Verdicts that an error, or an interrupt between any two steps, has kept from being entered or given."""
+        entered = set(map(id, self._report.outcomes))
+        settled = {outcome.socket.cookie for outcome in self._settled}
+        return [outcome for outcome in self._settled if id(outcome) not in entered] + [
+            Outcome(socket, FAILED, self._why_failed(error, cookie), getattr(error, "errno", None))
+            for cookie, socket in self._pending.items()
+            if cookie not in settled
+        ]
 
     def _why_failed(self, error: BaseException, cookie: int) -> str:
         if isinstance(error, SocklbError):
@@ -239,16 +248,26 @@ class _Execution:
                 outcomes.append(Outcome(socket, FAILED, ONLY_BOUND if only_bound else SHARED_ADDRESS, errno.ENOENT))
         self._settle(outcomes)
 
+    def _is_meant(self, socket: InetSocket) -> bool:
+        return self._filter.accepts(socket) and not self._mercy.reason_in_itself(socket, self._filter)
+
     def _settle(self, outcomes: Iterable[Outcome]) -> None:
-        settled = list(outcomes)
-        for outcome in settled:
+        self._settled = list(outcomes)
+        for outcome in self._settled:
             del self._pending[outcome.socket.cookie]
         self._in_flight.clear()
-        self._conclude(settled)
+        self._enter(self._settled)
 
     def _still_there(self) -> dict[int, InetSocket]:
         """By cookie, the pending sockets as they are now, if the condition still means them, in whatever live state."""
         live = STATE_FILTER_TCP if self._filter.protocol == IPPROTO_TCP else STATE_FILTER_UDP
         states = live | self._filter.request_states
         rows = self._table.search(self._filter, states, self._where, may_repeat_rows=True)
-        return {socket.cookie: socket for socket in rows if socket.cookie in self._pending}
+        return {socket.cookie: socket for socket in rows if self._is_alive(socket)}
+
+    def _is_alive(self, row: InetSocket) -> bool:
+        """Whether it is one of those pending; one that was reset meanwhile may still hold its port, as a bound one."""
+        pending = self._pending.get(row.cookie)
+        if pending is None:
+            return False
+        return row.protocol != IPPROTO_TCP or row.state != TcpState.CLOSE or pending.state == TcpState.CLOSE

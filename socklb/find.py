@@ -196,12 +196,14 @@ def _requests(
 def _matching(
     first: list[bytes] | None, others: Iterator[list[bytes]], protocol: int, plan: Plan
 ) -> Iterator[InetSocket]:
-    rest = plan.rest
+    rest, again = plan.rest, plan.again
     seen: set[int] | None = None if plan.disjoint else set()
     buffer = first
     while buffer is not None:
         for row in buffer:
             socket = InetSocket(row, protocol)
+            if again is not None and not again.matches(socket):
+                continue
             if rest is not None and not rest.matches(socket):
                 continue
             if seen is not None:

@@ -12,7 +12,7 @@ from .report import DestroyReport, outcome_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Any
 
     from .report import Outcome
@@ -37,6 +37,7 @@ class Ledger:
         self._stamp = {} if audit is None else {"operation": os.urandom(8).hex(), "actor": _actor()}
         self._lock = RLock()
         self._why_closed = ""
+        self.audit_error: BaseException | None = None
 
     def __enter__(self) -> Ledger:
         self._lock.acquire()
@@ -56,24 +57,27 @@ class Ledger:
     def is_closed(self) -> bool:
         return bool(self._why_closed)
 
-    def enter(self, report: DestroyReport, outcomes: Iterable[Outcome], where: str, subject: Subject) -> None:
+    def enter(self, report: DestroyReport, outcomes: list[Outcome], where: str, subject: Subject) -> None:
         """All into the report, and then into the audit, which is left alone once it has failed.
 
         `where` is the namespace's name; `subject` tells of a socket what it was meant by, a filter or a backend.
         """
         with self._lock:
-            entered = list(outcomes)
-            for outcome in entered:
-                report.add(outcome)
-            for index, outcome in enumerate(entered if self._audit is not None else ()):
-                try:
+            if self._audit is None:
+                report.outcomes += outcomes
+                return
+            recorded = 0
+            try:
+                report.outcomes += outcomes
+                for outcome in outcomes:
                     record = outcome_record(outcome, where, subject(outcome.socket), self._dry_run)
-                    self._audit({"time": _now(), **self._stamp, **record})  # type: ignore[misc]
-                except BaseException:
-                    self._audit = None
-                    self.close("the audit failed")
-                    report.unrecorded = entered[index:]
-                    raise
+                    self._audit({"time": _now(), **self._stamp, **record})
+                    recorded += 1
+            except BaseException as error:
+                self._audit, self.audit_error = None, error
+                self.close("the audit failed")
+                report.unrecorded = outcomes[recorded:]
+                raise
 
 
 def _now() -> str:

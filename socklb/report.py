@@ -44,17 +44,37 @@ class Counts:
     there, with the reason. `matched` is the sum of the four.
     """
 
-    __slots__ = ("destroyed", "failed", "gone", "skipped")
+    __slots__ = ("_counts",)
 
     def __init__(self) -> None:
-        self.destroyed = self.gone = self.skipped = self.failed = 0
+        self._counts = dict.fromkeys(_VERDICTS, 0)
+
+    def count(self, verdict: str) -> None:
+        """Take in one more."""
+        self._counts[verdict] += 1
+
+    def _of(self, verdict: str) -> int:
+        return self._counts[verdict]
+
+    @property
+    def destroyed(self) -> int:
+        return self._of(DESTROYED)
+
+    @property
+    def gone(self) -> int:
+        return self._of(GONE)
+
+    @property
+    def skipped(self) -> int:
+        return self._of(SKIPPED)
+
+    @property
+    def failed(self) -> int:
+        return self._of(FAILED)
 
     @property
     def matched(self) -> int:
-        return self.destroyed + self.gone + self.skipped + self.failed
-
-    def count(self, verdict: str, number: int = 1) -> None:
-        setattr(self, verdict, getattr(self, verdict) + number)
+        return sum(map(self._of, _VERDICTS))
 
     def sums(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("matched", *_VERDICTS)}
@@ -66,20 +86,19 @@ class Counts:
 class DestroyReport(Counts):
     """What a destroy did: `outcomes`, one for each socket that matched, and their sums.
 
-    `unrecorded` are those whose audit failed: at most one batch.
+    `unrecorded` are those that the audit failed to take: at most one batch. What was given up after that has not been
+    touched, and is not in the audit either.
     """
 
     __slots__ = ("outcomes", "unrecorded")
 
     def __init__(self) -> None:
         super().__init__()
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[Outcome] = []  # and nothing beside it: one step takes a verdict in, interrupts or not
         self.unrecorded: list[Outcome] = []
 
-    def add(self, outcome: Outcome) -> None:
-        """Take in one verdict."""
-        self.count(outcome.verdict)
-        self.outcomes.append(outcome)
+    def _of(self, verdict: str) -> int:
+        return sum(outcome.verdict == verdict for outcome in self.outcomes)
 
 
 def socket_record(socket: InetSocket) -> dict[str, Any]:

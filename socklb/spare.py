@@ -11,14 +11,14 @@ from .wire.request import IPPROTO_TCP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .filters import SocketFilter
-    from .rev_nat import RevNatMaps
     from .wire.reply import InetSocket
 
 OWN_SESSION = "own session"
 LISTENING = "listening"
 NOT_CONNECTED = "not connected"
-NO_REV_NAT = "no reverse-NAT entry"
 LIMIT = "limit"
 DRY_RUN = "dry run"
 
@@ -27,17 +27,18 @@ class Mercy:
     """Tells why a socket is spared, one after another: the limit counts what was not.
 
     `unconnected` lifts "not connected", a filter whose states name LISTEN lifts "listening", nothing lifts "own
-    session". With `rev_nat`, what the balancer has no record of is spared. With a `limit`, so many are not spared and
-    the rest is.
+    session". `further` may have other reasons. With a `limit`, so many are not spared and the rest is.
     """
 
-    def __init__(self, *, unconnected: bool, limit: int | None, rev_nat: RevNatMaps | None = None) -> None:
+    def __init__(
+        self, *, unconnected: bool, limit: int | None, further: Callable[[InetSocket], str] | None = None
+    ) -> None:
         if limit is not None:
             if isinstance(limit, bool) or not isinstance(limit, int):
                 raise TypeError(f"limit is an int or None, not {limit!r}")
             if limit < 1:
                 raise ValueError(f"limit {limit} is below 1; to destroy nothing, use a dry run")
-        self._unconnected, self._left, self._rev_nat = unconnected, limit, rev_nat
+        self._unconnected, self._left, self._further = unconnected, limit, further
         self._lock = allocate_lock()  # several namespaces may be at work at once
         self._session: OwnSession | None = None
 
@@ -54,9 +55,7 @@ class Mercy:
                 return LISTENING
         elif socket.state != TcpState.ESTABLISHED and not self._unconnected:
             return NOT_CONNECTED
-        if self._rev_nat is not None and not self._rev_nat.contains(socket.cookie, socket.dst, socket.dport):
-            return NO_REV_NAT
-        return ""
+        return "" if self._further is None else self._further(socket)
 
     def _is_within_limit(self) -> bool:
         if self._left is None:

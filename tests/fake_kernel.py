@@ -234,24 +234,32 @@ def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None 
     return answer
 
 
-def living(rows: Sequence[bytes], *, stays: bool = False) -> Answer:
+class Living:
     """A table that is looked up as the kernel does it: one socket with the address is found (the last that was dumped),
     and has to have the cookie. Destroyed it is gone; a bound UDP socket `stays`, and answers 0 each time.
-    """
-    left = list(rows)
 
-    def destroy(id: SocketId, family: int) -> int:
-        for one in reversed(left):
+    `rows` are those that are left, and may be changed meanwhile; `killed` are the cookies that answered 0.
+    """
+
+    def __init__(self, rows: Sequence[bytes], *, stays: bool = False) -> None:
+        self.rows, self._stays = list(rows), stays
+        self.killed: list[int] = []
+        self._table = table(self.rows, self._destroy)
+
+    def __call__(self, requests: Sequence[Request]) -> Iterable[Datagram]:
+        return self._table(requests)
+
+    def _destroy(self, id: SocketId, family: int) -> int:
+        for one in reversed(self.rows):
             there = decode_msg(one).id
             if there._replace(cookie=0) == id._replace(cookie=0):
                 if there.cookie != id.cookie:
                     return errno.ENOENT
-                if not stays:
-                    left.remove(one)
+                if not self._stays:
+                    self.rows.remove(one)
+                self.killed.append(there.cookie)
                 return 0
         return errno.ENOENT
-
-    return table(left, destroy)
 
 
 def _asked_for(request: Request, row: bytes) -> bool:

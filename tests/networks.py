@@ -53,3 +53,29 @@ def networks(count: int) -> Iterator[list[Network]]:
             namespace = NetworkNamespace.from_path(f"/proc/self/fd/{descriptor}", name=f"net{number}")
             made.append(Network(namespace, stack.enter_context(Sockets())))
         yield made
+
+
+@contextmanager
+def pinned(path: str, name: str) -> Iterator[str]:
+    """A namespace has this name meanwhile, as `ip netns` gives it; the path of the pin."""
+    directory = "/run/netns"  # of the test world's own
+    os.makedirs(directory, exist_ok=True)
+    pin = os.path.join(directory, name)
+    os.close(os.open(pin, os.O_CREAT | os.O_EXCL))
+    try:
+        world.bind(path, pin)
+        try:
+            yield pin
+        finally:
+            world.unmount(pin)
+    finally:
+        os.unlink(pin)
+
+
+@contextmanager
+def pinned_networks(*names: str) -> Iterator[list[Network]]:
+    """Fresh network namespaces that have these names, so that any process can enter them."""
+    with networks(len(names)) as made, ExitStack() as stack:
+        for net, name in zip(made, names):
+            net.namespace = NetworkNamespace.from_path(stack.enter_context(pinned(net.namespace.path, name)))
+        yield made

@@ -74,6 +74,11 @@ def pending_error(sock: socket.socket) -> str:
     return errno.errorcode[code] if code else ""
 
 
+def reset_on_close(sock: socket.socket) -> None:
+    """Let close() send a reset: nothing lingers, and the address is free for the next one at once."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 def talk(client: socket.socket, server: socket.socket) -> None:
     """Data gets through between two sockets, both ways: they are alive."""
     client.send(b"?")

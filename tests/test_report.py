@@ -45,7 +45,7 @@ class TestReport:
     def test_the_sums_are_those_of_the_outcomes(self, verdicts: list[str]) -> None:
         report = DestroyReport()
         for number, verdict in enumerate(verdicts):
-            report.add(Outcome(InetSocket(row(number), socket.IPPROTO_UDP), verdict))
+            report.outcomes.append(Outcome(InetSocket(row(number), socket.IPPROTO_UDP), verdict))
         sums = report.sums()
         assert sums == {"matched": len(verdicts), **{verdict: verdicts.count(verdict) for verdict in VERDICTS}}
         assert sums["matched"] == sum(sums[verdict] for verdict in VERDICTS)

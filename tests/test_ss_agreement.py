@@ -7,37 +7,20 @@ compared: ss reads it from left to right, socklb asks for parentheses.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
-from ipaddress import ip_address
-from typing import NamedTuple, Optional
 
 import pytest
 
-from socklb import InetSocket, SocketFilter, TcpState, find_sockets
 from socklb.wire.socket_id import AF_INET, AF_INET6
 
 from . import world
 from .sockets import Sockets, add_v6_address, family_of
+from .ss import SS_STATES, Row, both, found, plain_endpoint, require_ss, shown
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("crowd")]
 
 PROTOCOLS = ("tcp", "udp")
-SS_STATES = {
-    TcpState.ESTABLISHED: "ESTAB",
-    TcpState.SYN_SENT: "SYN-SENT",
-    TcpState.SYN_RECV: "SYN-RECV",
-    TcpState.FIN_WAIT1: "FIN-WAIT-1",
-    TcpState.FIN_WAIT2: "FIN-WAIT-2",
-    TcpState.TIME_WAIT: "TIME-WAIT",
-    TcpState.CLOSE: "UNCONN",
-    TcpState.CLOSE_WAIT: "CLOSE-WAIT",
-    TcpState.LAST_ACK: "LAST-ACK",
-    TcpState.LISTEN: "LISTEN",
-    TcpState.CLOSING: "CLOSING",
-}
 
 
 # --------------------------------------------------------------------------------------------- the crowd
@@ -46,10 +29,7 @@ SS_STATES = {
 @pytest.fixture(scope="module")
 def crowd() -> Iterator[None]:
     """One network full of sockets of every kind, for all tests here: they only look."""
-    if shutil.which("ss") is None:
-        if os.environ.get("SOCKLB_REQUIRE_KERNEL") == "1":
-            pytest.fail("ss (iproute2) is not installed", pytrace=False)
-        pytest.skip("ss (iproute2) is not installed")
+    require_ss()
     world.new_network()
     add_v6_address("fd00::1")
     with Sockets() as sockets:
@@ -97,62 +77,6 @@ def _bind_in_every_way(sockets: Sockets, kind: int) -> None:
         if kind == socket.SOCK_STREAM:
             bound.listen(port - 9090)
     sockets.make(socket.AF_INET, kind).bind(("127.0.0.1", 9105))
-
-
-# ----------------------------------------------------------------------------------- one row, as ss has it
-
-
-class Row(NamedTuple):
-    state: Optional[str]  # ss leaves it out when it was asked for one state alone
-    rqueue: int
-    wqueue: int
-    local: str
-    peer: str
-
-
-def shown(protocol: str, *words: str) -> list[Row]:
-    """What ss shows, each address as ipaddress writes it."""
-    command = ["ss", "--no-header", "--numeric", "--all", f"--{protocol}", *words]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    rows = []
-    for line in output.splitlines():
-        *state, rqueue, wqueue, local, peer = line.split()
-        rows.append(Row(state[0] if state else None, int(rqueue), int(wqueue), *map(_plain_endpoint, (local, peer))))
-    return sorted(row for row in rows if protocol != "tcp" or row.state != "UNCONN")
-
-
-def _plain_endpoint(text: str) -> str:
-    """`*` is the wildcard of a v6 socket that takes v4 too, as an address, and 0 as a port."""
-    host, _, port = text.rpartition(":")
-    host, _, device = host.replace("[", "").replace("]", "").partition("%")
-    return _endpoint("::" if host == "*" else host, 0 if port == "*" else int(port), device)
-
-
-def _endpoint(host: object, port: int, device: str) -> str:
-    return f"{ip_address(str(host))} {port} {device}"
-
-
-def found(protocol: str, text: str = "", *, states: str = "all", family: int | None = None) -> list[Row]:
-    filter = SocketFilter.parse(text, protocol, states=states, family=family)
-    return sorted(_row(each) for each in find_sockets(filter) if protocol != "tcp" or each.state != TcpState.CLOSE)
-
-
-def _row(each: InetSocket) -> Row:
-    device = socket.if_indextoname(each.interface) if each.interface else ""
-    local, peer = _endpoint(each.src, each.sport, device), _endpoint(each.dst, each.dport, "")
-    return Row(SS_STATES[TcpState(each.state)], each.rqueue, each.wqueue, local, peer)
-
-
-def both(
-    protocol: str, text: str = "", *, states: str = "all", family: int | None = None
-) -> tuple[list[Row], list[Row]]:
-    """What is found, and what ss shows, while nothing moved: a full queue may take a little more yet."""
-    words = [*(["-4" if family == AF_INET else "-6"] if family else []), "state", states, *([text] if text else [])]
-    for _ in range(100):
-        here, there = found(protocol, text, states=states, family=family), shown(protocol, *words)
-        if here == found(protocol, text, states=states, family=family):
-            return here, there
-    raise AssertionError("the sockets of the test never came to rest")
 
 
 # ------------------------------------------------------------------------------------------------- tests
@@ -285,7 +209,7 @@ class TestKnownDifferences:
     @pytest.mark.parametrize("protocol", PROTOCOLS)
     def test_ss_4_misses_mapped_sockets(self, protocol: str) -> None:
         missed = set(found(protocol, "dst 127.0.0.3")) - set(shown(protocol, "-4", "dst 127.0.0.3"))
-        assert {row.peer for row in missed} == {_plain_endpoint("[::ffff:127.0.0.3]:9002")}
+        assert {row.peer for row in missed} == {plain_endpoint("[::ffff:127.0.0.3]:9002")}
 
 
 class TestStates:

@@ -45,14 +45,18 @@ def _parser(chosen: Iterable[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. Bad usage leaves through SystemExit(2), as argparse does."""
-    words = sys.argv[1:] if arguments is None else arguments
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """What the words of a command line mean. Bad usage leaves through SystemExit(2), as argparse does."""
     # Building a parser takes longer than using it: where the command is plain, the others need none.
     chosen = words[:1] if words and words[0] in _COMMANDS else _COMMANDS
+    return _parser(chosen).parse_args(spelled_out(words))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Bad usage leaves through SystemExit(2), as argparse does."""
     try:
         try:
-            options = _parser(chosen).parse_args(spelled_out(words))
+            options = parse(sys.argv[1:] if arguments is None else arguments)
             code: int = options.run(options)
         finally:
             flush_stdout()

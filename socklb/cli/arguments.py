@@ -59,7 +59,10 @@ REV_NAT = "--rev-nat"
 
 
 def add_rev_nat_argument(parser: argparse.ArgumentParser, help: str) -> None:
-    parser.add_argument(REV_NAT, metavar="DIR", help=f"{help}; default DIR: /sys/fs/bpf/tc/globals, where Cilium pins")
+    """Its DIR is behind a "=" (`spelled_out`), and so the help text has it (`HelpFormatter`)."""
+    parser.add_argument(
+        REV_NAT, metavar="[=DIR]", help=f"{help}; default DIR: /sys/fs/bpf/tc/globals, where Cilium pins"
+    )
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:

@@ -16,6 +16,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=_terminal_width() - 2)
 
+    def format_help(self) -> str:
+        """argparse has no name for an option whose value is behind a "=" or not there."""
+        text = super().format_help().replace("--rev-nat [=DIR]]", "--rev-nat[=DIR]]")
+        return text.replace("--rev-nat [=DIR] ", "--rev-nat[=DIR]  ")  # what stands beside it stays where it is
+
 
 def _terminal_width() -> int:
     """COLUMNS, the width of standard output's terminal, or 80: as shutil.get_terminal_size() has it."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 
-from ..errors import KernelError, SocklbError
+from ..errors import NotPermitted, NotSupported, SocklbError
 from ..find import find_sockets, place
 from ..kernel.namespaces import NamespaceVanished, NetworkNamespace
 from ..report import socket_record
@@ -18,11 +19,12 @@ from .output import DONE, SOME_FAILED, complain, error_text, print_whole, quiet_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator
 
+    from ..filters import SocketFilter
     from ..wire.reply import InetSocket
 
-    Rows = Iterator[tuple[str, InetSocket]]
+    Rows = Generator[tuple[str, InetSocket], None, None]
 
 _EXAMPLES = """\
 examples:
@@ -54,47 +56,61 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     filters = filters_from(options)
-    places = _places(options)
-    # A generator starts when it is first asked, but names are looked up at once: bad input prints nothing here.
-    streams = [(place(where), find_sockets(filter, namespace=where)) for where in places for filter in filters]
-    failures: list[str] = []
-    rows = _rows(streams, failures if len(places) > 1 else None)
-    try:
+    failures: dict[str, Exception] = {}  # by the name of the namespace
+    with closing(_rows(options, filters, failures)) as rows:
         if options.json:
             _print_json(rows, failures)
         else:
             _print_table(rows)
-    finally:
-        for _, stream in streams:
-            stream.close()
-    for text in failures:
+    for text in _texts(failures):
         complain(text)
     return SOME_FAILED if failures else DONE
 
 
 def _places(options: argparse.Namespace) -> list[NetworkNamespace | None]:
-    """None, for the namespace that this runs in, or those of --netns."""
+    """None, for the namespace that this runs in, or those of --netns, each once."""
     if not options.netns:
         return [None]
     chosen = namespaces_from(options.netns)
     if chosen is not None:
-        return [*chosen]
+        return [*dict.fromkeys(chosen)]
     found = NetworkNamespace.discover()
     tell_skipped(found.skipped)
     return [*found]
 
 
-def _rows(streams: list[tuple[str, Generator[InetSocket, None, None]]], failures: list[str] | None) -> Rows:
-    """Each socket with the name of its namespace. One of several namespaces that fails does not stop the others."""
-    for where, stream in streams:
-        try:
-            for socket in stream:
-                yield where, socket
-        except KernelError as error:
-            if failures is None:
+def _rows(options: argparse.Namespace, filters: list[SocketFilter], failures: dict[str, Exception]) -> Rows:
+    """Each socket with the name of its namespace.
+
+    One of several namespaces that fails does not stop the others, but a kernel that cannot does, for it is the same
+    everywhere; nor is there more to be had where none is permitted.
+    """
+    places = _places(options)
+    # A generator starts when it is first asked, but names are looked up at once: bad input is told before all else.
+    streams = [(place(where), find_sockets(filter, namespace=where)) for where in places for filter in filters]
+    try:
+        for where, stream in streams:
+            try:
+                for socket in stream:
+                    yield where, socket
+            except NotSupported:
                 raise
-            if not isinstance(error, NamespaceVanished):
-                failures.append(f"in {where}: {error_text(error)}")
+            except (SocklbError, ValueError) as error:
+                if len(places) == 1:
+                    raise
+                if not isinstance(error, NamespaceVanished):
+                    failures.setdefault(where, error)
+    finally:
+        for _, stream in streams:
+            stream.close()
+    refusals = [error for error in failures.values() if isinstance(error, NotPermitted)]
+    if refusals and len(refusals) == len(places):
+        failures.clear()
+        raise refusals[0]
+
+
+def _texts(failures: dict[str, Exception]) -> list[str]:
+    return [f"in {where}: {error_text(error)}" for where, error in failures.items()]
 
 
 def _print_table(rows: Rows) -> None:
@@ -116,21 +132,22 @@ def _print_table(rows: Rows) -> None:
         )
 
 
-def _print_json(rows: Rows, failures: list[str]) -> None:
-    """One object, written while the sockets come, and closed in any case."""
+def _print_json(rows: Rows, failures: dict[str, Exception]) -> None:
+    """One object, written while the sockets come, and closed in any case; nothing at all for bad input."""
     import json  # not needed for tables
 
-    separator = "\n  "
-    said = ""
+    opening, separator = '{"sockets": [', "\n  "
+    ended: BaseException | None = None
     try:
-        print_whole('{"sockets": [')
         for where, socket in rows:
-            print_whole(separator + json.dumps({"namespace": where, **socket_record(socket)}))
-            separator = ",\n  "
-    except (SocklbError, KeyboardInterrupt) as error:
-        said = error_text(error)
+            print_whole(opening + separator + json.dumps({"namespace": where, **socket_record(socket)}))
+            opening, separator = "", ",\n  "
+    except ValueError:
         raise
-    finally:
-        said = said or "; ".join(failures)
-        with quiet_pipe():
-            print_whole(f'], "error": {json.dumps(said)}}}\n' if said else "]}\n")
+    except BaseException as error:
+        ended = error
+    said = "; ".join(_texts(failures)) if ended is None else error_text(ended)
+    with quiet_pipe():
+        print_whole(opening + (f'], "error": {json.dumps(said)}}}\n' if said else "]}\n"))
+    if ended is not None:
+        raise ended

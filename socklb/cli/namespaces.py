@@ -42,12 +42,21 @@ def _namespace(word: str) -> NetworkNamespace:
 
 
 def tell_skipped(skipped: Iterable[SkippedNamespace]) -> None:
+    """Say which namespaces could not be looked at."""
+    for text in skipped_texts(skipped):
+        complain(text)
+
+
+def skipped_texts(skipped: Iterable[SkippedNamespace]) -> list[str]:
     """How many paths to namespaces could not be looked at, by the reason."""
     from ..kernel.discovery import unreadable  # few need it
 
     reasons: dict[str, list[str]] = {}
     for path, reason in unreadable(skipped):
         reasons.setdefault(reason, []).append(path)
-    for reason, paths in reasons.items():
-        others = f" and {len(paths) - 1} others" if len(paths) > 1 else ""
-        complain(f"not looked at: {paths[0]}{others}: {reason}")
+    return [f"not looked at: {_first(paths)}: {reason}" for reason, paths in reasons.items()]
+
+
+def _first(paths: list[str]) -> str:
+    others = len(paths) - 1
+    return paths[0] + (f" and {others} other{'s' if others > 1 else ''}" if others else "")

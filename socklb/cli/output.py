@@ -11,7 +11,7 @@ from ..errors import NotPermitted, NotSupported, SocklbError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
+    from typing import Any, TextIO
 
 DONE = 0
 SOME_FAILED = 1
@@ -44,9 +44,16 @@ def error_text(error: BaseException) -> str:
 
 
 def complain(text: str) -> None:
-    """Say it on standard error; where that is closed `print` would take standard output instead."""
-    if sys.stderr is not None:
+    """Say it on standard error; where that is closed `print` would take standard output instead.
+
+    Nobody can be told that there is nobody to tell: the command goes on, and its exit code says what it says.
+    """
+    if sys.stderr is None:
+        return
+    try:
         print(f"socklb: {text}", file=sys.stderr)
+    except OSError:
+        _silence(sys.stderr)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -80,7 +87,7 @@ def quiet_pipe() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        _silence_stdout()
+        _silence(sys.stdout)
 
 
 def flush_stdout() -> None:
@@ -90,13 +97,13 @@ def flush_stdout() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        _silence_stdout()
+        _silence(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             raise
 
 
-def _silence_stdout() -> None:
-    """Point standard output at nothing, so that the interpreter's last flush does not fail too."""
+def _silence(stream: TextIO) -> None:
+    """Point it at nothing, so that the interpreter's last flush does not fail too."""
     descriptor = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, stream.fileno())
     os.close(descriptor)

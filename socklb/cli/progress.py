@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 
@@ -29,5 +30,13 @@ def progress() -> Iterator[Progress | None]:
 
 
 def _tell(done: int, total: int, namespace: NetworkNamespace) -> None:
-    sys.stderr.write(f"{_CLEAR_LINE}{done} of {total} namespaces: {namespace.name}")
+    text = f"{done} of {total} namespaces: {namespace.name}"
+    sys.stderr.write(_CLEAR_LINE + text[: _width() - 1])  # of what wraps only the last row could be cleared
     sys.stderr.flush()
+
+
+def _width() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0 is a terminal that does not know
+    except OSError:
+        return 80

@@ -6,13 +6,12 @@ import argparse
 
 from ..errors import SocklbError
 from ..find import live_cookies
-from ..kernel.discovery import unreadable
 from ..kernel.namespaces import NetworkNamespace
 from ..wire.reply import format_address, format_endpoint
 from .arguments import add_rev_nat_argument, open_rev_nat
 from .help import HelpFormatter
-from .namespaces import tell_skipped
-from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, print_json, quiet_pipe
+from .namespaces import skipped_texts
+from .output import BAD_INPUT, DONE, SOME_FAILED, complain, error_text, exit_code, print_json, quiet_pipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +26,8 @@ examples:
   socklb rev-nat --rev-nat=/sys/fs/bpf/tc/globals
 
 An entry says that the balancer sent a socket, known by its cookie, to a backend when it had asked for a service. It is
-stale when no such socket lives in any namespace of this host. Needs CAP_BPF, and for --stale what `socklb terminate`
+stale when no such socket lives in any namespace of this host. Ends with 1 if some could not be looked at: a socket that
+lives there counts as stale. Needs CAP_BPF, and for --stale what `socklb terminate`
 needs to see all namespaces.
 """
 _ROW = "{:>20} {:>28} {:>28} {:>5}"
@@ -49,27 +49,29 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    code = DONE
+    problems: list[str] = []
     try:
         with open_rev_nat(options.rev_nat or "") as maps:
             entries = list(maps.entries())
         if options.stale:
             # The sockets are looked at after the entries: one that came in between is nobody's stale entry.
             found = NetworkNamespace.discover()
-            tell_skipped(found.skipped)
-            code = SOME_FAILED if unreadable(found.skipped) else DONE
+            problems = skipped_texts(found.skipped)
             alive = live_cookies(found)
             entries = [entry for entry in entries if entry.cookie not in alive]
     except (SocklbError, KeyboardInterrupt) as error:
         if options.json and exit_code(error) != BAD_INPUT:
             print_json({"entries": [], "error": error_text(error)})
         raise
+    for text in problems:
+        complain(text)
     with quiet_pipe():
         if options.json:
-            print_json({"entries": [_record(entry) for entry in entries]})
+            said = {"error": "; ".join(problems)} if problems else {}
+            print_json({"entries": [_record(entry) for entry in entries], **said})
         else:
             _print_table(entries)
-    return code
+    return SOME_FAILED if problems else DONE
 
 
 def _record(entry: RevNatEntry) -> dict[str, Any]:

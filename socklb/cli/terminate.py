@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from ..backends import Backend
 from ..errors import SocklbError
-from ..termination.terminate import TerminationReport, backend_of, terminate_connections
+from ..termination.terminate import TerminationReport, backend_as_subject, terminate_connections
 from .arguments import add_rev_nat_argument, open_rev_nat
 from .audit import add_audit_argument, audit_from
 from .help import HelpFormatter
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..kernel.namespaces import NetworkNamespace
-    from ..wire.reply import InetSocket
 
 _EXAMPLES = """\
 examples:
@@ -57,6 +56,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _backend(text: str) -> Backend:
+    if text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no backend; a directory of maps is given as --rev-nat={text}")
     try:
         return Backend.parse(text)
     except ValueError as error:
@@ -64,41 +65,46 @@ def _backend(text: str) -> Backend:
 
 
 def run(options: argparse.Namespace) -> int:
-    namespaces = namespaces_from(options.netns or [ALL])
-    with ExitStack() as stack:
-        audit = stack.enter_context(audit_from(options))
-        rev_nat = None if options.rev_nat is None else stack.enter_context(open_rev_nat(options.rev_nat))
-        try:
-            with progress() as tell:
-                report = terminate_connections(
-                    options.backends,
-                    namespaces=namespaces,
-                    rev_nat=rev_nat,
-                    dry_run=options.dry_run,
-                    audit=audit,
-                    progress=tell,
-                )
-        except (SocklbError, KeyboardInterrupt) as error:
-            if exit_code(error) != BAD_INPUT:
-                _show(getattr(error, "report", None) or TerminationReport(options.backends), options, error)
-            raise
+    try:
+        report = _terminate(options)
+    except (SocklbError, KeyboardInterrupt) as error:
+        if exit_code(error) != BAD_INPUT:
+            _show(getattr(error, "report", None) or TerminationReport(options.backends), options, error)
+        raise
     _show(report, options, None)
     return SOME_FAILED if report.failed or report.errors else DONE
 
 
+def _terminate(options: argparse.Namespace) -> TerminationReport:
+    namespaces = namespaces_from(options.netns or [ALL])
+    with ExitStack() as stack:
+        audit = stack.enter_context(audit_from(options))
+        rev_nat = None if options.rev_nat is None else stack.enter_context(open_rev_nat(options.rev_nat))
+        return terminate_connections(
+            options.backends,
+            namespaces=namespaces,
+            rev_nat=rev_nat,
+            dry_run=options.dry_run,
+            audit=audit,
+            progress=stack.enter_context(progress()),
+        )
+
+
 def _show(report: TerminationReport, options: argparse.Namespace, error: BaseException | None) -> None:
     more = {
-        "namespaces": [_namespace_record(namespace, result) for namespace, result in report.namespaces.items()],
+        "namespaces": [_namespace_record(namespace, report) for namespace in report.namespaces],
         "skipped_namespaces": [skipped._asdict() for skipped in report.skipped_namespaces],
         "backends": [{"backend": str(backend), **counts.sums()} for backend, counts in report.backends.items()],
     }
-    show(report, _subject, options, error, more)
+    show(report, backend_as_subject, options, error, more)
 
 
-def _subject(socket: InetSocket) -> dict[str, str]:
-    return {"backend": str(backend_of(socket))}
-
-
-def _namespace_record(namespace: NetworkNamespace, result: Any) -> dict[str, Any]:
-    said = {"error": error_text(result)} if isinstance(result, BaseException) else result.sums()
-    return {"namespace": namespace.name, "path": namespace.path, "inode": namespace.inode, **said}
+def _namespace_record(namespace: NetworkNamespace, report: TerminationReport) -> dict[str, Any]:
+    error = report.errors.get(namespace)
+    return {
+        "namespace": namespace.name,
+        "path": namespace.path,
+        "inode": namespace.inode,
+        **report.reports[namespace].sums(),
+        "error": None if error is None else error_text(error),
+    }

@@ -54,7 +54,7 @@ def show(
             )
             return
         for where, outcome in outcomes:
-            print(_line(where, outcome, outcome in report.unrecorded))
+            print(outcome_line(where, outcome, outcome in report.unrecorded))
         print(sums_text(report))
 
 
@@ -71,7 +71,8 @@ def _named(report: Report) -> list[tuple[str, Outcome]]:
     return [(namespace.name, outcome) for namespace, outcome in report.outcomes]
 
 
-def _line(where: str, outcome: Outcome, is_unrecorded: bool) -> str:
+def outcome_line(where: str, outcome: Outcome, is_unrecorded: bool) -> str:
+    """One verdict for people; `where` is the name of the namespace."""
     socket = outcome.socket
     remarks = [outcome.reason] if outcome.reason else []
     if is_unrecorded:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from threading import Thread
 
 from ..backends import BackendTable
-from ..errors import NotPermitted, NotSupported
+from ..errors import NotPermitted, NotSupported, SocklbError
 from ..kernel.namespaces import HOST_NAME
 from ..kernel.parallel import start
 from ..probe import NO_DESTROY, NO_DIAG, NOT_PERMITTED, probe
@@ -21,7 +21,7 @@ from .audit import add_audit_argument, audit_from
 from .help import HelpFormatter
 from .namespaces import ALL, add_netns_argument, namespaces_from, tell_skipped
 from .output import DONE, INTERRUPTED, SOME_FAILED, complain, error_text, quiet_pipe
-from .verdicts import namespace_problems, sums_text
+from .verdicts import namespace_problems, outcome_line, sums_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,9 +77,16 @@ def run(options: argparse.Namespace) -> int:
         loop = TerminationLoop(
             table, namespaces=lambda: namespaces_from(words), rev_nat=rev_nat, audit=audit, on_pass=teller.tell
         )
+        source = _source(options.source)
         caught = stack.enter_context(_stopping_on_signals(loop))
-        stack.enter_context(_followed(_source(options.source), table, loop, teller))
-        loop.run()
+        try:
+            with _followed(source, table, loop, teller):
+                loop.run()
+            if caught:
+                loop.run()  # once more, for what the source had read when the signal came
+        except SocklbError as error:
+            teller.tell_unrecorded(error)
+            raise
     if signal.SIGINT in caught:
         return INTERRUPTED
     if signal.SIGTERM in caught:
@@ -98,7 +105,11 @@ def _check_support(words: list[str]) -> None:
 
 
 def _source(word: str) -> Source:
-    return LineSource(sys.stdin.fileno()) if word == "-" else FileSource(word)
+    if word != "-":
+        return FileSource(word)
+    if sys.stdin is None:
+        raise ValueError("--source -: standard input is closed")
+    return LineSource(sys.stdin.fileno())
 
 
 @contextmanager
@@ -164,6 +175,13 @@ class _Teller:
                         print(f"{backend}: {sums_text(counts)}", flush=True)
         if done.given_up:
             self.fail(f"given up: {', '.join(map(str, done.given_up))}")
+
+    def tell_unrecorded(self, error: SocklbError) -> None:
+        """What was done, and is not in the audit, when an error ended the loop."""
+        report = error.report
+        for namespace, outcome in report.outcomes if report is not None else ():
+            if outcome in report.unrecorded:
+                complain(outcome_line(namespace.name, outcome, is_unrecorded=True))
 
     def _tell_problems(self, report: TerminationReport) -> None:
         for text in namespace_problems(report):

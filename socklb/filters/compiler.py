@@ -7,7 +7,7 @@ from errno import EOPNOTSUPP
 
 from ..errors import NotSupported
 from ..wire.bytecode import Assembler
-from .conditions import EVERYTHING, And, Condition, Not, Or, endpoint_of
+from .conditions import EVERYTHING, And, Condition, Host, Not, Or, Port, endpoint_of
 from .traits import Autobound
 
 TYPE_CHECKING = False
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from typing import Optional
 
 
-class Plan(namedtuple("Plan", "programs codes rest disjoint")):
+class Plan(namedtuple("Plan", "programs codes rest disjoint again")):
     """How to ask the kernel for what a condition means.
 
     `programs`: one dump each; an empty one takes everything. `codes`: the bytecodes in them. `rest`: what is still to
     be matched in Python, None if the programs say it all; then they let through too much and never too little.
-    `disjoint`: whether no socket can come through two of them.
+    `disjoint`: whether no socket can come through two of them. `again`: what a row has to be asked again, for the
+    kernel fills it after the program has run, and a UDP socket may have been connected elsewhere in between.
     """
 
     __slots__ = ()
@@ -29,21 +30,23 @@ class Plan(namedtuple("Plan", "programs codes rest disjoint")):
     codes: frozenset[int]
     rest: Optional[Condition]
     disjoint: bool
+    again: Optional[Condition]
 
 
 def compile_condition(where: Condition, lacks: frozenset[int] = frozenset()) -> Plan:
     """The plan for a kernel that lacks these bytecodes. Conditions must be resolved."""
-    told = where if _is_expressible(where, lacks) else _relaxed(where, lacks)
+    again = _relaxed(where, _is_of_endpoint) if _has_endpoint(where) else None
+    told = where if _is_expressible(where, lacks) else _relaxed(where, lambda part: part.expressible(lacks))
     rest = None if told is where else _in_python(where, lambda part: _is_expressible(part, lacks))
     whole = _assemble(told, lacks)
     if whole is not None:
-        return Plan((whole.program,), whole.codes, rest, True)
-    pieces, complete = _split(_relaxed(told, frozenset()), lacks)
+        return Plan((whole.program,), whole.codes, rest, True, again)
+    pieces, complete = _split(_relaxed(told, lambda part: True), lacks)
     programs = tuple(piece.program for piece in pieces)
     codes = frozenset().union(*(piece.codes for piece in pieces))
     if not complete:  # what Python cannot match was told first, and the rest is matched again
         rest = _in_python(where, lambda part: isinstance(where, And) and not _is_matchable(part))
-    return Plan(programs, codes, rest, _are_distinct_endpoints(told))
+    return Plan(programs, codes, rest, _are_distinct_endpoints(told), again)
 
 
 def _in_python(where: Condition, was_told: Callable[[Condition], bool]) -> Condition:
@@ -89,17 +92,29 @@ def _is_expressible(condition: Condition, lacks: frozenset[int]) -> bool:
     return condition.expressible(lacks)
 
 
-def _relaxed(condition: Condition, lacks: frozenset[int], negated: bool = False) -> Condition:
-    """The condition (or its negation) with every `not` pushed inward, and what cannot be told replaced by "anything".
+def _is_of_endpoint(condition: Condition) -> bool:
+    return isinstance(condition, (Host, Port))
+
+
+def _has_endpoint(condition: Condition) -> bool:
+    if isinstance(condition, Not):
+        return _has_endpoint(condition.part)
+    if isinstance(condition, (And, Or)):
+        return any(map(_has_endpoint, condition.parts))
+    return _is_of_endpoint(condition)
+
+
+def _relaxed(condition: Condition, is_kept: Callable[[Condition], bool], negated: bool = False) -> Condition:
+    """The condition (or its negation) with every `not` pushed inward, and tests that are not kept made "anything".
 
     No `not` stands above an `and` or `or` then, so that whatever is let through by one part is let through by all.
     """
     if isinstance(condition, Not):
-        return _relaxed(condition.part, lacks, not negated)
+        return _relaxed(condition.part, is_kept, not negated)
     if isinstance(condition, (And, Or)):
         kind = And if isinstance(condition, And) is not negated else Or
-        return kind(*(_relaxed(part, lacks, negated) for part in condition.parts))
-    if not condition.expressible(lacks):
+        return kind(*(_relaxed(part, is_kept, negated) for part in condition.parts))
+    if not is_kept(condition):
         return EVERYTHING
     return Not(condition) if negated else condition
 

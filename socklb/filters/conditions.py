@@ -11,7 +11,7 @@ from ..wire import bytecode as bc
 from ..wire.bytecode import ANY_PORT, HostCond, Label
 from ..wire.reply import format_address
 from ..wire.socket_id import AF_INET, AF_INET6
-from .endpoints import GE_CODES, HOST_CODES, LE_CODES, Endpoint, EndpointSet
+from .endpoints import GE_CODES, HOST_CODES, LE_CODES, V4_MAPPED, Endpoint, EndpointSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 
 PORT_MAX = 0xFFFF
-_V4_MAPPED = bytes(10) + b"\xff\xff"
 _EQ_CODES = {"src": bc.INET_DIAG_BC_S_EQ, "dst": bc.INET_DIAG_BC_D_EQ}
 
 
@@ -110,7 +109,7 @@ class Host(Condition):
         packed = socket.dst_packed if self.side == "dst" else socket.src_packed
         network = self.network
         if len(packed) * 8 != network.max_prefixlen:
-            if len(packed) == 4 or packed[:12] != _V4_MAPPED:
+            if len(packed) == 4 or packed[:12] != V4_MAPPED:
                 return False
             packed = packed[12:]
         return int.from_bytes(packed, "big") & int(network.netmask) == int(network.network_address)
@@ -231,15 +230,19 @@ class And(_Group):
 class Or(_Group):
     """Some part matches; without parts, no socket does."""
 
-    __slots__ = ()
+    __slots__ = ("_alternatives",)
     _word = "or"
 
+    def __init__(self, *parts: Condition) -> None:
+        super().__init__(*parts)
+        self._alternatives = self._gathered()
+
     def matches(self, socket: InetSocket) -> bool:
-        return any(part.matches(socket) for part in self.parts)
+        return any(part.matches(socket) for part in self._alternatives)
 
     def emit(self, program: Assembler, no: Label) -> None:
         end = Label()
-        *others, last = self._alternatives() or [Not(EVERYTHING)]
+        *others, last = self._alternatives or [Not(EVERYTHING)]
         for part in others:
             following = Label()
             part.emit(program, following)
@@ -248,7 +251,7 @@ class Or(_Group):
         last.emit(program, no)
         program.place(end)
 
-    def _alternatives(self) -> list[Condition | EndpointSet]:
+    def _gathered(self) -> list[Condition | EndpointSet]:
         """The parts, with the endpoints of each side among them gathered into one."""
         endpoints: dict[str, list[Endpoint]] = {}
         others: list[Condition | EndpointSet] = []

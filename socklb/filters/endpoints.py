@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..wire.bytecode import Assembler
+    from ..wire.reply import InetSocket
 
 HOST_CODES = {"src": INET_DIAG_BC_S_COND, "dst": INET_DIAG_BC_D_COND}
 LE_CODES = {"src": INET_DIAG_BC_S_LE, "dst": INET_DIAG_BC_D_LE}
 GE_CODES = {"src": INET_DIAG_BC_S_GE, "dst": INET_DIAG_BC_D_GE}
+
+V4_MAPPED = bytes(10) + b"\xff\xff"
+"""What a v4-mapped v6 address begins with."""
 
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
 _WIDTHS = {4: 32, 6: 128}
@@ -48,10 +52,23 @@ class EndpointSet:
     """Endpoints on one side ("src" or "dst"), any of which may match."""
 
     def __init__(self, side: str, endpoints: Sequence[Endpoint]) -> None:
+        self._side = side
         self._code, self._le, self._ge = HOST_CODES[side], LE_CODES[side], GE_CODES[side]
         self._ports: dict[int, dict[int, set[int]]] = {4: {}, 6: {}}  # by version and address
         for version, address, port in endpoints:
             self._ports[version].setdefault(address, set()).add(port)
+
+    def matches(self, socket: InetSocket) -> bool:
+        is_dst = self._side == "dst"
+        packed = socket.dst_packed if is_dst else socket.src_packed
+        port = socket.dport if is_dst else socket.sport
+        if len(packed) == 4:
+            return self._has(4, packed, port)
+        return self._has(6, packed, port) or (packed[:12] == V4_MAPPED and self._has(4, packed[12:], port))
+
+    def _has(self, version: int, packed: bytes, port: int) -> bool:
+        ports = self._ports[version].get(int.from_bytes(packed, "big"), ())
+        return port in ports or ANY_PORT in ports
 
     def emit(self, program: Assembler, no: Label) -> None:
         """Append a program that goes on behind itself for a match and to `no` for none."""

@@ -5,28 +5,42 @@ from __future__ import annotations
 import os
 import socket
 
+from ..errors import KernelError
 from .mounts import mounts
 
 
+class UnknownName(ValueError):
+    """Nothing has this name in the namespace where it was looked up."""
+
+
 def interface_index(name: str) -> int:
-    """The index of an interface in the network namespace of the calling thread. Raises ValueError if there is none."""
+    """The index of an interface in the network namespace of the calling thread. Raises UnknownName if there is none."""
     try:
         return socket.if_nametoindex(name)
     except OSError:
-        raise ValueError(f"no interface {name!r} in this network namespace") from None
+        _check_that_sockets_can_be_made(name)
+        raise UnknownName(f"no interface {name!r} in this network namespace") from None
+
+
+def _check_that_sockets_can_be_made(name: str) -> None:
+    """The C library asks through a socket, and an answer for want of a descriptor looks like any other."""
+    try:
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close()
+    except OSError as error:
+        raise KernelError(error.errno or 0, f"look up interface {name!r}: {error.strerror}") from None
 
 
 def cgroup_id(path: str) -> int:
     """The id of a cgroup v2: the inode of its directory (kernfs). A relative path is taken below the cgroup2 mount.
 
-    Raises ValueError for a path that is no cgroup v2.
+    Raises UnknownName for a path that is no cgroup v2.
     """
     directory = path if os.path.isabs(path) else os.path.join(_cgroup2_mount(), path)
     try:
         status = os.stat(directory)
         os.stat(os.path.join(directory, "cgroup.controllers"))  # what only cgroup2 has, and every directory of it
     except OSError as error:
-        raise ValueError(f"{directory!r} is no cgroup v2: {os.strerror(error.errno or 0)}") from None
+        raise UnknownName(f"{directory!r} is no cgroup v2: {os.strerror(error.errno or 0)}") from None
     return status.st_ino
 
 

@@ -30,6 +30,10 @@ class NoSuchNamespace(ValueError):
     """Nothing is at the path that was given."""
 
 
+class CannotEnter(NotSupported):
+    """This Python can enter no other namespace; the current one can be searched all the same."""
+
+
 class NamespaceVanished(KernelError):
     """A namespace that was there when it was looked for, and is not when it is to be entered."""
 
@@ -211,7 +215,7 @@ def _call_libc(name: str, *arguments: int) -> None:
 
         function = getattr(ctypes.CDLL(None, use_errno=True), name)
     except (ImportError, OSError, AttributeError):
-        raise NotSupported(
+        raise CannotEnter(
             errno.ENOSYS, f"{name}: this Python has neither os.{name} (3.12 and newer) nor a working ctypes"
         ) from None
     if function(*map(ctypes.c_int, arguments)) != 0:

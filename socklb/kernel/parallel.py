@@ -14,13 +14,15 @@ from ..errors import KernelError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from threading import Thread
+    from threading import Event, Thread
     from typing import TypeVar
 
     T = TypeVar("T")
 
 
-def in_parallel(function: Callable[[T], object], items: Iterable[T], stop: Callable[[str], object] = str) -> None:
+def in_parallel(
+    function: Callable[[T], object], items: Iterable[T], stop: Callable[[str], object] | None = None
+) -> None:
     """Call the function for each item, and return when all are done.
 
     The first exception, an interrupt among them, lets no further item begin; `stop` is told why, those that are at
@@ -29,6 +31,12 @@ def in_parallel(function: Callable[[T], object], items: Iterable[T], stop: Calla
     todo = list(items)[::-1]
     threads = min(len(todo), len(os.sched_getaffinity(0)))
     errors: list[BaseException] = []
+
+    def fail(error: BaseException) -> None:
+        errors.append(error)
+        if stop is not None:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            stop("interrupted" if interrupted else f"an error ended the run elsewhere: {error}")
 
     def work() -> None:
         while not errors:
@@ -39,26 +47,22 @@ def in_parallel(function: Callable[[T], object], items: Iterable[T], stop: Calla
             try:
                 function(item)
             except BaseException as error:
-                errors.append(error)
-                stop(str(error) or type(error).__name__)
+                fail(error)
 
     if threads <= 1:
         work()
     else:
-        _run_threads(work, threads, errors, stop)
+        _run_threads(work, threads, fail)
     if errors:
         raise errors[0]
 
 
-def _run_threads(
-    work: Callable[[], None], count: int, errors: list[BaseException], stop: Callable[[str], object]
-) -> None:
+def _run_threads(work: Callable[[], None], count: int, fail: Callable[[BaseException], None]) -> None:
     """They are waited for by events: a join() that an interrupt ends makes Python (before 3.13) take the thread for
     ended, and later ones return at once.
     """
     from threading import Event, Thread  # only several namespaces need them
 
-    ends = [Event() for _ in range(count)]
     begun: list[Event] = []
 
     def run(end: Event) -> None:
@@ -68,6 +72,7 @@ def _run_threads(
         finally:
             end.set()
 
+    ends = [Event() for _ in range(count)]
     threads = [Thread(target=run, args=(end,), name=f"socklb {number}") for number, end in enumerate(ends)]
     try:
         for thread in threads:
@@ -75,13 +80,21 @@ def _run_threads(
         for end in ends:
             end.wait()
     except BaseException as error:
-        errors.insert(0, error)
-        stop("interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
+        fail(error)
         for end in tuple(begun):  # one that begins later finds the error, and nothing to do
-            end.wait()
+            _wait_in_any_case(end)
     for thread in threads:
         if thread.is_alive():
             thread.join()
+
+
+def _wait_in_any_case(end: Event) -> None:
+    """Whoever interrupts again waits all the same: what is at hand is a batch, and it has to be accounted for."""
+    while not end.is_set():
+        try:
+            end.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def start(thread: Thread) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import namedtuple
 from ipaddress import ip_address
 
+from ..errors import KernelError
 from ..wire.reply import unmapped
 
 TYPE_CHECKING = False
@@ -28,7 +30,8 @@ class OwnSession(namedtuple("OwnSession", "tuples inodes")):
 def own_session() -> OwnSession:
     """What SSH_CONNECTION says, here and in every ancestor's environment, and what an sshd among them holds open.
 
-    What cannot be read (no /proc, another user's process) says nothing.
+    What cannot be read (no /proc, another user's process) says nothing; but where descriptors have run out nobody can
+    tell, and KernelError is raised.
     """
     said = [os.environ.get("SSH_CONNECTION", "")]
     inodes: set[int] = set()
@@ -77,7 +80,8 @@ def _socket_inodes(pid: int) -> Iterator[int]:
     directory = f"/proc/{pid}/fd"
     try:
         names = os.listdir(directory)
-    except OSError:
+    except OSError as error:
+        _check_descriptors(error)
         return
     for name in names:
         try:
@@ -92,5 +96,11 @@ def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError:
+    except OSError as error:
+        _check_descriptors(error)
         return b""
+
+
+def _check_descriptors(error: OSError) -> None:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise KernelError(error.errno, f"look for one's own ssh session, which is spared: {error.strerror}") from None

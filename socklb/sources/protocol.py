@@ -56,7 +56,7 @@ class Replace(namedtuple("Replace", "instances")):
 def parse_line(line: bytes) -> Change:
     """The change that a line, or the content of a file, tells. Raises ValueError that says what is wrong with it."""
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=_members)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -104,13 +104,23 @@ class _Object:
         self._value = value
 
     def take(self, name: str, kind: type, *default: Any) -> Any:
-        """A member; what is missing (or null) is the default, or an error if there is none."""
-        value = self._value.get(name)
-        if value is None and default:
-            return default[0]
+        """A member; one that is missing is the default, or an error if there is none."""
+        if name not in self._value:
+            if default:
+                return default[0]
+            raise ValueError(f"no {name!r}")
+        value = self._value[name]
         if not isinstance(value, kind):
             raise ValueError(f"{name} is {_KINDS[kind]}, not {_shown(value)}")
         return value
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a name that comes twice nobody knows which is meant."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a key comes twice")
+    return members
 
 
 _KINDS = {str: "a string", bool: "true or false", list: "an array"}

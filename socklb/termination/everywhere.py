@@ -6,7 +6,8 @@ from threading import Lock
 
 from ..errors import NotPermitted, NotSupported, RunStopped, SocklbError
 from ..kernel.discovery import VANISHED, SkippedNamespace, discover
-from ..kernel.namespaces import NamespaceVanished, NetworkNamespace
+from ..kernel.names import UnknownName
+from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace
 from ..kernel.parallel import in_parallel
 from ..report import Counts, DestroyReport, Outcome
 
@@ -24,16 +25,17 @@ if TYPE_CHECKING:
 class NamespacesReport(Counts):
     """What an operation did in many namespaces: `outcomes`, as (namespace, outcome) pairs, and their sums.
 
-    `namespaces` has a DestroyReport for each, or the error that ended it there; what its sockets had come to by then
-    counts. `skipped_namespaces` could not be looked at, or vanished, as (path, reason) pairs. `unrecorded` are the
-    outcomes whose audit failed: at most one batch.
+    `namespaces` has a DestroyReport for each, or the error that ended it there; `reports` has a DestroyReport in either
+    case, of what its sockets had come to by then. `skipped_namespaces` could not be looked at, or vanished, as (path,
+    reason) pairs. `unrecorded` are the outcomes whose audit failed: at most one batch.
     """
 
-    __slots__ = ("namespaces", "outcomes", "skipped_namespaces", "unrecorded")
+    __slots__ = ("namespaces", "outcomes", "reports", "skipped_namespaces", "unrecorded")
 
     def __init__(self) -> None:
         super().__init__()
         self.namespaces: dict[NetworkNamespace, Result] = {}
+        self.reports: dict[NetworkNamespace, DestroyReport] = {}
         self.outcomes: list[tuple[NetworkNamespace, Outcome]] = []
         self.skipped_namespaces: list[SkippedNamespace] = []
         self.unrecorded: list[Outcome] = []
@@ -49,11 +51,15 @@ class NamespacesReport(Counts):
             self.skipped_namespaces.append(SkippedNamespace(namespace.path, VANISHED))
             return
         self.namespaces[namespace] = result
-        report: DestroyReport = result if isinstance(result, DestroyReport) else result.report  # type: ignore[attr-defined]
-        for outcome in report.outcomes:
-            self.count(outcome.verdict)
-            self.outcomes.append((namespace, outcome))
+        report = result if isinstance(result, DestroyReport) else getattr(result, "report", None) or DestroyReport()
+        self.reports[namespace] = report
         self.unrecorded += report.unrecorded
+        for outcome in report.outcomes:
+            self._take(namespace, outcome)
+
+    def _take(self, namespace: NetworkNamespace, outcome: Outcome) -> None:
+        self.count(outcome.verdict)
+        self.outcomes.append((namespace, outcome))
 
 
 def run_everywhere(
@@ -65,8 +71,9 @@ def run_everywhere(
     """Run the operation in each namespace (None: all that can be discovered), and put what came of it into the report.
 
     A namespace that fails does not stop the others. What does: NotSupported, for the kernel is the same everywhere; an
-    audit that fails; an interrupt. NotPermitted is raised if every namespace answered so. Whatever is raised has the
-    report in `.report`.
+    audit that fails; an interrupt. At the end an error is raised if every namespace has the same kind: NotPermitted, or
+    UnknownName for an interface (where only some lack it, there was nothing to match); and CannotEnter if any has it.
+    Whatever is raised has the report in `.report`.
     """
     chosen = _chosen(namespaces, report)
     lock = Lock()
@@ -75,26 +82,25 @@ def run_everywhere(
     def run(namespace: NetworkNamespace) -> None:
         nonlocal done
         result: Result
-        fatal = None
         try:
             result = operation.run_in(namespace)
         except BaseException as error:
             result = error
-            fatal = error if _ends_the_run(error, operation) else None
         with lock:
             report.add(namespace, result)
             done += 1
             if progress is not None:
                 progress(done, len(chosen), namespace)
-        if fatal is not None:
-            raise fatal
+        if isinstance(result, BaseException) and _ends_the_run(result, operation):
+            raise result
 
     try:
         in_parallel(run, chosen, operation.stop)
-        refusals = [error for error in report.errors.values() if isinstance(error, NotPermitted)]
-        if refusals and len(refusals) == len(report.namespaces):
-            raise refusals[0]
+        _judge(report)
     except BaseException as error:
+        for namespace in chosen:
+            if namespace not in report.namespaces and operation.is_stopped:
+                report.add(namespace, RunStopped("not begun"))
         error.report = report  # type: ignore[attr-defined]
         raise
 
@@ -113,7 +119,20 @@ def _chosen(namespaces: Iterable[NetworkNamespace] | None, report: NamespacesRep
 
 
 def _ends_the_run(error: BaseException, operation: Operation) -> bool:
-    """RunStopped does not: it came from what ended the run already."""
-    if isinstance(error, (NotSupported, RunStopped)):
-        return isinstance(error, NotSupported)
-    return operation.is_stopped or not isinstance(error, (SocklbError, ValueError))
+    if error is operation.audit_error or isinstance(error, NotSupported):
+        return not isinstance(error, CannotEnter)
+    return not isinstance(error, (SocklbError, ValueError))
+
+
+def _judge(report: NamespacesReport) -> None:
+    """Raise what every namespace has come to, or what this Python cannot; settle what is no failure."""
+    errors = list(report.errors.values())
+    for kind in (NotPermitted, UnknownName):
+        if errors and len(errors) == len(report.namespaces) and all(isinstance(error, kind) for error in errors):
+            raise errors[0]
+    for namespace, error in report.errors.items():
+        if isinstance(error, UnknownName):
+            report.namespaces[namespace] = report.reports[namespace]
+    for error in errors:
+        if isinstance(error, CannotEnter):
+            raise error

@@ -7,7 +7,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
-from .terminate import TerminationReport, terminate_connections
+from .terminate import TerminationReport, terminate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,12 +76,12 @@ class TerminationLoop:
         if second_look is not None and second_look < 0:
             raise ValueError(f"second_look {second_look} is below 0")
         self._table = table
-        self._namespaces, self._rev_nat, self._audit, self._second_look = namespaces, rev_nat, audit, second_look
+        self._namespaces = namespaces if namespaces is None or callable(namespaces) else tuple(namespaces)
+        self._rev_nat, self._audit, self._second_look = rev_nat, audit, second_look
         self._on_pass = on_pass or _log
         self._due: dict[Backend, _Due] = {}
         self._stopped = self._finishing = False
         self._wake: SimpleQueue[None] = SimpleQueue()  # its put() may be called from a signal handler
-        table.on_fall = self._wake_up
 
     def stop(self) -> None:
         """Let `run` return after the batch at hand: what has fallen by then is cut. Signal handlers may call this."""
@@ -102,25 +102,28 @@ class TerminationLoop:
         """Run until `stop()` or `finish()`.
 
         Raises NotSupported, NotPermitted (no namespace would allow it) and what the audit raises: nothing is gained by
-        another attempt then.
+        another attempt then. `on_pass` has been told before.
         """
+        with self._table.told_of_falls(self._wake_up):
+            self._run()
+
+    def _run(self) -> None:
         gathered: float | None = None  # when the batch that is gathering is to go
         while True:
-            now = monotonic()
+            now, stopping = monotonic(), self._stopped
             if gathered is None and self._table.has_fallen():
                 gathered = now + GATHER_SECONDS
-            if gathered is not None and (now >= gathered or self._stopped):
+            if gathered is not None and (now >= gathered or stopping):
                 gathered = None
                 self._due.update(dict.fromkeys(self._table.take_fallen(), _Due(now, 0, False)))
             self._look_after([backend for backend, due in self._due.items() if due.time <= now])
-            if self._is_over():
+            if stopping or (self._finishing and not self._has_more_to_do()):
                 return
             self._wait(gathered)
 
-    def _is_over(self) -> bool:
-        if self._table.has_fallen():
-            return False
-        return self._stopped or (self._finishing and not any(not due.failures for due in self._due.values()))
+    def _has_more_to_do(self) -> bool:
+        """What has failed is not waited for."""
+        return self._table.has_fallen() or any(not due.failures for due in self._due.values())
 
     def _wait(self, gathered: float | None) -> None:
         """Until the next thing is due, or something changes."""
@@ -148,16 +151,18 @@ class TerminationLoop:
         report, error = self._pass(fallen)
         given_up = [backend for backend in fallen if not self._reschedule(backend, _has_failed(backend, report, error))]
         self._on_pass(Pass(fallen, report, error, given_up, is_second_look))
+        if error is not None and not _may_pass(error):
+            raise error
 
     def _pass(self, backends: list[Backend]) -> tuple[TerminationReport | None, Exception | None]:
         try:
             if self._rev_nat is not None:
                 self._rev_nat.reopen()
             namespaces = self._namespaces() if callable(self._namespaces) else self._namespaces
-            report = terminate_connections(backends, namespaces=namespaces, rev_nat=self._rev_nat, audit=self._audit)
-        except (NotSupported, NotPermitted, AuditError):
-            raise
-        except (SocklbError, ValueError) as error:
+            report = terminate(
+                backends, namespaces, rev_nat=self._rev_nat, audit=self._audit, is_alive=self._table.is_alive
+            )
+        except Exception as error:
             return getattr(error, "report", None), error
         return report, None
 
@@ -171,6 +176,12 @@ class TerminationLoop:
         elif not due.is_second_look and self._second_look is not None:
             self._due[backend] = _Due(monotonic() + self._second_look, 0, True)
         return True
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt may do better."""
+    lasting = (NotSupported, NotPermitted, AuditError)
+    return isinstance(error, (SocklbError, ValueError)) and not isinstance(error, lasting)
 
 
 def _has_failed(backend: Backend, report: TerminationReport | None, error: Exception | None) -> bool:

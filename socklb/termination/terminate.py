@@ -7,20 +7,23 @@ from functools import lru_cache
 from ..backends import Backend
 from ..destroy import Operation
 from ..filters import SocketFilter
-from ..report import Counts
+from ..report import Counts, Outcome
 from ..wire.reply import unmapped
 from ..wire.request import PROTOCOL_NAMES
 from .everywhere import NamespacesReport, run_everywhere
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ..kernel.namespaces import NetworkNamespace
     from ..ledger import Audit
     from ..rev_nat import RevNatMaps
     from ..wire.reply import InetSocket, IPAddress
-    from .everywhere import Progress, Result
+    from .everywhere import Progress
+
+NO_REV_NAT = "no reverse-NAT entry"
+ALIVE_AGAIN = "its backend is alive again"
 
 
 class TerminationReport(NamespacesReport):
@@ -32,11 +35,9 @@ class TerminationReport(NamespacesReport):
         super().__init__()
         self.backends = {backend: Counts() for backend in backends}
 
-    def add(self, namespace: NetworkNamespace, result: Result) -> None:
-        before = len(self.outcomes)
-        super().add(namespace, result)
-        for _, outcome in self.outcomes[before:]:
-            self.backends[backend_of(outcome.socket)].count(outcome.verdict)
+    def _take(self, namespace: NetworkNamespace, outcome: Outcome) -> None:
+        super()._take(namespace, outcome)
+        self.backends[backend_of(outcome.socket)].count(outcome.verdict)
 
 
 def terminate_connections(
@@ -58,16 +59,38 @@ def terminate_connections(
     cannot destroy, NotPermitted if every namespace answered so, and whatever `audit` raises, with the report so far in
     `.report`; KernelError where /proc cannot be looked at and no namespaces are given.
     """
+    return terminate(backends, namespaces, rev_nat=rev_nat, dry_run=dry_run, audit=audit, progress=progress)
+
+
+def terminate(
+    backends: Iterable[Backend],
+    namespaces: Iterable[NetworkNamespace] | None,
+    *,
+    rev_nat: RevNatMaps | None = None,
+    dry_run: bool = False,
+    audit: Audit | None = None,
+    progress: Progress | None = None,
+    is_alive: Callable[[Backend], bool] = lambda backend: False,
+) -> TerminationReport:
+    """`terminate_connections`, but what is connected to a backend that `is_alive` says to be back is spared."""
     gone = dict.fromkeys(backends)
     for backend in gone:
         if not isinstance(backend, Backend):
             raise TypeError(f"a backend is a Backend, as Backend.parse() gives, not {backend!r}")
+
+    def spare(socket: InetSocket) -> str:
+        if is_alive(backend_of(socket)):
+            return ALIVE_AGAIN
+        if rev_nat is not None and not rev_nat.contains(socket.cookie, socket.dst, socket.dport):
+            return NO_REV_NAT
+        return ""
+
     operation = Operation(
         [_to(gone, protocol) for protocol in PROTOCOL_NAMES.values() if any(b.protocol == protocol for b in gone)],
         dry_run=dry_run,
         audit=audit,
-        rev_nat=rev_nat,
-        subject=lambda socket: {"backend": str(backend_of(socket))},
+        spare=spare,
+        subject=backend_as_subject,
     )
     report = TerminationReport(gone)
     if gone:
@@ -77,6 +100,11 @@ def terminate_connections(
 
 def _to(backends: Iterable[Backend], protocol: str) -> SocketFilter:
     return SocketFilter.to_backends(backend for backend in backends if backend.protocol == protocol)
+
+
+def backend_as_subject(socket: InetSocket) -> dict[str, str]:
+    """What records say that a socket was meant by."""
+    return {"backend": str(backend_of(socket))}
 
 
 def backend_of(socket: InetSocket) -> Backend:

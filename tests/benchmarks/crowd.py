@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
 from types import TracebackType
 
-_SPARE_DESCRIPTORS = 100
+from ..children import Child, allow_descriptors, questions
 
 BACKEND = ("127.9.9.9", 9999)
-
-
-class _Child:
-    """A process that holds sockets and does as it is told, one word a line; it ends with the pipe."""
-
-    def __init__(self, body: Callable[[int, int], None]) -> None:
-        commands, self._to_child = os.pipe()
-        self._from_child, answers = os.pipe()
-        os.set_inheritable(self._to_child, False)
-        self.pid = os.fork()
-        if not self.pid:
-            try:
-                os.close(self._to_child)
-                os.close(self._from_child)
-                body(commands, answers)
-            finally:
-                os._exit(0)
-        os.close(commands)
-        os.close(answers)
-
-    def wait(self) -> None:
-        if os.read(self._from_child, 1) != b".":
-            raise RuntimeError(f"process {self.pid} of the crowd died; are descriptors or memory short?")
-
-    def tell(self, command: bytes) -> None:
-        os.write(self._to_child, command)
-        self.wait()
-
-    def end(self) -> None:
-        os.close(self._to_child)
-        os.close(self._from_child)
-        os.waitpid(self.pid, 0)
 
 
 class Crowd:
@@ -52,24 +20,24 @@ class Crowd:
     """
 
     def __init__(self, size: int) -> None:
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-        share = min(18_000, limit - _SPARE_DESCRIPTORS)
-        self._children: list[_Child] = []
+        share = min(18_000, allow_descriptors())
+        self._stack = ExitStack()
+        children: list[Child] = []
         left = size
         while left > 0:
             here = min(share, left)
-            number = len(self._children)
-            self._children.append(_Child(lambda c, a, n=number, k=here: _hold_crowd(n, k // 2, c, a)))  # type: ignore[misc]
+            number = len(children)
+            body = lambda pipe, n=number, k=here: _hold_crowd(n, k // 2, pipe)  # noqa: E731
+            children.append(self._stack.enter_context(Child(body)))
             left -= here
-        for child in self._children:
-            child.wait()
-        self._backend = _Child(_hold_victims)
-        self._backend.wait()
+        for child in children:
+            child.answer()
+        self._backend = self._stack.enter_context(Child(_hold_victims))
+        self._backend.answer()
 
     def renew_victims(self) -> None:
         """Close what is left of the backend's connections, and make 100 anew."""
-        self._backend.tell(b"r")
+        self._backend.ask("renew")
 
     def __enter__(self) -> Crowd:
         return self
@@ -77,15 +45,13 @@ class Crowd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The younger ones hold ends of the pipes of the older ones.
-        for child in reversed([*self._children, self._backend]):
-            child.end()
+        self._stack.close()
 
 
 VICTIMS = 100
 
 
-def _hold_crowd(number: int, connections: int, commands: int, answers: int) -> None:
+def _hold_crowd(number: int, connections: int, pipe: Connection) -> None:
     kept: list[socket.socket] = []
     v4 = _listen(("127.1.0.0", 7000 + number))
     v6 = _listen(("::1", 7000 + number))
@@ -98,21 +64,21 @@ def _hold_crowd(number: int, connections: int, commands: int, answers: int) -> N
             kept += _connect(v4, ("::ffff:127.1.0.0", 7000 + number))
         else:
             kept += _connect(v4, ("127.1.0.0", 7000 + number), source=address)
-    os.write(answers, b".")
-    os.read(commands, 1)
+    pipe.send("ready")
+    pipe.recv()
 
 
-def _hold_victims(commands: int, answers: int) -> None:
+def _hold_victims(pipe: Connection) -> None:
     listener = _listen(BACKEND)
     kept: list[socket.socket] = []
-    os.write(answers, b".")
-    while os.read(commands, 1):
+    pipe.send("ready")
+    for _ in questions(pipe):
         for each in kept:
             each.close()
         kept = []
         for n in range(VICTIMS):
             kept += _connect(listener, (("::ffff:" if n % 2 else "") + BACKEND[0], BACKEND[1]))
-        os.write(answers, b".")
+        pipe.send("renewed")
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:

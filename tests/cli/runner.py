@@ -8,11 +8,15 @@ run("list", patch="module('.find').dump = ...")    with a fault put in before th
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import termios
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -28,7 +32,7 @@ ROOT = PACKAGE.parents[NAME.count(".")]
 COMMANDS = ("list", "destroy", "terminate", "watch", "probe", "rev-nat", "demo")
 SECONDS = 60
 
-Preexec = Optional[Callable[[], None]]
+Preexec = Optional[Callable[[], object]]
 drop_privilege = world.drop_privilege
 
 
@@ -52,6 +56,8 @@ def run(
     preexec: Preexec = None,
     env: Mapping[str, str | None] | None = None,
     stdout: int = subprocess.PIPE,
+    stdin: str = "",
+    stderr: int = subprocess.PIPE,
 ) -> Result:
     """Run `socklb WORDS...` to its end. A variable that `env` gives as None is taken out of the environment."""
     done = subprocess.run(
@@ -59,13 +65,13 @@ def run(
         cwd=ROOT,
         env=environment(env),
         preexec_fn=preexec,
-        stdin=subprocess.DEVNULL,
+        input=stdin,
         stdout=stdout,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         encoding="utf-8",
         timeout=SECONDS,
     )
-    return Result(done.returncode, done.stdout or "", done.stderr)
+    return Result(done.returncode, done.stdout or "", done.stderr or "")
 
 
 def command(words: Sequence[str], flags: Sequence[str] = (), patch: str = "") -> list[str]:
@@ -84,3 +90,17 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
     """This process's, but for what would make standard output another one than users have."""
     values: dict[str, str | None] = {**os.environ, "PYTHONUNBUFFERED": None, **(changes or {})}
     return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def closed_pipe() -> Iterator[int]:
+    """The writing end of a pipe that nobody can read."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+def bytes_waiting(descriptor: int) -> int:
+    """How much a pipe holds."""
+    return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0])

@@ -1,4 +1,4 @@
-"""What all commands have in common: exit codes, JSON, help, closed pipes, and the interpreters they run on."""
+"""What all commands have in common: exit codes, JSON, closed pipes, and the interpreters they run on."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import errno
 import fcntl
 import json
 import os
-import re
-import shlex
 import signal
-import socket
-import struct
 import subprocess
-import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
 import pytest
 
-from socklb import SocketFilter, __version__
-
 from ..sockets import Sockets, eventually, pending_error
-from .runner import COMMANDS, ROOT, SECONDS, Result, command, drop_privilege, environment, run
+from .runner import (
+    ROOT,
+    SECONDS,
+    Result,
+    bytes_waiting,
+    closed_pipe,
+    command,
+    drop_privilege,
+    environment,
+    run,
+)
 
 F_SETPIPE_SZ = 1031
 SIGNAL_MASKS = ("SigPnd", "ShdPnd", "SigBlk")  # in /proc/PID/status
@@ -50,7 +53,15 @@ diag.DiagSocket.dump = fail_for_udp
 ASCII: dict[str, str | None] = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 ANY_COMMAND = pytest.mark.parametrize(
     "words",
-    [["list"], ["destroy", "dst 127.0.0.2"], ["destroy", "--dry-run", "--all"], ["probe"], ["demo"]],
+    [
+        ["list"],
+        ["list", "--netns", "all"],
+        ["destroy", "dst 127.0.0.2"],
+        ["destroy", "--dry-run", "--all"],
+        ["terminate", "127.0.0.2:53/UDP"],
+        ["probe"],
+        ["demo"],
+    ],
     ids=" ".join,
 )
 
@@ -59,7 +70,7 @@ ANY_COMMAND = pytest.mark.parametrize(
 class TestExitCodes:
     """0 done (nothing to do included), 2 usage, 3 the kernel cannot, 4 not permitted, 130 interrupted.
 
-    What ends with 1 is in test_destroy and test_demo.
+    What ends with 1 is in test_destroy, test_terminate and test_demo; watch and rev-nat have files of their own.
     """
 
     @ANY_COMMAND
@@ -73,7 +84,11 @@ class TestExitCodes:
         assert result.code == 3
         assert "CONFIG_INET_DIAG" in result.out + result.err
 
-    @pytest.mark.parametrize("words", [["destroy", "dst 127.0.0.2"], ["probe"]], ids=" ".join)
+    @pytest.mark.parametrize(
+        "words",
+        [["destroy", "dst 127.0.0.2"], ["terminate", "127.0.0.2:53/UDP"], ["watch", "--source", "-"], ["probe"]],
+        ids=" ".join,
+    )
     def test_without_privilege_is_4_and_the_capability_is_named(self, sockets: Sockets, words: list[str]) -> None:
         sockets.udp("127.0.0.2", 53)
         result = run(*words, preexec=drop_privilege)
@@ -177,6 +192,10 @@ class TestBadInput:
             (["destroy", "dst 10.0.0.1", "--limit", "1.5"], "'1.5'"),
             (["destroy", "dst 10.0.0.1", "--limit", "\u0661"], ""),
             (["destroy", "--state", "listenin", "dst 10.0.0.1"], "'listenin'"),
+            (["destroy", "--rev-nat", "dst 10.0.0.1"], "--rev-nat"),
+            (["list", "--audit", "x"], "--audit"),
+            (["list", "--netns"], "--netns"),
+            (["terminate", "10.0.0.1:80/TCP", "--tcp"], "--tcp"),
         ],
     )
     def test_on_the_command_line(self, words: list[str], said: str) -> None:
@@ -184,45 +203,6 @@ class TestBadInput:
         assert (result.code, result.out) == (2, "")
         assert said in result.err
         assert "Traceback" not in result.err
-
-
-class TestHelp:
-    """Help texts exist for every command, with examples, and every example works."""
-
-    def test_version(self) -> None:
-        assert run("--version") == Result(0, f"socklb {__version__}\n", "")
-
-    def test_names_every_command_and_every_exit_code(self) -> None:
-        text = run("--help").out
-        commands, _, codes = text.partition("commands:")[2].partition("exit codes:")
-        assert re.findall(r"^    (\w[\w-]*) ", commands, re.MULTILINE) == list(COMMANDS)
-        assert re.findall(r"^  (\d+) ", codes, re.MULTILINE) == ["0", "1", "2", "3", "4", "130"]
-
-    @pytest.mark.kernel
-    @pytest.mark.parametrize("name", COMMANDS)
-    def test_every_example_works(self, network: None, name: str) -> None:
-        """In an empty namespace: whoever takes one of them as it is gets no error."""
-        text = run(name, "--help").out
-        lines = text.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
-        examples = [shlex.split(re.split(r"\s{3,}", line.strip())[0]) for line in lines]
-        assert len(examples) >= 2
-        for program, *words in examples:
-            assert (program, words[0]) == ("socklb", name)
-            assert run(*words)[::2] == (0, ""), words
-
-    @pytest.mark.parametrize("name", ["list", "destroy"])
-    def test_every_filter_shown_can_be_read(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(socket, "getservbyname", lambda *_: 443)  # not every image has /etc/services
-        shown = run(name, "--help").out.partition("language of ss(8):\n")[2].partition("\nA v4")[0]
-        cells = [cell for line in shown.splitlines() for cell in re.split(r"\s{3,}", line.strip())]
-        filters = [cell for cell in cells if re.match(r"\(|(dst|src|dport|sport|dev|fwmark|cgroup) ", cell)]
-        assert len(filters) >= 8
-        for text in filters:
-            assert SocketFilter.parse(text, "tcp").where != SocketFilter.parse("", "tcp").where
-
-
-def _bytes_waiting(reader: int) -> int:
-    return int(struct.unpack("i", fcntl.ioctl(reader, termios.FIONREAD, bytes(4)))[0])
 
 
 @contextmanager
@@ -244,20 +224,11 @@ def stuck(*words: str, **changes: str) -> Iterator[tuple[subprocess.Popen[str], 
     ):
         try:
             # A page takes many small writes: a pipe that select calls full may have room for more of them.
-            eventually(lambda: _bytes_waiting(reader) > 3000, "a full pipe")
+            eventually(lambda: bytes_waiting(reader) > 3000, "a full pipe")
             os.close(writer)
             yield process, pipe
         finally:
             process.kill()
-
-
-@contextmanager
-def closed_pipe() -> Iterator[int]:
-    """The writing end of a pipe that nobody can read."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    yield writer
-    os.close(writer)
 
 
 def is_on_its_way(number: int, pid: int) -> bool:
@@ -311,11 +282,30 @@ class TestPipes:
         assert "CAP_NET_ADMIN" in result.err
         assert "BrokenPipe" not in result.err
 
-    @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["destroy", "dst 127.0.0.2", "--json"], ["probe"]])
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["list"],
+            ["list", "--json"],
+            ["destroy", "dst 127.0.0.2", "--json"],
+            ["terminate", "127.0.0.2:53/UDP"],
+            ["probe"],
+        ],
+    )
     def test_no_standard_output_at_all(self, sockets: Sockets, words: list[str]) -> None:
         client = sockets.udp("127.0.0.2", 53)
         assert run(*words, preexec=lambda: os.close(1)) == Result(0, "", "")
-        assert pending_error(client) == ("ECONNABORTED" if "destroy" in words else "")
+        assert pending_error(client) == ("ECONNABORTED" if words[0] in ("destroy", "terminate") else "")
+
+    @BUFFERED
+    def test_what_is_told_to_a_closed_standard_error_changes_no_exit_code(
+        self, sockets: Sockets, changes: dict[str, str]
+    ) -> None:
+        sockets.udp("127.0.0.2", 53)
+        with closed_pipe() as writer:
+            for words in (["destroy", "dst 127.0.0.2"], ["terminate", "127.0.0.2:53/UDP"]):
+                result = run(*words, "--json", env=changes, stderr=writer, preexec=drop_privilege)
+                assert (result.code, result.json["failed"]) == (4, 1)
 
     def test_no_standard_error_puts_nothing_on_standard_output(self) -> None:
         assert run("list", "--json", "dst nowhere", preexec=lambda: os.close(2)) == Result(2, "", "")

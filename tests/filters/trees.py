@@ -80,7 +80,9 @@ _names = st.builds(device, _words.filter(lambda name: len(name.encode()) < 16 an
 _paths = st.builds(cgroup, _words.filter(lambda path: not path.isdigit()))
 
 
-def _trees(leaves: st.SearchStrategy[Condition], fewest_parts: int) -> st.SearchStrategy[Condition]:
+def trees(leaves: st.SearchStrategy[Condition], fewest_parts: int) -> st.SearchStrategy[Condition]:
+    """Trees over these leaves; a group has so many parts at least."""
+
     def joined(inner: st.SearchStrategy[Condition]) -> st.SearchStrategy[Condition]:
         parts = st.lists(inner, min_size=fewest_parts, max_size=3)
         groups = st.builds(lambda kind, parts: kind(*parts), st.sampled_from((And, Or)), parts)
@@ -91,10 +93,10 @@ def _trees(leaves: st.SearchStrategy[Condition], fewest_parts: int) -> st.Search
 
 _resolved_leaves = _endpoints | _one_sided_ports | _two_sided_ports | _marks | _indices | _cgroups
 
-conditions = _trees(_resolved_leaves, fewest_parts=0)
+conditions = trees(_resolved_leaves, fewest_parts=0)
 """Trees that can be asked about a socket: every name is resolved."""
 
-written_conditions = _trees(
+written_conditions = trees(
     _endpoints | _one_sided_ports | _marks | _indices | _cgroups | _names | _paths, fewest_parts=2
 )
 """Trees as the language writes them: a range with two inner ends is two tests there, a group of one is its part."""

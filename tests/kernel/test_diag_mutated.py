@@ -13,7 +13,7 @@ from socklb.wire.request import IPPROTO_UDP, SOCK_DIAG_BY_FAMILY
 
 from ..choices import Choices
 from ..damage import KINDS
-from ..fake_kernel import Datagram, FakeKernel, Request, done_message, living, row_message, verdicts
+from ..fake_kernel import Datagram, FakeKernel, Living, Request, done_message, row_message, verdicts
 from ..fuzz.targets import replies
 
 plans = st.binary(max_size=80)
@@ -36,7 +36,7 @@ class TestDamagedReplies:
         sockets = [InetSocket(row, filter.protocol) for row in replies.ROWS]
         meant = {one.cookie: _verdict(one) for one in sockets if filter.matches(one)}
         assert len(meant) > 1
-        with FakeKernel(living(replies.ROWS)).installed():
+        with FakeKernel(Living(replies.ROWS)).installed():
             assert sorted(one.cookie for one in find_sockets(filter)) == list(meant)
             assert verdicts(destroy_sockets(filter, allow_unbounded=True)) == meant
 

@@ -18,7 +18,7 @@ from socklb.destroy import SHARED_ADDRESS
 from socklb.wire.reply import decode_msg
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
 
-from ..fake_kernel import Answer, Datagram, FakeKernel, Request, done_message, living, row, table, tries
+from ..fake_kernel import Answer, Datagram, FakeKernel, Living, Request, done_message, row, table, tries
 from .test_diag import raiser
 from .test_diag_faults import BOTH_FAMILIES, TCP, destroyed
 
@@ -83,7 +83,7 @@ class TestNoEntry:
     @given(groups=st.lists(st.integers(1, 6), min_size=1, max_size=6))
     def test_twins_are_destroyed_one_after_another(self, groups: list[int]) -> None:
         rows = [row(100 * group + n, sport=5000 + group) for group, size in enumerate(groups) for n in range(size)]
-        said, kernel = destroyed(living(rows))
+        said, kernel = destroyed(Living(rows))
         assert said == {decode_msg(one).id.cookie: "destroyed" for one in rows}
         assert len(kernel.dumps) == max(groups), "a table without a hidden twin is not looked at again"
         assert max(tries(kernel).values()) == max(groups)
@@ -95,8 +95,8 @@ class TestNoEntry:
 
         rows = [server(100 * group + n, group) for group, size in enumerate(groups) for n in range(size)]
         order.shuffle(rows)
-        first = {decode_msg(one).id.src: decode_msg(one).id.cookie for one in rows}  # what `living` finds
-        said, kernel = destroyed(living(rows, stays=True), UDP_SERVERS, unconnected=True)
+        first = {decode_msg(one).id.src: decode_msg(one).id.cookie for one in rows}  # what `Living` finds
+        said, kernel = destroyed(Living(rows, stays=True), UDP_SERVERS, unconnected=True)
         assert {cookie for cookie, verdict in said.items() if verdict == "destroyed"} == set(first.values())
         assert {cookie for cookie, verdict in said.items() if verdict == "failed"} == set(said) - set(first.values())
         assert {tries(kernel)[cookie] for cookie in first.values()} == {1}

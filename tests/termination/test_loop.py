@@ -34,13 +34,13 @@ ABORTED = "ECONNABORTED"
 
 
 class Terminations:
-    """Stands for terminate_connections: notes each call, and answers with what `answer` says."""
+    """Stands for `terminate`: notes each call, and answers with what `answer` says."""
 
     def __init__(self) -> None:
         self.calls: list[set[Backend]] = []
         self.answer: Callable[[list[Backend]], object] = lambda backends: None
 
-    def __call__(self, backends: list[Backend], **_: object) -> TerminationReport:
+    def __call__(self, backends: list[Backend], namespaces: object, **_: object) -> TerminationReport:
         self.calls.append({*backends})
         report = TerminationReport(backends)
         error = self.answer(backends)
@@ -56,7 +56,7 @@ class Terminations:
 def terminations() -> Iterator[Terminations]:
     made = Terminations()
     with (
-        mock.patch.object(loop_module, "terminate_connections", made),
+        mock.patch.object(loop_module, "terminate", made),
         mock.patch.object(loop_module, "PAUSES", (0.01, 0.02, 0.03)),
     ):
         yield made

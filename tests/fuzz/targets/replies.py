@@ -35,7 +35,7 @@ from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
 
 from ...choices import Choices
 from ...damage import Damaged
-from ...fake_kernel import Answer, Datagram, FakeKernel, Request, living, row, table, tries, verdicts
+from ...fake_kernel import Answer, Datagram, FakeKernel, Living, Request, row, table, tries, verdicts
 
 _FEW = [encode_value("shutdown", 0), encode_value("cgroup_id", 7), encode_value("cong", "cubic")]
 _MANY = [
@@ -88,7 +88,7 @@ def run(data: bytes) -> Run:
 
 def find(choices: Choices) -> Run:
     filter = choices.of(FILTERS)
-    damaged = Damaged(living(ROWS), choices)
+    damaged = Damaged(Living(ROWS), choices)
     with FakeKernel(damaged).installed() as kernel:
         try:
             for socket in find_sockets(filter, extensions=choices.of(((), ("info", "meminfo")))):
@@ -155,9 +155,9 @@ class _Told:
 def _usual(choices: Choices) -> Answer:
     kind, code = choices.below(4), choices.of(_CODES)
     if kind == 0:
-        return living(ROWS)
+        return Living(ROWS)
     if kind == 1:
-        return living(ROWS, stays=True)
+        return Living(ROWS, stays=True)
     if kind == 2:
         return table(ROWS, lambda *_: code)
     return _moving(choices.bytes(len(ROWS)))

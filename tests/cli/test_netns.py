@@ -1,0 +1,271 @@
+"""`--netns`: in which network namespaces a command works; the same words for every command."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from .. import world
+from ..networks import Network, pinned_networks
+from ..sockets import Sockets, in_child, pending_error
+from .runner import Result, drop_privilege, run
+from .test_demo import become
+
+pytestmark = pytest.mark.kernel
+
+TO, BACKEND = "dst 127.0.0.2:9000", "127.0.0.2:9000/UDP"
+COMMANDS = {
+    "list": ["list", "--udp", TO],
+    "destroy": ["destroy", "--udp", TO],
+    "terminate": ["terminate", BACKEND],
+}
+ANY_COMMAND = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+DESTROYING = pytest.mark.parametrize("command", [COMMANDS["destroy"], COMMANDS["terminate"]], ids=lambda c: c[0])
+NO_NETLINK = "def refuse(): raise OSError(93, '')\nmodule('.kernel.diag').open_netlink = refuse"
+OLD_PYTHON_WITHOUT_CTYPES = """
+import os
+if hasattr(os, "setns"):
+    del os.setns
+sys.modules["ctypes"] = None
+"""
+
+
+def connect(sockets: Sockets) -> socket.socket:
+    return sockets.udp("127.0.0.2", 9000)
+
+
+@pytest.fixture
+def nets(network: None) -> Iterator[list[Network]]:
+    with pinned_networks("web", "db") as made:
+        yield made
+
+
+@pytest.fixture
+def clients(sockets: Sockets, nets: list[Network]) -> dict[str, socket.socket]:
+    """One in each namespace, by its name."""
+    return {"host": connect(sockets), **{net.namespace.name: net.make(connect) for net in nets}}
+
+
+def cut(clients: dict[str, socket.socket]) -> set[str]:
+    return {name for name, client in clients.items() if pending_error(client)}
+
+
+def netns(*words: str) -> list[str]:
+    return [part for word in words for part in ("--netns", word)]
+
+
+class TestWhere:
+    """`host`, `all`, a pinned NAME, or (a word with a slash) a PATH; may be repeated."""
+
+    @ANY_COMMAND
+    @pytest.mark.parametrize(
+        ("words", "where"),
+        [
+            (["host"], {"host"}),
+            (["web"], {"web"}),
+            (["web", "db"], {"web", "db"}),
+            (["host", "db"], {"host", "db"}),
+            (["all"], {"host", "web", "db"}),
+            (["web", "all"], {"host", "web", "db"}),
+            (["/run/netns/web"], {"web"}),
+            (["/proc/self/ns/net"], {"host"}),
+            (["web", "/run/netns/web", "web"], {"web"}),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_is_where_it_works(
+        self, clients: dict[str, socket.socket], command: list[str], words: list[str], where: set[str]
+    ) -> None:
+        result = run(*command, *netns(*words), "--json")
+        assert (result.code, result.err) == (0, "")
+        assert len(result.json["sockets"]) == len(where)
+        named = words if len(where) == 1 and "/" in words[0] else where
+        assert {row["namespace"] for row in result.json["sockets"]} == set(named)
+        assert cut(clients) == (set() if command[0] == "list" else where)
+
+    @pytest.mark.parametrize(
+        ("command", "where"),
+        [("list", {"host"}), ("destroy", {"host"}), ("terminate", {"host", "web", "db"})],
+    )
+    def test_without_it(self, clients: dict[str, socket.socket], command: str, where: set[str]) -> None:
+        result = run(*COMMANDS[command], "--json")
+        assert {row["namespace"] for row in result.json["sockets"]} == where
+        assert cut(clients) == (set() if command == "list" else where)
+
+    def test_tables_and_lines_name_it(self, clients: dict[str, socket.socket]) -> None:
+        lines = run(*COMMANDS["list"], *netns("all")).out.splitlines()
+        assert {line.split()[-1] for line in lines} == {"Netns", "host", "web", "db"}
+        *lines, _ = run(*COMMANDS["terminate"]).out.splitlines()
+        ends = sorted(line.partition("127.0.0.2:9000")[2] for line in lines)
+        assert ends == ["", " in db", " in web"]
+
+    @DESTROYING
+    def test_a_dry_run_cuts_nowhere(self, clients: dict[str, socket.socket], command: list[str]) -> None:
+        result = run(*command, *netns("all"), "--dry-run", "--json")
+        assert (result.code, result.json["skipped"], cut(clients)) == (0, 3, set())
+
+
+def test_a_limit_is_one_limit_for_all(nets: list[Network], sockets: Sockets) -> None:
+    made = [connect(sockets) for _ in range(3)] + [net.make(connect) for net in nets for _ in range(3)]
+    result = run(*COMMANDS["destroy"], *netns("all"), "--limit", "4", "--json")
+    assert (result.code, result.json["destroyed"], result.json["skipped"]) == (0, 4, 5)
+    assert {row["reason"] for row in result.json["sockets"] if row["outcome"] == "skipped"} == {"limit"}
+    assert sum(bool(pending_error(client)) for client in made) == 4
+
+
+class TestUnknown:
+    """2, the word is named, and nothing dies, in the known ones neither."""
+
+    @ANY_COMMAND
+    @pytest.mark.parametrize("others", [[], ["host"], ["all"]], ids=["alone", "with host", "with all"])
+    @pytest.mark.parametrize(
+        ("word", "said"),
+        [
+            ("nosuch", "no network namespace is pinned as 'nosuch' (known: db, web)"),
+            ("HOST", "no network namespace is pinned as 'HOST'"),
+            ("/run/nosuch", "no network namespace at /run/nosuch"),
+            ("/proc/0/ns/net", "no network namespace at /proc/0/ns/net"),
+            ("/proc/self/status", "/proc/self/status is no network namespace"),
+            ("", ""),
+        ],
+    )
+    def test_is_2(
+        self, clients: dict[str, socket.socket], command: list[str], others: list[str], word: str, said: str
+    ) -> None:
+        result = run(*command, *netns(*others, word), "--json")
+        assert (result.code, result.out, cut(clients)) == (2, "", set())
+        assert said in result.err
+        assert "Traceback" not in result.err
+
+    @ANY_COMMAND
+    def test_a_pin_that_is_only_a_file_now(self, nets: list[Network], command: list[str]) -> None:
+        stale = Path("/run/netns/stale")
+        stale.touch()
+        try:
+            result = run(*command, *netns("stale"), "--json")
+            assert (result.code, result.out) == (2, "")
+            assert result.err == f"socklb: {stale} is no network namespace\n"
+            assert run(*command, *netns("all")).code == 0
+        finally:
+            stale.unlink()
+
+    @pytest.mark.parametrize("word", ["list", "list --json"])
+    def test_one_of_another_kind_prints_nothing(self, network: None, word: str) -> None:
+        """It shows when it is entered."""
+        result = run("list", *netns("/proc/self/ns/mnt"), "--json")
+        assert result == (2, "", "socklb: /proc/self/ns/mnt is no network namespace\n")
+
+
+@contextmanager
+def loop_among_the_pins() -> Iterator[None]:
+    """One that is there, and that nobody may look at: a link to itself."""
+    path = Path("/run/netns/loop")
+    path.symlink_to("loop")
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+def as_user(*words: str) -> tuple[Result, str]:
+    """As a user who is root at home, and nobody elsewhere; and what became of the client that he has at home."""
+
+    def go() -> tuple[Result, str]:
+        become(0)()  # type: ignore[misc]
+        world.new_network()
+        with Sockets() as own:
+            client = connect(own)
+            return run(*words), pending_error(client)
+
+    return in_child(go)
+
+
+class TestSomeFail:
+    """One that cannot be entered is 1 and named; the others are done. One that cannot be seen is told, and no error."""
+
+    @DESTROYING
+    @pytest.mark.parametrize("json", [[], ["--json"]], ids=["lines", "json"])
+    def test_one_that_is_another_s(
+        self, clients: dict[str, socket.socket], command: list[str], json: list[str]
+    ) -> None:
+        result, own = as_user(*command, *netns("host", "web"), *json)
+        assert (result.code, own, cut(clients)) == (1, "ECONNABORTED", set())
+        assert result.err.startswith("socklb: in web: enter namespace web: it needs CAP_SYS_ADMIN")
+        assert len(result.err.splitlines()) == 1
+        if json:
+            assert (result.json["destroyed"], result.json["failed"]) == (1, 0)
+            assert f"socklb: {result.json['error']}\n" == result.err
+        else:
+            assert result.out.endswith("1 matched: 1 destroyed, 0 gone, 0 skipped, 0 failed\n")
+
+    @pytest.mark.parametrize("json", [[], ["--json"]], ids=["table", "json"])
+    def test_one_that_is_another_s_in_a_list(self, nets: list[Network], json: list[str]) -> None:
+        """It is told once, and not once a protocol."""
+        result, _ = as_user("list", *netns("web", "host", "db"), *json)
+        assert result.code == 1
+        texts = [line.partition(": it needs CAP_SYS_ADMIN")[0] for line in result.err.splitlines()]
+        assert texts == [f"socklb: in {name}: enter namespace {name}" for name in ("web", "db")]
+        if json:
+            assert [row["namespace"] for row in result.json["sockets"]] == ["host"]
+            assert result.json["error"] == "; ".join(line[len("socklb: ") :] for line in result.err.splitlines())
+        else:
+            assert len(result.out.splitlines()) == 2
+
+    def test_terminate_tells_each_namespace_s_error(self, nets: list[Network]) -> None:
+        result, _ = as_user(*COMMANDS["terminate"], *netns("host", "web"), "--json")
+        host, web = sorted(result.json["namespaces"], key=lambda row: str(row["namespace"]))
+        assert (host["namespace"], host["destroyed"], web["namespace"]) == ("host", 1, "web")
+        assert "CAP_SYS_ADMIN" in web["error"]
+        assert (web["path"], web["inode"]) == ("/run/netns/web", os.stat("/run/netns/web").st_ino)
+
+    @ANY_COMMAND
+    @pytest.mark.parametrize("words", [["web"], ["web", "db"]], ids=" ".join)
+    def test_none_that_may_be_entered_is_4(
+        self, clients: dict[str, socket.socket], command: list[str], words: list[str]
+    ) -> None:
+        result = run(*command, *netns(*words), "--json", preexec=drop_privilege)
+        assert (result.code, result.json["sockets"], cut(clients)) == (4, [], set())
+        assert "CAP_SYS_ADMIN" in result.json["error"]
+        assert f"socklb: {result.json['error']}" in result.err.splitlines()
+
+    @ANY_COMMAND
+    def test_a_path_that_may_not_be_looked_at_is_4(self, clients: dict[str, socket.socket], command: list[str]) -> None:
+        result = run(*command, *netns("/proc/1/ns/net"), "--json", preexec=drop_privilege)
+        assert (result.code, result.json["sockets"], cut(clients)) == (4, [], set())
+        assert "CAP_SYS_PTRACE" in result.json["error"]
+        assert f"socklb: {result.json['error']}\n" == result.err
+
+    @ANY_COMMAND
+    def test_one_that_cannot_be_seen_is_told(self, clients: dict[str, socket.socket], command: list[str]) -> None:
+        with loop_among_the_pins():
+            result = run(*command, *netns("all"), "--json")
+        assert (result.code, len(result.json["sockets"])) == (0, 3)
+        assert result.err == "socklb: not looked at: /run/netns/loop: Too many levels of symbolic links\n"
+        if command[0] == "terminate":
+            assert result.json["skipped_namespaces"] == [
+                {"path": "/run/netns/loop", "reason": "Too many levels of symbolic links"}
+            ]
+
+    @ANY_COMMAND
+    @pytest.mark.parametrize(
+        ("patch", "said"),
+        [(NO_NETLINK, "CONFIG_INET_DIAG"), (OLD_PYTHON_WITHOUT_CTYPES, "nor a working ctypes")],
+        ids=["no netlink", "no ctypes"],
+    )
+    @pytest.mark.parametrize("words", [["web"], ["web", "db"]], ids=" ".join)
+    def test_what_no_namespace_can_is_3(
+        self, clients: dict[str, socket.socket], command: list[str], words: list[str], patch: str, said: str
+    ) -> None:
+        result = run(*command, *netns(*words), "--json", patch=patch)
+        assert (result.code, cut(clients)) == (3, set())
+        assert said in result.json["error"]
+
+    @ANY_COMMAND
+    def test_without_ctypes_the_own_one_works(self, clients: dict[str, socket.socket], command: list[str]) -> None:
+        result = run(*command, *netns("host"), "--json", patch=OLD_PYTHON_WITHOUT_CTYPES)
+        assert (result.code, len(result.json["sockets"])) == (0, 1)

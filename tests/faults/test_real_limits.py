@@ -1,0 +1,226 @@
+"""Real faults on the real kernel: no descriptor left, no room for answers, and nobody who answers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from socklb import (
+    DestroyReport,
+    KernelError,
+    SocketFilter,
+    SocklbError,
+    destroy_sockets,
+    device,
+    dst,
+    find_sockets,
+    probe,
+)
+from socklb.kernel import diag
+from socklb.wire.request import SOCK_DESTROY
+
+from ..cli.runner import ROOT, command, environment
+from ..fake_kernel import verdicts
+from ..sockets import Sockets, cookie_of, in_child, pending_error, talk, without_privilege
+from .calls import End
+
+pytestmark = pytest.mark.kernel
+
+ADDRESS, PORT = "127.0.0.2", 9000
+UDP = SocketFilter("udp", dst(ADDRESS, PORT))
+TCP = SocketFilter("tcp", dst(ADDRESS, PORT))
+
+CALLS: dict[str, Callable[[], object]] = {
+    "find": lambda: list(find_sockets(TCP)),
+    "destroy": lambda: destroy_sockets(TCP),
+    "dry-run": lambda: destroy_sockets(TCP, dry_run=True),
+    "probe": probe,
+}
+EACH = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+def end_of(call: Callable[[], object]) -> End:
+    try:
+        call()
+    except SocklbError as error:
+        return End.of(error)
+    return End()
+
+
+LEAVE_ONE = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+while len(os.listdir("/proc/self/fd")) < 64:  # the one that lists them is among them
+    os.open(os.devnull, os.O_RDONLY)
+"""
+
+
+class TestNoDescriptorLeft:
+    """RLIMIT_NOFILE reached is KernelError(EMFILE), and nobody dies."""
+
+    @EACH
+    @pytest.mark.parametrize("left", range(4))
+    def test_it_works_or_it_is_an_error(self, sockets: Sockets, call: Callable[[], object], left: int) -> None:
+        """A netlink socket is all that a call needs to list; to try or to destroy it looks at one thing more."""
+        client, server = sockets.tcp(ADDRESS, PORT)
+
+        def called() -> tuple[End, bool]:
+            before = [os.open(os.devnull, os.O_RDONLY) for _ in range(left)]
+            for one in before:
+                os.close(one)
+            end = end_of(call)
+            after = [os.open(os.devnull, os.O_RDONLY) for _ in range(left)]
+            return end, after == before
+
+        needed = 1 if call is CALLS["find"] else 2
+        end, as_before = in_child(called, lambda: leave_descriptors(left))
+        assert end == (End() if left >= needed else End(KernelError, errno.EMFILE))
+        assert as_before
+        if call is CALLS["destroy"] and left >= needed:
+            assert pending_error(client) == "ECONNABORTED"
+        else:
+            talk(client, server)
+
+    def test_a_name_that_cannot_be_looked_up_is_no_unknown_one(self, network: None) -> None:
+        def look() -> End:
+            return end_of(lambda: list(find_sockets(SocketFilter("tcp", device("lo")))))
+
+        assert in_child(look, lambda: leave_descriptors(0)) == End(KernelError, errno.EMFILE)
+
+    def test_the_own_session_is_not_forgotten(self, sockets: Sockets) -> None:
+        """The netlink socket takes the last descriptor, and /proc cannot be read any more."""
+        client, server = sockets.tcp(ADDRESS, PORT)
+        peer, own = client.getpeername(), client.getsockname()
+        words = command(["destroy", "--tcp", f"dst {ADDRESS}:{PORT}"], patch=f"{LEAVE_ONE}\nmodule('.cli.destroy')")
+        subprocess.run(
+            ["sh", "-c", 'unset SSH_CONNECTION; "$@"; exit $?', "sh", *words],
+            cwd=ROOT,
+            env=environment({"SSH_CONNECTION": f"{peer[0]} {peer[1]} {own[0]} {own[1]}"}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        talk(client, server)
+
+
+def leave_descriptors(count: int) -> None:
+    """In this process so many more files can be opened."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    taken = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    for one in taken[:count]:
+        os.close(one)
+
+
+class TestTheSmallestBuffer:
+    """What finds no room is lost, and told: a dump is whole, a destroy that may have been done is no success."""
+
+    COUNT = 300
+
+    @pytest.fixture(autouse=True)
+    def _smallest(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        usual = diag.open_netlink
+
+        def small() -> socket.socket:
+            opened = usual()
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel makes it the least it allows
+            return opened
+
+        monkeypatch.setattr(diag, "open_netlink", small)
+
+    @pytest.fixture
+    def clients(self, sockets: Sockets) -> dict[int, socket.socket]:
+        made = (sockets.udp(ADDRESS, PORT) for _ in range(self.COUNT))
+        return {cookie_of(client): client for client in made}
+
+    def test_a_dump_is_whole(self, clients: dict[int, socket.socket]) -> None:
+        assert sorted(found.cookie for found in find_sockets(UDP)) == sorted(clients)
+
+    def test_destroys_that_succeed_need_one_answer_a_batch(self, clients: dict[int, socket.socket]) -> None:
+        assert verdicts(destroy_sockets(UDP)) == dict.fromkeys(clients, "destroyed")
+        assert {pending_error(client) for client in clients.values()} == {"ECONNABORTED"}
+
+    def test_many_that_fail_end_the_run_with_everybody_in_the_report(self, clients: dict[int, socket.socket]) -> None:
+        """All answer EPERM, and there is no room for 64 such answers."""
+        cookies = list(clients)
+
+        def run() -> tuple[End, dict[int, str]]:
+            with pytest.raises(SocklbError) as caught:
+                destroy_sockets(UDP)
+            assert caught.value.report is not None
+            return End.of(caught.value), verdicts(caught.value.report)
+
+        end, told = without_privilege(run)
+        assert end == End(KernelError, errno.ENOBUFS)
+        assert told == dict.fromkeys(cookies, "failed")
+        assert {pending_error(client) for client in clients.values()} == {""}
+
+    def test_many_that_are_gone(self, clients: dict[int, socket.socket]) -> None:
+        """They answer ENOENT, and the living among them are destroyed: nobody is called so who is not."""
+        leaving = set(list(clients)[::2])
+
+        def leave(row: Any) -> bool:
+            if row.cookie in leaving:
+                clients[row.cookie].close()
+            return True
+
+        report: DestroyReport | None
+        try:
+            report = destroy_sockets(SocketFilter("udp", dst(ADDRESS, PORT), predicate=leave))
+        except KernelError as error:
+            report = error.report if error.errno == errno.ENOBUFS else None
+        assert report is not None
+        told = verdicts(report)
+        assert told.keys() == clients.keys()
+        for cookie in clients.keys() - leaving:
+            assert told[cookie] != "destroyed" or pending_error(clients[cookie]) == "ECONNABORTED"
+        assert not {told[cookie] for cookie in leaving} & {"destroyed", "skipped"}
+
+
+class Deaf(socket.socket):
+    """A netlink socket whose questions nobody hears."""
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        return len(data)
+
+
+class TestNobodyAnswers:
+    """A timeout, not a hang: KernelError(ETIMEDOUT)."""
+
+    @pytest.fixture(autouse=True)
+    def _deaf(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(diag, "_TIMEOUT_SECONDS", 0.05)
+        monkeypatch.setattr(
+            diag, "open_netlink", lambda: Deaf(socket.AF_NETLINK, socket.SOCK_RAW, diag.NETLINK_SOCK_DIAG)
+        )
+
+    @EACH
+    def test_at_all(self, sockets: Sockets, call: Callable[[], object]) -> None:
+        client, server = sockets.tcp(ADDRESS, PORT)
+        assert end_of(call) == End(KernelError, errno.ETIMEDOUT)
+        talk(client, server)
+
+    def test_to_a_destroy(self, sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+        def hears_dumps(made: Deaf, data: Any, flags: int = 0) -> int:
+            is_dump = int.from_bytes(data[4:6], sys.byteorder) != SOCK_DESTROY
+            return socket.socket.send(made, data, flags) if is_dump else len(data)
+
+        monkeypatch.setattr(Deaf, "send", hears_dumps)
+        client, server = sockets.tcp(ADDRESS, PORT)
+        with pytest.raises(KernelError) as caught:
+            destroy_sockets(TCP)
+        assert caught.value.errno == errno.ETIMEDOUT
+        assert caught.value.report is not None
+        assert verdicts(caught.value.report) == {cookie_of(client): "failed"}
+        talk(client, server)

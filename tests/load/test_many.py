@@ -1,0 +1,82 @@
+"""60,000 connections destroyed in one call: all gone, all in the report, memory bounded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from socklb import SocketFilter, dport, dst, find_sockets
+
+from ..cli.runner import NAME, ROOT
+from .holders import Holder, holders
+
+pytestmark = [pytest.mark.kernel, pytest.mark.load]
+
+CONNECTIONS = 60_000
+BYTES_A_SOCKET = 512
+"""What a report may hold of a socket at most: its row as the kernel told it, and its verdict."""
+
+_ADDRESSES = ("127.1.0.1", "::1", "::ffff:127.1.0.2", "127.1.0.3")
+_PORT, _LAST_PORT = 7000, 7099
+
+# The peak of a fresh process, told by its own memory map: that of getrusage() begins with what forked it. What a run
+# imports is in memory before, and the report is not printed before the peak is known.
+_SCRIPT = f"""
+import json, sys
+sys.path.insert(0, {str(ROOT)!r})
+from {NAME} import Backend, NetworkNamespace, SocketFilter, destroy_sockets, dport, dst, terminate_connections
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
+
+def by_filter(addresses, ports):
+    return destroy_sockets(SocketFilter("tcp", (dst("127.1.0.0/16") | dst("::1")) & dport(*ports))).outcomes
+
+def by_backends(addresses, ports):
+    backends = [Backend(address, port, "tcp") for address in addresses for port in range(ports[0], ports[1] + 1)]
+    return [o for _, o in terminate_connections(backends, namespaces=[NetworkNamespace.current()]).outcomes]
+
+def destroy(addresses, ports):
+    return {{"destroy_sockets": by_filter, "terminate_connections": by_backends}}[sys.argv[1]](addresses, ports)
+
+destroy(["127.1.0.1"], [1, 1])
+before = peak()
+outcomes = destroy({_ADDRESSES!r}, [{_PORT}, {_LAST_PORT}])
+growth = peak() - before
+json.dump({{"growth": growth, "verdicts": [(o.socket.cookie, o.verdict) for o in outcomes]}}, sys.stdout)
+"""
+
+
+@pytest.fixture
+def crowd(network: None) -> Iterator[list[Holder]]:
+    with holders(CONNECTIONS, _ADDRESSES, _PORT) as made:
+        yield made
+
+
+@pytest.mark.parametrize("call", ["destroy_sockets", "terminate_connections"])
+def test_all_are_gone_and_all_are_in_the_report(crowd: list[Holder], call: str) -> None:
+    cookies = [cookie for holder in crowd for cookie in holder.renew()]
+    assert len(cookies) == CONNECTIONS
+
+    said = _destroy(call)
+
+    assert sorted(map(tuple, said["verdicts"])) == [(cookie, "destroyed") for cookie in sorted(cookies)]
+    errors: Counter[tuple[str, str]] = sum((holder.errors() for holder in crowd), Counter())
+    assert errors == {("ECONNABORTED", "ECONNRESET"): CONNECTIONS}
+    assert list(find_sockets(SocketFilter("tcp", (dst("127.1.0.0/16") | dst("::1")) & dport(_PORT, _LAST_PORT)))) == []
+
+    print(f"{call}: {said['growth'] / CONNECTIONS:.0f} bytes a socket")
+    assert said["growth"] <= CONNECTIONS * BYTES_A_SOCKET
+
+
+def _destroy(call: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-c", _SCRIPT, call], check=True, stdout=subprocess.PIPE)
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said

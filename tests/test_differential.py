@@ -1,0 +1,219 @@
+"""What socklb finds is what others find: ss(8), a full dump matched in Python, /proc/net; in generated worlds.
+
+The worlds are made of the state machine's sockets (`machine/`), of every kind and state. `test_ss_agreement` has the
+texts that people write; here they are generated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from socklb import InetSocket, SocketFilter, destroy_sockets, device, dport, dst, find_sockets, mark, sport, src
+from socklb.filters import Condition
+from socklb.filters.conditions import EVERYTHING
+
+from .filters.trees import trees
+from .machine.endpoints import Place, make_places
+from .machine.model import BOUND_INACTIVE, CLOSE, CLOSING, FIN_WAIT1, LAST_ACK, STATES, Inhabitant, States, means
+from .machine.population import Manner
+from .machine.wishes import MARKS, PORTS, TARGETS, TWIN_PORT, endpoint_conditions, matched_conditions
+from .machine.world import World
+from .proc_net import ProcRow
+from .ss import both, require_ss
+
+pytestmark = pytest.mark.kernel
+
+# ------------------------------------------------------------------------------------------------- worlds
+
+
+class Deed(NamedTuple):
+    """One thing that happens in a world."""
+
+    what: str
+    address: str
+    port: int
+    manner: Manner
+    which: int
+
+
+DEEDS = (
+    *("listen", "bind_tcp", "bind_udp", "send_unbound_udp", "connect", "connect", "connect_udp", "connect_udp"),
+    *("knock_in_vain", "wait_for_data", "get_stuck", "mark", "half_close", "half_close", "close", "close", "destroy"),
+)
+
+populations = st.lists(
+    st.builds(
+        Deed,
+        st.sampled_from(DEEDS),
+        st.sampled_from(TARGETS),
+        st.sampled_from((*PORTS, TWIN_PORT)),
+        st.builds(Manner, st.booleans(), st.booleans(), st.sampled_from(MARKS), st.booleans(), st.booleans()),
+        st.integers(0, 29),
+    ),
+    min_size=4,
+    max_size=16,
+)
+
+
+def do(deed: Deed, world: World, place: Place) -> None:
+    what, address, port, manner, which = deed
+    if what in ("send_unbound_udp", "knock_in_vain", "wait_for_data"):
+        getattr(world, what)(place, address, manner)
+    elif what == "get_stuck":
+        world.get_stuck(place, address, (FIN_WAIT1, LAST_ACK, CLOSING)[which % 3], manner)
+    elif what in ("listen", "bind_tcp", "bind_udp", "connect", "connect_udp"):
+        getattr(world, what)(place, address, port, manner)
+    else:
+        _change(what, list(world.sockets)[which % len(world.sockets) :][:1], world, manner)
+
+
+def _change(what: str, some: Iterable[Inhabitant], world: World, manner: Manner) -> None:
+    for one in some:
+        if what == "mark":
+            world.mark(one, manner.mark)
+        elif what == "destroy":
+            ends = sport(one.local_port) & dport(one.peer_port) & src(one.local)
+            destroy_sockets(SocketFilter(one.protocol, ends), unconnected=True)
+        elif one.other_end is not None:
+            getattr(world, what)(one)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    (made,) = make_places(1)
+    yield made
+    made.close()
+
+
+@contextmanager
+def inhabited(place: Place, population: list[Deed]) -> Iterator[World]:
+    """A world in which all that has happened; in the end nothing of it is left, not even what TCP keeps."""
+    world = World([place], cgroup=0)
+    try:
+        for address in ("127.0.0.2", "::ffff:127.0.0.2"):
+            world.connect(place, address, PORTS[0], Manner())
+        for deed in population:
+            if deed.what != "destroy":
+                do(deed, world, place)
+        world.check()  # what was on its way has arrived
+        for deed in population:
+            if deed.what == "destroy":  # of which the model is not told
+                do(deed, world, place)
+        yield world
+    finally:
+        world.clear()
+        destroy_sockets(SocketFilter("tcp", states=["time-wait"]), allow_unbounded=True)
+
+
+in_one_place = settings(suppress_health_check=list(HealthCheck))
+
+# ---------------------------------------------------------------------------------- a full dump, and matches
+
+
+# A TCP socket that is only bound reports CLOSE: `matches` takes it for either of two states, the kernel for one.
+_COMPARED = [states for states in STATES if states.argument != ["unconnected"]]
+
+
+class TestAFullDump:
+    """find_sockets(f) is what f.matches says of every socket."""
+
+    @in_one_place
+    @given(
+        population=populations,
+        wheres=st.lists(matched_conditions, min_size=1, max_size=8),
+        states=st.sampled_from(_COMPARED),
+        family=st.sampled_from((None, None, 2, 10)),
+    )
+    def test_matched_in_python(
+        self, place: Place, population: list[Deed], wheres: list[Condition], states: States, family: int | None
+    ) -> None:
+        with inhabited(place, population):
+            for protocol in ("tcp", "udp"):
+                everything = list(find_sockets(SocketFilter(protocol, states="all")))
+                for where in wheres:
+                    meant = SocketFilter(protocol, where, states=states.argument, family=family)
+                    assert _ids(find_sockets(meant)) == _ids(filter(meant.matches, everything)), meant
+
+
+def _ids(found: Iterable[InetSocket]) -> Counter[tuple[object, ...]]:
+    return Counter((row.cookie, row.state, row.src, row.sport, row.dst, row.dport) for row in found)
+
+
+# ----------------------------------------------------------------------------------------------- /proc/net
+
+
+class TestProcNet:
+    """What /proc/net/tcp, tcp6, udp and udp6 show, but for TCP sockets that are only bound: those are not there."""
+
+    @in_one_place
+    @given(population=populations, wheres=st.lists(endpoint_conditions, max_size=8))
+    def test_the_same_sockets(self, place: Place, population: list[Deed], wheres: list[Condition]) -> None:
+        with inhabited(place, population):
+            shown = place.table.rows()
+            for where in (EVERYTHING, *wheres):
+                expected = Counter(row for row in shown if means(where, _inhabitant(row)))
+                assert Counter(_found(where)) == expected, where
+
+
+def _found(where: Condition) -> list[ProcRow]:
+    return [
+        ProcRow(
+            *(protocol, row.src.version, row.src, row.sport, row.dst, row.dport),
+            *(row.state, row.is_time_wait, row.uid, row.inode),
+        )
+        for protocol in ("tcp", "udp")
+        for row in find_sockets(SocketFilter(protocol, where, states="all"))
+        if protocol == "udp" or row.state != CLOSE
+    ]
+
+
+def _inhabitant(row: ProcRow) -> Inhabitant:
+    """As far as /proc/net tells: addresses and ports."""
+    state = BOUND_INACTIVE if row.protocol == "tcp" and row.state == CLOSE else row.state
+    return Inhabitant(0, row.protocol, state, (row.local, row.local_port), (row.peer, row.peer_port))
+
+
+# ------------------------------------------------------------------------------------------------------ ss
+
+_HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.9", "127.0.0.2/31", "127.0.0.0/8", "::1", "fd00::1", "fd00::/8", "::/0")
+_sides = st.sampled_from((src, dst))
+_ss_leaves = st.one_of(
+    st.builds(
+        lambda side, host, port: side(host, port), _sides, st.sampled_from(_HOSTS), st.sampled_from((None, 9000))
+    ),
+    st.builds(
+        lambda side, ends: side(*sorted(ends)),
+        st.sampled_from((sport, dport)),
+        st.tuples(*[st.sampled_from((1, 7000, 9000, 9001, 20000, 32768, 65534))] * 2),
+    ),
+    st.builds(lambda value, mask: mark(value & mask, mask), st.sampled_from(MARKS), st.sampled_from((1, 0x10, 0xFF))),
+    st.just(device("lo")),
+)
+_V6_ADDRESS = re.compile(r"([0-9a-f]*:[0-9a-f:/]*)")  # which ss wants in brackets
+_FEWER = max(5, (settings.default or settings()).max_examples // 4)  # of examples that ask many processes
+
+ss_conditions = trees(_ss_leaves, fewest_parts=2)
+"""What both read alike: no mapped address (which means more here), and parentheses around every group."""
+
+
+class TestSs:
+    """What ss(8) shows for the text of the filter."""
+
+    @settings(in_one_place, max_examples=_FEWER)
+    @given(population=populations, wheres=st.lists(ss_conditions, min_size=1, max_size=4))
+    def test_the_same_text(self, place: Place, population: list[Deed], wheres: list[Condition]) -> None:
+        require_ss()
+        with inhabited(place, population):
+            for where in wheres:
+                for protocol in ("tcp", "udp"):
+                    text = _V6_ADDRESS.sub(r"[\1]", str(where))
+                    here, there = both(protocol, text)
+                    assert here == there, text
