@@ -85,12 +85,6 @@ class TestEntries:
         enter(Ledger(lambda record: seen.append(report.destroyed), dry_run=False), report, outcomes(1, 3))
         assert seen == [3, 3, 3]
 
-    def test_what_is_entered_may_come_as_it_is_made(self) -> None:
-        report = DestroyReport()
-        records: list[Record] = []
-        Ledger(records.append, dry_run=False).enter(report, iter(outcomes(1, 3)), "host", subject)
-        assert cookies(report.outcomes) == [record["cookie"] for record in records] == [1, 2, 3]
-
     def test_without_an_audit_there_is_the_report_alone(self) -> None:
         report = DestroyReport()
         enter(Ledger(None, dry_run=False), report, outcomes(1, 3))

@@ -70,7 +70,8 @@ class FileSource:
             return _Look(None, None, f"cannot be read: {os.strerror(error.errno or 0)}")
         if _signature(before) != _signature(after):
             return last._replace(signature=None)  # it changed while it was read
-        is_settled = time.time() - after.st_mtime > _SETTLED_SECONDS
+        changed = max(after.st_mtime, after.st_ctime)  # `cp -p` gives a file the time of another
+        is_settled = time.time() - changed > _SETTLED_SECONDS
         return _Look(content, _signature(after) if is_settled else None, "")
 
 

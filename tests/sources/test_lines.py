@@ -166,7 +166,7 @@ class TestBadLines:
         ("line", "reason"),
         [
             (b"bad", "no JSON: "),
-            (b"{}", "op is a string, not null"),
+            (b"{}", "no 'op'"),
             (b"\xff", "no UTF-8 at byte 0"),
             (b'{"op": "upsert", "backend": "10.0.0.1:99999/TCP"}', "backend '10.0.0.1:99999/TCP': port 99999"),
             (UPSERT_A[:-1], "no JSON: "),

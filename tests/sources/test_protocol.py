@@ -55,7 +55,9 @@ def line_of(change: Any) -> bytes:
     if isinstance(change, Upsert):
         value: dict[str, Any] = {"op": "upsert", **instance_object(change.instance)}
     elif isinstance(change, Delete):
-        value = {"op": "delete", "backend": str(change.backend), "service": change.service}
+        value = {"op": "delete", "backend": str(change.backend)}
+        if change.service is not None:
+            value["service"] = change.service
     else:
         value = {"op": "replace", "backends": [instance_object(instance) for instance in change.instances]}
     return json.dumps(value).encode()
@@ -126,12 +128,6 @@ class TestWhatLinesMean:
         change = parse_line(b'{"op": "upsert", "backend": "10.0.0.1:80/TCP", "state": "%s"}' % state.value.encode())
         assert change == Upsert(Instance(A, "", state, False))
 
-    @pytest.mark.parametrize("name", ["service", "state", "unhealthy"])
-    def test_null_is_as_if_it_were_missing(self, name: str) -> None:
-        assert parse_line(b'{"op": "upsert", "backend": "10.0.0.1:80/TCP", "%s": null}' % name.encode()) == Upsert(
-            Instance(A)
-        )
-
 
 class TestWhatIsWrong:
     """A bad line is reported with the reason."""
@@ -143,12 +139,12 @@ class TestWhatIsWrong:
             ('{"op": "upsert"', "no JSON: Expecting ',' delimiter at column 16"),
             ("[]", "a change is an object, not an array"),
             ("7", "a change is an object, not 7"),
-            ("{}", "op is a string, not null"),
+            ("{}", "no 'op'"),
             ('{"op": 7}', "op is a string, not 7"),
             ('{"op": "add"}', "op is upsert, delete or replace, not 'add'"),
-            ('{"op": "upsert"}', "backend is a string, not null"),
+            ('{"op": "upsert"}', "no 'backend'"),
             ('{"op": "upsert", "backend": {}}', "backend is a string, not an object"),
-            ('{"op": "delete"}', "backend is a string, not null"),
+            ('{"op": "delete"}', "no 'backend'"),
             ('{"op": "upsert", "backend": "10.0.0.1:80"}', "backend '10.0.0.1:80' names no protocol"),
             ('{"op": "upsert", "backend": "10.0.0.1:80/TCP", "service": 1}', "service is a string, not 1"),
             (
@@ -160,7 +156,8 @@ class TestWhatIsWrong:
                 '{"op": "upsert", "backend": "10.0.0.1:80/TCP", "unhealthy": "no"}',
                 'unhealthy is true or false, not "n',
             ),
-            ('{"op": "replace"}', "backends is an array, not null"),
+            ('{"op": "replace"}', "no 'backends'"),
+            ('{"op": "replace", "backends": null}', "backends is an array, not null"),
             ('{"op": "replace", "backends": {}}', "backends is an array, not an object"),
             ('{"op": "replace", "backends": [[]]}', "backend number 1: a backend is an object, not an array"),
             (
@@ -206,3 +203,23 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize("value", [["x" * 1000], "x" * 1000, {"x" * 1000: 1}], ids=["array", "string", "object"])
     def test_what_could_be_long_is_not_quoted(self, value: object) -> None:
         assert len(refused(json.dumps({"op": "upsert", "backend": "10.0.0.1:80/TCP", "unhealthy": value}))) < 100
+
+    @pytest.mark.parametrize("name", ["service", "state", "unhealthy"])
+    def test_null_is_no_value(self, name: str) -> None:
+        assert refused(f'{{"op": "upsert", "backend": "10.0.0.1:80/TCP", "{name}": null}}').endswith(", not null")
+
+    def test_a_delete_of_service_null_is_not_one_of_all_services(self) -> None:
+        assert refused('{"op": "delete", "backend": "10.0.0.1:80/TCP", "service": null}').endswith(", not null")
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            '{"op": "upsert", "backend": "10.0.0.1:80/TCP", "unhealthy": true, "unhealthy": false}',
+            '{"op": "delete", "op": "upsert", "backend": "10.0.0.1:80/TCP"}',
+            '{"op": "replace", "backends": [{"backend": "10.0.0.1:80/TCP"}], "backends": []}',
+            '{"op": "replace", "backends": [{"backend": "10.0.0.1:80/TCP", "backend": "10.0.0.2:80/TCP"}]}',
+        ],
+    )
+    def test_a_key_that_comes_twice(self, line: str) -> None:
+        """Nobody knows which one is meant."""
+        assert refused(line) == "a key comes twice"
