@@ -51,7 +51,7 @@ class Followed:
         self.table = KeptTable()
         self.complaints: list[str] = []
         self.errors: list[BaseException] = []
-        self.thread = threading.Thread(target=self._follow)
+        self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def _follow(self) -> None:
         try:
