@@ -7,6 +7,7 @@ import json
 import os
 import select
 import stat
+import time
 
 from .errors import AuditError
 
@@ -36,7 +37,7 @@ class AuditFile:
             raise self._error("cannot be opened", error.errno) from None
         try:
             self._is_regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
-            if self._is_regular and path != "-" and not _ends_with_a_line(path):
+            if self._is_regular and path != "-" and _ends_half_way(path):
                 self._append(b"\n")  # what a killed writer has left half done stands alone
         except BaseException:
             self.close()
@@ -96,12 +97,16 @@ class AuditFile:
         self.close()
 
 
-def _ends_with_a_line(path: str) -> bool:
-    """True also for what cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            return file.read() in (b"", b"\n")
-    except OSError:
-        return True
+def _ends_half_way(path: str) -> bool:
+    """Whether the last line is not ended; a writer that lives may be about to. False for what cannot be read."""
+    for pause in (0, 0.001, 0.01, 0.1):
+        time.sleep(pause)
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 1))
+                if file.read() in (b"", b"\n"):
+                    return False
+        except OSError:
+            return False
+    return True

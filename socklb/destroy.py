@@ -88,7 +88,7 @@ class Operation:
         spare: Callable[[InetSocket], str] | None = None,
         subject: Subject | None = None,
     ) -> None:
-        self.filters = filters
+        self._filters = filters
         self.mercy = Mercy(unconnected=unconnected, limit=limit, further=spare)
         self.ledger = Ledger(audit, dry_run=dry_run)
         self.dry_run, self._subject = dry_run, subject
@@ -99,6 +99,7 @@ class Operation:
                     f"the filter '{filter}' bounds no endpoint, so it could hit everything: name an address or a port, "
                     "or allow that"
                 )
+        self._are_resolved = all(filter.is_resolved for filter in filters)
 
     def stop(self, why: str) -> None:
         """Let no thread of the operation begin another batch: RunStopped is raised there, and says why."""
@@ -118,9 +119,11 @@ class Operation:
         """Destroy in this namespace (None: the caller's), over one netlink socket. Whatever is raised has `.report`."""
         report = DestroyReport()
         try:
-            resolved = [resolve(filter, namespace) for filter in self.filters]
+            resolved = self._filters
+            if not self._are_resolved:
+                resolved = [resolve(filter, namespace) for filter in self._filters]
             with inside(namespace, SocketTable) as table:
-                for filter, searched in zip(self.filters, resolved):
+                for filter, searched in zip(self._filters, resolved):
                     subject = self._subject or _filter_as_subject(filter)
                     _Execution(self, searched, table, place(namespace), report, subject).run()
         except BaseException as error:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from socklb import InetSocket, SocketFilter, destroy_sockets, device, dport, dst, find_sockets, mark, sport, src
@@ -214,6 +214,7 @@ class TestSs:
         with inhabited(place, population):
             for where in wheres:
                 for protocol in ("tcp", "udp"):
+                    assume("::/0" not in str(where))  # v6 alone here; ss takes it for any address
                     text = _V6_ADDRESS.sub(r"[\1]", str(where))
                     here, there = both(protocol, text)
                     assert here == there, text

@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, Optional
@@ -21,7 +20,7 @@ from socklb.ledger import Ledger
 
 from .fake_kernel import row
 
-PATIENCE = 10  # seconds until a test that hangs fails instead
+PATIENCE = 30  # seconds until a test that hangs fails instead
 BATCH = 64
 Record = dict[str, Any]
 
@@ -193,8 +192,9 @@ class TestTheAuditFails:
 
         report = DestroyReport()
         ledger = Ledger(lambda record: None, dry_run=False)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(ZeroDivisionError) as caught:
             ledger.enter(report, outcomes(1, 2), "host", broken)
+        assert ledger.audit_error is caught.value
         assert cookies(report.unrecorded) == [1, 2]
         assert ledger.is_closed
 
@@ -229,7 +229,7 @@ class TestTheAuditFails:
 
 
 def run_each(function: Callable[[int], None], count: int) -> None:
-    threads = [threading.Thread(target=function, args=(number,), daemon=True) for number in range(count)]
+    threads = [threading.Thread(target=function, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -242,19 +242,21 @@ class TestOneAtATime:
 
     def test_nobody_is_in_there_with_another(self) -> None:
         ledger = Ledger(None, dry_run=False)
-        inside: list[int] = []
-        most: list[int] = []
+        is_in, another_is_in = threading.Event(), threading.Event()
+        seen: list[bool] = []
 
-        def go_in(number: int) -> None:
-            for _ in range(50):
-                with ledger:
-                    inside.append(number)
-                    time.sleep(0)  # others may run
-                    most.append(len(inside))
-                    inside.remove(number)
+        def first(number: int) -> None:
+            with ledger:
+                is_in.set()
+                seen.append(another_is_in.wait(0.05))  # it is never set if the other waits, as it should
 
-        run_each(go_in, 4)
-        assert most == [1] * 200
+        def second(number: int) -> None:
+            assert is_in.wait(PATIENCE)
+            with ledger:
+                another_is_in.set()
+
+        run_each(lambda number: (first, second)[number](number), 2)
+        assert (seen, another_is_in.is_set()) == ([False], True)
 
     def test_verdicts_are_entered_by_nobody_else_while_one_is_in_there(self) -> None:
         """What did not die (skipped, failed) is entered from outside, and waits."""

@@ -14,6 +14,8 @@ import pytest
 from socklb.cli import parse
 from socklb.cli.arguments import filters_from
 
+from .cli.runner import COMMANDS
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -96,7 +98,7 @@ class TestREADME:
         """Each that speaks of socklb as a program, wherever in the line."""
         text = README.read_text(encoding="utf-8")
         lines = [line for block in blocks(text) for line in block]
-        program = r"^(?!from )(?:.*[\s=])?(?:socklb|python3 -m socklb|IMAGE) +[a-z]"
+        program = rf"(?:^|[\s=])(?:socklb|python3 -m socklb|IMAGE) +(?:{'|'.join(COMMANDS)})(?:\s|$)"
         spoken = [line for line in lines if re.search(program, line)]
         assert len(spoken) >= 15
         for line in spoken:

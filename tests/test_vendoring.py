@@ -104,12 +104,40 @@ print(len([*one.find_sockets(one.SocketFilter("udp"))]), len([*two.find_sockets(
 here = one.NetworkNamespace.current()  # what is imported when first needed: threads, the codecs of attributes
 for socket in one.find_sockets(one.SocketFilter.parse("dport = 53", "udp"), namespace=here, extensions=["meminfo"]):
     print("meminfo" in socket.attributes)
-for package, filter in ((one, two.SocketFilter("udp")), (two, one.SocketFilter("udp"))):
+for package, other in ((one, two), (two, one)):
+    filter = other.SocketFilter("udp")
     try:
         package.destroy_sockets(filter, allow_unbounded=True)
     except TypeError as error:
         print("TypeError")
+for package, other in ((one, two), (two, one)):
+    try:
+        package.destroy_sockets(package.SocketFilter("udp"))
+    except other.SocklbError:
+        print("the other's")
+    except package.UnboundedFilter:
+        print("its own")
 sys.exit(main(["destroy", "dst 127.0.0.4"]))
+"""
+
+# What a module holds (classes, functions, modules) by the name of where it came from.
+ORIGINS = f"""
+import sys
+sys.path.insert(0, "elsewhere")
+import {COPY}.cli as one, other.cli as two
+
+for name in ("SocklbError", "MalformedMessage", "KernelError", "NotPermitted", "NotSupported", "UnboundedFilter"):
+    mine, others = (getattr(sys.modules[package + ".errors"], name) for package in ("{COPY}", "other"))
+    assert not issubclass(mine, others) and not issubclass(others, mine), name
+held = {{"{COPY}": set(), "other": set()}}
+for name, module in list(sys.modules.items()):
+    for package, origins in held.items():
+        if name == package or name.startswith(package + "."):
+            for value in vars(module).values():
+                origin = getattr(value, "__module__", None) or getattr(value, "__name__", None)
+                origins.update(each for each in held if f"{{origin}}.".startswith(each + "."))
+for package, origins in held.items():
+    print(package, *origins)
 """
 
 
@@ -120,6 +148,21 @@ def test_two_copies_live_in_one_process(root: Path, sockets: Sockets) -> None:
     done = python(root, "-c", TWO_COPIES)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[:7] == ["1", "1", "2 2", "True", "True", "TypeError", "TypeError"]
+    assert lines[:9] == ["1", "1", "2 2", "True", "True", "TypeError", "TypeError", "its own", "its own"]
     assert lines[-1] == "1 matched: 1 destroyed, 0 gone, 0 skipped, 0 failed"
     assert [pending_error(client) for client in clients] == ["ECONNABORTED"] * 3 + [""]
+
+
+def test_neither_copy_holds_anything_of_the_other(root: Path) -> None:
+    vendor(root / "elsewhere", "other")
+    done = python(root, "-c", ORIGINS)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [f"{COPY} {COPY}", "other other"]
+
+
+@pytest.mark.parametrize(("words", "absent"), [(f"{COPY}.cli", "other"), ("other.cli", "app")])
+def test_neither_imports_the_other(root: Path, words: str, absent: str) -> None:
+    vendor(root / "elsewhere", "other")
+    program = f"import sys; sys.path.insert(0, 'elsewhere'); import {words}; print({absent!r} in sys.modules)"
+    done = python(root, "-c", program)
+    assert (done.stdout, done.stderr) == ("False\n", "")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
 import struct
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -21,6 +23,8 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 _MS_BIND = 0x1000
+_MNT_DETACH = 2
+_PR_SET_PDEATHSIG = 1
 
 _INSIDE = "SOCKLB_TEST_WORLD"
 _NO_WORLD = 97  # the exit status of a child that could not get there
@@ -30,6 +34,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def is_inside() -> bool:
     return os.environ.get(_INSIDE) == "1"
+
+
+def cannot(why: str) -> NoReturn:
+    """Skip the test that is running, or fail it where the kernel is required."""
+    import pytest  # not needed by the benchmarks
+
+    if os.environ.get("SOCKLB_REQUIRE_KERNEL") == "1":
+        pytest.fail(why, pytrace=False)
+    pytest.skip(why)
 
 
 def run_inside(arguments: Sequence[str]) -> tuple[int | None, str]:
@@ -42,9 +55,16 @@ def run_inside(arguments: Sequence[str]) -> tuple[int | None, str]:
     os.close(writer)
     with os.fdopen(reader) as pipe:
         why = pipe.read()
-    _, status = os.waitpid(child, 0)
-    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+    code = _exit_code_of(child)
     return (None, why) if code == _NO_WORLD else (code, "")
+
+
+def _exit_code_of(child: int) -> int:
+    """Wait for its end. An interrupt from the terminal reaches the run itself, which has something to say about it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _, status = os.waitpid(child, 0)
+    signal.signal(signal.SIGINT, before)
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
 def _become_world(arguments: Sequence[str], writer: int) -> None:
@@ -52,12 +72,13 @@ def _become_world(arguments: Sequence[str], writer: int) -> None:
     try:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _temporary_root())
         _unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID)
+        _die_with_parent()  # so that a run that is killed takes its world with it
         grandchild = os.fork()
         if grandchild:
             os.close(writer)
-            _, status = os.waitpid(grandchild, 0)
-            os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
-        _call("mount", b"none", b"/", None, _MS_REC_PRIVATE, None)
+            os._exit(_exit_code_of(grandchild))
+        _die_with_parent()
+        private_mounts()
         mount("proc", "/proc")
         mount("tmpfs", "/run")
         loopback_up()
@@ -78,20 +99,21 @@ def _temporary_root() -> str:
 
 def _unshare(flags: int) -> None:
     """As root directly, else in a user namespace in which one's own id is root's."""
-    uid, gid = os.geteuid(), os.getegid()
-    if uid == 0:
+    if os.geteuid() == 0:
         try:
             unshare(flags)
         except OSError:
             pass  # root without CAP_SYS_ADMIN, in a container
         else:
             return
-    unshare(flags | CLONE_NEWUSER)
-    _map_ids(uid, gid)
+    become(0, flags)
 
 
-def _map_ids(uid: int, gid: int) -> None:
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+def become(uid: int, flags: int = 0) -> None:
+    """Enter a user namespace of one's own, with others it owns, in which one is this user and has every capability."""
+    own_uid, own_gid = os.geteuid(), os.getegid()
+    unshare(CLONE_NEWUSER | flags)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {own_uid} 1"), ("gid_map", f"{uid} {own_gid} 1")):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
 
@@ -100,18 +122,35 @@ def unshare(flags: int) -> None:
     _call("unshare", flags)
 
 
+def private_mounts() -> None:
+    """What is mounted from now on in this mount namespace shows in no other."""
+    _call("mount", b"none", b"/", None, _MS_REC_PRIVATE, None)
+
+
 def mount(type: str, directory: str) -> None:
     """A file system that needs no device, in the mount namespace of the caller."""
     _call("mount", type.encode(), os.fsencode(directory), type.encode(), 0, None)
 
 
-def bind(path: str, target: str) -> None:
-    """Mount what is at a path, a namespace for one, over a file."""
-    _call("mount", os.fsencode(path), os.fsencode(target), None, _MS_BIND, None)
-
-
 def unmount(directory: str) -> None:
     _call("umount", os.fsencode(directory))
+
+
+def bind(path: str, target: str, flags: int = 0) -> None:
+    """Mount what is at a path, a namespace for one, over a file; a directory over another."""
+    _call("mount", os.fsencode(path), os.fsencode(target), None, _MS_BIND | flags, None)
+
+
+def pivot_root(directory: str) -> None:
+    """Make a mount point the root; the old one is gone from sight and from the mount namespace."""
+    os.chdir(directory)
+    _call("pivot_root", b".", b".")  # the old root then lies on top of the new one: pivot_root(2)
+    _call("umount2", b".", _MNT_DETACH)
+    os.chdir("/")
+
+
+def _die_with_parent() -> None:
+    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _call(name: str, *arguments: object) -> None:

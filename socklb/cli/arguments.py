@@ -1,16 +1,20 @@
-"""Arguments that several commands share: which sockets are meant, and what the balancer knows of them."""
+"""Arguments that several commands share: which sockets are meant, where, and what is asked or told about them."""
 
 from __future__ import annotations
 
 import argparse
+from contextlib import contextmanager
 
+from ..errors import AuditError
 from ..filters import SocketFilter
 from ..states import named_states
+from .output import error_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from ..ledger import Audit
     from ..rev_nat import RevNatMaps
 
 FILTER_HELP = """\
@@ -55,6 +59,7 @@ def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
     return [SocketFilter.parse(text, protocol, states=options.state) for protocol in protocols]
 
 
+ALL = "all"
 REV_NAT = "--rev-nat"
 
 
@@ -76,3 +81,37 @@ def open_rev_nat(directory: str) -> RevNatMaps:
     from ..rev_nat import DEFAULT_DIRECTORY, RevNatMaps  # few ask for them
 
     return RevNatMaps.open(directory or DEFAULT_DIRECTORY)
+
+
+def add_netns_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--netns",
+        metavar="N",
+        action="append",
+        help="in which network namespace: host (the one this runs in), all, a pinned NAME as ip-netns(8) has it, or a "
+        f"PATH such as /proc/PID/ns/net; may be repeated; default: {default}",
+    )
+
+
+def add_audit_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--audit",
+        metavar="FILE",
+        help="append a JSON line for each verdict: who asked, the socket, what became of it; - is standard error",
+    )
+
+
+@contextmanager
+def audit_from(options: argparse.Namespace) -> Iterator[Audit | None]:
+    """The audit that was asked for, or None. Raises ValueError for a file that cannot be opened."""
+    if options.audit is None:
+        yield None
+        return
+    from ..audit import AuditFile  # few ask for it
+
+    try:
+        audit = AuditFile(options.audit)
+    except AuditError as error:
+        raise ValueError(error_text(error)) from None
+    with audit:
+        yield audit

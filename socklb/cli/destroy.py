@@ -7,12 +7,16 @@ import argparse
 from ..destroy import Operation
 from ..errors import SocklbError, UnboundedFilter
 from ..report import DestroyReport
-from .arguments import FILTER_HELP, add_filter_arguments, filters_from
-from .audit import add_audit_argument, audit_from
+from .arguments import (
+    FILTER_HELP,
+    add_audit_argument,
+    add_filter_arguments,
+    add_netns_argument,
+    audit_from,
+    filters_from,
+)
 from .help import HelpFormatter
-from .namespaces import add_netns_argument, namespaces_from
 from .output import BAD_INPUT, DONE, SOME_FAILED, exit_code
-from .progress import progress
 from .verdicts import show
 
 TYPE_CHECKING = False
@@ -109,6 +113,8 @@ def _run_in(options: argparse.Namespace, operation: Operation) -> DestroyReport 
     if not options.netns:
         return operation.run_in(None)
     from ..termination.everywhere import NamespacesReport, run_everywhere
+    from .namespaces import namespaces_from
+    from .progress import progress
 
     report = NamespacesReport()
     with progress() as tell:

@@ -12,9 +12,9 @@ from ..report import socket_record
 from ..states import state_word
 from ..wire.reply import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
-from .arguments import FILTER_HELP, add_filter_arguments, filters_from
+from .arguments import FILTER_HELP, add_filter_arguments, add_netns_argument, filters_from
 from .help import HelpFormatter
-from .namespaces import add_netns_argument, namespaces_from, tell_skipped
+from .namespaces import namespaces_from, tell_skipped
 from .output import DONE, SOME_FAILED, complain, error_text, print_whole, quiet_pipe
 
 TYPE_CHECKING = False

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from ..kernel.namespaces import HOST_NAME, NetworkNamespace
+from .arguments import ALL
 from .output import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterable
 
     from ..kernel.discovery import SkippedNamespace
-
-ALL = "all"
-
-
-def add_netns_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--netns",
-        metavar="N",
-        action="append",
-        help="in which network namespace: host (the one this runs in), all, a pinned NAME as ip-netns(8) has it, or a "
-        f"PATH such as /proc/PID/ns/net; may be repeated; default: {default}",
-    )
 
 
 def namespaces_from(words: Iterable[str]) -> list[NetworkNamespace] | None:

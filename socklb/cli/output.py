@@ -29,7 +29,7 @@ def exit_code(error: BaseException) -> int:
         return REFUSED
     if isinstance(error, NotSupported):
         return CANNOT
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
         return BAD_INPUT
     return SOME_FAILED
 
@@ -104,6 +104,11 @@ def flush_stdout() -> None:
 
 def _silence(stream: TextIO) -> None:
     """Point it at nothing, so that the interpreter's last flush does not fail too."""
-    descriptor = os.open(os.devnull, os.O_WRONLY)
+    try:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # a root without /dev: a pipe takes what is still to be flushed, and no more is printed
+        _, descriptor = os.pipe()
+        if stream is sys.stdout:
+            sys.stdout = None
     os.dup2(descriptor, stream.fileno())
     os.close(descriptor)

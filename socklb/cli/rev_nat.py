@@ -27,8 +27,8 @@ examples:
 
 An entry says that the balancer sent a socket, known by its cookie, to a backend when it had asked for a service. It is
 stale when no such socket lives in any namespace of this host. Ends with 1 if some could not be looked at: a socket that
-lives there counts as stale. Needs CAP_BPF, and for --stale what `socklb terminate`
-needs to see all namespaces.
+lives there counts as stale. Needs permission to read the maps (and CAP_BPF before Linux 5.19), and for --stale what
+`socklb terminate` needs to see all namespaces.
 """
 _ROW = "{:>20} {:>28} {:>28} {:>5}"
 

@@ -8,10 +8,16 @@ from contextlib import ExitStack
 from ..backends import Backend
 from ..errors import SocklbError
 from ..termination.terminate import TerminationReport, backend_as_subject, terminate_connections
-from .arguments import add_rev_nat_argument, open_rev_nat
-from .audit import add_audit_argument, audit_from
+from .arguments import (
+    ALL,
+    add_audit_argument,
+    add_netns_argument,
+    add_rev_nat_argument,
+    audit_from,
+    open_rev_nat,
+)
 from .help import HelpFormatter
-from .namespaces import ALL, add_netns_argument, namespaces_from
+from .namespaces import namespaces_from
 from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code
 from .progress import progress
 from .verdicts import show
@@ -31,7 +37,8 @@ examples:
 
 The owner of a cut socket gets an error at once (ECONNABORTED) and can reconnect. A v4 address means v4-mapped v6
 sockets too. All backends together take one pass a namespace. Needs CAP_NET_ADMIN, CAP_SYS_ADMIN to enter other
-namespaces, CAP_SYS_PTRACE to see those of other users' processes, and for --rev-nat CAP_BPF; root has them all.
+namespaces, CAP_SYS_PTRACE to see those of other users' processes, and for --rev-nat permission to read the maps (and
+CAP_BPF before Linux 5.19); root has them all.
 """
 
 

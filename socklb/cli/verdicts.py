@@ -7,7 +7,6 @@ from ..report import DestroyReport, outcome_record
 from ..states import state_word
 from ..wire.reply import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
-from .namespaces import tell_skipped
 from .output import complain, error_text, print_json, quiet_pipe
 
 TYPE_CHECKING = False
@@ -36,6 +35,8 @@ def show(
     outcomes = _named(report)
     problems = []
     if not isinstance(report, DestroyReport):
+        from .namespaces import tell_skipped  # one namespace alone needs none of it
+
         problems = namespace_problems(report, error)
         tell_skipped(report.skipped_namespaces)
     for text in problems:
@@ -53,8 +54,9 @@ def show(
                 }
             )
             return
+        unrecorded = {id(outcome) for outcome in report.unrecorded}
         for where, outcome in outcomes:
-            print(outcome_line(where, outcome, outcome in report.unrecorded))
+            print(outcome_line(where, outcome, id(outcome) in unrecorded))
         print(sums_text(report))
 
 

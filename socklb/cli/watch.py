@@ -16,10 +16,16 @@ from ..kernel.parallel import start
 from ..probe import NO_DESTROY, NO_DIAG, NOT_PERMITTED, probe
 from ..sources import FileSource, LineSource
 from ..termination.loop import TerminationLoop
-from .arguments import add_rev_nat_argument, open_rev_nat
-from .audit import add_audit_argument, audit_from
+from .arguments import (
+    ALL,
+    add_audit_argument,
+    add_netns_argument,
+    add_rev_nat_argument,
+    audit_from,
+    open_rev_nat,
+)
 from .help import HelpFormatter
-from .namespaces import ALL, add_netns_argument, namespaces_from, tell_skipped
+from .namespaces import namespaces_from, skipped_texts
 from .output import DONE, INTERRUPTED, SOME_FAILED, complain, error_text, quiet_pipe
 from .verdicts import namespace_problems, outcome_line, sums_text
 
@@ -27,6 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..kernel.namespaces import NetworkNamespace
     from ..sources import Source
     from ..termination.loop import Pass
     from ..termination.terminate import TerminationReport
@@ -75,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         table = BackendTable()
         teller = _Teller()
         loop = TerminationLoop(
-            table, namespaces=lambda: namespaces_from(words), rev_nat=rev_nat, audit=audit, on_pass=teller.tell
+            table, namespaces=lambda: _present(words, teller), rev_nat=rev_nat, audit=audit, on_pass=teller.tell
         )
         source = _source(options.source)
         caught = stack.enter_context(_stopping_on_signals(loop))
@@ -85,7 +92,8 @@ def run(options: argparse.Namespace) -> int:
             if caught:
                 loop.run()  # once more, for what the source had read when the signal came
         except SocklbError as error:
-            teller.tell_unrecorded(error)
+            if error.report is not None:
+                teller.tell_end(error.report)
             raise
     if signal.SIGINT in caught:
         return INTERRUPTED
@@ -94,12 +102,25 @@ def run(options: argparse.Namespace) -> int:
     return SOME_FAILED if teller.has_failed or loop.outstanding else DONE
 
 
+def _present(words: list[str], teller: _Teller) -> list[NetworkNamespace] | None:
+    """The namespaces that are there now; one that is not, or not yet, is told once and does not stop the others."""
+    if ALL in words:
+        return None
+    present: list[NetworkNamespace] = []
+    for word in words:
+        try:
+            present += namespaces_from([word]) or []
+        except ValueError as error:
+            teller.tell_once(str(error))
+    return present
+
+
 def _check_support(words: list[str]) -> None:
     """An agent that cannot cut says so when it is started, and not when it is needed."""
     answers = {answer.status: answer.missing for answer in probe().values()}
     for status in (NO_DIAG, NO_DESTROY):
         if status in answers:
-            raise NotSupported(errno.EOPNOTSUPP, f"this kernel cannot: it lacks {answers[status]}")
+            raise NotSupported(errno.EOPNOTSUPP, f"this kernel cannot destroy sockets: it lacks {answers[status]}")
     if NOT_PERMITTED in answers and {HOST_NAME, ALL} & {*words}:
         raise NotPermitted(errno.EPERM, f"not permitted: it needs {answers[NOT_PERMITTED]}; run as root, or grant it")
 
@@ -139,8 +160,9 @@ def _followed(source: Source, table: BackendTable, loop: TerminationLoop, teller
     def follow() -> None:
         try:
             source.follow(table, complain)
-        except OSError as error:
-            teller.fail(f"the source cannot be read: {error.strerror}")
+        except Exception as error:
+            why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
+            teller.fail(f"the source cannot be read: {why}")
         finally:
             loop.finish()
 
@@ -158,34 +180,39 @@ class _Teller:
 
     def __init__(self) -> None:
         self.has_failed = False
-        self._unreadable: set[str] = set()
+        self._told: set[str] = set()
 
     def fail(self, text: str) -> None:
         self.has_failed = True
         complain(text)
 
+    def tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            complain(text)
+
     def tell(self, done: Pass) -> None:
         if done.error is not None:
             complain(error_text(done.error))
         if done.report is not None:
-            self._tell_problems(done.report)
-            with quiet_pipe():
-                for backend, counts in done.report.backends.items():
-                    if counts.matched or not done.is_second_look:
-                        print(f"{backend}: {sums_text(counts)}", flush=True)
+            self._tell_report(done.report, with_empty=not done.is_second_look)
         if done.given_up:
             self.fail(f"given up: {', '.join(map(str, done.given_up))}")
 
-    def tell_unrecorded(self, error: SocklbError) -> None:
-        """What was done, and is not in the audit, when an error ended the loop."""
-        report = error.report
-        for namespace, outcome in report.outcomes if report is not None else ():
-            if outcome in report.unrecorded:
+    def tell_end(self, report: TerminationReport) -> None:
+        """What had been done when an error ended the loop, and what of that is not in the audit."""
+        self._tell_report(report, with_empty=False)
+        unrecorded = {id(outcome) for outcome in report.unrecorded}
+        for namespace, outcome in report.outcomes:
+            if id(outcome) in unrecorded:
                 complain(outcome_line(namespace.name, outcome, is_unrecorded=True))
 
-    def _tell_problems(self, report: TerminationReport) -> None:
+    def _tell_report(self, report: TerminationReport, *, with_empty: bool) -> None:
         for text in namespace_problems(report):
             complain(text)
-        fresh = [skipped for skipped in report.skipped_namespaces if skipped.reason not in self._unreadable]
-        self._unreadable.update(skipped.reason for skipped in fresh)
-        tell_skipped(fresh)
+        for text in skipped_texts(report.skipped_namespaces):
+            self.tell_once(text)
+        with quiet_pipe():
+            for backend, counts in report.backends.items():
+                if counts.matched or with_empty:
+                    print(f"{backend}: {sums_text(counts)}", flush=True)

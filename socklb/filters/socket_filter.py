@@ -29,7 +29,7 @@ _IPPROTO_MPTCP = 262
 _TIME_WAIT = state_mask(TcpState.TIME_WAIT)
 _LISTEN = state_mask(TcpState.LISTEN)
 # A request socket reports SYN_RECV and answers to either bit; a bound one reports CLOSE and answers to BOUND_INACTIVE.
-_ANSWERS_TO = {state: state_mask(state) for state in range(1, 32)}  # by the state that a row reports
+_ANSWERS_TO = [state_mask(state) if 1 <= state < 32 else 0 for state in range(256)]  # by the state that a row reports
 _ANSWERS_TO[TcpState.SYN_RECV] |= state_mask(TcpState.NEW_SYN_RECV)
 _ANSWERS_TO[TcpState.CLOSE] |= state_mask(TcpState.BOUND_INACTIVE)
 
@@ -120,7 +120,7 @@ class SocketFilter:
 
     def accepts_state(self, socket: InetSocket) -> bool:
         """Whether the socket's state is meant; a mini-socket is, whatever its substate, if TIME_WAIT is."""
-        answers_to = _TIME_WAIT if socket.is_time_wait else _ANSWERS_TO.get(socket.state, 0)
+        answers_to = _TIME_WAIT if socket.is_time_wait else _ANSWERS_TO[socket.row[1]]
         return self.states & answers_to != 0
 
     def accepts(self, socket: InetSocket) -> bool:

@@ -6,9 +6,9 @@ import errno
 import os
 from collections import namedtuple
 
-from ..errors import KernelError
+from ..errors import KernelError, NotPermitted
 from .mounts import mounts
-from .namespaces import HOST_NAME, NetworkNamespace, NoSuchNamespace
+from .namespaces import HOST_NAME, NetworkNamespace, NoSuchNamespace, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ PIN_DIRECTORIES = (
 
 VANISHED = "vanished"
 NOT_ONE = "no network namespace"
+
+_WAYS_IN = 16  # so many paths of one namespace are kept
 
 if TYPE_CHECKING:
 
@@ -56,35 +58,35 @@ def discover() -> Namespaces:
     A pinned one has its pin's name, another that of the first process in it, "pid 123 (command)"; where the name is
     another's already, its path. What vanished meanwhile, or may not be looked at, is in `.skipped`.
     """
-    found: dict[NetworkNamespace, NetworkNamespace] = {}
-    names: set[str] = set()
+    paths: dict[tuple[int, int], list[str]] = {}  # by identity
+    names: dict[str, tuple[int, int]] = {}
     skipped = []
     for path, pid in _candidates():
         try:
-            seen = NetworkNamespace.from_path(path)
+            who = identity(path)
         except NoSuchNamespace:
             skipped.append(SkippedNamespace(path, VANISHED))
-            continue
         except ValueError:
             skipped.append(SkippedNamespace(path, NOT_ONE))
-            continue
         except OSError as error:
-            skipped.append(SkippedNamespace(path, os.strerror(error.errno or 0)))
-            continue
-        if seen in found:
-            found[seen].add_path(path)
-            continue
-        if not found:  # the first candidate is the caller's own
-            seen.name = HOST_NAME
-        elif pid:
-            seen.name = f"pid {pid} ({_command(pid)})"
-        if seen.name in names:
-            seen.name = path
-        names.add(seen.name)
-        found[seen] = seen
-    result = Namespaces(found)
-    result.skipped = skipped
-    return result
+            lacks = "; CAP_SYS_PTRACE is missing" if pid and isinstance(error, NotPermitted) else ""
+            skipped.append(SkippedNamespace(path, os.strerror(error.errno or 0) + lacks))
+        else:
+            if who not in paths:
+                name = HOST_NAME if not paths else _name(path, pid)  # the first candidate is the caller's own
+                names[path if name in names else name] = who
+            paths.setdefault(who, []).append(path)
+    found = Namespaces(
+        NetworkNamespace(name, paths[who][0], *who, tuple(paths[who][1:_WAYS_IN])) for name, who in names.items()
+    )
+    found.skipped = skipped
+    return found
+
+
+def _name(path: str, pid: int) -> str:
+    """What people call it. Names are others' to choose: what is not printable ASCII is escaped."""
+    name = f"pid {pid} ({_command(pid)})" if pid else os.path.basename(path)
+    return name.encode("unicode_escape").decode("ascii")
 
 
 def unreadable(skipped: Iterable[SkippedNamespace]) -> list[SkippedNamespace]:
@@ -99,7 +101,7 @@ def pinned(name: str) -> NetworkNamespace:
         if os.path.lexists(path):
             return NetworkNamespace.from_path(path)
     known = sorted({name for directory in PIN_DIRECTORIES for name in _entries(directory)})
-    raise ValueError(
+    raise NoSuchNamespace(
         f"no network namespace is pinned as {name!r} (known: {', '.join(known) or 'none'}); host, all, or a path such "
         "as /proc/PID/ns/net can be given too"
     )

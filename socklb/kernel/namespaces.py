@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from _thread import _local  # threading.local, without importing that
 
 from ..errors import KernelError, NotPermitted, NotSupported
 
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
+_NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 
 _CURRENT = "/proc/thread-self/ns/net"  # /proc/self would be the main thread's
 HOST_NAME = "host"
-_WAYS_IN = 16  # so many paths besides the first are remembered of one namespace
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ESRCH)  # ESRCH: a process that ended while its /proc was looked at
 
@@ -44,11 +45,12 @@ class NetworkNamespace:
     Two are equal when device and inode are. It holds no descriptor, so that it keeps nothing alive.
     """
 
-    __slots__ = ("_other_paths", "device", "inode", "name", "path")
+    __slots__ = ("device", "inode", "name", "path", "ways_in")
 
-    def __init__(self, name: str, path: str, device: int, inode: int) -> None:
+    def __init__(self, name: str, path: str, device: int, inode: int, ways_in: tuple[str, ...] = ()) -> None:
+        """`ways_in` are further paths, for the case that `path` is gone when it is needed: a process ended, for one."""
         self.name, self.path, self.device, self.inode = name, path, device, inode
-        self._other_paths: list[str] = []
+        self.ways_in = ways_in
 
     @classmethod
     def current(cls) -> NetworkNamespace:
@@ -63,16 +65,11 @@ class NetworkNamespace:
     def from_path(cls, path: str, *, name: str | None = None) -> NetworkNamespace:
         """The one that a file such as /run/netns/NAME stands for.
 
-        Raises ValueError if the path is no namespace (one of another kind shows when it is entered), KernelError if it
-        cannot be looked at.
+        Raises ValueError if there is none, KernelError if it cannot be looked at.
         """
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise _path_error(error, path) from None
-        if not _is_of_nsfs(status):
-            raise ValueError(f"{path} is no network namespace")  # what is left of one after a restart, for one
-        return cls(name or os.path.basename(path), path, status.st_dev, status.st_ino)
+        device, inode = identity(path)
+        _check_kind(path)
+        return cls(name or os.path.basename(path), path, device, inode)
 
     @classmethod
     def from_pid(cls, pid: int) -> NetworkNamespace:
@@ -90,14 +87,6 @@ class NetworkNamespace:
 
         return discover()
 
-    def add_path(self, path: str) -> None:
-        """One more way in, for the case that `path` is gone when it is needed: the process ended, others live on."""
-        if len(self._other_paths) < _WAYS_IN:
-            self._other_paths.append(path)
-
-    def paths(self) -> list[str]:
-        return [self.path, *self._other_paths]
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NetworkNamespace):
             return NotImplemented
@@ -110,6 +99,14 @@ class NetworkNamespace:
         return f"<NetworkNamespace {self.name} {self.path} inode={self.inode}>"
 
 
+_this_thread = _local()
+
+
+def let_this_thread_move() -> None:
+    """This thread was made to go from namespace to namespace: `inside` need not make another one for each."""
+    _this_thread.may_move = True
+
+
 def inside(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
     """Call a function in a network namespace (None: where the caller is), in a thread made for it.
 
@@ -117,6 +114,9 @@ def inside(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
     namespace vanished or cannot be entered, and what the function raises.
     """
     if namespace is None or _is_current(namespace):
+        return function()
+    if getattr(_this_thread, "may_move", False):
+        _enter(namespace)
         return function()
     from threading import Thread  # only other namespaces need one
 
@@ -160,21 +160,25 @@ def _enter(namespace: NetworkNamespace) -> None:
 
 
 def _open(namespace: NetworkNamespace) -> int:
-    """A descriptor of it, by the first of its paths that still leads there."""
+    """A descriptor of it, by the first of its paths that still leads there and may be opened."""
     vanished = []
-    for path in namespace.paths():
+    refused: Exception | None = None
+    for path in (namespace.path, *namespace.ways_in):
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno not in _NOT_THERE:
-                raise _path_error(error, path) from None
-            vanished.append(f"nothing is at {path}")
+            if error.errno in _NOT_THERE:
+                vanished.append(f"nothing is at {path}")
+            else:
+                refused = refused or _path_error(error, path)
             continue
         status = os.fstat(descriptor)
         if (status.st_dev, status.st_ino) == (namespace.device, namespace.inode):
             return descriptor
         os.close(descriptor)
         vanished.append(f"{path} is another one now")
+    if refused is not None:
+        raise refused
     raise NamespaceVanished(errno.ESTALE, f"namespace {namespace.name} vanished: {vanished[0]}")
 
 
@@ -223,6 +227,35 @@ def _call_libc(name: str, *arguments: int) -> None:
         raise OSError(code, os.strerror(code), name)
 
 
+def identity(path: str) -> tuple[int, int]:
+    """The (device, inode) of what is at a path. Raises as `NetworkNamespace.from_path` does, kinds left aside."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise _path_error(error, path) from None
+    if not _is_of_nsfs(status):
+        raise ValueError(f"{path} is no network namespace")  # what is left of one after a restart, for one
+    return status.st_dev, status.st_ino
+
+
+def _check_kind(path: str) -> None:
+    """Raises ValueError for a namespace of another kind, where the kernel (4.11 and newer) can be asked."""
+    from fcntl import ioctl  # discovery does without
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _path_error(error, path) from None
+    try:
+        kind = ioctl(descriptor, _NS_GET_NSTYPE)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+    if kind != CLONE_NEWNET:
+        raise ValueError(f"{path} is no network namespace")
+
+
 def _is_of_nsfs(status: os.stat_result) -> bool:
     """Every namespace is on the same device as one's own; without /proc nobody can tell."""
     try:
@@ -235,8 +268,6 @@ def _path_error(error: OSError, path: str) -> Exception:
     if error.errno in _NOT_THERE:
         return NoSuchNamespace(f"no network namespace at {path}")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return NotPermitted(
-            error.errno,
-            f"open namespace {path}: not permitted: a process of another user can be looked at with CAP_SYS_PTRACE",
-        )
+        need = "CAP_SYS_PTRACE, for a process of another user" if path.startswith("/proc/") else "another permission"
+        return NotPermitted(error.errno, f"open namespace {path}: not permitted: it needs {need}")
     return KernelError(error.errno or 0, f"open namespace {path}: {os.strerror(error.errno or 0)}")

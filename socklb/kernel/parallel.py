@@ -10,6 +10,7 @@ import errno
 import os
 
 from ..errors import KernelError
+from .namespaces import let_this_thread_move
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def in_parallel(
     function: Callable[[T], object], items: Iterable[T], stop: Callable[[str], object] | None = None
 ) -> None:
-    """Call the function for each item, and return when all are done.
+    """Call the function for each item, in order, and return when all are done.
 
     The first exception, an interrupt among them, lets no further item begin; `stop` is told why, those that are at
     work are waited for, and the exception is raised. With one item, or one processor, no thread is made.
@@ -67,6 +68,7 @@ def _run_threads(work: Callable[[], None], count: int, fail: Callable[[BaseExcep
 
     def run(end: Event) -> None:
         begun.append(end)
+        let_this_thread_move()
         try:
             work()
         finally:

@@ -47,12 +47,12 @@ def enter_own_network() -> None:
 
 
 def _become_root(uid: int, gid: int) -> None:
-    """Map one's ids to 0. Without /proc they stay unmapped, which takes nothing from the capabilities."""
+    """Map one's ids to 0. Where that cannot be they stay unmapped, which takes nothing from the capabilities."""
     for path, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
         try:
             with open(f"/proc/self/{path}", "w", encoding="ascii") as file:
                 file.write(text)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # without CAP_SETFCAP nobody may map root
             pass
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _PAUSE_SECONDS = 0.2
 # A file system's clock ticks slower than files can be written: one that changed just now may change again and keep its
-# time and size. So long after its change it is read anew at each look.
+# time and size. So long after its change it is read anew at each look. That is told by the ctime: the mtime is what a
+# copy with the times of the original says.
 _SETTLED_SECONDS = 1.0
 
 
@@ -70,8 +71,7 @@ class FileSource:
             return _Look(None, None, f"cannot be read: {os.strerror(error.errno or 0)}")
         if _signature(before) != _signature(after):
             return last._replace(signature=None)  # it changed while it was read
-        changed = max(after.st_mtime, after.st_ctime)  # `cp -p` gives a file the time of another
-        is_settled = time.time() - changed > _SETTLED_SECONDS
+        is_settled = time.time() - after.st_ctime > _SETTLED_SECONDS
         return _Look(content, _signature(after) if is_settled else None, "")
 
 

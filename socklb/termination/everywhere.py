@@ -106,7 +106,7 @@ def run_everywhere(
 
 
 def _chosen(namespaces: Iterable[NetworkNamespace] | None, report: NamespacesReport) -> list[NetworkNamespace]:
-    """Each namespace once."""
+    """Each namespace once, the caller's own first: a thread that has left it may not be allowed back."""
     if namespaces is None:
         found = discover()
         report.skipped_namespaces += found.skipped
@@ -115,7 +115,8 @@ def _chosen(namespaces: Iterable[NetworkNamespace] | None, report: NamespacesRep
     for namespace in chosen:
         if not isinstance(namespace, NetworkNamespace):
             raise TypeError(f"namespaces are NetworkNamespaces, not {namespace!r}")
-    return chosen
+    here = NetworkNamespace.current()
+    return sorted(chosen, key=lambda namespace: namespace != here)
 
 
 def _ends_the_run(error: BaseException, operation: Operation) -> bool:

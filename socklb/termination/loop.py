@@ -102,7 +102,7 @@ class TerminationLoop:
         """Run until `stop()` or `finish()`.
 
         Raises NotSupported, NotPermitted (no namespace would allow it) and what the audit raises: nothing is gained by
-        another attempt then. `on_pass` has been told before.
+        another attempt then. What had been done by then is in `.report` of the error.
         """
         with self._table.told_of_falls(self._wake_up):
             self._run()
@@ -151,8 +151,6 @@ class TerminationLoop:
         report, error = self._pass(fallen)
         given_up = [backend for backend in fallen if not self._reschedule(backend, _has_failed(backend, report, error))]
         self._on_pass(Pass(fallen, report, error, given_up, is_second_look))
-        if error is not None and not _may_pass(error):
-            raise error
 
     def _pass(self, backends: list[Backend]) -> tuple[TerminationReport | None, Exception | None]:
         try:
@@ -162,7 +160,9 @@ class TerminationLoop:
             report = terminate(
                 backends, namespaces, rev_nat=self._rev_nat, audit=self._audit, is_alive=self._table.is_alive
             )
-        except Exception as error:
+        except (NotSupported, NotPermitted, AuditError):
+            raise
+        except (SocklbError, ValueError) as error:
             return getattr(error, "report", None), error
         return report, None
 
@@ -176,12 +176,6 @@ class TerminationLoop:
         elif not due.is_second_look and self._second_look is not None:
             self._due[backend] = _Due(monotonic() + self._second_look, 0, True)
         return True
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether another attempt may do better."""
-    lasting = (NotSupported, NotPermitted, AuditError)
-    return isinstance(error, (SocklbError, ValueError)) and not isinstance(error, lasting)
 
 
 def _has_failed(backend: Backend, report: TerminationReport | None, error: Exception | None) -> bool:

@@ -16,7 +16,7 @@ _TEXT = f"{BACKEND[0]}:{BACKEND[1]}/TCP"
 
 
 class Watched:
-    """A running `watch`, and a client of the backend. `rise` before each `fall`."""
+    """A running `watch`, and a client of the backend, which is alive but during `fall`; `rise` before each."""
 
     def __init__(self, root: str) -> None:
         command = [sys.executable, "-S", "-m", package_under_test.NAME, "watch", "--source", "-", "--netns", "host"]
@@ -42,6 +42,7 @@ class Watched:
         poll = select.poll()
         poll.register(self._client, 0)  # errors alone
         assert poll.poll(10_000), "the client was not told within ten seconds"
+        self._say(op="upsert")  # or the second look would cut connections of the others that are measured
 
     def close_client(self) -> None:
         if self._client is not None:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -104,11 +104,16 @@ class Agent:
         return bool(caught & 1 << (number - 1)) or self.process.poll() is not None
 
 
+# Or each test would wait a second for it.
+_SECOND_LOOK = 'module(".termination.loop").TerminationLoop.__init__.__kwdefaults__["second_look"] = {}\n'
+
+
 @contextmanager
 def watching(
     *words: str,
     source: str = "-",
     patch: str = "",
+    second_look: float = 0.05,
     preexec: Preexec = None,
     stdout: int | None = None,
     stderr: int | None = None,
@@ -118,7 +123,7 @@ def watching(
         out, err = (stack.enter_context(tempfile.NamedTemporaryFile("w", encoding="utf-8")) for _ in range(2))
         process = stack.enter_context(
             subprocess.Popen(
-                command(("watch", "--source", source, *words), patch=patch),
+                command(("watch", "--source", source, *words), patch=_SECOND_LOOK.format(second_look) + patch),
                 cwd=ROOT,
                 env=environment(),
                 preexec_fn=preexec,
@@ -134,3 +139,6 @@ def watching(
             yield agent
         finally:
             process.kill()
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # what it has not read is nobody's business any more
+                process.stdin.close()

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from .. import world
 from ..sockets import Sockets, talk
-from ..world import CLONE_NEWUSER, unshare
 from .runner import Preexec, drop_privilege, run
 
 pytestmark = pytest.mark.kernel
-
-_UID, _GID = os.geteuid(), os.getegid()
 
 
 def become(uid: int, namespaces: str = "10") -> Preexec:
     """For `preexec`: root, or an ordinary user without any capability, who may make so many user namespaces."""
 
     def enter() -> None:
-        unshare(CLONE_NEWUSER)  # what follows is about this user namespace, and nothing outside of it
-        for path, text in (
-            ("self/setgroups", "deny"),
-            ("self/uid_map", f"{uid} {_UID} 1"),
-            ("self/gid_map", f"{uid} {_GID} 1"),
-            ("sys/user/max_user_namespaces", namespaces),
-        ):
-            with open(f"/proc/{path}", "w", encoding="ascii") as file:
-                file.write(text)
+        world.become(uid)
+        with open("/proc/sys/user/max_user_namespaces", "w", encoding="ascii") as file:
+            file.write(namespaces)  # of this user namespace, and none outside of it
 
     return enter
 

@@ -190,8 +190,8 @@ class TestWhatIsPrinted:
         namespaces = sorted(said.pop("namespaces"), key=lambda row: str(row["namespace"]))
         assert [row.pop("path").startswith("/") for row in namespaces] == [True, True]
         assert namespaces == [
-            {"namespace": "host", "inode": here.inode, **one},
-            {"namespace": "web", "inode": web.namespace.inode, **none},
+            {"namespace": "host", "inode": here.inode, **one, "error": None},
+            {"namespace": "web", "inode": web.namespace.inode, **none, "error": None},
         ]
         assert said.pop("backends") == [{"backend": TCP, **one}, {"backend": UDP, **none}]
         assert said == {**one, "skipped_namespaces": []}

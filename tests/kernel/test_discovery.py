@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -27,6 +29,11 @@ DOCKER = "/run/docker/netns"
 CILIUM = "/run/cilium/netns"
 
 OWN_COMMAND = Path("/proc/self/comm")
+
+
+def paths_of(namespace: NetworkNamespace) -> list[str]:
+    """Every way in."""
+    return [namespace.path, *namespace.ways_in]
 
 
 class Pins:
@@ -113,7 +120,7 @@ class TestEachOnce:
         found = discover()
         assert list(found) == [NetworkNamespace.current()]
         assert found.skipped == []
-        assert "/proc/1/ns/net" in found[0].paths()
+        assert "/proc/1/ns/net" in paths_of(found[0])
 
     def test_the_public_name_does_the_same(self) -> None:
         found = NetworkNamespace.discover()
@@ -134,7 +141,7 @@ class TestEachOnce:
             paths += [f"/proc/{one.pid}/ns/net", f"/proc/{two.pid}/ns/net"]
             found = discover()
         assert list(found) == [NetworkNamespace.current(), other]
-        assert sorted(the(found, other).paths()) == sorted(paths)
+        assert sorted(paths_of(the(found, other))) == sorted(paths)
         assert found.skipped == []
 
     def test_two_are_two(self, pins: Pins) -> None:
@@ -160,7 +167,7 @@ class TestEachOnce:
             pins.pin(other.path, IPROUTE, f"pin{number}")
         found = discover()
         assert list(found) == [NetworkNamespace.current(), other]
-        assert len(the(found, other).paths()) == 17
+        assert len(paths_of(the(found, other))) == 16
 
     def test_nothing_is_left_open(self, other: NetworkNamespace, pins: Pins) -> None:
         pins.pin(other.path, IPROUTE, "blue")
@@ -189,7 +196,7 @@ class TestNames:
         path = pins.pin("/proc/thread-self/ns/net", IPROUTE, "blue")
         found = discover()
         assert names(found) == ["host"]
-        assert path in found[0].paths()
+        assert path in paths_of(found[0])
 
     def test_of_several_processes_the_first_names_it(self, other: NetworkNamespace) -> None:
         with inhabitant(other) as one, inhabitant(other) as two:
@@ -227,7 +234,7 @@ class TestNames:
         assert names(found)[0] == "host"
         assert names(found)[1].startswith("pid 1 (")
 
-    @pytest.mark.parametrize("command", [b"a b)", b"\xff\xfe", b"(x\n"], ids=repr)
+    @pytest.mark.parametrize("command", [b"a b)", b"\xff\xfe", b"(x\n", b"x)\n\x1b[3"], ids=repr)
     def test_a_command_of_any_bytes(self, command: bytes) -> None:
         def look() -> list[str]:
             world.new_network()
@@ -239,7 +246,8 @@ class TestNames:
             found = in_thread(look)
         finally:
             OWN_COMMAND.write_bytes(before.rstrip(b"\n"))
-        assert found == ["host", f"pid 1 ({command.decode('utf-8', 'replace').rstrip()})"]
+        shown = command.decode("utf-8", "replace").rstrip().encode("unicode_escape").decode()
+        assert found == ["host", f"pid 1 ({shown})"]
 
     def test_a_process_that_ends_before_it_is_asked_for_its_command(self) -> None:
         assert discovery._command(4000000) == "ended"
@@ -278,7 +286,9 @@ class TestSkipped:
         with left_behind() as pid:
             found, skipped, all_unreadable = without_privilege(look)
         assert found == ["host"]
-        assert skipped == [SkippedNamespace(f"/proc/{one}/ns/net", "Permission denied") for one in (1, pid)]
+        assert skipped == [
+            SkippedNamespace(f"/proc/{one}/ns/net", "Permission denied; CAP_SYS_PTRACE is missing") for one in (1, pid)
+        ]
         assert all_unreadable
 
     def test_a_process_that_ends_between_listing_and_opening(
@@ -380,10 +390,29 @@ class TestWaysIn:
             assert inside(found, NetworkNamespace.current) == other
 
     def test_the_ways_are_tried_in_the_order_in_which_they_were_found(self) -> None:
-        namespace = NetworkNamespace("n", "/first", 4, 1000)
-        namespace.add_path("/second")
-        namespace.add_path("/third")
-        assert namespace.paths() == ["/first", "/second", "/third"]
+        namespace = NetworkNamespace("n", "/first", 4, 1000, ("/second", "/third"))
+        nothing = FileNotFoundError(errno.ENOENT, "")
+        with (
+            mock.patch.object(os, "open", side_effect=nothing) as opened,
+            pytest.raises(KernelError, match="nothing is at /first"),
+        ):
+            inside(namespace, lambda: None)
+        assert [call.args[0] for call in opened.call_args_list] == ["/first", "/second", "/third"]
+
+    def test_one_that_may_not_be_opened_is_not_the_only_one(self, other: NetworkNamespace) -> None:
+        """A process of another user may have the number of one that ended."""
+        with open("/dev/null", "rb") as other_s:
+            closed = f"/proc/self/fd/{other_s.fileno()}/x"
+        real = os.open
+
+        def refuse(path: str, *rest: int) -> int:
+            if path == closed:
+                raise PermissionError(errno.EACCES, "")
+            return real(path, *rest)
+
+        ways = NetworkNamespace("n", closed, other.device, other.inode, (other.path,))
+        with mock.patch.object(os, "open", refuse):
+            assert inside(ways, NetworkNamespace.current) == other
 
 
 class TestPinned:

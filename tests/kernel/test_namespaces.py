@@ -101,8 +101,15 @@ class TestWrongPaths:
                 NetworkNamespace.from_path(str(path))
 
     @pytest.mark.kernel
-    def test_a_namespace_of_another_kind_when_it_is_entered(self) -> None:
-        mounts = NetworkNamespace.from_path("/proc/self/ns/mnt")
+    def test_a_namespace_of_another_kind(self) -> None:
+        with pytest.raises(ValueError, match="/proc/self/ns/mnt is no network namespace"):
+            NetworkNamespace.from_path("/proc/self/ns/mnt")
+
+    @pytest.mark.kernel
+    def test_a_kernel_that_does_not_tell_kinds_refuses_when_it_is_entered(self) -> None:
+        """Before Linux 4.11."""
+        status = os.stat("/proc/self/ns/mnt")
+        mounts = NetworkNamespace("mnt", "/proc/self/ns/mnt", status.st_dev, status.st_ino)
         with pytest.raises(ValueError, match="/proc/self/ns/mnt is no network namespace"):
             inside(mounts, lambda: None)
 

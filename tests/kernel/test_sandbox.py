@@ -34,9 +34,7 @@ def as_user(uid: int) -> Callable[[], None]:
     """Prepare a child: in a user namespace of its own, where it is this user, and root's rights are its own."""
 
     def prepare() -> None:
-        world.unshare(world.CLONE_NEWUSER)
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} 0 1"), ("gid_map", f"{uid} 0 1")):
-            Path(f"/proc/self/{name}").write_text(text)
+        world.become(uid)
         world.new_network()
 
     return prepare
@@ -82,8 +80,8 @@ class TestOwnNetwork:
     def test_without_proc_ids_stay_unmapped_and_that_takes_nothing_away(self) -> None:
         def hide_proc() -> None:
             world.unshare(world.CLONE_NEWNS)
-            world._call("mount", b"none", b"/", None, world._MS_REC_PRIVATE, None)
-            world._call("mount", b"none", b"/proc", b"tmpfs", 0, None)
+            world.private_mounts()
+            world.mount("tmpfs", "/proc")
 
         def enter() -> int:
             enter_own_network()

@@ -51,7 +51,7 @@ class Followed:
         self.table = KeptTable()
         self.complaints: list[str] = []
         self.errors: list[BaseException] = []
-        self.thread = threading.Thread(target=self._follow, daemon=True)
+        self.thread = threading.Thread(target=self._follow, daemon=True)  # one that does not stop fails its test alone
 
     def _follow(self) -> None:
         try:

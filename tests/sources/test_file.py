@@ -1,35 +1,30 @@
-"""Changes as a file that is followed, on a real file system: whatever is done to it, the last whole table stays."""
+"""A file that is followed, on a real file system: whatever is done to it, its last good content is in the table."""
 
 from __future__ import annotations
 
 import json
 import os
-import time
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from socklb import Backend
-from socklb.sources import FileSource
-from socklb.sources import file as file_module
+from socklb.sources import FileSource, file
 
 from .followed import Followed, followed
 
-A, B, C = (Backend.parse(f"10.0.0.{number}:80/TCP") for number in (1, 2, 3))
+A, B = Backend.parse("10.0.0.1:80/TCP"), Backend.parse("10.0.0.2:80/TCP")
 
 
-def table_of(*backends: Backend, **more: object) -> bytes:
-    instances = [{"backend": str(backend), **more} for backend in backends]
-    return json.dumps({"op": "replace", "backends": instances}).encode()
+def replace(*backends: Backend) -> str:
+    return json.dumps({"op": "replace", "backends": [{"backend": str(backend)} for backend in backends]})
 
 
-def reasons(source: Followed) -> list[str]:
-    """What it complained of, without the name of the file and what is the same each time."""
-    end = "; the last table stays"
-    assert all(told.endswith(end) for told in source.complaints)
-    return [told[: -len(end)].partition(" ")[2] for told in source.complaints]
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "_PAUSE_SECONDS", 0.002)
 
 
 @pytest.fixture
@@ -37,333 +32,298 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "backends.json"
 
 
-class CountedSource(FileSource):
-    """Counts its looks at the file, and how often it had to read it."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.looks = 0
-
-    def _look(self, last: Any) -> Any:
-        look = super()._look(last)
-        self.looks += 1
-        return look
-
-
-@pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_module, "_PAUSE_SECONDS", 0.005)
-
-
 @pytest.fixture
 def source(path: Path) -> Iterator[Followed]:
-    """Follows a file that has A and B."""
-    path.write_bytes(table_of(A, B))
-    with followed(CountedSource(str(path))) as made:
-        made.until(lambda s: s.alive(A, B) == [True, True], "the first table")
+    """Of a file that names A, which is in the table."""
+    path.write_text(replace(A))
+    with followed(FileSource(str(path))) as made:
+        until_alive(made, A)
         yield made
 
 
-def is_looked_at(source: Followed) -> None:
-    """What is there now has been seen, more than once."""
-    assert isinstance(source.source, CountedSource)
-    before = source.source.looks
-    source.until(lambda s: isinstance(s.source, CountedSource) and s.source.looks >= before + 4, "looks")
+def until_alive(source: Followed, *backends: Backend) -> None:
+    wanted = [backend in backends for backend in (A, B)]
+    source.until(lambda s: s.alive(A, B) == wanted, f"these are alive and no others: {backends}")
 
 
-def stays(source: Followed, *complaints: str) -> None:
-    """The table is the first one still, nothing has fallen, and this was told, each once."""
-    is_looked_at(source)
-    assert source.alive(A, B, C) == [True, True, False]
-    assert not source.table.has_fallen()
-    assert reasons(source) == [*complaints]
+def until_told(source: Followed, count: int) -> str:
+    """The last of so many complaints; several looks later there are no more."""
+    source.until(lambda s: len(s.complaints) >= count, f"{count} complaints")
+    some_looks_later(source)
+    assert len(source.complaints) == count, source.complaints
+    return source.complaints[-1]
 
 
-def becomes(source: Followed, *backends: Backend) -> None:
-    wanted = [backend in backends for backend in (A, B, C)]
-    source.until(lambda s: s.alive(A, B, C) == wanted, f"the table becomes {wanted}")
+def some_looks_later(source: Followed) -> None:
+    """The source has begun to look at the file anew, five times."""
+    looked: list[int] = []
+    usual = source.source._look  # type: ignore[union-attr]
+
+    def look(last: object) -> object:
+        looked.append(1)
+        return usual(last)  # type: ignore[arg-type]
+
+    source.source._look = look  # type: ignore[union-attr, method-assign]
+    source.until(lambda s: len(looked) >= 5, "some looks")
+    source.source._look = usual  # type: ignore[union-attr, method-assign]
 
 
-def rename_over(path: Path, content: bytes) -> None:
+def rename_over(path: Path, text: str) -> None:
     new = path.with_suffix(".new")
-    new.write_bytes(content)
+    new.write_text(text)
     new.rename(path)
 
 
 class TestChanges:
+    """Replaced atomically or rewritten in place, it is read again."""
+
+    def test_what_it_holds_at_the_start(self, source: Followed) -> None:
+        assert (len(source.table.told), source.complaints) == (1, [])
+
     def test_renamed_over(self, source: Followed, path: Path) -> None:
-        rename_over(path, table_of(B, C))
-        becomes(source, B, C)
-        assert source.table.take_fallen() == [A]
+        for backends in ((B,), (A, B), (A,)):
+            rename_over(path, replace(*backends))
+            until_alive(source, *backends)
         assert source.complaints == []
 
     def test_rewritten_in_place(self, source: Followed, path: Path) -> None:
-        path.write_bytes(table_of(C))
-        becomes(source, C)
-        assert source.table.take_fallen() == [A, B]
+        for backends in ((B,), (A, B), (A,)):
+            with open(path, "r+", encoding="utf-8") as opened:
+                opened.write(replace(*backends))  # in one write, so that no half of it can be seen
+                opened.flush()
+                opened.truncate()
+            until_alive(source, *backends)
 
-    def test_again_and_again(self, source: Followed, path: Path) -> None:
-        for wanted in [(A,), (B, C), (A, B, C), ()] * 3:
-            rename_over(path, table_of(*wanted))
-            becomes(source, *wanted)
+    def test_what_is_left_out_falls(self, source: Followed, path: Path) -> None:
+        rename_over(path, replace(B))
+        until_alive(source, B)
+        assert source.table.take_fallen() == [A]
+
+    def test_through_a_link_that_is_changed(self, tmp_path: Path, path: Path) -> None:
+        """As a mounted configuration map is: a directory of links, turned over at once."""
+        for name, backend in (("first", A), ("second", B)):
+            (tmp_path / name).write_text(replace(backend))
+        path.symlink_to("first")
+        with followed(FileSource(str(path))) as source:
+            until_alive(source, A)
+            (tmp_path / "link").symlink_to("second")
+            (tmp_path / "link").rename(path)
+            until_alive(source, B)
         assert source.complaints == []
 
-    def test_a_link_that_leads_elsewhere_now(self, tmp_path: Path) -> None:
-        """As a mounted ConfigMap is changed: a directory is replaced by a link."""
-        for name, content in (("1", table_of(A)), ("2", table_of(B))):
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "backends").write_bytes(content)
-        (tmp_path / "data").symlink_to("1")
-        with followed(FileSource(str(tmp_path / "data" / "backends"))) as source:
-            becomes(source, A)
-            (tmp_path / "new").symlink_to("2")
-            (tmp_path / "new").rename(tmp_path / "data")
-            becomes(source, B)
-        assert source.complaints == []
-
-    def test_what_says_the_same_is_applied_once(self, source: Followed, path: Path) -> None:
-        rename_over(path, path.read_bytes())
+    def test_it_is_not_applied_again_and_again(self, source: Followed, path: Path) -> None:
+        some_looks_later(source)
         os.utime(path)
-        is_looked_at(source)
+        some_looks_later(source)
+        rename_over(path, replace(A))
+        some_looks_later(source)
         assert len(source.table.told) == 1
 
-    def test_only_an_explicit_empty_list_empties_the_table(self, source: Followed, path: Path) -> None:
-        rename_over(path, b'{"op": "replace", "backends": []}')
-        becomes(source)
-        assert set(source.table.take_fallen()) == {A, B}
+    def test_lines_and_blanks_within_it(self, source: Followed, path: Path) -> None:
+        rename_over(path, "\n" + json.dumps(json.loads(replace(A, B)), indent=2) + "\n\n")
+        until_alive(source, A, B)
         assert source.complaints == []
 
-    def test_states_and_health_count(self, source: Followed, path: Path) -> None:
-        rename_over(path, table_of(A, B, unhealthy=True))
-        becomes(source)
-        rename_over(path, table_of(A, B, state="terminating"))
-        becomes(source, A, B)
 
-    def test_white_space_and_lines_mean_nothing(self, source: Followed, path: Path) -> None:
-        rename_over(path, b"\n" + json.dumps(json.loads(table_of(C)), indent=2).encode() + b"\n\n")
-        becomes(source, C)
+class TestSameSize:
+    """A change that keeps the size, within one tick of the clock of the file system, is seen all the same."""
 
-    def test_nothing_is_left_open(self, source: Followed, path: Path) -> None:
-        before = os.listdir("/proc/self/fd")
-        for wanted in [(A,), (B,)] * 5:
-            rename_over(path, table_of(*wanted))
-            becomes(source, *wanted)
-        source.source.stop()
-        source.wait()
-        assert len(os.listdir("/proc/self/fd")) <= len(before)
+    @pytest.fixture
+    def stopped_clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What stat tells of times does not move on; the size and the inode stay the same by themselves."""
+        usual = file._signature
+        monkeypatch.setattr(file, "_signature", lambda status: usual(status)[:3])
+
+    def test_in_place(self, stopped_clock: None, source: Followed, path: Path) -> None:
+        assert len(replace(A)) == len(replace(B))
+        for backend in (B, A, B):
+            with open(path, "r+", encoding="utf-8") as opened:
+                opened.write(replace(backend))
+            until_alive(source, backend)
+
+    def test_with_the_time_of_the_old_one(self, stopped_clock: None, path: Path) -> None:
+        """Times can be set, as `cp -p` does: what was written long ago by its time may have been written just now."""
+        old = (1_000_000_000, 1_000_000_000)
+        path.write_text(replace(A))
+        os.utime(path, old)
+        with followed(FileSource(str(path))) as source:
+            until_alive(source, A)
+            some_looks_later(source)
+            with open(path, "r+", encoding="utf-8") as opened:
+                opened.write(replace(B))
+            os.utime(path, old)
+            until_alive(source, B)
+
+    def test_what_has_settled_is_not_read_any_more(
+        self, source: Followed, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(file, "_SETTLED_SECONDS", -1)
+        some_looks_later(source)
+        os.utime(path)  # changes it, so that it is read once more; from then on nobody needs to
+        some_looks_later(source)
+        opened: list[object] = []
+        monkeypatch.setattr(file, "open", lambda *arguments: opened.append(arguments), raising=False)
+        some_looks_later(source)
+        assert (opened, source.alive(A)) == ([], [True])
+
+    def test_what_changes_while_it_is_read_is_read_again(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The first time it is read, somebody writes after the content was taken."""
+        path.write_text(replace(A))
+        usual, changed = os.fstat, list[int]()
+
+        def fstat(descriptor: int) -> os.stat_result:
+            changed.append(descriptor)
+            if len(changed) == 2:
+                path.write_text(replace(A, B))
+            return usual(descriptor)
+
+        monkeypatch.setattr(os, "fstat", fstat)
+        with followed(FileSource(str(path))) as source:
+            until_alive(source, A, B)
+        assert len(source.table.told) == 1
 
 
-class TestWhatIsWrong:
-    """Empty, cut, unparsable or deleted is reported, each once, and the last table stays."""
+BAD = {
+    "empty": ("", "is empty"),
+    "blank": (" \n\t\n", "is empty"),
+    "cut": (replace(A, B)[:-5], "does not hold a replace: no JSON: "),
+    "two": (replace(A) + "\n" + replace(B), "does not hold a replace: no JSON: Extra data"),
+    "an upsert": ('{"op": "upsert", "backend": "10.0.0.2:80/TCP"}', 'does not hold a replace: its op is not "replace"'),
+    "a delete": ('{"op": "delete", "backend": "10.0.0.1:80/TCP"}', 'does not hold a replace: its op is not "replace"'),
+    "no backends": ('{"op": "replace"}', "does not hold a replace: no 'backends'"),
+    "null": ('{"op": "replace", "backends": null}', "does not hold a replace: backends is an array, not null"),
+    "an object": ("{}", "does not hold a replace: no 'op'"),
+    "an array": ("[]", "does not hold a replace: a change is an object, not an array"),
+    "a bad entry": (
+        '{"op": "replace", "backends": [{"backend": "10.0.0.2:80/TCP"}, {"backend": "10.0.0.1/TCP"}]}',
+        "does not hold a replace: backend number 2: backend '10.0.0.1/TCP' has no port",
+    ),
+    "NUL bytes": ("\0" * 100, "does not hold a replace: no JSON: "),  # what a crash leaves on some file systems
+}
 
-    @pytest.mark.parametrize("content", [b"", b" \n"])
-    def test_emptied(self, source: Followed, path: Path, content: bytes) -> None:
-        path.write_bytes(content)
-        stays(source, "is empty")
-        path.write_bytes(table_of(C))
-        becomes(source, C)
+
+class TestProblems:
+    """Empty, cut, unparsable or deleted is reported, once, and the last table stays."""
+
+    @pytest.mark.parametrize("way", ["in place", "renamed over"])
+    @pytest.mark.parametrize("name", BAD)
+    def test_content(self, source: Followed, path: Path, name: str, way: str) -> None:
+        text, problem = BAD[name]
+        if way == "in place":
+            os.truncate(path, 0)  # "is empty" may be seen
+            path.write_text(text)
+        else:
+            rename_over(path, text)
+        source.until(lambda s: any(f" {problem}" in told for told in s.complaints), problem)
+        some_looks_later(source)
+        told = [complaint for complaint in source.complaints if problem == "is empty" or "is empty" not in complaint]
+        assert len(told) == 1
+        assert re.fullmatch(rf"{path} {re.escape(problem)}.*; the last table stays", told[0])
+        assert (source.alive(A, B), len(source.table.told)) == ([True, False], 1)
+        path.write_text(replace(B))
+        until_alive(source, B)
+        assert source.table.take_fallen() == [A]
 
     def test_half_written_and_then_completed(self, source: Followed, path: Path) -> None:
-        content = table_of(A, C)
-        with path.open("wb", buffering=0) as file:
-            file.write(content[:40])
-            source.until(lambda s: bool(s.complaints), "a complaint")
-            assert "does not hold a replace: no JSON: " in source.complaints[-1]
-            told = len(source.complaints)  # it may have been empty for a moment
-            stays(source, *reasons(source))
-            assert len(source.complaints) == told
-            file.write(content[40:])
-        becomes(source, A, C)
-        assert source.table.take_fallen() == [B]
-        assert len(source.complaints) == told
+        """A writer that takes its time: nothing falls that is in the second half."""
+        text = replace(B, A)
+        with open(path, "w", encoding="utf-8") as opened:
+            opened.write(text[:40])
+            opened.flush()
+            source.until(lambda s: any("no JSON" in told for told in s.complaints), "it is told")
+            assert source.alive(A, B) == [True, False]
+            opened.write(text[40:])
+        until_alive(source, A, B)
+        assert not source.table.has_fallen()
 
-    def test_every_cut_of_it(self, source: Followed, path: Path) -> None:
-        """None of them is taken for a table."""
-        content = table_of(C)
-        for length in range(1, len(content), 7):
-            rename_over(path, content[:length])
-            is_looked_at(source)
-        assert source.alive(A, B, C) == [True, True, False]
-        assert len(source.table.told) == 1
-        assert source.complaints
+    def test_no_utf_8(self, source: Followed, path: Path) -> None:
+        path.with_suffix(".new").write_bytes(b"\xff" * 10)
+        path.with_suffix(".new").rename(path)
+        assert until_told(source, 1) == f"{path} does not hold a replace: no UTF-8 at byte 0; the last table stays"
 
-    def test_deleted_and_made_again(self, source: Followed, path: Path) -> None:
+    def test_only_an_explicit_empty_array_empties_the_table(self, source: Followed, path: Path) -> None:
+        rename_over(path, replace())
+        until_alive(source)
+        assert (source.table.take_fallen(), source.complaints) == ([A], [])
+
+    def test_deleted_and_created_again(self, source: Followed, path: Path) -> None:
         path.unlink()
-        stays(source, "cannot be read: No such file or directory")
-        path.write_bytes(table_of(B))
-        becomes(source, B)
+        assert until_told(source, 1) == f"{path} cannot be read: No such file or directory; the last table stays"
+        assert source.alive(A, B) == [True, False]
+        rename_over(path, replace(B))
+        until_alive(source, B)
         path.unlink()
-        source.until(lambda s: len(s.complaints) == 2, "a second complaint")
-        assert source.complaints[0] == source.complaints[1]
+        assert "cannot be read" in until_told(source, 2)
+        rename_over(path, replace(B))
+        some_looks_later(source)
+        assert (source.alive(A, B), source.table.take_fallen(), len(source.complaints)) == ([False, True], [A], 2)
 
-    def test_deleted_and_made_again_as_it_was(self, source: Followed, path: Path) -> None:
-        content = path.read_bytes()
+    def test_not_there_at_the_start(self, path: Path) -> None:
+        with followed(FileSource(str(path))) as source:
+            assert "No such file" in until_told(source, 1)
+            assert source.table.told == []
+            rename_over(path, replace(A))
+            until_alive(source, A)
+        assert not source.table.has_fallen()
+
+    def test_a_directory(self, source: Followed, path: Path) -> None:
         path.unlink()
-        stays(source, "cannot be read: No such file or directory")
-        path.write_bytes(content)
-        stays(source, "cannot be read: No such file or directory")
+        path.mkdir()
+        source.until(lambda s: any("is no regular file" in told for told in s.complaints), "it is told")
+        assert source.alive(A) == [True]
+        path.rmdir()
+        rename_over(path, replace(B))
+        until_alive(source, B)
 
-    @pytest.mark.parametrize(
-        "content",
-        [
-            b'{"op": "upsert", "backend": "10.0.0.3:80/TCP"}',
-            b'{"op": "delete", "backend": "10.0.0.1:80/TCP"}',
-        ],
-        ids=["upsert", "delete"],
-    )
-    def test_another_op(self, source: Followed, path: Path, content: bytes) -> None:
-        rename_over(path, content)
-        stays(source, 'does not hold a replace: its op is not "replace"')
+    def test_a_pipe_is_not_waited_for(self, path: Path) -> None:
+        os.mkfifo(path)
+        with followed(FileSource(str(path))) as source:
+            assert until_told(source, 1) == f"{path} is no regular file; the last table stays"
 
-    @pytest.mark.parametrize(
-        ("content", "reason"),
-        [
-            (table_of(C) + table_of(C), "no JSON: Extra data"),
-            (b"\xff", "no UTF-8 at byte 0"),
-            (b"{}", "no 'op'"),
-            (b"[]", "a change is an object, not an array"),
-            (b"null", "a change is an object, not null"),
-            (b'{"op": "replace"}', "no 'backends'"),
-            (table_of(C, unhealty=True), "backend number 1: unknown key 'unhealty'"),
-        ],
-        ids=lambda value: str(value)[:24],
-    )
-    def test_what_is_no_replace(self, source: Followed, path: Path, content: bytes, reason: str) -> None:
-        rename_over(path, content)
-        source.until(lambda s: bool(s.complaints), "a complaint")
-        assert reasons(source)[0].startswith(f"does not hold a replace: {reason}")
-        stays(source, reasons(source)[0])
+    def test_no_directory_and_one_that_is_a_file(self, path: Path) -> None:
+        path.touch()
+        with followed(FileSource(str(path / "deeper"))) as source:
+            assert "cannot be read: Not a directory" in until_told(source, 1)
 
-    @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["directory", "pipe"])
-    def test_no_regular_file(self, source: Followed, path: Path, make: Any) -> None:
-        """And a pipe is not waited for."""
-        path.unlink()
-        make(path)
-        source.until(lambda s: s.complaints[-1:] == [f"{path} is no regular file; the last table stays"], "a complaint")
-        count = len(source.complaints)
-        is_looked_at(source)
-        assert len(source.complaints) == count
-        assert source.alive(A, B) == [True, True]
+    def test_one_problem_after_another_is_told_and_the_first_again(self, source: Followed, path: Path) -> None:
+        for count, (text, problem) in enumerate((BAD["empty"], BAD["an array"], BAD["empty"]), 1):
+            rename_over(path, text)
+            assert problem in until_told(source, count)
+        assert source.alive(A, B) == [True, False]
 
-    def test_what_cannot_be_looked_at(self, source: Followed, path: Path) -> None:
-        loop = path.with_suffix(".new")
-        loop.symlink_to(path.name)
-        loop.rename(path)
-        stays(source, "cannot be read: Too many levels of symbolic links")
+    def test_the_same_problem_with_other_content_is_told_once(self, source: Followed, path: Path) -> None:
+        for text in ("", " ", "\n\n"):
+            rename_over(path, text)
+            assert "is empty" in until_told(source, 1)
 
-    def test_one_problem_after_another_each_is_told(self, source: Followed, path: Path) -> None:
-        rename_over(path, b"")
-        stays(source, "is empty")
-        path.unlink()
-        stays(source, "is empty", "cannot be read: No such file or directory")
-        rename_over(path, b"")
-        stays(source, "is empty", "cannot be read: No such file or directory", "is empty")
-
-    def test_the_same_problem_in_another_file_is_told_no_more(self, source: Followed, path: Path) -> None:
-        for content in (b"", b" ", b"  "):
-            rename_over(path, content)
-            stays(source, "is empty")
+    def test_mended_and_broken_again_is_told_again(self, source: Followed, path: Path) -> None:
+        rename_over(path, "")
+        until_told(source, 1)
+        rename_over(path, replace(B))
+        until_alive(source, B)
+        rename_over(path, "")
+        until_told(source, 2)
 
 
-class TestAtStart:
-    def test_a_file_that_is_not_there_yet(self, path: Path) -> None:
-        with followed(CountedSource(str(path))) as source:
-            source.until(lambda s: bool(s.complaints), "a complaint")
-            is_looked_at(source)
-            rename_over(path, table_of(A))
-            becomes(source, A)
-        assert source.complaints == [f"{path} cannot be read: No such file or directory; the last table stays"]
+class TestStop:
+    def test_at_once_though_it_looks_seldom(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(file, "_PAUSE_SECONDS", 600)
+        path.write_text(replace(A))
+        with followed(FileSource(str(path))) as source:
+            until_alive(source, A)
+            source.source.stop()
+            source.wait()
 
-    def test_an_old_file_is_read_once(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """And then it is only looked at."""
-        path.write_bytes(table_of(A))
-        later = time.time() + 100
-        monkeypatch.setattr(time, "time", lambda: later)
-        with followed(CountedSource(str(path))) as source:
-            becomes(source, A)
-            is_looked_at(source)
-            opened: list[object] = []
-            monkeypatch.setattr("builtins.open", lambda *arguments, **_: opened.append(arguments))
-            is_looked_at(source)
-            monkeypatch.undo()
-        assert opened == []
-        assert source.complaints == []
-
-    def test_stopped_before(self, path: Path) -> None:
-        path.write_bytes(table_of(A))
+    def test_before_it_begins(self, path: Path) -> None:
+        path.write_text(replace(A))
         source = FileSource(str(path))
         source.stop()
         with followed(source) as made:
             made.wait()
         assert made.table.told == []
 
-    def test_stopped_while_it_pauses(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(file_module, "_PAUSE_SECONDS", 1000)
-        path.write_bytes(table_of(A))
-        with followed(FileSource(str(path))) as source:
-            becomes(source, A)
-            source.source.stop()
-            source.wait()
-
-
-class TestWithinOneTick:
-    """A file system's clock ticks slower than files are written: a change may leave size and times as they were."""
-
-    def test_a_change_of_the_same_size_right_after_the_last(self, source: Followed, path: Path) -> None:
-        for number in range(30):
-            wanted = (A, B, C)[number % 3]
-            path.write_bytes(table_of(wanted))
-            becomes(source, wanted)
-
-    @pytest.mark.parametrize("age", [0, 10_000], ids=["new", "its time is an old one's"])
-    def test_where_the_clock_stands_still(self, path: Path, monkeypatch: pytest.MonkeyPatch, age: int) -> None:
-        """As it does within a tick. `cp -p`, or unpacking an archive, gives a new file the time of an old one."""
-
-        def write(backend: Backend) -> None:
-            path.write_bytes(table_of(backend))
-            os.utime(path, ns=(0, (path.stat().st_ctime_ns - age * 10**9)))
-
-        monkeypatch.setattr(file_module, "_signature", lambda status: (status.st_size,))
-        write(A)
-        with followed(CountedSource(str(path))) as source:
-            becomes(source, A)
-            is_looked_at(source)
-            write(B)
-            becomes(source, B)
-
-
-class TestWhileItIsRead:
-    """It is read again if it changed while being read."""
-
-    @pytest.mark.parametrize("content", [table_of(C), b"half"], ids=["whole", "half"])
-    def test_what_was_read_then_counts_only_if_it_is_read_again(
-        self, source: Followed, path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-    ) -> None:
-        """A reader that is overtaken might have got the beginning of one and the end of another."""
-        changing = [5]
-        counted: list[bool] = []
-        usual = os.fstat
-
-        def fstat(descriptor: int) -> os.stat_result:
-            if changing[0]:
-                changing[0] -= 1
-                counted.append(source.alive(C) == [True] or bool(source.complaints))
-                return os.stat_result((*usual(descriptor)[:6], 1000 + changing[0], *usual(descriptor)[7:]))
-            return usual(descriptor)
-
-        monkeypatch.setattr(os, "fstat", fstat)
-        rename_over(path, content)
-        if content == b"half":
-            stays(source, "does not hold a replace: no JSON: Expecting value at column 1")
-        else:
-            becomes(source, C)
-        assert counted == [False] * 5
-        assert len(source.complaints) == (content == b"half")
-
-    def test_a_problem_is_not_told_anew_because_of_it(self, source: Followed, path: Path) -> None:
-        rename_over(path, b"")
-        stays(source, "is empty")
-        with path.open("ab", buffering=0) as file:
-            for _ in range(200):
-                file.write(b" ")
-        stays(source, "is empty")
+    def test_nothing_stays_open(self, source: Followed, path: Path) -> None:
+        some_looks_later(source)
+        source.source.stop()
+        source.wait()
+        assert str(path) not in {os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}

@@ -178,8 +178,10 @@ class TestBadLines:
     def test_it_is_told_with_number_and_reason_and_the_next_counts(self, pipe: Pipe, line: bytes, reason: str) -> None:
         source = followed_to_the_end(pipe, UPSERT_A + b"\n\n" + line + b"\n" + UPSERT_B + b"\n" + line)
         assert source.table.told == [parse_line(UPSERT_A), parse_line(UPSERT_B)]
-        begins = [f"line {number} is passed over: {reason}" for number in (3, 5)]
-        assert [told[: len(begin)] for told, begin in zip(source.complaints, begins)] == begins
+        assert [
+            told.startswith(f"line {number} is passed over: {reason}")
+            for number, told in zip((3, 5), source.complaints)
+        ] == [True, True]
         assert len(source.complaints) == 2
 
     def test_a_replace_with_a_bad_entry_changes_nothing(self, pipe: Pipe) -> None:
@@ -187,8 +189,9 @@ class TestBadLines:
         source = followed_to_the_end(pipe, UPSERT_A + b"\n" + bad)
         assert source.alive(A, B) == [True, False]
         assert not source.table.has_fallen()
-        (told,) = source.complaints
-        assert told.startswith("line 2 is passed over: backend number 2: backend 'x' names no protocol")
+        assert source.complaints == [
+            "line 2 is passed over: backend number 2: backend 'x' names no protocol: it ends with /TCP or /UDP"
+        ]
 
 
 class TestLongLines:
@@ -221,12 +224,23 @@ class TestLongLines:
         source = followed_to_the_end(pipe, self.padded(self.LONGEST) + b"\n")
         assert (source.alive(A), source.complaints) == ([True], [])
 
-    def test_memory_does_not_grow_with_it(self, pipe: Pipe) -> None:
-        pipe.write(self.padded(50_000) + b"\n" + UPSERT_B)
-        pipe.end()
-        lengths = [len(line) for line in LineSource(pipe.reader)._lines()]
-        assert lengths[1:] == [len(UPSERT_B)]
-        assert self.LONGEST < lengths[0] <= self.LONGEST + 2 * 64
+    def test_memory_does_not_grow_with_it(self, pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[int] = []
+        source = LineSource(pipe.reader)
+        usual = source._lines
+
+        def measured() -> Iterator[bytes]:
+            for line in usual():
+                seen.append(len(line))
+                yield line
+
+        monkeypatch.setattr(source, "_lines", measured)
+        with followed(source) as made:
+            pipe.write(self.padded(100_000) + b"\n" + UPSERT_B)
+            pipe.end()
+            made.wait()
+        assert made.alive(B) == [True]
+        assert self.LONGEST < seen[0] <= self.LONGEST + 2 * 64
 
 
 class TestStop:
@@ -258,9 +272,8 @@ class TestStop:
             made.wait()
         assert made.table.told == []
 
-    def test_a_flood_does_not_keep_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_flood_does_not_keep_it(self) -> None:
         """Input that never ends is read no further."""
-        monkeypatch.setattr(lines, "LONGEST_LINE", 1 << 16)
         with open("/dev/zero", "rb") as zeros, followed(LineSource(zeros.fileno())) as source:
             eventually(source.thread.is_alive, "it follows")
 

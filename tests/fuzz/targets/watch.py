@@ -33,7 +33,7 @@ def check(data: bytes) -> None:
         assert Backend.parse(str(backend)) == backend
         table.upsert(backend)
     change.apply(table)
-    assert parse_line(json.dumps(_written(change)).encode()) == change, "written as something else"
+    assert parse_line(json.dumps(written(change)).encode()) == change, "written as something else"
 
 
 def _check_error(error: ValueError) -> None:
@@ -51,7 +51,8 @@ def _instances(change: Upsert | Replace) -> Iterable[Instance]:
     return [change.instance] if isinstance(change, Upsert) else change.instances
 
 
-def _written(change: Change) -> dict[str, Any]:
+def written(change: Change) -> dict[str, Any]:
+    """The JSON object that tells a change."""
     if isinstance(change, Delete):
         written = {"op": "delete", "backend": str(change.backend)}
         return written if change.service is None else {**written, "service": change.service}

@@ -1,0 +1,314 @@
+"""Each command with exactly the capabilities that it needs, and with one less.
+
+It runs as an ordinary user, in a user namespace that owns its network namespaces: `host`, where it starts; `other`,
+which is pinned as ip-netns(8) does it; and `process`, in which a process lives that has a capability more than it. Each
+has a connection to 127.0.0.2:9000.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple, TypeVar
+
+import pytest
+
+from socklb import KernelError, NetworkNamespace, NotPermitted, SocketFilter, find_sockets
+
+from . import world
+from .bpf_maps import Maps
+from .capabilities import Capability, with_only
+from .cli.runner import COMMANDS, Result, run
+from .sockets import Sockets, in_child, pending_error
+
+pytestmark = pytest.mark.kernel
+
+T = TypeVar("T")
+
+CAP_NET_ADMIN, CAP_SYS_ADMIN = Capability.CAP_NET_ADMIN, Capability.CAP_SYS_ADMIN
+CAP_SYS_PTRACE = Capability.CAP_SYS_PTRACE
+
+TARGET = "dst 127.0.0.2:9000"
+BACKEND = "127.0.0.2:9000/TCP"
+PINNED = "/run/netns/other"
+PROCESS = "/proc/1/ns/net"
+ENTER = (CAP_SYS_ADMIN,)
+DESTROY_THERE = (CAP_SYS_ADMIN, CAP_NET_ADMIN)
+DESTROY_EVERYWHERE = (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_SYS_PTRACE)
+FALLS = f'{{"op":"upsert","backend":"{BACKEND}"}}\n{{"op":"delete","backend":"{BACKEND}"}}\n'
+
+
+class Row(NamedTuple):
+    """A command, the capabilities that it needs, and in which namespaces it cuts the connection.
+
+    `partly` are those without which it still does something: (the capability, the exit code, what it cuts, and what it
+    says about the rest).
+    """
+
+    words: tuple[str, ...]
+    needs: tuple[Capability, ...] = ()
+    cuts: tuple[str, ...] = ()
+    partly: tuple[tuple[Capability, int, tuple[str, ...], str], ...] = ()
+    stdin: str = ""
+
+
+EVERYWHERE = (
+    DESTROY_EVERYWHERE,
+    ("other", "process", "host"),
+    (
+        (CAP_SYS_ADMIN, 1, ("host",), "in other: enter namespace other: it needs CAP_SYS_ADMIN"),
+        (
+            CAP_SYS_PTRACE,
+            0,
+            ("other", "host"),
+            f"not looked at: {PROCESS}: Permission denied; CAP_SYS_PTRACE is missing",
+        ),
+    ),
+)
+
+ROWS = {
+    "list": Row(("list", TARGET)),
+    "list by mark": Row(("list", "fwmark 0"), (CAP_NET_ADMIN,)),
+    "list as json by mark": Row(("list", "--json", "fwmark 0"), (CAP_NET_ADMIN,)),
+    "list pinned": Row(("list", "--netns", "other", TARGET), ENTER),
+    "list process": Row(("list", "--netns", PROCESS, TARGET), (*ENTER, CAP_SYS_PTRACE)),
+    "destroy": Row(("destroy", TARGET), (CAP_NET_ADMIN,), ("host",)),
+    "destroy as json": Row(("destroy", "--json", TARGET), (CAP_NET_ADMIN,), ("host",)),
+    "destroy a listener": Row(("destroy", "--state", "listening", "sport = 9000"), (CAP_NET_ADMIN,)),
+    "destroy nobody": Row(("destroy", "dst 127.0.0.99:9000")),
+    "destroy in host": Row(("destroy", "--netns", "host", TARGET), (CAP_NET_ADMIN,), ("host",)),
+    "destroy pinned": Row(("destroy", "--netns", "other", TARGET), DESTROY_THERE, ("other",)),
+    "destroy pinned as json": Row(("destroy", "--json", "--netns", "other", TARGET), DESTROY_THERE, ("other",)),
+    "destroy process": Row(("destroy", "--netns", PROCESS, TARGET), DESTROY_EVERYWHERE, ("process",)),
+    "destroy everywhere": Row(("destroy", "--netns", "all", TARGET), *EVERYWHERE),
+    "dry run": Row(("destroy", "--dry-run", TARGET)),
+    "dry run by mark": Row(("destroy", "--dry-run", f"{TARGET} and fwmark 0"), (CAP_NET_ADMIN,)),
+    "dry run pinned": Row(("destroy", "--dry-run", "--netns", "other", TARGET), ENTER),
+    "terminate in host": Row(("terminate", "--netns", "host", BACKEND), (CAP_NET_ADMIN,), ("host",)),
+    "terminate pinned": Row(("terminate", "--netns", PINNED, BACKEND), DESTROY_THERE, ("other",)),
+    "terminate pinned as json": Row(("terminate", "--json", "--netns", "other", BACKEND), DESTROY_THERE, ("other",)),
+    "terminate everywhere": Row(("terminate", BACKEND), *EVERYWHERE),
+    "watch in host": Row(("watch", "--source", "-", "--netns", "host"), (CAP_NET_ADMIN,), ("host",), stdin=FALLS),
+    "watch pinned": Row(("watch", "--source", "-", "--netns", "other"), DESTROY_THERE, ("other",), stdin=FALLS),
+    "watch everywhere": Row(("watch", "--source", "-"), *EVERYWHERE, FALLS),
+    "probe": Row(("probe",), (CAP_NET_ADMIN,)),
+    "probe as json": Row(("probe", "--json"), (CAP_NET_ADMIN,)),
+    "demo": Row(("demo",)),
+}
+
+EACH = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+ONE_LESS = pytest.mark.parametrize(
+    ("row", "missing"),
+    [
+        pytest.param(row, missing, id=f"{name} without {missing.name}")
+        for name, row in ROWS.items()
+        for missing in row.needs
+    ],
+)
+
+
+class Scene:
+    """The three namespaces, and the client of the connection in each."""
+
+    def __init__(self, sockets: Sockets, stack: ExitStack) -> None:
+        self.clients: dict[str, socket.socket] = {}
+        for name in ("other", "process", "host"):
+            world.new_network()
+            listener = sockets.listen("127.0.0.2", 9000)
+            self.clients[name] = sockets.make(socket.AF_INET, socket.SOCK_STREAM)
+            self.clients[name].connect(listener.getsockname())
+            sockets.keep(listener.accept()[0])
+            if name == "other":
+                os.mkdir(os.path.dirname(PINNED))
+                open(PINNED, "x").close()
+                world.bind("/proc/self/ns/net", PINNED)
+            elif name == "process":
+                stack.enter_context(process(Capability.CAP_BPF, own_proc=True))
+
+    def cut(self) -> tuple[str, ...]:
+        return tuple(name for name, client in self.clients.items() if pending_error(client) == "ECONNABORTED")
+
+
+@contextmanager
+def process(*capabilities: Capability, own_proc: bool = False) -> Iterator[str]:
+    """The path of the network namespace of a process with these capabilities: the caller's; with /proc of its own."""
+
+    def prepare() -> None:
+        if own_proc:
+            world.mount("proc", "/proc")  # of the pid namespace that it is the first in
+        with_only(*capabilities)()
+
+    with subprocess.Popen(
+        ["sh", "-c", "echo $$; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=prepare
+    ) as inhabitant:
+        assert inhabitant.stdout is not None
+        yield f"/proc/{int(inhabitant.stdout.readline())}/ns/net"
+
+
+def on_the_scene(function: Callable[[Scene], T]) -> T:
+    """What a function returns there: with every capability, and with nothing mounted or opened that stays."""
+
+    def enter() -> None:
+        world.become(1000, world.CLONE_NEWNET | world.CLONE_NEWNS | world.CLONE_NEWPID)
+        world.private_mounts()
+        world.mount("tmpfs", "/run")
+
+    def play() -> T:
+        with Sockets() as sockets, ExitStack() as stack:
+            return function(Scene(sockets, stack))
+
+    return in_child(play, enter)
+
+
+def attempt(row: Row, *capabilities: Capability) -> tuple[Result, tuple[str, ...]]:
+    """Run a command with these capabilities alone: what it said, and where the connection was cut."""
+    return on_the_scene(lambda scene: (run(*row.words, preexec=with_only(*capabilities), stdin=row.stdin), scene.cut()))
+
+
+def named(text: str) -> set[Capability]:
+    return {capability for capability in Capability if capability.name in text}
+
+
+def test_every_command_has_a_row() -> None:
+    assert {row.words[0] for row in ROWS.values()} == set(COMMANDS) - {"rev-nat"}  # TestReverseNat
+
+
+class TestExactly:
+    """A process gets the capabilities that it is given, and has no way to others; or nothing below would prove much."""
+
+    @pytest.mark.parametrize(
+        "capabilities",
+        [(), (CAP_NET_ADMIN,), (CAP_SYS_ADMIN, Capability.CAP_BPF)],
+        ids=["none", "one", "two"],
+    )
+    def test_these_and_no_others(self, capabilities: tuple[Capability, ...]) -> None:
+        program = "import os; print(os.getuid(), *[line for line in open('/proc/self/status')], sep='')"
+
+        def look() -> str:
+            return subprocess.run(
+                [sys.executable, "-c", program],
+                preexec_fn=with_only(*capabilities),
+                check=True,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+            ).stdout
+
+        uid, *lines = on_the_scene(lambda scene: look()).splitlines()
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        mask = f"{sum(1 << capability for capability in capabilities):016x}"
+        assert {status[f"Cap{which}"] for which in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {mask}
+        assert status["NoNewPrivs"] == "1"
+        assert "1000" in uid
+
+
+class TestCommands:
+    @EACH
+    def test_what_it_needs_is_enough(self, row: Row) -> None:
+        result, cut = attempt(row, *row.needs)
+        assert (result.code, result.err) == (0, "")
+        assert cut == row.cuts
+
+    @ONE_LESS
+    def test_one_less_is_4_and_names_the_missing_one(self, row: Row, missing: Capability) -> None:
+        result, cut = attempt(row, *(set(row.needs) - {missing}))
+        partly = {capability: (code, cuts, said) for capability, code, cuts, said in row.partly}
+        code, cuts, said = partly.get(missing, (4, (), missing.name))
+        assert (result.code, cut) == (code, cuts)
+        assert said in result.out + result.err
+        assert named(result.out + result.err) <= {missing}
+        if "--json" in row.words:
+            assert named(result.json["error"]) == {missing}
+
+
+def refusal(function: Callable[[], object], *capabilities: Capability) -> tuple[str, str]:
+    """(the class of the error, what it says) that a call ends with that has these capabilities alone; "" for none."""
+
+    def call() -> tuple[str, str]:
+        try:
+            function()
+        except KernelError as error:
+            return type(error).__name__, str(error)
+        return "", ""
+
+    return in_child(call, with_only(*capabilities))
+
+
+def search(path: str) -> Callable[[], object]:
+    return lambda: list(find_sockets(SocketFilter("tcp"), namespace=NetworkNamespace.from_path(path)))
+
+
+class TestOtherNamespaces:
+    """CAP_SYS_PTRACE is for processes that have more capabilities than one has oneself, or are another user's."""
+
+    def test_one_s_own_takes_nothing(self) -> None:
+        assert on_the_scene(lambda scene: refusal(search("/proc/thread-self/ns/net"))) == ("", "")
+
+    def test_that_of_a_process_with_no_more_than_one_has_takes_no_ptrace(self) -> None:
+        def play(scene: Scene) -> tuple[str, str]:
+            world.new_network()
+            with process() as path:
+                world.new_network()
+                return refusal(search(path), CAP_SYS_ADMIN)
+
+        assert on_the_scene(play) == ("", "")
+
+    def test_that_of_a_mightier_process_takes_ptrace(self) -> None:
+        """cap_ptrace_access_check(): CAP_DAC_READ_SEARCH is of no use."""
+
+        def play(scene: Scene) -> tuple[tuple[str, str], tuple[str, str]]:
+            world.new_network()
+            with process(CAP_NET_ADMIN) as path:
+                world.new_network()
+                without = refusal(search(path), CAP_SYS_ADMIN, Capability.CAP_DAC_READ_SEARCH)
+                return without, refusal(search(path), CAP_SYS_ADMIN, CAP_SYS_PTRACE)
+
+        (kind, said), with_it = on_the_scene(play)
+        assert with_it == ("", "")
+        assert (kind, named(said)) == (NotPermitted.__name__, {CAP_SYS_PTRACE})
+
+    @pytest.mark.parametrize("capabilities", [(), (CAP_SYS_PTRACE,)], ids=["without", "with ptrace"])
+    def test_discovery_skips_what_it_may_not_look_at(self, capabilities: tuple[Capability, ...]) -> None:
+        def look() -> tuple[set[int], set[str]]:
+            found = NetworkNamespace.discover()
+            return {each.inode for each in found}, {path for path, _ in found.skipped}
+
+        def play(scene: Scene) -> tuple[str, int, set[int], set[str]]:
+            world.new_network()
+            with process(CAP_NET_ADMIN) as path:
+                world.new_network()
+                return (path, os.stat(path).st_ino, *in_child(look, with_only(*capabilities)))
+
+        path, inode, found, skipped = on_the_scene(play)
+        assert (inode in found, path in skipped) == ((True, False) if capabilities else (False, True))
+
+
+class TestReverseNat:
+    """To read the maps: permission to the pinned files, and CAP_BPF where the kernel keeps bpf(2) from others.
+
+    Since Linux 5.19 it does not: what kernel.unprivileged_bpf_disabled forbids is to make maps and programs.
+    """
+
+    @pytest.fixture
+    def words(self, maps: Maps) -> tuple[str, ...]:
+        maps.lru("cilium_lb4_reverse_sk", 16, 8)
+        return "rev-nat", f"--rev-nat={maps.directory}", "--json"
+
+    def test_bpf_is_enough_for_the_owner(self, words: tuple[str, ...]) -> None:
+        result = run(*words, preexec=with_only(Capability.CAP_BPF))
+        assert (result.code, result.err, result.json) == (0, "", {"entries": []})
+
+    def test_another_user_needs_to_get_at_the_files(self, maps: Maps, words: tuple[str, ...]) -> None:
+        os.chown(maps.path("cilium_lb4_reverse_sk"), 1234, 1234)
+        result = run(*words, preexec=with_only(Capability.CAP_BPF, Capability.CAP_DAC_READ_SEARCH))
+        assert (result.code, result.err, result.json) == (0, "", {"entries": []})
+        refused = run(*words, preexec=with_only(Capability.CAP_BPF))
+        assert refused.code == 4
+        assert "it needs read permission to the pinned map" in refused.json["error"]
+
+    def test_to_cut_what_the_maps_know_takes_net_admin(self, words: tuple[str, ...], network: None) -> None:
+        cut = ("terminate", "--netns", "host", words[1], BACKEND)
+        assert run(*cut, preexec=with_only(CAP_NET_ADMIN, Capability.CAP_BPF)).code == 0
