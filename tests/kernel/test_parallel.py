@@ -202,6 +202,29 @@ class TestAnInterrupt:
         assert told == ["interrupted"]
         assert sorted(begun) == sorted(done) == [0, 1]
 
+    def test_whoever_interrupts_again_waits_all_the_same(self) -> None:
+        stopped = threading.Event()
+        done: list[int] = []
+
+        def work(item: int) -> None:
+            if item == 0:
+                wait_until_the_main_thread_waits()
+                os.kill(os.getpid(), signal.SIGINT)
+                wait_for(stopped)
+                wait_until_the_main_thread_waits()
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+                done.append(item)
+            wait_for(stopped)
+
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                with_processors(2, lambda: in_parallel(work, range(10), lambda why: stopped.set()))
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert done == [0]
+
     def test_while_a_thread_is_being_started(self) -> None:
         """It runs already, and is waited for as well."""
         usual = threading.Thread.start
