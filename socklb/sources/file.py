@@ -8,7 +8,7 @@ import threading
 import time
 from collections import namedtuple
 
-from .protocol import Replace, parse_line
+from .protocol import Replace, parse_line, shortened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class FileSource:
             elif look.content is not None:
                 look = look._replace(problem=last.problem)
             if look.problem and look.problem != last.problem:
-                complain(f"{self._path} {look.problem}; the last table stays")
+                complain(f"{self._path} {shortened(look.problem)}; the last table stays")
             last = look
             self._stopped.wait(_PAUSE_SECONDS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 
-from .protocol import parse_line
+from .protocol import parse_line, shortened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class LineSource:
                     raise ValueError(f"longer than {LONGEST_LINE >> 20} MiB")
                 parse_line(line).apply(table)
             except ValueError as error:
-                complain(f"line {number} is passed over: {error}")
+                complain(shortened(f"line {number} is passed over: {error}"))
 
     def _lines(self) -> Iterator[bytes]:
         """Each line; what is at the end without a newline is one too. Of one that is too long, so much as shows it."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     Change = Union["Upsert", "Delete", "Replace"]
 
+_LONGEST_COMPLAINT = 500
+
 
 class Upsert(namedtuple("Upsert", "instance")):
     """Put one service's instance of a backend in, or change it."""
@@ -113,6 +115,11 @@ class _Object:
         if not isinstance(value, kind):
             raise ValueError(f"{name} is {_KINDS[kind]}, not {_shown(value)}")
         return value
+
+
+def shortened(text: str) -> str:
+    """A complaint quotes its input, which may be long."""
+    return text if len(text) <= _LONGEST_COMPLAINT else text[:_LONGEST_COMPLAINT] + "..."
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

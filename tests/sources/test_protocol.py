@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from socklb import Backend, BackendState
 from socklb.backends import Instance
-from socklb.sources.protocol import Delete, Replace, Upsert, parse_line
+from socklb.sources.protocol import Delete, Replace, Upsert, parse_line, shortened
 
 from .. import strategies
 from ..fuzz.targets.watch import written
@@ -215,3 +215,11 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize("value", [["x" * 1000], "x" * 1000, {"x" * 1000: 1}], ids=["array", "string", "object"])
     def test_what_could_be_long_is_not_quoted(self, value: object) -> None:
         assert len(refused(json.dumps({"op": "upsert", "backend": "10.0.0.1:80/TCP", "unhealthy": value}))) < 100
+
+
+def test_a_complaint_does_not_grow_with_its_input() -> None:
+    told = shortened(f"unknown key {'x' * 10_000!r}")
+    assert told.startswith("unknown key 'xxx")
+    assert told.endswith("...")
+    assert len(told) < 600
+    assert shortened("short") == "short"
