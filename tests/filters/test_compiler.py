@@ -102,6 +102,13 @@ class TestTheKernelIsToldWhatIsMeant:
         condition = Or(*(dst(network, port) for network, port in pairs))  # type: ignore[arg-type]
         assert lets_through(compile_condition(condition), socket) == condition.matches(socket)
 
+    def test_a_row_that_has_another_end_by_now_does_not_pass_when_asked_again(self) -> None:
+        again = compile_condition(dst("10.0.0.2", 80) & device(3)).again
+        assert again is not None
+        assert again.matches(socket_between("10.0.0.1:1", "10.0.0.2:80"))
+        assert not again.matches(socket_between("10.0.0.1:1", "10.0.0.3:80"))
+        assert compile_condition(mark(1)).again is None
+
     @pytest.mark.parametrize("chosen", [True, False])
     @pytest.mark.parametrize("negated", [True, False])
     def test_autobound_is_told_too(self, chosen: bool, negated: bool) -> None:
