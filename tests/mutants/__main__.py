@@ -38,7 +38,7 @@ _IMPORTED = "Module already imported"  # hypothesis is, before pytest, which has
 # Which tests belong to a module: the first that fails ends it, so the likeliest stand first.
 _TESTS = {
     "states.py": ["test_states.py", "test_tcp_states.py"],
-    "destroy.py": ["test_destroy.py", "test_destroy_rounds.py", "faults/test_laws.py"],
+    "destroy.py": ["test_destroy.py", "test_destroy_rounds.py", "test_report.py", "faults/test_laws.py"],
     "spare.py": ["test_spare.py", "test_destroy.py"],
     "ledger.py": ["test_ledger.py", "test_destroy.py"],
     "report.py": ["test_report.py", "termination/test_balanced.py"],
@@ -47,6 +47,7 @@ _TESTS = {
         f"filters/{path.name}": [f"filters/test_{path.name}", "filters", "test_find.py"]
         for path in _PACKAGE.glob("filters/[a-z]*.py")
     },
+    "wire/bytecode.py": ["wire/test_bytecode.py", "filters/test_compiler.py", "wire"],
 }
 
 
@@ -144,7 +145,9 @@ def _run_pytest(tests: list[str], seconds: int, is_shown: bool) -> NoReturn:
     signal.alarm(seconds)  # which nothing in the tests handles
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2 if is_shown else os.open(os.devnull, os.O_WRONLY), 1)
+    if not is_shown:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.dup2(2, 1)  # what is said on stdout are the results
     sys.dont_write_bytecode = True
     os._exit(pytest.main(["-x", "-p", "no:cacheprovider", f"-Wignore:{_IMPORTED}:pytest.PytestWarning", *tests]))
 
