@@ -258,6 +258,12 @@ class TestUdp:
             assert [row.cookie for row in find_sockets(filter)] == [cookie_of(bound)]
         talk(sockets.udp(ADDRESS, PORT), bound)
 
+    def test_a_bound_one_lives_unless_that_is_asked_for(self, sockets: Sockets) -> None:
+        bound = sockets.udp_bound(ADDRESS, PORT)
+        filter = SocketFilter("udp", src(ADDRESS, PORT))
+        assert destroy_each([filter]).skipped == destroy_sockets(filter).skipped == 1
+        assert pending_error(bound) == ""
+
     def test_an_autobound_one_loses_its_port(self, sockets: Sockets) -> None:
         autobound = sockets.make(socket.AF_INET, socket.SOCK_DGRAM)
         autobound.sendto(b"x", (ADDRESS, PORT))

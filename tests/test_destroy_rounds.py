@@ -100,6 +100,18 @@ class TestTwins:
         }
         assert set(failed.values()) == {("failed", "another socket shares its address", 2)}
 
+    def test_an_interrupt_does_not_leave_one_in_doubt_that_has_its_answer(self, sockets: Sockets) -> None:
+        for _ in range(2):
+            sockets.udp_bound(ADDRESS, PORT, reuse_port=True)
+
+        def audit(record: object) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt) as caught:
+            destroy_sockets(SocketFilter("udp", src(ADDRESS, PORT)), unconnected=True, audit=audit)
+        report = caught.value.report  # type: ignore[attr-defined]
+        assert [(o.verdict, o.reason) for o in report.outcomes] == [("destroyed", ""), ("failed", "interrupted")]
+
     @pytest.mark.parametrize("chosen", range(4))
     def test_a_twin_that_is_not_meant_is_not_hit_instead(self, sockets: Sockets, chosen: int) -> None:
         """The tuple in the request is looked up and the cookie compared in one step."""

@@ -42,7 +42,7 @@ class TestTcpState:
             ("BOUND_INACTIVE", 13),
         ]  # fmt: skip
 
-    @given(st.integers(0, 255))
+    @pytest.mark.parametrize("state", range(256))
     def test_a_state_reads_as_its_name_and_an_unknown_one_as_its_number(self, state: int) -> None:
         assert state_word(state) == (TcpState(state).name if 1 <= state <= 13 else str(state))
 

@@ -45,13 +45,13 @@ def cannot(why: str) -> NoReturn:
     pytest.skip(why)
 
 
-def run_inside(arguments: Sequence[str]) -> tuple[int | None, str]:
-    """Run pytest with these arguments in a new world: (exit status, ""), or (None, why there can be no world)."""
+def run_inside(arguments: Sequence[str], module: str = "pytest") -> tuple[int | None, str]:
+    """Run a module with these arguments in a new world: (exit status, ""), or (None, why there can be no world)."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         os.close(reader)
-        _become_world(arguments, writer)
+        _become_world([module, *arguments], writer)
     os.close(writer)
     with os.fdopen(reader) as pipe:
         why = pipe.read()
@@ -67,7 +67,7 @@ def _exit_code_of(child: int) -> int:
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
-def _become_world(arguments: Sequence[str], writer: int) -> None:
+def _become_world(module: Sequence[str], writer: int) -> None:
     """In the child: never returns."""
     try:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _temporary_root())
@@ -84,7 +84,7 @@ def _become_world(arguments: Sequence[str], writer: int) -> None:
         loopback_up()
         os.environ[_INSIDE] = "1"
         os.set_inheritable(writer, False)
-        os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
+        os.execv(sys.executable, [sys.executable, "-m", *module])
     except BaseException as error:
         os.write(writer, str(error).encode())
         os._exit(_NO_WORLD)

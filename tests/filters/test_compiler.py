@@ -79,12 +79,35 @@ class TestTheKernelIsToldWhatIsMeant:
         socket = socket_between(local, peer)
         assert lets_through(compile_condition(condition), socket) == condition.matches(socket)
 
+    @pytest.mark.parametrize("count", range(1, 7))
+    @pytest.mark.parametrize(
+        "hosts", [["10.0.0.{}"], ["fd00::{}"], ["10.0.0.{}", "fd00::{}"]], ids=["v4", "v6", "both"]
+    )
+    def test_each_of_many_endpoints_is_let_through_and_its_neighbours_are_not(
+        self, hosts: list[str], count: int
+    ) -> None:
+        """However many ports there are, and so whatever stands in front of the tree."""
+        named = [(host.format(n), 1000 + n % count * 10) for host in hosts for n in range(1, 9)]
+        plan = compile_condition(Or(*(dst(host, port) for host, port in named)))
+        assert all(map(vm.verify, plan.programs))
+        for host, port in named:
+            client = "10.9.9.9:1" if "." in host else "[fd00::9:9]:1"
+            for number, meant in ((port, True), (port - 1, False), (port + 1, False), (999, False), (1100, False)):
+                assert lets_through(plan, socket_between(client, _endpoint(host, number))) is meant
+
     @given(st.lists(st.tuples(networks(), st.none() | ports), min_size=1, max_size=30), told_sockets)
     def test_for_any_mixture_of_prefixes_and_ports(
         self, pairs: list[tuple[object, int | None]], socket: InetSocket
     ) -> None:
         condition = Or(*(dst(network, port) for network, port in pairs))  # type: ignore[arg-type]
         assert lets_through(compile_condition(condition), socket) == condition.matches(socket)
+
+    def test_a_row_that_has_another_end_by_now_does_not_pass_when_asked_again(self) -> None:
+        again = compile_condition(dst("10.0.0.2", 80) & device(3)).again
+        assert again is not None
+        assert again.matches(socket_between("10.0.0.1:1", "10.0.0.2:80"))
+        assert not again.matches(socket_between("10.0.0.1:1", "10.0.0.3:80"))
+        assert compile_condition(mark(1)).again is None
 
     @pytest.mark.parametrize("chosen", [True, False])
     @pytest.mark.parametrize("negated", [True, False])

@@ -102,5 +102,5 @@ class TestRoundTrip:
 
     def test_cut_attributes_are_refused_at_every_length(self) -> None:
         for length in range(16):
-            with pytest.raises(MalformedMessage, match=f"cut bpf_attr .*expected 16 bytes, got {length}$"):
+            with pytest.raises(MalformedMessage, match=f"cut bpf_attr at offset 0: expected 16 bytes, got {length}$"):
                 decode_info_len(bytes(length))

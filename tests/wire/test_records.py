@@ -89,7 +89,8 @@ class TestPlaces:
     def test_bit_fields(self, record: Record, name: str, value: int) -> None:
         assert getattr(record, name) == value
         inverted = type(record)(bytes(byte ^ 0xFF for byte in record.raw))
-        assert getattr(inverted, name) != value
+        every_bit = {"snd_wscale": 15, "rcv_wscale": 15, "fastopen_client_fail": 3}.get(name, 1)
+        assert getattr(inverted, name) == value ^ every_bit
         assert getattr(type(record)(b""), name) is None
 
 
@@ -114,7 +115,7 @@ class TestAnyLength:
         assert (one == twin, one != twin, hash(one) == hash(twin)) == (True, False, True)
         assert (one == other) == (one.raw == other.raw)
         assert all(one != stranger(one.raw) for stranger in RECORDS if stranger is not kind)
-        assert one != one.raw
+        assert (one == one.raw) is False
 
     def test_repr_shows_what_was_sent(self) -> None:
         assert repr(MemInfo.of(1, 2)) == "MemInfo(rmem=1, wmem=2)"

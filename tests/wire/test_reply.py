@@ -13,7 +13,7 @@ from socklb import InetSocket, MalformedMessage, TcpState
 from socklb.wire.attributes import decode_attribute, encode_value
 from socklb.wire.netlink import encode_attribute
 from socklb.wire.records import BbrInfo, SockOpt
-from socklb.wire.reply import MSG_SIZE, InetDiagMsg, decode_msg, format_address, format_endpoint
+from socklb.wire.reply import MSG_SIZE, InetDiagMsg, decode_msg, format_address, format_endpoint, unmapped
 from socklb.wire.socket_id import SocketId, encode_id
 
 from ..strategies import (
@@ -102,6 +102,11 @@ class TestRefused:
         with pytest.raises(MalformedMessage) as caught:
             make(bytes([family]) + TestPlaces.BYTES[1:])
         assert (caught.value.offset, caught.value.expected, caught.value.got) == (0, "2 or 10", family)
+
+    @pytest.mark.parametrize("family", [AF_INET, AF_INET6])
+    def test_another_family_whatever_the_last_byte_is(self, family: int) -> None:
+        with pytest.raises(MalformedMessage):
+            InetSocket(bytes(MSG_SIZE - 1) + bytes([family]), IPPROTO_TCP)
 
     @given(damaged(rows))
     def test_any_bytes_are_a_socket_or_malformed(self, row: bytes) -> None:
@@ -247,6 +252,12 @@ class TestText:
     @given(v4_addresses)
     def test_a_mapped_address_shows_the_v4_one(self, address: IPv4Address) -> None:
         assert format_address(IPv6Address(f"::ffff:{address}")) == f"::ffff:{address}"
+
+    @given(v4_addresses)
+    def test_a_mapped_address_is_the_v4_one_and_no_other_is(self, address: IPv4Address) -> None:
+        assert unmapped(IPv6Address(f"::ffff:{address}")) == unmapped(address) == address
+        compatible = IPv6Address(f"::{address}")
+        assert unmapped(compatible) == compatible
 
     @given(addresses | mapped_addresses, ports)
     def test_an_endpoint_is_address_colon_port(self, address: IPAddress, port: int) -> None:
