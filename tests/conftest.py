@@ -26,7 +26,7 @@ _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthChe
 settings.register_profile("quick", max_examples=20, derandomize=True, **_COMMON)
 settings.register_profile("full", max_examples=50, derandomize="CI" in os.environ, **_COMMON)
 settings.register_profile("deep", max_examples=5000, **_COMMON)
-settings.load_profile(os.environ.get("SOCKLB_PROFILE", "full"))
+settings.load_profile(os.environ.get("SOCKLB_PROFILE", "quick"))
 
 # A run in the background of a shell ignores Ctrl-C, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.kernel
 
 # Worlds, and steps in each.
 _SIZES = {"quick": (12, 30), "full": (40, 40), "deep": (2600, 50)}
-_WORLDS, _STEPS = _SIZES[os.environ.get("SOCKLB_PROFILE", "full")]
+_WORLDS, _STEPS = _SIZES[os.environ.get("SOCKLB_PROFILE", "quick")]
 
 
 @pytest.fixture(scope="module")
