@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_PATIENCE_MS = 10_000
 _PAGE = 4096
 _VARIANCE = 128  # bytes by which records of one run differ in length, an address or a reason
 # O_NONBLOCK: a pipe that nobody reads is an error, and no reason to wait.
@@ -25,8 +26,8 @@ class AuditFile:
     """Appends records to a file, each in one write, or to standard error ("-"). Called with one dict a verdict.
 
     A write that comes out short is cut back, so that the file holds whole lines only; a record may have blanks behind
-    it. A pipe's reader is waited for. Raises AuditError when it cannot
-    be opened or written. A context manager.
+    it. A pipe's reader is waited for, ten seconds. Raises AuditError when it cannot be opened or written. A context
+    manager.
     """
 
     def __init__(self, path: str) -> None:
@@ -76,7 +77,8 @@ class AuditFile:
             except BlockingIOError:  # a pipe that is full: its reader is slow, and that is no reason to stop
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
-                poll.poll()
+                if not poll.poll(_PATIENCE_MS):
+                    raise OSError(errno.ETIMEDOUT, "nobody reads the pipe") from None
 
     def _cut_back(self, written: int) -> None:
         """The file offset is behind what was just appended; if another writer has appended since, leave it all."""

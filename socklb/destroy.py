@@ -169,7 +169,8 @@ class _Execution:
         self._judge()
         try:
             for start in range(0, len(self._settled), BATCH):
-                self._enter(self._settled[start : start + BATCH])
+                with self._ledger:
+                    self._enter(self._settled[start : start + BATCH])
             while self._pending:
                 progress = self._round()
                 if self._pending:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class SocklbError(Exception):
     """The root of every error that is not a wrong argument (those are ValueError or TypeError).
 
-    `report` is the account of a run that this error ended, a DestroyReport or a TerminationReport, None where no run
+    `report` is the account of a run that this error ended, a DestroyReport or a NamespacesReport, None where no run
     was under way.
     """
 

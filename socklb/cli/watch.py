@@ -186,9 +186,10 @@ class _Teller:
         self.has_failed = True
         complain(text)
 
-    def tell_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def tell_once(self, text: str, about: str = "") -> None:
+        """Unless something about the same has been told."""
+        if (about or text) not in self._told:
+            self._told.add(about or text)
             complain(text)
 
     def tell(self, done: Pass) -> None:
@@ -211,7 +212,7 @@ class _Teller:
         for text in namespace_problems(report):
             complain(text)
         for text in skipped_texts(report.skipped_namespaces):
-            self.tell_once(text)
+            self.tell_once(text, about=text.rpartition(": ")[2])  # how many there are changes with every process
         with quiet_pipe():
             for backend, counts in report.backends.items():
                 if counts.matched or with_empty:

@@ -73,14 +73,16 @@ def run_everywhere(
     A namespace that fails does not stop the others. What does: NotSupported, for the kernel is the same everywhere; an
     audit that fails; an interrupt. At the end an error is raised if every namespace has the same kind: NotPermitted, or
     UnknownName for an interface (where only some lack it, there was nothing to match); and CannotEnter if any has it.
-    Whatever is raised has the report in `.report`.
+    Whatever is raised once it has begun has the report in `.report`.
     """
     chosen = _chosen(namespaces, report)
     lock = Lock()
     done = 0
+    begun: set[NetworkNamespace] = set()
 
     def run(namespace: NetworkNamespace) -> None:
         nonlocal done
+        begun.add(namespace)
         result: Result
         try:
             result = operation.run_in(namespace)
@@ -99,7 +101,7 @@ def run_everywhere(
         _judge(report)
     except BaseException as error:
         for namespace in chosen:
-            if namespace not in report.namespaces and operation.is_stopped:
+            if namespace not in begun and operation.is_stopped:
                 report.add(namespace, RunStopped("not begun"))
         error.report = report  # type: ignore[attr-defined]
         raise

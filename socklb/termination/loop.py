@@ -159,14 +159,16 @@ class TerminationLoop:
             if self._rev_nat is not None:
                 self._rev_nat.reopen()
             namespaces = self._namespaces() if callable(self._namespaces) else self._namespaces
-            report = terminate(
+            return terminate(
                 backends, namespaces, rev_nat=self._rev_nat, audit=self._audit, is_alive=self._table.is_alive
-            )
+            ), None
         except (NotSupported, NotPermitted, AuditError):
             raise
         except (SocklbError, ValueError) as error:
-            return getattr(error, "report", None), error
-        return report, None
+            report = getattr(error, "report", None)
+            if report is not None and report.unrecorded:
+                raise  # the audit's own
+            return report, error
 
     def _reschedule(self, backend: Backend, has_failed: bool) -> bool:
         """Say when the backend is due next, if it is; False if it is given up."""

@@ -321,6 +321,20 @@ class TestOnTheKernel:
             table.delete(A)
         assert [pending_error(each) for each in (client, *late)] == [ABORTED, ABORTED]
 
+    def test_an_audit_that_fails_ends_it_whatever_it_raises(self, sockets: Sockets) -> None:
+        """Or another attempt would destroy what nobody records."""
+        clients = [sockets.udp("127.0.0.2", 9000) for _ in range(150)]
+        table, here = alive(A), [NetworkNamespace.current()]
+
+        def closed(record: object) -> None:
+            raise ValueError("I/O operation on closed file")
+
+        with running(TerminationLoop(table, namespaces=here, audit=closed)) as raised:
+            table.delete(A)
+            eventually(lambda: bool(raised), "it is raised")
+        assert [type(error) for error in raised] == [ValueError]
+        assert sum(pending_error(client) == ABORTED for client in clients) <= 64
+
     def test_threads_and_descriptors_stay_as_they_are(self, nets: list[Network]) -> None:
         table = BackendTable()
         places = [net.namespace for net in nets]

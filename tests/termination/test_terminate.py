@@ -259,6 +259,19 @@ class TestFailures:
         assert 0 < len(unrecorded) <= 64
         assert report.destroyed == len(dead)
 
+    def test_what_is_spared_is_not_entered_either_once_the_audit_has_failed(self, nets: list[Network]) -> None:
+        for net in nets:
+            net.make(lambda s: s.udp(GONE, PORT))
+
+        def full(record: dict[str, Any]) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+        with pytest.raises(OSError, match="full") as caught, mock.patch("os.sched_getaffinity", return_value=[0, 1]):
+            terminate_connections([UDP], namespaces=places(nets), dry_run=True, audit=full)
+        report = caught.value.report  # type: ignore[attr-defined]
+        assert len(report.unrecorded) == 1
+        assert set(report.errors) == set(places(nets)), "none counts as searched to the end"
+
     def test_threads_and_descriptors_are_as_before(self, nets: list[Network]) -> None:
         nets[0].make(lambda s: s.udp(GONE, PORT))
         terminate_connections([UDP], namespaces=places(nets))  # whatever is cached
