@@ -200,9 +200,14 @@ class BackendTable:
         return list(fallen)
 
 
-def _check(backend: Backend, service: str) -> None:
+def check_backend(backend: Backend) -> None:
+    """TypeError for what is none: an address that is taken for a backend would never match."""
     if not isinstance(backend, Backend):
         raise TypeError(f"a backend is a Backend, as Backend.parse() gives, not {backend!r}")
+
+
+def _check(backend: Backend, service: str) -> None:
+    check_backend(backend)
     if not isinstance(service, str):
         raise TypeError(f"the service of a backend is a str, not {service!r}")
 

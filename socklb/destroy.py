@@ -166,8 +166,8 @@ class _Execution:
         for ever. A socket that was given another address or device meanwhile, and is still meant, is tried as it is
         now, a few times.
         """
-        self._judge()
         try:
+            self._judge()
             for start in range(0, len(self._settled), BATCH):
                 with self._ledger:
                     self._enter(self._settled[start : start + BATCH])
@@ -181,14 +181,12 @@ class _Execution:
 
     def _judge(self) -> None:
         """Tell those that are spared, which is a verdict, from those that are not."""
-        spared = []
-        for socket in self._table.collect(self._filter, self._where):
+        self._pending = self._table.collect(self._filter, self._where)
+        for socket in list(self._pending.values()):
             reason = self._mercy.reason(socket, self._filter) or (DRY_RUN if self._dry_run else "")
             if reason:
-                spared.append(Outcome(socket, SKIPPED, reason))
-            else:
-                self._pending[socket.cookie] = socket
-        self._settled = spared
+                self._settled.append(Outcome(socket, SKIPPED, reason))
+                del self._pending[socket.cookie]
 
     def _enter(self, outcomes: list[Outcome]) -> None:
         self._ledger.enter(self._report, outcomes, self._where, self._subject)
@@ -204,10 +202,11 @@ class _Execution:
         ]
 
     def _why_failed(self, error: BaseException, cookie: int) -> str:
+        why = "interrupted"
         if isinstance(error, SocklbError):
             code = getattr(error, "errno", None)
-            return os.strerror(code) if code else str(error)
-        return "interrupted, and perhaps destroyed" if cookie in self._in_flight else "interrupted"
+            why = os.strerror(code) if code else str(error)
+        return f"{why}, and perhaps destroyed" if cookie in self._in_flight else why
 
     def _round(self) -> bool:
         """Try each once; whether any was destroyed. Those that answered ENOENT stay pending."""

@@ -135,10 +135,10 @@ class SocketTable:
     def __exit__(self, *_: object) -> None:
         self.diag.close()
 
-    def collect(self, filter: SocketFilter, where: str) -> list[InetSocket]:
-        """What the filter means, each socket once, however often an interrupted dump had to be repeated."""
+    def collect(self, filter: SocketFilter, where: str) -> dict[int, InetSocket]:
+        """What the filter means, by cookie: once, however often an interrupted dump had to be repeated."""
         found = self.search(filter, filter.request_states, where, may_repeat_rows=True)
-        return list({socket.cookie: socket for socket in found if filter.accepts(socket)}.values())
+        return {socket.cookie: socket for socket in found if filter.accepts(socket)}
 
     def search(
         self, filter: SocketFilter, states: int, where: str, *, bits: int = 0, may_repeat_rows: bool = False

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from socklb import (
     DestroyReport,
     InetSocket,
+    KernelError,
     NetworkNamespace,
     NotPermitted,
     Outcome,
@@ -28,7 +29,7 @@ from socklb import (
     dst,
     src,
 )
-from socklb.destroy import destroy_each
+from socklb.destroy import Operation, destroy_each
 
 from .fake_kernel import row
 from .sockets import Sockets, cookie_of, left_behind, pending_error, talk, without_privilege
@@ -152,6 +153,32 @@ class TestAudit:
         report = caught.value.report  # type: ignore[attr-defined]
         assert (report.matched, report.destroyed) == (150, 64), "the batch is in the report before it is in the audit"
         assert report.failed == 150 - 64
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("seen", range(3))
+def test_when_judging_fails_those_without_a_verdict_failed(sockets: Sockets, seen: int) -> None:
+    """A reader of maps that gives up in the middle: nobody has died, and the report has everybody."""
+    pairs = [sockets.udp_pair(ADDRESS, PORT) for _ in range(3)]
+    asked: list[InetSocket] = []
+
+    def spare(socket: InetSocket) -> str:
+        asked.append(socket)
+        if len(asked) > seen:
+            raise KernelError(errno.EIO, "read the map")
+        return "spared"
+
+    with pytest.raises(KernelError) as caught:
+        Operation(EACH[1:], spare=spare).run_in(None)
+    assert caught.value.report is not None
+    told = {outcome.socket.cookie: tuple(outcome[1:]) for outcome in caught.value.report.outcomes}
+    failed = ("failed", os.strerror(errno.EIO), errno.EIO)
+    expected = [("skipped", "spared", None)] * seen + [failed] * (3 - seen)
+    assert told.keys() == {cookie_of(client) for client, _ in pairs}
+    assert [told[socket.cookie] for socket in asked] == expected[: seen + 1]
+    assert sorted(told.values(), key=str) == sorted(expected, key=str)
+    for client, server in pairs:
+        talk(client, server)
 
 
 @pytest.mark.kernel

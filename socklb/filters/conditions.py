@@ -126,8 +126,9 @@ class Host(Condition):
 
     def __str__(self) -> str:
         address = format_address(self.network.network_address)
-        whole = self.network.prefixlen == self.network.max_prefixlen
-        return f"{self.side} {address}" if whole else f"{self.side} {address}/{self.network.prefixlen}"
+        if self.network.prefixlen < self.network.max_prefixlen:
+            return f"{self.side} {address}/{self.network.prefixlen}"
+        return f"{self.side} [{address}]" if self.network.version == 6 else f"{self.side} {address}"
 
 
 class Port(Condition):

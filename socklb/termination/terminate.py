@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..backends import Backend
+from ..backends import Backend, check_backend
 from ..destroy import Operation
 from ..filters import SocketFilter
 from ..report import Counts, Outcome
@@ -75,8 +75,7 @@ def terminate(
     """`terminate_connections`, but what is connected to a backend that `is_alive` says to be back is spared."""
     gone = dict.fromkeys(backends)
     for backend in gone:
-        if not isinstance(backend, Backend):
-            raise TypeError(f"a backend is a Backend, as Backend.parse() gives, not {backend!r}")
+        check_backend(backend)
 
     def spare(socket: InetSocket) -> str:
         if is_alive(backend_of(socket)):

@@ -245,7 +245,7 @@ class TestWhere:
 
     def test_its_text_is_in_the_language_of_ss(self) -> None:
         filter = SocketFilter("tcp", ~(dst("10.0.0.0/8") | device("lo")) & src("::1", 80))
-        assert str(filter) == "( not ( dst 10.0.0.0/8 or dev = lo ) and src ::1 and sport = 80 )"
+        assert str(filter) == "( not ( dst 10.0.0.0/8 or dev = lo ) and src [::1] and sport = 80 )"
         assert repr(filter) == f"<SocketFilter tcp {filter} states=0x1f3e>"
 
     def test_names_are_resolved_and_all_else_is_kept(self) -> None:
