@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..sockets import eventually
-from .runner import ROOT, SECONDS, Preexec, Result, bytes_waiting, command, environment
+from .runner import ROOT, SECONDS, Preexec, Result, bytes_waiting, command, environment, run
 
 Change = dict[str, Any]
 
@@ -106,6 +106,11 @@ class Agent:
 
 # Or each test would wait a second for it.
 _SECOND_LOOK = 'module(".termination.loop").TerminationLoop.__init__.__kwdefaults__["second_look"] = {}\n'
+
+
+def watch(*words: str, stdin: str, patch: str = "") -> Result:
+    """`socklb watch` on lines that are all there, to its end. Nobody waits a second for the second look."""
+    return run("watch", "--source", "-", *words, stdin=stdin, patch=_SECOND_LOOK.format(0.05) + patch)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from socklb import Backend
 
 from ..networks import pinned_networks
 from ..sockets import Sockets, error_of, eventually, pending_error, talk
-from .agent import Change, delete, replace, upsert, watching
+from .agent import Change, delete, replace, upsert, watch, watching
 from .runner import closed_pipe, drop_privilege, run
 
 pytestmark = pytest.mark.kernel
@@ -98,14 +98,14 @@ class TestLines:
     def test_all_that_was_told_is_done_when_the_input_ends(self, sockets: Sockets) -> None:
         clients = [to(sockets, backend) for backend in (A, B, C)]
         told = lines(upsert(A), upsert(B), upsert(C), delete(A), replace(C)).rstrip("\n")
-        result = run("watch", "--source", "-", stdin=told)
+        result = watch(stdin=told)
         assert (result.code, result.err, len(result.out.splitlines())) == (0, "", 2)
         assert [is_cut(client) for client in clients] == [True, True, False]
 
     def test_the_second_look_is_waited_for(self, sockets: Sockets) -> None:
         """It catches what was connecting meanwhile, here the agent itself after each pass."""
         to(sockets, A)
-        result = run("watch", "--source", "-", stdin=lines(upsert(A), delete(A)), patch=CONNECTS_MEANWHILE)
+        result = watch(stdin=lines(upsert(A), delete(A)), patch=CONNECTS_MEANWHILE)
         assert (result.code, result.err) == (0, "")
         assert result.out == f"{A}: 1 matched: 1 destroyed, 0 gone, 0 skipped, 0 failed\n" * 2
 
@@ -132,18 +132,18 @@ class TestLines:
     )
     def test_terminating_is_alive(self, sockets: Sockets, change: Change, falls: bool) -> None:
         client = to(sockets, A)
-        assert run("watch", "--source", "-", *HOST, stdin=lines(upsert(A), upsert(A, **change)))[::2] == (0, "")
+        assert watch(*HOST, stdin=lines(upsert(A), upsert(A, **change)))[::2] == (0, "")
         assert is_cut(client) == falls
 
     def test_nothing_is_cut_at_the_start_nor_for_a_backend_never_told_to_be_there(self, sockets: Sockets) -> None:
         clients = [to(sockets, backend) for backend in (A, B, C)]
         told = lines(upsert(A), upsert(B, state="quarantined"), delete(B), delete(C))
-        assert run("watch", "--source", "-", stdin=told) == (0, "", "")
+        assert watch(stdin=told) == (0, "", "")
         assert [pending_error(client) for client in clients] == ["", "", ""]
 
     def test_a_backend_that_is_back_within_the_batch_is_not_cut(self, sockets: Sockets) -> None:
         client = to(sockets, A)
-        assert run("watch", "--source", "-", stdin=lines(upsert(A), delete(A), upsert(A))) == (0, "", "")
+        assert watch(stdin=lines(upsert(A), delete(A), upsert(A))) == (0, "", "")
         assert pending_error(client) == ""
 
     @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ class TestLines:
     )
     def test_a_bad_line_is_told_with_its_number_and_the_next_counts(self, sockets: Sockets, bad: str, why: str) -> None:
         client = to(sockets, A)
-        result = run("watch", "--source", "-", stdin=lines(upsert(A), "", bad, delete(A)))
+        result = watch(stdin=lines(upsert(A), "", bad, delete(A)))
         assert (result.code, is_cut(client)) == (0, True)
         (line,) = result.err.splitlines()
         assert line.startswith("socklb: line 3 is passed over: ")
@@ -282,7 +282,7 @@ class TestNamespaces:
             far = [net.make(lambda s: to(s, A)) for net in nets]
             near = to(sockets, A)
             told = lines(upsert(A), delete(A))
-            assert run("watch", "--source", "-", "--netns", "web", stdin=told)[::2] == (0, "")
+            assert watch("--netns", "web", stdin=told)[::2] == (0, "")
             assert [pending_error(client) for client in (near, *far)] == ["", ABORTED, ""]
 
     def test_one_that_is_gone_is_told_once_and_the_others_are_done(self, sockets: Sockets) -> None:
