@@ -417,7 +417,7 @@ class Slow(Backend):
     def __hash__(self) -> int:
         if threading.current_thread().name == "slow":
             self.entered.set()
-            self.other_is_done.wait(0.1)
+            self.other_is_done.wait(0.03)
         return super().__hash__()
 
     entered, other_is_done = threading.Event(), threading.Event()
