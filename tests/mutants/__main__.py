@@ -4,7 +4,7 @@ python -m tests.mutants [MODULE ...] [--count N] [--seed N] [--jobs N]      a sa
 
 MODULE is a path in the package: wire/reply.py, wire; what has no system call in it, and destroy.py, by default.
 `--count 0` takes all mutants. Prints each one that survived and the score of each module; ends with 1 if the score of
-all is below 90%.
+all is below 90%, with 2 if the tests fail without a mutant.
 
 The mutants are cosmic-ray's: its session says where which of its operators applies, and it rewrites the source.
 Running them is not left to it, for it begins a new Python for each: here that is a fork (`trials`), in a world of its

@@ -53,7 +53,8 @@ def outcomes(whole: Trial, trials: list[Trial], jobs: int) -> Iterator[bool]:
         for _ in range(jobs):
             workers.put(stack.enter_context(_worker()))
         if not passes(whole):
-            sys.exit("the tests fail without a mutant")
+            print("the tests fail without a mutant", file=sys.stderr)
+            sys.exit(2)
         yield from pool.map(passes, trials)
 
 
