@@ -27,10 +27,18 @@ class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         module = importlib.import_module(NAME + spec.name[len("socklb") :])
         self._original = module.__spec__, module.__loader__
+        _answer_for_what_is_loaded()
         return module
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__, module.__loader__ = self._original
+
+
+def _answer_for_what_is_loaded() -> None:
+    """An import of the alias would bind the module in its package anew, over what the package itself calls so since."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(f"{NAME}."):
+            sys.modules.setdefault("socklb" + name[len(NAME) :], module)
 
 
 def bind() -> None:

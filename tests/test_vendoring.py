@@ -166,3 +166,34 @@ def test_neither_imports_the_other(root: Path, words: str, absent: str) -> None:
     program = f"import sys; sys.path.insert(0, 'elsewhere'); import {words}; print({absent!r} in sys.modules)"
     done = python(root, "-c", program)
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+# What the tests do on a copy: its modules answer to the original's names, and every name in it means what it meant.
+BOUND = f"""
+import os, sys
+sys.path.append({str(Path(__file__).resolve().parents[1])!r})
+os.environ["SOCKLB_UNDER_TEST"] = "{COPY}"
+from importlib import import_module
+from tests import package_under_test
+
+package_under_test.bind()
+import socklb
+for name in sys.argv[1:]:
+    package = import_module(("{COPY}" + name).rpartition(".")[0])
+    original = import_module("{COPY}" + name)
+    meant = dict(vars(package))
+    assert import_module("socklb" + name) is original, name
+    assert vars(package) == meant, name
+assert socklb.probe is sys.modules["{COPY}.probe"].probe
+assert sys.modules["socklb.probe"].__spec__.name == "{COPY}.probe"
+"""
+
+
+def test_bound_by_the_tests_every_name_means_what_it_meant(root: Path) -> None:
+    """`probe` is a module, and in the package the function of that name."""
+    package = root.joinpath(*COPY.split("."))
+    paths = (path.relative_to(package).with_suffix("") for path in package.rglob("[a-z]*.py"))
+    names = sorted("." + ".".join(path.parts) for path in paths)
+    assert ".probe" in names
+    done = python(root, "-c", BOUND, *names)
+    assert (done.returncode, done.stderr) == (0, "")
