@@ -95,6 +95,13 @@ class TestTheKernelIsToldWhatIsMeant:
             for number, meant in ((port, True), (port - 1, False), (port + 1, False), (999, False), (1100, False)):
                 assert lets_through(plan, socket_between(client, _endpoint(host, number))) is meant
 
+    @pytest.mark.parametrize("port", [80, 443])
+    @pytest.mark.parametrize("whole", [0, 2, 3])
+    def test_an_endpoint_of_any_port_is_not_kept_out_by_the_ports_of_the_others(self, whole: int, port: int) -> None:
+        plan = compile_condition(Or(*(dst(f"10.0.0.{n}", None if n == whole else 80) for n in range(4))))
+        for n in range(4):
+            assert lets_through(plan, socket_between("10.9.9.9:1", f"10.0.0.{n}:{port}")) is (n == whole or port == 80)
+
     @given(st.lists(st.tuples(networks(), st.none() | ports), min_size=1, max_size=30), told_sockets)
     def test_for_any_mixture_of_prefixes_and_ports(
         self, pairs: list[tuple[object, int | None]], socket: InetSocket
@@ -161,6 +168,19 @@ class TestAnOldKernel:
         plan = compile_condition(dport(80) & condition, frozenset({code}))
         assert plan.rest == condition
         assert plan.programs == compile_condition(dport(80)).programs
+
+    @pytest.mark.parametrize(
+        ("told", "plainly"),
+        [
+            (~(sport(1) | dport(2)), ~sport(1) & ~dport(2)),
+            (~(sport(1) & dport(2)), ~sport(1) | ~dport(2)),
+            (~~(sport(1) | dport(2)), sport(1) | dport(2)),
+        ],
+        ids=str,
+    )
+    def test_no_more_is_let_through_than_needs_be(self, told: Condition, plainly: Condition) -> None:
+        plan = compile_condition(told & cgroup(7), frozenset({INET_DIAG_BC_CGROUP_COND}))
+        assert plan.programs == compile_condition(plainly).programs
 
 
 class TestAutobound:
@@ -250,6 +270,8 @@ class TestMoreThanAnAttributeHolds:
         assert compile_condition(Or(*(dst(address, 80) for address in self.BACKENDS))).disjoint
         assert not compile_condition(Or(sport(3), *(dst(address, 80) for address in self.BACKENDS))).disjoint
         assert not compile_condition(Or(dst(self.BACKENDS[0]), *(dst(a, 80) for a in self.BACKENDS))).disjoint
+        assert compile_condition(Or(dst(self.BACKENDS[0], 0), *(dst(a, 80) for a in self.BACKENDS))).disjoint
+        assert compile_condition(Or(*map(dst, self.BACKENDS))).disjoint
 
     def test_an_and_that_cannot_be_cut_is_told_in_part(self) -> None:
         condition = And(*(Not(dport(port)) for port in range(8000)))
@@ -258,6 +280,19 @@ class TestMoreThanAnAttributeHolds:
         for port in (0, 7999, 8000):
             socket = socket_between("10.0.0.9:1", f"10.0.0.1:{port}")
             assert lets_through(plan, socket) or not condition.matches(socket)
+
+    @pytest.mark.parametrize("parts", [1, 2, 3])
+    def test_an_or_with_a_part_that_cannot_be_cut_is_matched_again(self, parts: int) -> None:
+        """Wherever that part stands among those that are told in full."""
+        uncut: Condition = And(*(Not(dport(port)) for port in range(80, 8080)))
+        others = [dst("10.0.0.1", 80), dst("10.0.0.2", 81)][: parts - 1]
+        for at in range(parts):
+            condition = Or(*others[:at], uncut, *others[at:])
+            plan = compile_condition(condition)
+            assert plan.rest == condition
+            for port in (79, 80, 81, 5000, 8079, 8080):
+                socket = socket_between("10.0.0.9:1", f"10.0.0.1:{port}")
+                assert lets_through(plan, socket) or not condition.matches(socket)
 
 
 def test_a_condition_without_a_test_needs_no_program() -> None:
@@ -273,6 +308,12 @@ def test_a_host_and_its_port_are_one_instruction() -> None:
         INET_DIAG_BC_S_COND,
         INET_DIAG_BC_D_COND,
     ]
+
+
+@pytest.mark.parametrize("condition", [dport(0, 80), dport(80, 65535), dport(80)], ids=str)
+def test_an_end_that_every_port_is_within_is_not_asked_for(condition: Condition) -> None:
+    (program,) = compile_condition(condition).programs
+    assert len(list(decode_program(program))) == 1
 
 
 @given(conditions)

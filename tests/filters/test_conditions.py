@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -191,6 +192,7 @@ class TestValues:
         assert some() == some()
         assert list(map(hash, some())) == list(map(hash, some()))
         assert len(set(some())) == len(some())
+        assert not any(one == other for one, other in permutations(some(), 2))
 
     @pytest.mark.parametrize("other", [80, "dport = 80", None])
     def test_a_condition_equals_nothing_else(self, other: object) -> None:
@@ -335,6 +337,9 @@ class TestWrongArguments:
     @pytest.mark.parametrize("name", ["x" * 15, "ä" * 7, "lo", "eth0.100"])
     def test_the_longest_names_are_names(self, name: str) -> None:
         assert not device(name).is_resolved
+
+    def test_the_largest_index_is_an_index(self) -> None:
+        assert device((1 << 31) - 1).matches(socket_between("10.0.0.1:1", "10.0.0.2:2", interface=(1 << 31) - 1))
 
     @given(st.integers())
     def test_a_port_is_0_to_65535(self, number: int) -> None:

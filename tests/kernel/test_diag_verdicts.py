@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socklb import KernelError, SocketFilter, Support, destroy_sockets, probe, sport
-from socklb.destroy import SHARED_ADDRESS
+from socklb import KernelError, SocketFilter, Support, TcpState, destroy_sockets, probe, sport
+from socklb.destroy import ONLY_BOUND, SHARED_ADDRESS
 from socklb.wire.reply import decode_msg
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
 
@@ -106,6 +106,32 @@ class TestNoEntry:
             report = destroy_sockets(TCP)
         assert {(o.verdict, o.reason, o.error) for o in report.outcomes} == {("failed", SHARED_ADDRESS, errno.ENOENT)}
         assert tries(kernel) == {1: 1, 2: 1}
+
+    def test_a_connection_that_left_its_state_is_not_gone(self) -> None:
+        """It was found established, and waits for its owner to close when it is looked for again."""
+        rows = [row(1, sport=5000, state=TcpState.ESTABLISHED)]
+
+        def destroy(id: SocketId, family: int) -> int:
+            rows[:] = [row(1, sport=5000, state=TcpState.CLOSE_WAIT)]
+            return errno.ENOENT
+
+        with FakeKernel(table(rows, destroy)).installed():
+            report = destroy_sockets(SocketFilter("tcp", sport(5000), states=["established"], family=AF_INET))
+        assert [o[1:] for o in report.outcomes] == [("failed", SHARED_ADDRESS, errno.ENOENT)]
+
+    @pytest.mark.parametrize("state", [TcpState.ESTABLISHED, TcpState.CLOSE])
+    def test_one_that_only_holds_its_port_was_reset_or_is_only_bound(self, state: int) -> None:
+        """The first is gone, the other was never anything else: the kernel destroys none without a peer."""
+        rows = [row(1, sport=5000, state=state)]
+
+        def destroy(id: SocketId, family: int) -> int:
+            rows[:] = [row(1, sport=5000, state=TcpState.CLOSE)]
+            return errno.ENOENT
+
+        with FakeKernel(table(rows, destroy)).installed():
+            report = destroy_sockets(SocketFilter("tcp", sport(5000), states=["established", "close"], family=AF_INET))
+        only_bound = ("failed", ONLY_BOUND, errno.ENOENT)
+        assert [o[1:] for o in report.outcomes] == [only_bound if state == TcpState.CLOSE else ("gone", "", None)]
 
 
 class TestHowMuchIsSent:

@@ -41,7 +41,10 @@ _BY_DEFAULT = ["states.py", "destroy.py", "wire", "filters"]
 # Which tests belong to a module: the first that fails ends it, so the likeliest stand first.
 _TESTS = {
     "states.py": ["test_states.py", "test_tcp_states.py"],
-    "destroy.py": ["test_destroy.py", "test_destroy_rounds.py", "test_report.py", "faults/test_laws.py"],
+    "destroy.py": [
+        *("kernel/test_diag_verdicts.py", "test_destroy.py", "test_destroy_rounds.py"),
+        *("test_report.py", "faults/test_laws.py"),
+    ],
     "spare.py": ["test_spare.py", "test_destroy.py"],
     "ledger.py": ["test_ledger.py", "test_destroy.py"],
     "report.py": ["test_report.py", "termination/test_balanced.py"],

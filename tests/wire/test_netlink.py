@@ -142,6 +142,8 @@ class TestMessages:
             with pytest.raises(MalformedMessage) as caught:
                 next(messages)
             assert caught.value.offset == start
+            if size < 16:
+                assert (caught.value.expected, caught.value.got) == ("16 bytes", str(size))
 
     @given(wholes)
     def test_the_padding_of_the_last_message_may_be_missing(self, message: Whole) -> None:

@@ -83,6 +83,9 @@ class TestRoundTrip:
     def test_without_an_id_a_request_names_no_socket(self) -> None:
         assert InetDiagReqV2(AF_INET, 6, 0, 0x1F3E).id == InetDiagReq().id == ANY
 
+    def test_what_is_not_named_is_not_asked_for(self) -> None:
+        assert InetDiagReq() == (0, 0, 0, 0, ANY, 0, 0)
+
 
 class TestDestroy:
     """A destroy carries the very id that a row came with, and a states field that nobody looks at."""
