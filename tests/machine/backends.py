@@ -22,8 +22,9 @@ from socklb.filters import dport, dst
 from socklb.filters.conditions import Or
 
 from .endpoints import Place
-from .machine import PLACES, SocketMachine, tally
+from .machine import PLACES, SocketMachine
 from .model import Inhabitant, Options, Verdict, Wish, unmapped
+from .tallies import tally
 from .wishes import PORTS, TARGETS
 
 _ALIVE_STATES = ("active", "terminating")

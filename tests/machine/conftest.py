@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .machine import tally
+from .tallies import tally
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

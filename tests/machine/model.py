@@ -155,6 +155,9 @@ class States(NamedTuple):
     udp: frozenset[int]
     names_listen: bool = False
 
+    def means(self, one: Inhabitant) -> bool:
+        return bool(one.answers_to & (self.tcp if one.protocol == "tcp" else self.udp))
+
 
 _LIVE = frozenset({1, 2, 3, 4, 5, 8, 9, 10, 11, 12})
 _ALL = frozenset(range(1, 14))
@@ -192,11 +195,10 @@ class Wish(NamedTuple):
     keeps: Optional[int] = None
 
     def means(self, one: Inhabitant) -> bool:
-        states = self.states.tcp if self.protocol == "tcp" else self.states.udp
         return (
             one.protocol == self.protocol
             and self.version in (None, one.version)
-            and bool(one.answers_to & states)
+            and self.states.means(one)
             and means(self.where, one)
             and self.keeps in (None, one.local_port % 2)
         )
@@ -281,21 +283,22 @@ class Model:
             assert one in set(self.victims(destroyed)), (one, said)
         elif said.verdict == "failed":
             assert said.reason == SHARED, (one, said)
-            assert len(self._twins(one)) > 1 or _new_twins(one, destroyed), (one, said)
+            assert len(self.twins(one)) > 1 or _new_twins(one, destroyed), (one, said)
         else:
             assert said == Verdict("destroyed", ""), (one, said)
 
     def _check_twins(self, tried: list[Inhabitant], destroyed: set[Inhabitant]) -> None:
         """If every twin was to be destroyed none is left, but of bound UDP sockets: those hide each other for ever."""
         for one in tried:
-            twins = self._twins(one)
+            twins = self.twins(one)
             if len(twins) > 1 and all(twin in tried for twin in twins) and one.state != BOUND_INACTIVE:
                 if one.protocol == "udp" and one.state == CLOSE:
                     assert _new_twins(one, destroyed) or any(twin in destroyed for twin in twins), twins
                 else:
                     assert one in destroyed, (one, twins)
 
-    def _twins(self, one: Inhabitant) -> list[Inhabitant]:
+    def twins(self, one: Inhabitant) -> list[Inhabitant]:
+        """All that share its address, itself among them."""
         return [other for other in self.inhabitants if other.shared_address == one.shared_address]
 
     def victims(self, destroyed: Iterable[Inhabitant]) -> list[Inhabitant]:

@@ -36,6 +36,9 @@ from .model import (
 _DROP_ALL = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0), 8)  # classic BPF: return 0
 _SO_ATTACH_FILTER = 26
 
+TWIN_CLIENTS_PORT = 7001
+"""The one that UDP clients share."""
+
 
 class Manner(NamedTuple):
     """How a socket is made: with an address or port of its own choice, with a mark, on lo alone, with SO_REUSEPORT."""
@@ -143,7 +146,7 @@ class Population:
         shared = manner.twin and kind == socket.SOCK_DGRAM
         sock = self._make(place, address, kind, manner._replace(twin=shared))
         source = {"127": "127.0.0.9", "::1": "::1", "fd0": "fd00::1", "::f": "::ffff:127.0.0.9"}[address[:3]]
-        port = 0 if not manner.own_port else 7001 if shared else self._port()
+        port = 0 if not manner.own_port else TWIN_CLIENTS_PORT if shared else self._port()
         if manner.own_address or manner.own_port:
             sock.bind((source, port))
         return sock

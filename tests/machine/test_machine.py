@@ -19,11 +19,12 @@ from hypothesis.stateful import run_state_machine_as_test
 from .backends import BackendMachine
 from .endpoints import Place, make_places
 from .machine import PLACES
+from .tallies import never_done, share_in_vain, tally
 
 pytestmark = pytest.mark.kernel
 
 # Worlds, and steps in each.
-_SIZES = {"quick": (12, 30), "full": (40, 40), "deep": (2600, 50)}
+_SIZES = {"quick": (25, 50), "full": (40, 40), "deep": (2600, 50)}
 _WORLDS, _STEPS = _SIZES[os.environ.get("SOCKLB_PROFILE", "quick")]
 
 
@@ -38,6 +39,7 @@ def places() -> Iterator[list[Place]]:
 def test_exactly_those_die_who_should(places: list[Place], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
     monkeypatch.setattr(BackendMachine, "places", places)
+    tally.clear()
     run_state_machine_as_test(
         BackendMachine,
         settings=settings(
@@ -48,3 +50,5 @@ def test_exactly_those_die_who_should(places: list[Place], monkeypatch: pytest.M
             suppress_health_check=list(HealthCheck),
         ),
     )
+    assert not never_done()
+    assert share_in_vain() < 0.5

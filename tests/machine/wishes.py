@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from hypothesis import strategies as st
 
 from socklb import autobound, cgroup, device, dport, dst, mark, sport, src
@@ -69,18 +72,50 @@ options: st.SearchStrategy[Options] = st.builds(
     st.booleans(),
 )
 
-aims = st.sampled_from(("", "the like", "at it", "at it too", "of it alone"))
-"""What a wish has to do with one inhabitant: nothing; it is about its protocol; it is this one that is meant; this one
-too; of what is meant this one alone."""
+
+class Aim(NamedTuple):
+    """What a wish has to do with one inhabitant: how its own condition is joined with a trait of this one.
+
+    No trait: it is about the protocol of this one; and no way to join either: it has nothing to do with it.
+    """
+
+    how: str
+    trait: str = ""
 
 
-def aimed(wish: Wish, aim: str, one: Inhabitant) -> Wish:
-    if not aim:
+_TRAITS: dict[str, Callable[[Inhabitant], Condition]] = {
+    "ends": lambda one: src(one.local, one.local_port) & dst(one.peer, one.peer_port),
+    "peer": lambda one: dst(one.peer, one.peer_port),
+    "address": lambda one: src(one.local),
+    "port": lambda one: sport(one.local_port),
+    "peer's port": lambda one: dport(one.peer_port),
+    "mark": lambda one: mark(one.mark),
+    "device": lambda one: device(one.device),
+}
+_JOINED: dict[str, Callable[[Condition, Condition], Condition]] = {
+    "alone": lambda trait, where: trait,
+    "or": Or,
+    "and": And,
+    "and not": lambda trait, where: trait & ~where,
+}
+
+aims = st.sampled_from((*(Aim(""), Aim("its kind")) * 3, *(Aim(how, trait) for how in _JOINED for trait in _TRAITS)))
+
+
+def aimed(wish: Wish, aim: Aim, one: Inhabitant) -> Wish:
+    """The wish, made to fit this one in what is not its condition, if it is about it."""
+    if not aim.how:
         return wish
     wish = wish._replace(protocol=one.protocol)
-    if aim == "the like":
+    if not aim.trait:
         return wish
-    its_ends = src(one.local, one.local_port) & dst(one.peer, one.peer_port)
     return wish._replace(
-        where={"at it": its_ends, "at it too": Or(wish.where, its_ends), "of it alone": And(wish.where, its_ends)}[aim]
+        where=with_trait(wish.where, aim, one),
+        states=wish.states if wish.states.means(one) else next(those for those in STATES[::-1] if those.means(one)),
+        version=wish.version and one.version,
+        keeps=None if wish.keeps is None else one.local_port % 2,
     )
+
+
+def with_trait(where: Condition, aim: Aim, one: Inhabitant) -> Condition:
+    return _JOINED[aim.how](_TRAITS[aim.trait](one), where)
