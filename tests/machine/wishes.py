@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from hypothesis import strategies as st
@@ -83,12 +83,15 @@ class Aim(NamedTuple):
     trait: str = ""
 
 
-_TRAITS: dict[str, Callable[[Inhabitant], Condition]] = {
+_ENDPOINT_TRAITS: dict[str, Callable[[Inhabitant], Condition]] = {
     "ends": lambda one: src(one.local, one.local_port) & dst(one.peer, one.peer_port),
     "peer": lambda one: dst(one.peer, one.peer_port),
     "address": lambda one: src(one.local),
     "port": lambda one: sport(one.local_port),
     "peer's port": lambda one: dport(one.peer_port),
+}
+_TRAITS: dict[str, Callable[[Inhabitant], Condition]] = {
+    **_ENDPOINT_TRAITS,
     "mark": lambda one: mark(one.mark),
     "device": lambda one: device(one.device),
 }
@@ -99,7 +102,12 @@ _JOINED: dict[str, Callable[[Condition, Condition], Condition]] = {
     "and not": lambda trait, where: trait & ~where,
 }
 
-aims = st.sampled_from((*(Aim(""), Aim("its kind")) * 3, *(Aim(how, trait) for how in _JOINED for trait in _TRAITS)))
+
+def _aims_at(traits: Iterable[str]) -> st.SearchStrategy[Aim]:
+    return st.sampled_from((*(Aim(""), Aim("its kind")) * 3, *(Aim(how, trait) for how in _JOINED for trait in traits)))
+
+
+aims, endpoint_aims = _aims_at(_TRAITS), _aims_at(_ENDPOINT_TRAITS)
 
 
 def aimed(wish: Wish, aim: Aim, one: Inhabitant) -> Wish:
@@ -108,7 +116,7 @@ def aimed(wish: Wish, aim: Aim, one: Inhabitant) -> Wish:
         return wish
     wish = wish._replace(protocol=one.protocol)
     if not aim.trait:
-        return wish
+        return wish  # as it is in all else
     return wish._replace(
         where=with_trait(wish.where, aim, one),
         states=wish.states if wish.states.means(one) else next(those for those in STATES[::-1] if those.means(one)),
@@ -118,4 +126,4 @@ def aimed(wish: Wish, aim: Aim, one: Inhabitant) -> Wish:
 
 
 def with_trait(where: Condition, aim: Aim, one: Inhabitant) -> Condition:
-    return _JOINED[aim.how](_TRAITS[aim.trait](one), where)
+    return _JOINED[aim.how](_TRAITS[aim.trait](one), where) if aim.trait else where
