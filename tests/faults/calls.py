@@ -1,7 +1,7 @@
 """Every public call as a value: how it is run against a kernel that is a function, and what came of it in one form.
 
-A call is of one of three kinds. A LIST tells sockets, a KILL gives each socket that it matched a verdict, a PROBE tells
-what is supported.
+A call is of one of four kinds. A LIST tells sockets as they come, a SET all of them in the end, a KILL gives each one
+that it matched a verdict, a PROBE tells what is supported.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from unittest import mock
 import socklb
 from socklb import (
     DestroyReport,
+    NetworkNamespace,
     SocketFilter,
     SocklbError,
     destroy_sockets,
     dport,
     find_sockets,
+    live_cookies,
     probe,
 )
 from socklb.cli import main
@@ -33,7 +35,8 @@ from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
 from ..fake_kernel import Answer, Datagram, FakeKernel, Living, Request, row, table, verdicts
 from ..kernel.test_diag_verdicts import Own, probe_module
 
-LIST, KILL, PROBE = "list", "kill", "probe"
+LIST, SET, KILL, PROBE = "list", "set", "kill", "probe"
+DESTROYING = (KILL, PROBE)
 
 Told = dict[Any, str]
 
@@ -96,7 +99,7 @@ class Call(NamedTuple):
             assert said <= set(world.killed), "what is called destroyed is"
             assert set(world.killed) <= set(ended.told), "whoever died is in the report"
             assert set(ended.told) <= set(self.right), "whoever is not meant is not"
-        if self.kind == LIST:
+        if self.kind not in DESTROYING:
             assert ended.told.items() <= self.right.items()
         return ended
 
@@ -187,6 +190,13 @@ def find(filter: SocketFilter) -> Ended:
     except SocklbError as error:
         return Ended.telling(End.of(error), told)
     return Ended.telling(GOOD, told)
+
+
+def live() -> Ended:
+    try:
+        return Ended(GOOD, dict.fromkeys(live_cookies([NetworkNamespace.current()]), "alive"))
+    except SocklbError as error:
+        return Ended(End.of(error), {})
 
 
 def destroy(filter: SocketFilter) -> Ended:

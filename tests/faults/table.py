@@ -1,4 +1,4 @@
-"""`CALLS`: every public call, by name."""
+"""`CALLS`: every public call, by name; `DRIVEN_BY` and `NO_NETLINK`: what becomes of each public name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .calls import (
     KILL,
     LIST,
     PROBE,
+    SET,
     TCP,
     UDP,
     Call,
@@ -20,6 +21,7 @@ from .calls import (
     destroy,
     few,
     find,
+    live,
     many,
     run_probe,
     twins,
@@ -52,6 +54,7 @@ def of_one_filter(all_of_them: Sequence[int]) -> dict[tuple[str, int], Told]:
 _TCP, _UDP, _BOTH = (1, 2, 3, 4), (21, 22, 24), (1, 2, 3, 4, 21, 22, 24)
 _FIRST_ROUND = {**each((1, 7), "destroyed"), **each((5, 6), "failed")}
 _MANY = range(100, 230)
+_ALIVE = (*_TCP, 9, *_UDP, 29)
 _LISTED = each(_TCP, "ESTABLISHED")
 _AFTER_TCP = each(_TCP, "destroyed")
 _SUPPORTED = dict.fromkeys(("tcp4", "tcp6", "udp4", "udp6"), "supported")
@@ -71,6 +74,7 @@ CALLS: dict[str, Call] = {
         {("dump", 1): {}, ("dump", 2): _LISTED},
         as_exit_code,
     ),
+    "live-cookies": Call(SET, live, two_protocols, each(_ALIVE, "alive"), {("dump", 1): {}, ("dump", 2): {}}),
     "destroy": Call(KILL, lambda: destroy(TCP), few, each(_TCP, "destroyed"), of_one_filter(_TCP)),
     "destroy-in-rounds": Call(
         KILL,
@@ -102,3 +106,39 @@ CALLS: dict[str, Call] = {
     "probe": Call(PROBE, run_probe, Throwaways, _SUPPORTED, _NOTHING),
     "probe-command": Call(PROBE, lambda: command("probe"), Throwaways, _SUPPORTED, _NOTHING, as_exit_code_of_probe),
 }
+
+DRIVEN_BY = {
+    "find_sockets": "find",
+    "live_cookies": "live-cookies",
+    "destroy_sockets": "destroy",
+    "terminate_connections": "terminate",
+    "TerminationLoop": "loop",
+    "probe": "probe",
+}
+"""The public names that open a netlink socket, and a call that does so through each."""
+
+NO_NETLINK = {
+    **dict.fromkeys(
+        (
+            *("AuditError", "KernelError", "MalformedMessage", "NotPermitted", "NotSupported", "RunStopped"),
+            *("SocklbError", "UnboundedFilter"),
+        ),
+        "an exception",
+    ),
+    **dict.fromkeys(
+        (
+            *("Backend", "BackendState", "DestroyReport", "InetSocket", "Outcome", "Support", "TcpState"),
+            "TerminationReport",
+        ),
+        "a value: nobody is asked for it",
+    ),
+    **dict.fromkeys(
+        ("SocketFilter", "autobound", "cgroup", "device", "dport", "dst", "mark", "sport", "src"),
+        "says who is meant: the call that is given it asks",
+    ),
+    **dict.fromkeys(("state_mask", "states_in"), "arithmetic"),
+    "BackendTable": "in memory alone",
+    "NetworkNamespace": "reads /proc and enters namespaces: `test_real_namespaces` has its faults",
+    "RevNatMaps": "asks bpf(2)",
+}
+"""The public names that open none, and why."""

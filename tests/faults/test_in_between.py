@@ -27,7 +27,7 @@ from ..fake_kernel import (
     verdicts,
 )
 from ..kernel.test_diag import raiser
-from .calls import GOOD, KILL, LIST, MANY, PROBE, TCP, Call, End, TwoProtocols, World, two_protocols
+from .calls import DESTROYING, GOOD, KILL, LIST, MANY, PROBE, TCP, Call, End, TwoProtocols, World, two_protocols
 from .damages import DESTROY, DUMP, EINVAL, MALFORMED, REFUSED, UNKNOWN, Befalls
 from .table import CALLS, each
 
@@ -39,8 +39,8 @@ TWO_PROTOCOLS = [name for name, call in CALLS.items() if call.kind == KILL and c
 
 # What the same socket asks next.
 BEHIND_A_DUMP = {
-    "find-in-two-dumps": (DUMP, 2),
-    **dict.fromkeys((name for name, call in CALLS.items() if call.kind != LIST), (DESTROY, 1)),
+    **dict.fromkeys(("find-in-two-dumps", "live-cookies"), (DUMP, 2)),
+    **dict.fromkeys((name for name, call in CALLS.items() if call.kind in DESTROYING), (DESTROY, 1)),
 }
 BEHIND_A_BATCH = {
     "destroy-in-rounds": (DUMP, 2),

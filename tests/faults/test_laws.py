@@ -16,13 +16,13 @@ from ..choices import Choices
 from ..damage import Damaged
 from ..fake_kernel import Datagram, FakeKernel, Living, Request
 from ..kernel.test_diag_destroys import fragments
-from .calls import FEW, GOOD, LIST, TCP, Call, End
+from .calls import DESTROYING, FEW, GOOD, LIST, TCP, Call, End
 from .damages import DESTROY, DUMP, MALFORMED, SILENT, Befalls, Honest, at, length, noop, other_sequence
 from .table import CALLS
 
 EVERY = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-DESTROYING = pytest.mark.parametrize(
-    "call", [pytest.param(call, id=name) for name, call in CALLS.items() if call.kind != LIST]
+THAT_DESTROYS = pytest.mark.parametrize(
+    "call", [pytest.param(call, id=name) for name, call in CALLS.items() if call.kind in DESTROYING]
 )
 
 
@@ -78,7 +78,7 @@ class TestCutAnswers:
         if call is not CALLS["destroy-in-batches"]:  # as `destroy`, only longer
             self.look(call, DUMP)
 
-    @DESTROYING
+    @THAT_DESTROYS
     def test_a_destroy(self, call: Call) -> None:
         self.look(call, DESTROY)
 
@@ -140,7 +140,7 @@ class TestLyingLengths:
             end = End.of(error)
         assert end in (MALFORMED, SILENT) or told.keys() == {1, 2, 3, 4} or any(told.values())
 
-    @DESTROYING
+    @THAT_DESTROYS
     @given(lie=st.integers(0, 35) | st.integers(37, 0xFFFFFFFF))
     def test_of_an_acknowledgement(self, call: Call, lie: int) -> None:
         ended = call.against(Befalls(at(-1, length(lie)), DESTROY, (1,)))

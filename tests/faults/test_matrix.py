@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 import pytest
 
-from .calls import GOOD, KILL, LIST, PROBE, Call, End, Told, twins
+from .calls import GOOD, KILL, LIST, PROBE, SET, Call, End, Told, twins
 from .damages import ALWAYS, DUMP, FAULTS, Befalls, Fault
 from .table import CALLS, each
 
@@ -28,7 +28,7 @@ def occasions(call: Call, fault: Fault) -> Iterator[tuple[str, Collection[int]]]
 def end_of(call: Call, fault: Fault, when: Collection[int]) -> End:
     if fault.repeats and when is ALWAYS:
         return fault.in_the_end
-    return {LIST: fault.lists, KILL: fault.kills, PROBE: fault.probes}[call.kind]
+    return {LIST: fault.lists, SET: fault.kills, KILL: fault.kills, PROBE: fault.probes}[call.kind]
 
 
 def told_by(call: Call, fault: Fault, when: Collection[int], hit: Befalls) -> Told:

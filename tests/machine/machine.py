@@ -237,7 +237,9 @@ class SocketMachine(RuleBasedStateMachine):
 
     @rule(place=_places, address=_targets, port=_ports)
     def destroy_twins(self, place: int, address: str, port: int) -> None:
-        """Whom the kernel finds first hides the others; UDP clients that have lost their peer do so for ever."""
+        """Whom the kernel finds first hides the others. UDP clients lose their peer, then are spared, and if they are not
+        hide each other for ever.
+        """
         where, twin = self.places[place], Manner(own_port=True, twin=True)
         for _ in range(3):
             self.world.listen(where, address, TWIN_PORT, twin)
@@ -245,7 +247,7 @@ class SocketMachine(RuleBasedStateMachine):
         self.world.bind_tcp(where, address, TWIN_PORT, twin)
         for named in (STATES[0], next(those for those in STATES if those.names_listen)):
             self._destroy(where, Wish("tcp", sport(TWIN_PORT), named), Options())
-        for unconnected in (False, True):
+        for unconnected in (False, False, True):
             self._destroy(where, Wish("udp", sport(TWIN_CLIENTS_PORT)), Options(unconnected=unconnected))
 
     # -------------------------------------------------------------------------------------------- invariant
