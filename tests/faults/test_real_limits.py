@@ -10,28 +10,39 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple, Optional
 
 import pytest
 
 from socklb import (
+    Backend,
+    BackendTable,
     DestroyReport,
     KernelError,
+    NetworkNamespace,
     SocketFilter,
     SocklbError,
+    TerminationLoop,
+    TerminationReport,
     destroy_sockets,
     device,
     dst,
     find_sockets,
+    live_cookies,
     probe,
+    terminate_connections,
 )
 from socklb.kernel import diag
+from socklb.report import Counts
+from socklb.termination.loop import Pass
 from socklb.wire.request import SOCK_DESTROY
 
 from ..cli.runner import ROOT, command, environment
 from ..fake_kernel import verdicts
+from ..networks import networks, pinned
 from ..sockets import Sockets, cookie_of, in_child, pending_error, talk, without_privilege
 from .calls import End
+from .terminations import error_in
 
 pytestmark = pytest.mark.kernel
 
@@ -39,21 +50,71 @@ ADDRESS, PORT = "127.0.0.2", 9000
 UDP = SocketFilter("udp", dst(ADDRESS, PORT))
 TCP = SocketFilter("tcp", dst(ADDRESS, PORT))
 
-CALLS: dict[str, Callable[[], object]] = {
-    "find": lambda: list(find_sockets(TCP)),
-    "destroy": lambda: destroy_sockets(TCP),
-    "dry-run": lambda: destroy_sockets(TCP, dry_run=True),
-    "probe": probe,
+BACKENDS = [Backend(ADDRESS, PORT, "tcp")]
+Some = Optional[list[NetworkNamespace]]
+
+
+def run_pass(namespaces: Some) -> TerminationReport:
+    """One of the loop, as long as it takes: nothing is attempted again."""
+    passes: list[Pass] = []
+    table = BackendTable()
+    table.upsert(BACKENDS[0])
+    table.delete(BACKENDS[0])
+    loop = TerminationLoop(table, namespaces=namespaces, second_look=None, on_pass=passes.append)
+    loop.stop()
+    loop.run()
+    ((_, report, error, *_),) = passes
+    if error is not None:
+        raise error
+    assert report is not None
+    return report
+
+
+CALLS: dict[str, Callable[[list[NetworkNamespace]], object]] = {
+    "find": lambda here: list(find_sockets(TCP)),
+    "live-cookies": live_cookies,
+    "destroy": lambda here: destroy_sockets(TCP),
+    "terminate": lambda here: terminate_connections(BACKENDS, namespaces=here),
+    "loop": run_pass,
+    "dry-run": lambda here: destroy_sockets(TCP, dry_run=True),
+    "probe": lambda here: probe(),
 }
-EACH = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+LISTS, KILLS = ("find", "live-cookies"), ("destroy", "terminate", "loop")
+EACH = pytest.mark.parametrize("name", CALLS)
+EVERYWHERE: dict[str, Callable[[Some], TerminationReport]] = {
+    "terminate": lambda namespaces: terminate_connections(BACKENDS, namespaces=namespaces),
+    "loop": run_pass,
+}
 
 
-def end_of(call: Callable[[], object]) -> End:
+class Ending(NamedTuple):
+    """How a call ended, how many were destroyed by what it reports, and whether descriptors are as before."""
+
+    end: End
+    destroyed: int
+    as_before: bool
+
+
+def ending(call: Callable[[], object], left: int = 0) -> Ending:
+    before = [os.open(os.devnull, os.O_RDONLY) for _ in range(left)]
+    for one in before:
+        os.close(one)
+    report: object
     try:
-        call()
+        report, end = call(), End()
     except SocklbError as error:
-        return End.of(error)
-    return End()
+        report, end = error.report, End.of(error)
+    if isinstance(report, TerminationReport) and len(report.namespaces) == 1:
+        end = End.of(error_in(report))
+    after = [os.open(os.devnull, os.O_RDONLY) for _ in range(left)]
+    for one in after:
+        os.close(one)
+    return Ending(end, report.destroyed if isinstance(report, Counts) else 0, after == before)
+
+
+@pytest.fixture
+def here(network: None) -> list[NetworkNamespace]:
+    return [NetworkNamespace.current()]
 
 
 LEAVE_ONE = """
@@ -69,30 +130,75 @@ class TestNoDescriptorLeft:
 
     @EACH
     @pytest.mark.parametrize("left", range(4))
-    def test_it_works_or_it_is_an_error(self, sockets: Sockets, call: Callable[[], object], left: int) -> None:
+    def test_it_works_or_it_is_an_error(
+        self, here: list[NetworkNamespace], sockets: Sockets, name: str, left: int
+    ) -> None:
         """A netlink socket is all that a call needs to list; to try or to destroy it looks at one thing more."""
         client, server = sockets.tcp(ADDRESS, PORT)
-
-        def called() -> tuple[End, bool]:
-            before = [os.open(os.devnull, os.O_RDONLY) for _ in range(left)]
-            for one in before:
-                os.close(one)
-            end = end_of(call)
-            after = [os.open(os.devnull, os.O_RDONLY) for _ in range(left)]
-            return end, after == before
-
-        needed = 1 if call is CALLS["find"] else 2
-        end, as_before = in_child(called, lambda: leave_descriptors(left))
-        assert end == (End() if left >= needed else End(KernelError, errno.EMFILE))
-        assert as_before
-        if call is CALLS["destroy"] and left >= needed:
+        works = left >= (1 if name in LISTS else 2)
+        ended = in_child(lambda: ending(lambda: CALLS[name](here), left), lambda: leave_descriptors(left))
+        assert ended == Ending(
+            End() if works else End(KernelError, errno.EMFILE), int(works and name in KILLS), as_before=True
+        )
+        if ended.destroyed:
             assert pending_error(client) == "ECONNABORTED"
         else:
             talk(client, server)
 
+    @pytest.mark.parametrize("call", EVERYWHERE.values(), ids=EVERYWHERE)
+    @pytest.mark.parametrize("left", range(8))
+    def test_in_every_namespace(self, sockets: Sockets, call: Callable[[Some], TerminationReport], left: int) -> None:
+        """Which of two at once finds none left is chance; each has its report or its error, and who died is told."""
+
+        def run() -> tuple[dict[str, End], Ending]:
+            results: dict[str, End] = {}
+
+            def call_and_look() -> object:
+                report = call(None)
+                for namespace, result in report.namespaces.items():
+                    results[namespace.name] = End.of(result if isinstance(result, SocklbError) else None)
+                assert not report.skipped_namespaces
+                return report
+
+            ended = ending(call_and_look, left)
+            return results, ended
+
+        client, server = sockets.tcp(ADDRESS, PORT)
+        with networks(1) as (other,), pinned(other.namespace.path, "other"):
+            results, ended = in_child(run, lambda: leave_descriptors(left))
+        out_of_them = End(KernelError, errno.EMFILE)
+        assert ended.as_before
+        if left:
+            assert ended.end == End()
+            assert results.keys() == {"host", "other"}
+            assert set(results.values()) <= {End(), out_of_them}
+        else:
+            assert (results, ended.end) == ({}, out_of_them)
+        if left == 7:
+            assert out_of_them not in results.values()
+        assert ended.destroyed == (results.get("host") == End())
+        if ended.destroyed:
+            assert pending_error(client) == "ECONNABORTED"
+        else:
+            talk(client, server)
+
+    @pytest.mark.parametrize("left", range(3))
+    def test_namespaces_are_discovered_or_it_is_an_error(self, network: None, left: int) -> None:
+        """One descriptor at a time is all it takes."""
+
+        def run() -> tuple[list[str], Ending]:
+            names: list[str] = []
+            ended = ending(lambda: names.extend(one.name for one in NetworkNamespace.discover()), left)
+            return names, ended
+
+        with networks(1) as (other,), pinned(other.namespace.path, "other"):
+            names, ended = in_child(run, lambda: leave_descriptors(left))
+        assert ended == Ending(End() if left else End(KernelError, errno.EMFILE), 0, as_before=True)
+        assert names == (["host", "other"] if left else [])
+
     def test_a_name_that_cannot_be_looked_up_is_no_unknown_one(self, network: None) -> None:
         def look() -> End:
-            return end_of(lambda: list(find_sockets(SocketFilter("tcp", device("lo")))))
+            return ending(lambda: list(find_sockets(SocketFilter("tcp", device("lo"))))).end
 
         assert in_child(look, lambda: leave_descriptors(0)) == End(KernelError, errno.EMFILE)
 
@@ -101,14 +207,17 @@ class TestNoDescriptorLeft:
         client, server = sockets.tcp(ADDRESS, PORT)
         peer, own = client.getpeername(), client.getsockname()
         words = command(["destroy", "--tcp", f"dst {ADDRESS}:{PORT}"], patch=f"{LEAVE_ONE}\nmodule('.cli.destroy')")
-        subprocess.run(
+        done = subprocess.run(
             ["sh", "-c", 'unset SSH_CONNECTION; "$@"; exit $?', "sh", *words],
             cwd=ROOT,
             env=environment({"SSH_CONNECTION": f"{peer[0]} {peer[1]} {own[0]} {own[1]}"}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            encoding="utf-8",
             check=False,
         )
+        assert done.returncode == 1
+        assert "look for one's own ssh session, which is spared: Too many open files" in done.stderr
         talk(client, server)
 
 
@@ -206,9 +315,9 @@ class TestNobodyAnswers:
         )
 
     @EACH
-    def test_at_all(self, sockets: Sockets, call: Callable[[], object]) -> None:
+    def test_at_all(self, here: list[NetworkNamespace], sockets: Sockets, name: str) -> None:
         client, server = sockets.tcp(ADDRESS, PORT)
-        assert end_of(call) == End(KernelError, errno.ETIMEDOUT)
+        assert ending(lambda: CALLS[name](here)) == Ending(End(KernelError, errno.ETIMEDOUT), 0, as_before=True)
         talk(client, server)
 
     def test_to_a_destroy(self, sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,8 +237,8 @@ class SocketMachine(RuleBasedStateMachine):
 
     @rule(place=_places, address=_targets, port=_ports)
     def destroy_twins(self, place: int, address: str, port: int) -> None:
-        """Whom the kernel finds first hides the others. UDP clients lose their peer, then are spared, and if they are not
-        hide each other for ever.
+        """Whom the kernel finds first hides the others. UDP clients that have lost their peer are spared at first, and
+        then hide each other for ever.
         """
         where, twin = self.places[place], Manner(own_port=True, twin=True)
         for _ in range(3):
