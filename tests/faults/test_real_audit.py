@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from socklb import AuditError, NetworkNamespace, SocketFilter, destroy_sockets, dst
 from socklb.audit import AuditFile
@@ -97,6 +99,54 @@ class TestAFullDisk:
         assert os.strerror(errno.ENOSPC) in said.json["error"]
         assert dead(clients) == {record["cookie"] for record in recorded} | set(said.json["unrecorded"])
         assert said.json["matched"] == COUNT
+
+
+class TestADiskThatTakesHalf:
+    """A record that does not fit into its last page is written in part, and cut back; a shorter one still goes in."""
+
+    @pytest.mark.parametrize("filler", [PAGE - 100, PAGE, 3 * PAGE])
+    def test_nothing_of_it_stays(self, tmp_path: Path, filler: int) -> None:
+        path = tmp_path / "audit"
+        with small_disk(str(tmp_path), PAGE), AuditFile(str(path)) as audit:
+            audit({"cookie": 1, "filler": "x" * 100})
+            with pytest.raises(AuditError) as caught:
+                audit({"cookie": 2, "filler": "x" * filler})
+            left = path.read_bytes()
+            audit({"cookie": 3})
+            assert caught.value.errno == errno.ENOSPC
+            assert left.endswith(b"}\n")
+            assert [record["cookie"] for record in records_in(path)] == [1, 3]
+
+
+class TestPages:
+    """A kill cuts a write where a page ends (generic_perform_write()): no record lies across, if it is no longer than
+    one and not much longer than the record before it.
+    """
+
+    SMALLEST, MUCH = 4096, 128
+
+    @given(
+        first=st.integers(150, 2 * SMALLEST),
+        steps=st.lists(st.integers(-MUCH, MUCH) | st.sampled_from((-MUCH, MUCH)), min_size=60, max_size=150),
+    )
+    def test_no_line_lies_across_two(self, first: int, steps: list[int]) -> None:
+        descriptor = os.memfd_create("audit")
+        try:
+            with AuditFile(f"/proc/self/fd/{descriptor}") as audit:
+                length = first
+                for step in (0, *steps):
+                    length = max(150, length + step)
+                    audit({"filler": "x" * (length - len('{"filler": ""}\n'))})
+            lines = os.pread(descriptor, os.fstat(descriptor).st_size, 0).splitlines(keepends=True)
+        finally:
+            os.close(descriptor)
+        end = 0
+        for line in lines:
+            start, end = end, end + len(line)
+            if len(json.dumps(json.loads(line))) < self.SMALLEST:
+                assert start // self.SMALLEST == (end - 1) // self.SMALLEST
+        assert len(lines) == 1 + len(steps)
+        assert end > 2 * self.SMALLEST
 
 
 class TestKilled:
