@@ -24,7 +24,7 @@ from .tallies import never_done, share_in_vain, tally
 pytestmark = pytest.mark.kernel
 
 # Worlds, and steps in each.
-_SIZES = {"quick": (25, 50), "full": (40, 40), "deep": (2600, 50)}
+_SIZES = {"quick": (25, 50), "full": (40, 40), "deep": (2800, 50)}
 _WORLDS, _STEPS = _SIZES[os.environ.get("SOCKLB_PROFILE", "quick")]
 
 
