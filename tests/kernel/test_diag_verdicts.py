@@ -45,13 +45,14 @@ class TestNoEntry:
         assert said == {0: "destroyed", 1: "gone", 2: "destroyed"}
         assert (tries(kernel), len(kernel.dumps)) == ({0: 1, 1: 1, 2: 1}, 2)
 
-    def test_a_socket_that_moved_and_is_still_meant_is_destroyed_where_it_is_now(self) -> None:
+    @pytest.mark.parametrize("step", [1, -1])
+    def test_a_socket_that_moved_and_is_still_meant_is_destroyed_where_it_is_now(self, step: int) -> None:
         rows = [row(1, sport=5000)]
 
         def destroy(id: SocketId, family: int) -> int:
-            if id.sport == 5002:
+            if id.sport == 5000 + 2 * step:
                 return 0
-            rows[:] = [row(1, sport=id.sport + 1)]
+            rows[:] = [row(1, sport=id.sport + step)]
             return errno.ENOENT
 
         said, kernel = destroyed(table(rows, destroy))
