@@ -19,6 +19,7 @@ from socklb.kernel.namespaces import inside
 
 from .. import world
 from ..children import Child
+from ..networks import no_thread_lingers
 from ..sockets import Sockets, eventually, pending_error, without_privilege
 from .test_discovery import inhabitant, names, paths_of, the
 
@@ -51,7 +52,7 @@ class Moved:
     def end(self) -> None:
         self._ended.set()
         self._thread.join()
-        eventually(lambda: not os.path.exists(self.path), "the thread gone")  # join() returns a little before
+        no_thread_lingers()
 
 
 @contextmanager
