@@ -282,7 +282,8 @@ def _open_error(error: OSError) -> KernelError:
             "open a netlink socket: this kernel (or a seccomp filter) has no NETLINK_SOCK_DIAG: CONFIG_INET_DIAG",
         )
     kind = NotPermitted if error.errno == errno.EPERM else KernelError
-    return kind(error.errno or 0, f"open a netlink socket: {error.strerror} (a seccomp filter? It needs no capability)")
+    hint = " (a seccomp filter? It needs no capability)" if error.errno in (errno.EPERM, errno.EACCES) else ""
+    return kind(error.errno or 0, f"open a netlink socket: {error.strerror}{hint}")
 
 
 def _dump_error(code: int, doing: str, text: str) -> KernelError:
