@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _PATIENCE_MS = 10_000
 _PAGE = 4096
 _VARIANCE = 128  # bytes by which records of one run differ in length, an address or a reason
-# O_NONBLOCK: a pipe that nobody reads is an error, and no reason to wait.
+# O_NONBLOCK: a pipe that nobody has open to read is an error at once.
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
@@ -35,7 +35,7 @@ class AuditFile:
         try:
             self._descriptor = os.dup(2) if path == "-" else os.open(path, _FLAGS, 0o640)
         except OSError as error:
-            raise self._error("cannot be opened", error.errno) from None
+            raise self._error("cannot be opened", error) from None
         try:
             self._is_regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
             if self._is_regular and path != "-" and _ends_half_way(path):
@@ -64,21 +64,28 @@ class AuditFile:
             while written < len(data):
                 if self._is_regular:
                     self._cut_back(written)
-                    raise OSError(errno.ENOSPC, "a write came out short")
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 data = data[written:]  # a pipe or a terminal takes the rest later
                 written = self._write(data)
         except OSError as error:
-            raise self._error("cannot be written", error.errno) from None
+            raise self._error("cannot be written", error) from None
 
     def _write(self, data: bytes) -> int:
+        if self._is_regular:
+            return os.write(self._descriptor, data)
         while True:
+            self._wait_for_reader()
             try:
-                return os.write(self._descriptor, data)
-            except BlockingIOError:  # a pipe that is full: its reader is slow, and that is no reason to stop
-                poll = select.poll()
-                poll.register(self._descriptor, select.POLLOUT)
-                if not poll.poll(_PATIENCE_MS):
-                    raise OSError(errno.ETIMEDOUT, "nobody reads the pipe") from None
+                return os.write(self._descriptor, data[: select.PIPE_BUF])  # for as much there is room, then
+            except BlockingIOError:  # which somebody else has taken
+                continue
+
+    def _wait_for_reader(self) -> None:
+        """A slow one is no reason to stop, one that is stuck is; and standard error may be a pipe that blocks."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        if not poll.poll(_PATIENCE_MS):
+            raise OSError(errno.ETIMEDOUT, f"it has not been read for {_PATIENCE_MS / 1000:g} seconds")
 
     def _cut_back(self, written: int) -> None:
         """The file offset is behind what was just appended; if another writer has appended since, leave it all."""
@@ -86,8 +93,8 @@ class AuditFile:
         if os.fstat(self._descriptor).st_size == end:
             os.ftruncate(self._descriptor, end - written)
 
-    def _error(self, what: str, code: int | None) -> AuditError:
-        return AuditError(code or 0, f"the audit file {self._name} {what}: {os.strerror(code or 0)}")
+    def _error(self, what: str, error: OSError) -> AuditError:
+        return AuditError(error.errno or 0, f"the audit file {self._name} {what}: {error.strerror}")
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from .errors import SocklbError, UnboundedFilter, kernel_error
+from .errors import AuditError, KernelError, SocklbError, UnboundedFilter, kernel_error
 from .find import SocketTable, check_filter, place, resolve
 from .kernel.diag import BATCH
 from .kernel.namespaces import NetworkNamespace, inside
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SHARED_ADDRESS = "another socket shares its address"
 _MOVES = 3  # how often sockets are followed to another address before they count as gone
 ONLY_BOUND = "only bound: the kernel destroys no TCP socket that has no peer"
+ANSWER_LOST = "an answer of the kernel was lost: perhaps destroyed"
 
 
 def destroy_sockets(
@@ -137,6 +138,15 @@ def _filter_as_subject(filter: SocketFilter) -> Subject:
     return lambda socket: said
 
 
+def _why_failed(error: BaseException) -> tuple[str, int | None]:
+    """Reason and errno of those that an error left without a verdict; an audit's errno says nothing about a socket."""
+    if isinstance(error, KernelError) and error.errno:
+        return os.strerror(error.errno), error.errno
+    if isinstance(error, AuditError):
+        return str(error.strerror), None
+    return str(error) if isinstance(error, SocklbError) else "interrupted", None
+
+
 class _Execution:
     """Destroys what one filter means in one namespace, in rounds, until each socket has its verdict."""
 
@@ -155,6 +165,7 @@ class _Execution:
         self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {where}"
         self._pending: dict[int, InetSocket] = {}  # by cookie, those without a verdict
         self._in_flight: set[int] = set()  # the cookies that were sent to the kernel and not yet answered for
+        self._in_doubt: set[int] = set()  # the cookies of whose batch an answer was lost
         self._settled: list[Outcome] = []  # the last verdicts, entered or about to be
         self._moves_left = _MOVES
 
@@ -193,23 +204,18 @@ class _Execution:
 
     def _left_over(self, error: BaseException) -> list[Outcome]:
         """Verdicts that an error, or an interrupt between any two steps, has kept from being entered or given."""
+        why, code = _why_failed(error)
+        doubtful = self._in_flight | self._in_doubt
         entered = set(map(id, self._report.outcomes))
         settled = {outcome.socket.cookie for outcome in self._settled}
         return [outcome for outcome in self._settled if id(outcome) not in entered] + [
-            Outcome(socket, FAILED, self._why_failed(error, cookie), getattr(error, "errno", None))
+            Outcome(socket, FAILED, f"{why}, and perhaps destroyed" if cookie in doubtful else why, code)
             for cookie, socket in self._pending.items()
             if cookie not in settled
         ]
 
-    def _why_failed(self, error: BaseException, cookie: int) -> str:
-        why = "interrupted"
-        if isinstance(error, SocklbError):
-            code = getattr(error, "errno", None)
-            why = os.strerror(code) if code else str(error)
-        return f"{why}, and perhaps destroyed" if cookie in self._in_flight else why
-
     def _round(self) -> bool:
-        """Try each once; whether any was destroyed. Those that answered ENOENT stay pending."""
+        """Try each once; whether any was, or may have been, destroyed. Those that answered ENOENT stay pending."""
         sockets = list(self._pending.values())
         destroyed = False
         for start in range(0, len(sockets), BATCH):
@@ -221,6 +227,9 @@ class _Execution:
         self._in_flight = {socket.cookie for socket in batch}
         requests = [destroy_request(socket.protocol, socket.family, socket.id_bytes) for socket in batch]
         codes = self._table.diag.destroy(requests, self._doing)
+        newly_in_doubt = self._table.diag.was_repeated and not self._in_flight <= self._in_doubt
+        if newly_in_doubt:
+            self._in_doubt |= self._in_flight
         self._settle(
             Outcome(socket, DESTROYED) if code == 0 else Outcome(socket, FAILED, os.strerror(code), code)
             for socket, code in zip(batch, codes)
@@ -229,7 +238,7 @@ class _Execution:
         refused = next((code for code in codes if code in (errno.EPERM, errno.EOPNOTSUPP)), 0)
         if refused:
             raise kernel_error(refused, self._doing)
-        return 0 in codes
+        return 0 in codes or newly_in_doubt
 
     def _sort_out(self, progress: bool) -> None:
         """Of those that answered ENOENT, tell the gone from those that moved and those that hide behind a twin."""
@@ -245,7 +254,7 @@ class _Execution:
         outcomes = []
         for cookie, socket in self._pending.items():
             if cookie not in there or socket.id_bytes != there[cookie].id_bytes:
-                outcomes.append(Outcome(socket, GONE))
+                outcomes.append(Outcome(socket, GONE, ANSWER_LOST if cookie in self._in_doubt else ""))
             elif cookie not in moved and not progress:
                 only_bound = socket.protocol == IPPROTO_TCP and socket.state == TcpState.CLOSE
                 outcomes.append(Outcome(socket, FAILED, ONLY_BOUND if only_bound else SHARED_ADDRESS, errno.ENOENT))

@@ -40,8 +40,8 @@ else:
 class Counts:
     """How many sockets got which verdict.
 
-    `destroyed`: answered 0. `gone`: closed by itself in between. `skipped`: spared, with the reason. `failed`: still
-    there, with the reason. `matched` is the sum of the four.
+    `destroyed`: answered 0. `gone`: closed by itself in between, if no reason says otherwise. `skipped`: spared, with
+    the reason. `failed`: still there, with the reason. `matched` is the sum of the four.
     """
 
     __slots__ = ("_counts",)

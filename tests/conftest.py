@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from . import package_under_test, world
 
@@ -23,10 +25,22 @@ from .sockets import Sockets  # noqa: E402
 
 # No deadline: no test of this project asserts a time. derandomize in CI: a failure there is everybody's.
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
-settings.register_profile("quick", max_examples=20, derandomize=True, **_COMMON)
+# Where an example follows from the test alone, a memory of those that failed is of no use.
+settings.register_profile("quick", max_examples=20, derandomize=True, database=None, **_COMMON)
 settings.register_profile("full", max_examples=50, derandomize="CI" in os.environ, **_COMMON)
 settings.register_profile("deep", max_examples=5000, **_COMMON)
 settings.load_profile(os.environ.get("SOCKLB_PROFILE", "quick"))
+if world.is_inside() and settings.default is not None and settings.default.database is None:
+    set_hypothesis_home_dir(os.path.join(world.temporary_root(), "hypothesis"))  # what it reckons once a run
+
+# Here and not in a pytest.ini: beside a vendored copy that file is the host project's.
+_MARKERS = (
+    "kernel: needs a network namespace of its own, and talks to the real kernel",
+    "load: loads the machine for minutes; skipped unless SOCKLB_LOAD=1 (tox -e load)",
+)
+# Where libcst is installed, hypothesis imports it to report a failure, and that imports this.
+_HARMLESS = (("mypy_extensions", DeprecationWarning),)
+_SHOWN_BY_DEFAULT = "fE"  # pytest's `-r`
 
 # A run in the background of a shell ignores Ctrl-C, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -36,8 +50,14 @@ _why_no_world = ""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Move the whole run into its world, unless it is there already or only collects."""
+    """Set pytest up, and move the whole run into its world, unless it is there already or only collects."""
     global _why_no_world
+    for line in _MARKERS:
+        config.addinivalue_line("markers", line)
+    if config.option.reportchars == _SHOWN_BY_DEFAULT:
+        config.option.reportchars = "a"  # above all what was skipped, and why
+    if not config.getini("filterwarnings"):
+        _make_warnings_errors(config)
     if world.is_inside() or config.option.collectonly or config.option.help:
         return
     capture = config.pluginmanager.getplugin("capturemanager")
@@ -49,6 +69,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os._exit(status)
     if capture is not None:
         capture.resume_global_capture()
+
+
+def _make_warnings_errors(config: pytest.Config) -> None:
+    """A socket that is not closed, a thread that died: for each test, and for the whole run until its end."""
+    config.addinivalue_line("filterwarnings", "error")
+    warnings.filterwarnings("error")
+    for message, category in _HARMLESS:
+        config.addinivalue_line("filterwarnings", f"ignore:{message}:{category.__name__}")
+        warnings.filterwarnings("ignore", message, category)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

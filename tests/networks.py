@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from threading import Thread
+from threading import Thread, active_count
 from typing import TypeVar
 
 from socklb import NetworkNamespace
 from socklb.kernel.namespaces import inside
 
 from . import world
-from .sockets import Sockets
+from .sockets import Sockets, eventually
 
 T = TypeVar("T")
 
@@ -23,7 +23,16 @@ def in_thread(function: Callable[[], T]) -> T:
     thread = Thread(target=lambda: results.append(function()))
     thread.start()
     thread.join()
+    no_thread_lingers()
     return results[0]
+
+
+def no_thread_lingers() -> None:
+    """join() returns a little before the kernel's thread has ended: until then it keeps a namespace that it moved to.
+
+    And whoever discovers namespaces finds it there.
+    """
+    eventually(lambda: len(os.listdir("/proc/self/task")) <= active_count(), "only threads that are at work")
 
 
 def _fresh() -> int:
@@ -39,7 +48,9 @@ class Network:
 
     def make(self, function: Callable[[Sockets], T]) -> T:
         """What a function makes of the maker, inside."""
-        return inside(self.namespace, lambda: function(self._sockets))
+        made = inside(self.namespace, lambda: function(self._sockets))
+        no_thread_lingers()
+        return made
 
 
 @contextmanager

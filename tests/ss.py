@@ -5,17 +5,16 @@ Left out on both sides: bound-only TCP sockets, which ss asks for since iproute2
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
 from ipaddress import ip_address
 from typing import NamedTuple, Optional
 
-import pytest
-
 from socklb import InetSocket, SocketFilter, TcpState, find_sockets
 from socklb.wire.socket_id import AF_INET
+
+from . import world
 
 SS_STATES = {
     TcpState.ESTABLISHED: "ESTAB",
@@ -35,9 +34,7 @@ SS_STATES = {
 def require_ss() -> None:
     """Skip, or fail where the kernel is required, if there is no ss."""
     if shutil.which("ss") is None:
-        if os.environ.get("SOCKLB_REQUIRE_KERNEL") == "1":
-            pytest.fail("ss (iproute2) is not installed", pytrace=False)
-        pytest.skip("ss (iproute2) is not installed")
+        world.cannot("ss (iproute2) is not installed")
 
 
 class Row(NamedTuple):

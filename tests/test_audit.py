@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socklb import AuditError
+from socklb import audit as module
 from socklb.audit import AuditFile
 
 from .sockets import eventually, in_child
@@ -63,11 +64,11 @@ def cookies_in(path: Path) -> list[int]:
     return [json.loads(line)["cookie"] for line in data.splitlines()]
 
 
-def write_until_it_fails(audit: AuditFile) -> tuple[int, AuditError]:
+def write_until_it_fails(audit: AuditFile, longest: int = 97) -> tuple[int, AuditError]:
     """How many records of growing cookies went in, and what the next one got."""
     for number in range(1_000_000):
         try:
-            audit({"cookie": number, "filler": "x" * (number % 97)})
+            audit({"cookie": number, "filler": "x" * (number % longest)})
         except AuditError as error:
             return number, error
     raise AssertionError("it never fills up")
@@ -435,6 +436,27 @@ class TestPipes:
 
         in_child(write)
         assert os.read(reader, 1000) == LINE
+        os.close(reader)
+        os.close(writer)
+
+    @pytest.mark.parametrize("name", ["-", "fifo"])
+    @pytest.mark.parametrize("longest", [97, 9973])
+    def test_a_reader_that_is_stuck_is_an_error(self, fifo: Path, name: str, longest: int) -> None:
+        """Also where a write would wait for ever: standard error stays as whoever made it wants it."""
+        reader, writer = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), os.open(fifo, os.O_WRONLY)
+
+        def write() -> str:
+            signal.alarm(20)
+            os.dup2(writer, 2)
+            module._PATIENCE_MS = 100
+            with AuditFile("-" if name == "-" else str(fifo)) as audit:
+                _, error = write_until_it_fails(audit, longest)
+            assert error.errno == errno.ETIMEDOUT
+            return str(error.strerror)
+
+        said = "standard error" if name == "-" else fifo
+        assert in_child(write) == f"the audit file {said} cannot be written: it has not been read for 0.1 seconds"
+        assert os.get_blocking(writer)
         os.close(reader)
         os.close(writer)
 

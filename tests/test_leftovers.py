@@ -5,80 +5,46 @@ Runs of pytest as processes, on a copy of the checkout, in a user namespace whos
 
 from __future__ import annotations
 
+import ast
 import os
-import shutil
+import resource
 import signal
 import subprocess
-import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-import socklb
-
 from . import world
-from .sockets import error_of, eventually, in_child
+from .balancer.balancer import Balancer
+from .balancer.cgroup import inside, new_cgroup
+from .runs import CACHES, SECONDS, TESTS, arguments, copy_tests, environment, run
+from .sockets import error_of, eventually, in_child, without_privilege
+from .test_vendoring import vendor
 
 pytestmark = pytest.mark.kernel
 
-TESTS = Path(__file__).resolve().parent
-PACKAGE = Path(socklb.__file__).resolve().parent
-
-# Processes, namespaces that are pinned, left and discovered, mounts, roots, and sockets.
+# Processes, namespaces that are pinned, left and discovered, mounts, roots, sockets, and properties.
 FILES = (
     "tests/test_world.py",
     "tests/kernel/test_namespaces.py",
+    "tests/wire/test_socket_id.py",
     "tests/kernel/test_sandbox.py",
     "tests/places/test_places.py",
 )
+BALANCED = ("tests/test_balancer.py", "-k", "test_nothing_else_is_pinned")
 CHOSEN = ("-k", "not places or (ours and nothing and not zipapp)")
-
-# The tools' own, which .gitignore names; what else a run writes is in its temporary root.
-CACHES = (".pytest_cache", ".hypothesis", "__pycache__")
-TEMPORARY_ROOT = "socklb-tests-of-"
-
-_SECONDS = 120
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of the tests and of the package that they test, with a home and a temporary directory of its own."""
     copy = tmp_path / "checkout"
-    ignored = shutil.ignore_patterns(*CACHES)
-    shutil.copytree(TESTS, copy / "tests", ignore=ignored)
-    shutil.copytree(PACKAGE, copy / "socklb", ignore=ignored)
-    settings = TESTS.parent / "tox.ini"
-    if settings.exists():
-        shutil.copy(settings, copy)
-    for name in ("home", "tmp"):
-        (tmp_path / name).mkdir()
+    vendor(copy, "socklb")
+    copy_tests(copy / "tests")
     return copy
-
-
-def arguments(*words: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-q", "-ra", *words]
-
-
-def environment(checkout: Path, **more: str) -> dict[str, str]:
-    """As somebody has it who starts the tests: outside of any world."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SOCKLB_", "PYTEST_", "COV"))}
-    directories = {"HOME": str(checkout.parent / "home"), "TMPDIR": str(checkout.parent / "tmp")}
-    return {**kept, **directories, "SOCKLB_PROFILE": "quick", **more}
-
-
-def run(checkout: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        arguments(*words),
-        cwd=checkout,
-        env=environment(checkout, **more),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        timeout=_SECONDS,
-    )
 
 
 def enter() -> None:
@@ -106,11 +72,11 @@ def mounts() -> str:
 
 
 def files(checkout: Path) -> dict[str, int]:
-    """When each file was written, but for those of the tools' caches and of the run's temporary root."""
+    """When each file was written, but for those of the tools' caches."""
     found = {}
     for top in (str(checkout.parent), "/run", "/dev/shm"):
         for directory, names, files in os.walk(top):
-            names[:] = [name for name in names if name not in CACHES and not name.startswith(TEMPORARY_ROOT)]
+            names[:] = [name for name in names if name not in CACHES]
             for name in names + files:
                 path = os.path.join(directory, name)
                 found[path] = 0 if name in names else os.lstat(path).st_mtime_ns
@@ -202,12 +168,49 @@ class TestNothingIsLeft:
                 if signal.name == "SIGINT":
                     os.killpg(process.pid, signal)
                     assert any("test_half_way.py:" in line for line in process.stdout)  # the run itself was told
-                    assert process.wait(_SECONDS) == 2
+                    assert process.wait(SECONDS) == 2
                 else:
                     process.send_signal(signal)
-                    assert process.wait(_SECONDS) == -signal
+                    assert process.wait(SECONDS) == -signal
 
-        assert left_by(checkout, call) == []
+        left = left_by(checkout, call)
+        if signal.name == "SIGKILL":  # nobody is left who could remove the temporary directory of the run
+            root = f"file {checkout.parent}/tmp/socklb-tests-"
+            left = [one for one in left if not one.startswith(root)]
+        assert left == []
+
+    def test_in_a_temporary_directory_that_only_root_may_enter(self, tmp_path: Path) -> None:
+        """As everybody is, in the world that it was made in."""
+        elsewhere, top = tmp_path / "elsewhere", tmp_path / "top"
+        inner = top / "outer" / "inner"
+        for directory in (elsewhere, inner):
+            directory.mkdir(parents=True)
+        (inner / "link").symlink_to(elsewhere)
+        for directory in (elsewhere, inner, inner.parent):
+            directory.chmod(0)
+        without_privilege(lambda: world.remove_tree(str(top)))
+        assert not top.exists()
+        assert elsewhere.stat().st_mode & 0o777 == 0
+
+    def test_but_where_somebody_wants_the_temporary_files(self, checkout: Path, tmp_path: Path) -> None:
+        wanted = tmp_path / "wanted"
+        wanted.mkdir()
+        done = run(checkout, "tests/kernel/test_names.py", PYTEST_DEBUG_TEMPROOT=str(wanted))
+        assert done.returncode == 0, done.stdout
+        assert list(wanted.rglob("mountinfo"))
+
+    def test_below_the_cgroup_of_a_run_with_a_balancer(self, checkout: Path, balancer: Balancer) -> None:
+        """Its programs end with its cgroup, and its pins with the mounts of the run's world."""
+        with new_cgroup() as directory:
+
+            def call() -> list[str]:
+                with inside(directory):
+                    done = run(checkout, *BALANCED, SOCKLB_REQUIRE_KERNEL="1")
+                assert done.returncode == 0, done.stdout
+                assert "skipped" not in done.stdout
+                return [path.name for path in Path(directory).iterdir() if path.is_dir()]
+
+            assert in_child(call) == []
 
     @pytest.mark.parametrize(
         ("leave", "what"),
@@ -244,7 +247,7 @@ def test_half_way(network):
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True):
         world.new_network()
         print("half way", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 """
 
 
@@ -252,6 +255,27 @@ def as_user_without_namespaces(uid: int = 1000) -> None:
     """Prepare a child: an ordinary user, where no further user namespace can be had."""
     world.become(uid)
     Path("/proc/sys/user/max_user_namespaces").write_text("0")
+
+
+# How often a file skips tests by itself, by the kind of reason.
+SKIPS = {
+    "all others": {"world.py": 1},
+    "only root of the machine can have it": {"bpf_maps.py": 1, "balancer/fixture.py": 1, "test_balancer_setup.py": 2},
+    "it is asked for": {"load/conftest.py": 1},
+    "what is compared with is not there: a checkout, headers, a second interpreter, one that is installed": {
+        "project.py": 1,
+        "test_packaging.py": 3,
+        "places/conftest.py": 1,
+        "wire/test_bytecode.py": 2,
+    },
+    "another machine or interpreter": {
+        "fuzz/test_targets.py": 1,
+        "kernel/test_bpf.py": 1,
+        "test_layers.py": 1,
+        "wire/golden.py": 1,
+        "wire/test_records.py": 1,
+    },
+}
 
 
 class TestWhatIsSkippedIsTold:
@@ -269,6 +293,25 @@ class TestWhatIsSkippedIsTold:
         assert done.returncode == 1
         assert self.WHY in done.stdout
         assert "skipped" not in done.stdout
+
+    @pytest.mark.parametrize("required", ["0", "1"])
+    def test_one_that_the_machine_does_not_allow(self, checkout: Path, required: str) -> None:
+        few = 2000, 2000
+        done = in_child(
+            lambda: run(checkout, "tests/kernel/test_diag_real.py", "-k", "five_times", SOCKLB_REQUIRE_KERNEL=required),
+            lambda: resource.setrlimit(resource.RLIMIT_NOFILE, few),
+        )
+        assert done.returncode == int(required), done.stdout
+        assert "only 2000 descriptors" in done.stdout
+
+    def test_only_what_is_no_lack_of_kernel_or_machine_is_skipped_where_they_are_required(self) -> None:
+        """All else says `world.cannot`."""
+        found: Counter[str] = Counter()
+        for path in TESTS.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, ast.Attribute) and node.attr in ("skip", "skipif", "importorskip"):
+                    found[path.relative_to(TESTS).as_posix()] += 1
+        assert found == {name: count for skips in SKIPS.values() for name, count in skips.items()}
 
     @pytest.mark.parametrize("required", ["0", "1"])
     def test_root_without_user_namespaces_does_without_the_places(self, checkout: Path, required: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from socklb import InetSocket, SocketFilter, TcpState, destroy_sockets, dst, find_sockets
 
+from . import world
 from .sockets import Sockets, error_of
 
 pytestmark = pytest.mark.kernel
@@ -30,7 +31,7 @@ def connect(sockets: Sockets, server_protocol: int) -> Pair:
             sockets.make(socket.AF_INET, socket.SOCK_STREAM, p) for p in (server_protocol, IPPROTO_MPTCP)
         )
     except OSError as error:
-        pytest.skip(f"this kernel has no MPTCP: {error}")
+        world.cannot(f"this kernel has no MPTCP: {error}")
     listener.bind((ADDRESS, PORT))
     listener.listen()
     client.connect((ADDRESS, PORT))
@@ -82,7 +83,7 @@ class TestWhatTheOwnerSees:
     def test_after_it_comes_enotconn(self, mptcp: Pair) -> None:
         timeout = Path("/proc/sys/net/mptcp/close_timeout")
         if not timeout.exists():
-            pytest.skip("this kernel waits for 60 s, always")
+            world.cannot("this kernel waits for 60 s, always")
         timeout.write_text("1")
         destroy_sockets(TO_SERVER)
         for end in mptcp:

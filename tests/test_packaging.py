@@ -14,12 +14,11 @@ import pytest
 
 import socklb
 
-ROOT = Path(__file__).resolve().parents[1]
+from .project import ROOT, only_in_checkout
+
 PACKAGE = Path(socklb.__file__).resolve().parent
 
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "setup.cfg").exists(), reason="no setup.cfg here: the tests run beside a vendored copy"
-)
+pytestmark = only_in_checkout
 
 # What stands at the top of the repository: DESIGN, "The layers".
 TOP_LEVEL = {

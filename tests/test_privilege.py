@@ -13,24 +13,27 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from ipaddress import ip_address
 from typing import NamedTuple, TypeVar
 
 import pytest
 
 from socklb import KernelError, NetworkNamespace, NotPermitted, SocketFilter, find_sockets
+from socklb.wire.reverse_sk import ReverseSkKey
 
 from . import world
 from .bpf_maps import Maps
 from .capabilities import Capability, with_only
 from .cli.runner import COMMANDS, Result, run
-from .sockets import Sockets, in_child, pending_error
+from .sockets import Sockets, cookie_of, in_child, pending_error
 
 pytestmark = pytest.mark.kernel
 
 T = TypeVar("T")
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN = Capability.CAP_NET_ADMIN, Capability.CAP_SYS_ADMIN
-CAP_SYS_PTRACE = Capability.CAP_SYS_PTRACE
+CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH = Capability.CAP_SYS_PTRACE, Capability.CAP_DAC_READ_SEARCH
+CAP_BPF = Capability.CAP_BPF
 
 TARGET = "dst 127.0.0.2:9000"
 BACKEND = "127.0.0.2:9000/TCP"
@@ -54,6 +57,11 @@ class Row(NamedTuple):
     cuts: tuple[str, ...] = ()
     partly: tuple[tuple[Capability, int, tuple[str, ...], str], ...] = ()
     stdin: str = ""
+
+    def without(self, missing: Capability) -> tuple[int, tuple[str, ...], str]:
+        """(the exit code, what it cuts, what it says) with one less than it needs."""
+        partly = {capability: (code, cuts, said) for capability, code, cuts, said in self.partly}
+        return partly.get(missing, (4, (), missing.name))
 
 
 EVERYWHERE = (
@@ -101,14 +109,18 @@ ROWS = {
 }
 
 EACH = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-ONE_LESS = pytest.mark.parametrize(
-    ("row", "missing"),
-    [
-        pytest.param(row, missing, id=f"{name} without {missing.name}")
-        for name, row in ROWS.items()
-        for missing in row.needs
-    ],
-)
+
+
+def one_less(rows: dict[str, Row]) -> pytest.MarkDecorator:
+    """Every row with each of the capabilities that it needs, which is to be missing."""
+    return pytest.mark.parametrize(
+        ("row", "missing"),
+        [
+            pytest.param(row, missing, id=f"{name} without {missing.name}")
+            for name, row in rows.items()
+            for missing in row.needs
+        ],
+    )
 
 
 class Scene:
@@ -127,7 +139,7 @@ class Scene:
                 open(PINNED, "x").close()
                 world.bind("/proc/self/ns/net", PINNED)
             elif name == "process":
-                stack.enter_context(process(Capability.CAP_BPF, own_proc=True))
+                stack.enter_context(process(CAP_DAC_READ_SEARCH, own_proc=True))
 
     def cut(self) -> tuple[str, ...]:
         return tuple(name for name, client in self.clients.items() if pending_error(client) == "ECONNABORTED")
@@ -149,11 +161,15 @@ def process(*capabilities: Capability, own_proc: bool = False) -> Iterator[str]:
         yield f"/proc/{int(inhabitant.stdout.readline())}/ns/net"
 
 
-def on_the_scene(function: Callable[[Scene], T]) -> T:
+def in_a_user_namespace(flags: int) -> None:
+    world.become(1000, flags)
+
+
+def on_the_scene(function: Callable[[Scene], T], move: Callable[[int], object] = in_a_user_namespace) -> T:
     """What a function returns there: with every capability, and with nothing mounted or opened that stays."""
 
     def enter() -> None:
-        world.become(1000, world.CLONE_NEWNET | world.CLONE_NEWNS | world.CLONE_NEWPID)
+        move(world.CLONE_NEWNET | world.CLONE_NEWNS | world.CLONE_NEWPID)
         world.private_mounts()
         world.mount("tmpfs", "/run")
 
@@ -182,7 +198,7 @@ class TestExactly:
 
     @pytest.mark.parametrize(
         "capabilities",
-        [(), (CAP_NET_ADMIN,), (CAP_SYS_ADMIN, Capability.CAP_BPF)],
+        [(), (CAP_NET_ADMIN,), (CAP_SYS_ADMIN, CAP_BPF)],
         ids=["none", "one", "two"],
     )
     def test_these_and_no_others(self, capabilities: tuple[Capability, ...]) -> None:
@@ -212,11 +228,10 @@ class TestCommands:
         assert (result.code, result.err) == (0, "")
         assert cut == row.cuts
 
-    @ONE_LESS
+    @one_less(ROWS)
     def test_one_less_is_4_and_names_the_missing_one(self, row: Row, missing: Capability) -> None:
         result, cut = attempt(row, *(set(row.needs) - {missing}))
-        partly = {capability: (code, cuts, said) for capability, code, cuts, said in row.partly}
-        code, cuts, said = partly.get(missing, (4, (), missing.name))
+        code, cuts, said = row.without(missing)
         assert (result.code, cut) == (code, cuts)
         assert said in result.out + result.err
         assert named(result.out + result.err) <= {missing}
@@ -263,7 +278,7 @@ class TestOtherNamespaces:
             world.new_network()
             with process(CAP_NET_ADMIN) as path:
                 world.new_network()
-                without = refusal(search(path), CAP_SYS_ADMIN, Capability.CAP_DAC_READ_SEARCH)
+                without = refusal(search(path), CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH)
                 return without, refusal(search(path), CAP_SYS_ADMIN, CAP_SYS_PTRACE)
 
         (kind, said), with_it = on_the_scene(play)
@@ -286,29 +301,83 @@ class TestOtherNamespaces:
         assert (inode in found, path in skipped) == ((True, False) if capabilities else (False, True))
 
 
+REVERSE_NAT_ROWS = {
+    "rev-nat": Row(("rev-nat",)),
+    "rev-nat stale": Row(
+        ("rev-nat", "--stale"),
+        (CAP_SYS_ADMIN, CAP_SYS_PTRACE),
+        partly=((CAP_SYS_PTRACE, 1, (), f"{PROCESS}: Permission denied; CAP_SYS_PTRACE is missing"),),
+    ),
+    "terminate": Row(("terminate", BACKEND), *EVERYWHERE),
+    "terminate in host": Row(("terminate", "--netns", "host", BACKEND), (CAP_NET_ADMIN,), ("host",)),
+    "watch": Row(("watch", "--source", "-"), *EVERYWHERE, FALLS),
+    "watch pinned": Row(("watch", "--source", "-", "--netns", "other"), DESTROY_THERE, ("other",), stdin=FALLS),
+}
+
+
 class TestReverseNat:
     """To read the maps: permission to the pinned files, and CAP_BPF where the kernel keeps bpf(2) from others.
 
-    Since Linux 5.19 it does not: what kernel.unprivileged_bpf_disabled forbids is to make maps and programs.
+    Since Linux 5.19 it does not: what kernel.unprivileged_bpf_disabled forbids is to make maps and programs. It is
+    asked for in the first user namespace, so that the scene has none of its own here.
     """
+
+    NAME = "cilium_lb4_reverse_sk"
 
     @pytest.fixture
     def words(self, maps: Maps) -> tuple[str, ...]:
-        maps.lru("cilium_lb4_reverse_sk", 16, 8)
+        maps.lru(self.NAME, 16, 8)
         return "rev-nat", f"--rev-nat={maps.directory}", "--json"
 
+    def attempt(self, row: Row, *capabilities: Capability) -> tuple[Result, tuple[str, ...]]:
+        """As above, with a record of each connection in maps that the process may read."""
+
+        def play(scene: Scene) -> tuple[Result, tuple[str, ...]]:
+            with Maps() as maps:
+                maps.lru(self.NAME, 16, 8)
+                for client in scene.clients.values():
+                    key = ReverseSkKey(cookie_of(client), ip_address("127.0.0.2").packed, 9000)
+                    maps.put(self.NAME, key.encode(), bytes(8))
+                words = (*row.words, f"--rev-nat={maps.directory}")
+                return run(*words, preexec=with_only(*capabilities), stdin=row.stdin), scene.cut()
+
+        return on_the_scene(play, world.unshare)
+
+    @pytest.mark.parametrize("row", REVERSE_NAT_ROWS.values(), ids=REVERSE_NAT_ROWS)
+    def test_what_it_needs_is_enough(self, row: Row, maps: Maps) -> None:
+        result, cut = self.attempt(row, *row.needs, CAP_BPF)
+        assert (result.code, result.err) == (0, "")
+        assert cut == row.cuts
+
+    @pytest.mark.parametrize("row", REVERSE_NAT_ROWS.values(), ids=REVERSE_NAT_ROWS)
+    def test_without_bpf_it_works_or_names_it(self, row: Row, maps: Maps) -> None:
+        result, cut = self.attempt(row, *row.needs)
+        told = named(result.out + result.err)
+        assert (result.code, cut, told) in [(0, row.cuts, set()), (4, (), {CAP_BPF})]
+
+    @one_less(REVERSE_NAT_ROWS)
+    def test_one_less_names_the_missing_one(self, row: Row, missing: Capability, maps: Maps) -> None:
+        result, cut = self.attempt(row, *(set(row.needs) - {missing}), CAP_BPF)
+        code, cuts, said = row.without(missing)
+        assert (result.code, cut) == (code, cuts)
+        assert said in result.err
+        assert named(result.err) == {missing}
+
     def test_bpf_is_enough_for_the_owner(self, words: tuple[str, ...]) -> None:
-        result = run(*words, preexec=with_only(Capability.CAP_BPF))
+        result = run(*words, preexec=with_only(CAP_BPF))
         assert (result.code, result.err, result.json) == (0, "", {"entries": []})
 
-    def test_another_user_needs_to_get_at_the_files(self, maps: Maps, words: tuple[str, ...]) -> None:
-        os.chown(maps.path("cilium_lb4_reverse_sk"), 1234, 1234)
-        result = run(*words, preexec=with_only(Capability.CAP_BPF, Capability.CAP_DAC_READ_SEARCH))
+    @pytest.mark.parametrize("of", ["the map", "the directory"])
+    @pytest.mark.parametrize("capabilities", [(CAP_BPF,), ()], ids=["with bpf", "with nothing"])
+    def test_another_user_needs_to_get_at_the_files(
+        self, maps: Maps, words: tuple[str, ...], of: str, capabilities: tuple[Capability, ...]
+    ) -> None:
+        path = maps.path(self.NAME) if of == "the map" else maps.directory
+        os.chmod(path, 0o700)
+        os.chown(path, 1234, 1234)
+        result = run(*words, preexec=with_only(CAP_BPF, CAP_DAC_READ_SEARCH))
         assert (result.code, result.err, result.json) == (0, "", {"entries": []})
-        refused = run(*words, preexec=with_only(Capability.CAP_BPF))
+        refused = run(*words, preexec=with_only(*capabilities))
         assert refused.code == 4
         assert "it needs read permission to the pinned map" in refused.json["error"]
-
-    def test_to_cut_what_the_maps_know_takes_net_admin(self, words: tuple[str, ...], network: None) -> None:
-        cut = ("terminate", "--netns", "host", words[1], BACKEND)
-        assert run(*cut, preexec=with_only(CAP_NET_ADMIN, Capability.CAP_BPF)).code == 0
+        assert named(refused.json["error"]) == {CAP_DAC_READ_SEARCH}

@@ -17,6 +17,7 @@ from .sockets import Sockets, pending_error, talk
 
 PACKAGE = Path(socklb.__file__).resolve().parent
 COPY = "app._vendor.socklb_copy"
+TESTS = __name__.rpartition(".")[0]
 
 
 def vendor(root: Path, name: str) -> None:
@@ -171,10 +172,10 @@ def test_neither_imports_the_other(root: Path, words: str, absent: str) -> None:
 # What the tests do on a copy: its modules answer to the original's names, and every name in it means what it meant.
 BOUND = f"""
 import os, sys
-sys.path.append({str(Path(__file__).resolve().parents[1])!r})
+sys.path.append({str(Path(__file__).resolve().parents[TESTS.count(".") + 1])!r})
 os.environ["SOCKLB_UNDER_TEST"] = "{COPY}"
 from importlib import import_module
-from tests import package_under_test
+from {TESTS} import package_under_test
 
 package_under_test.bind()
 import socklb

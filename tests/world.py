@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import struct
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 CLONE_NEWNS = 0x00020000
@@ -26,6 +27,7 @@ _MS_BIND = 0x1000
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG = 1
 
+_TEMPORARY_ROOT = "PYTEST_DEBUG_TEMPROOT"  # of pytest: where tmp_path is
 _INSIDE = "SOCKLB_TEST_WORLD"
 _NO_WORLD = 97  # the exit status of a child that could not get there
 
@@ -34,6 +36,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def is_inside() -> bool:
     return os.environ.get(_INSIDE) == "1"
+
+
+def temporary_root() -> str:
+    """Of the run that is inside."""
+    return os.environ[_TEMPORARY_ROOT]
 
 
 def cannot(why: str) -> NoReturn:
@@ -47,36 +54,80 @@ def cannot(why: str) -> NoReturn:
 
 def run_inside(arguments: Sequence[str], module: str = "pytest") -> tuple[int | None, str]:
     """Run a module with these arguments in a new world: (exit status, ""), or (None, why there can be no world)."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(reader)
-        _become_world([module, *arguments], writer)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        why = pipe.read()
-    code = _exit_code_of(child)
+    with _own_temporary_root() as root:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(reader)
+            _become_world([module, *arguments], root, writer)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            why = pipe.read()
+        code, told_to_end = _exit_code_of(child, signal.SIGTERM)
+    if told_to_end:
+        os.kill(os.getpid(), told_to_end)
     return (None, why) if code == _NO_WORLD else (code, "")
 
 
-def _exit_code_of(child: int) -> int:
-    """Wait for its end. An interrupt from the terminal reaches the run itself, which has something to say about it."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _own_temporary_root() -> Iterator[str]:
+    """A place for tmp_path, unless somebody named one; in the end it is removed.
+
+    Not pytest's own, which it names by the user: inside everybody is root.
+    """
+    if _TEMPORARY_ROOT in os.environ:
+        yield temporary_root()
+        return
+    made = tempfile.mkdtemp(prefix="socklb-tests-")
+    try:
+        yield made
+    finally:
+        remove_tree(made)
+
+
+def remove_tree(directory: str) -> None:
+    """With the directories that nobody but root may enter, as who made them was, inside."""
+    for parent, names, _ in os.walk(directory):
+        for path in (os.path.join(parent, name) for name in names):
+            if not os.path.islink(path):
+                os.chmod(path, 0o700)
+    shutil.rmtree(directory)
+
+
+def _exit_code_of(child: int, stop: signal.Signals) -> tuple[int, int]:
+    """Wait for its end: how it ended, and the signal by which this process was to end meanwhile, or 0.
+
+    Such a signal stops the child. An interrupt from the terminal reaches the run itself, which has something to say
+    about it.
+    """
+    came = [0]
+
+    def pass_on(number: int, _: object) -> None:
+        came.append(number)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(child, stop)
+
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            before[number] = signal.signal(number, pass_on)
     _, status = os.waitpid(child, 0)
-    signal.signal(signal.SIGINT, before)
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status), came[-1]
 
 
-def _become_world(module: Sequence[str], writer: int) -> None:
+def _become_world(module: Sequence[str], root: str, writer: int) -> None:
     """In the child: never returns."""
     try:
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _temporary_root())
+        os.environ[_TEMPORARY_ROOT] = root
         _unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID)
         _die_with_parent()  # so that a run that is killed takes its world with it
         grandchild = os.fork()
         if grandchild:
             os.close(writer)
-            os._exit(_exit_code_of(grandchild))
+            # The first process of a pid namespace heeds no other signal, and its end is that of all in there.
+            os._exit(_exit_code_of(grandchild, signal.SIGKILL)[0])
         _die_with_parent()
         private_mounts()
         mount("proc", "/proc")
@@ -88,13 +139,6 @@ def _become_world(module: Sequence[str], writer: int) -> None:
     except BaseException as error:
         os.write(writer, str(error).encode())
         os._exit(_NO_WORLD)
-
-
-def _temporary_root() -> str:
-    """A place for tmp_path by the uid outside: inside everybody is root, and pytest names its own place by that."""
-    path = os.path.join(tempfile.gettempdir(), f"socklb-tests-of-{os.geteuid()}")
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    return path
 
 
 def _unshare(flags: int) -> None:

@@ -203,7 +203,7 @@ class _Reader:
         address, slash, prefix = text.partition("/")
         if slash and not (prefix.isascii() and prefix.isdigit()):
             self.fail("a prefix length is a number", value)
-        if slash and ":" not in address and address.count(".") < 3:
+        if slash and ":" not in address:
             address += ".0" * (3 - address.count("."))
         try:
             vocabulary.dst(address + slash + prefix)

@@ -49,6 +49,9 @@ _NUMBERS_32 = {
     **dict.fromkeys(("i386", "i486", "i586", "i686", "x86_64"), 357),
 }
 
+_CAP_LAST_CAP = "/proc/sys/kernel/cap_last_cap"
+_CAP_BPF = 39  # linux/capability.h, since Linux 5.8; before, it was a part of CAP_SYS_ADMIN
+
 _PLAIN_TYPES = (BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH)
 
 # Steps of one iteration: some whole walks of a full map, and some more for a map that is small.
@@ -221,22 +224,36 @@ class _Bpf:
 
 
 def bpf_error(code: int, doing: str) -> KernelError:
-    """The error for an errno that bpf(2) answered while `doing`."""
+    """The error for an errno that bpf(2) answered while `doing`: EPERM is about the call itself, EACCES about the path.
+
+    Before Linux 5.19 the call needs a capability wherever kernel.unprivileged_bpf_disabled is not 0; since then only
+    maps and programs cannot be made without, and EPERM comes from a seccomp filter (as container runtimes have it for
+    processes without the capability) or a security module.
+    """
     if code == errno.EPERM:
         return NotPermitted(
             code,
-            f"{doing}: not permitted: bpf(2) needs CAP_BPF, or CAP_SYS_ADMIN before Linux 5.8, in the first user "
-            "namespace; run as root, or grant the capability",
+            f"{doing}: not permitted: bpf(2) needs {_capability()} in the first user namespace; run as root, or grant "
+            "the capability",
         )
     if code == errno.EACCES:
         return NotPermitted(
             code,
             f"{doing}: not permitted: it needs read permission to the pinned map and search permission to the "
-            "directories above it, beside CAP_BPF (CAP_SYS_ADMIN before Linux 5.8); run as root",
+            "directories above it; run as their owner, or grant CAP_DAC_READ_SEARCH",
         )
     if code == errno.ENOSYS:
         return NotSupported(code, f"{doing}: not supported: this kernel was built without CONFIG_BPF_SYSCALL")
     return KernelError(code, f"{doing}: {os.strerror(code)}")
+
+
+def _capability() -> str:
+    """What this kernel asks of who calls bpf(2)."""
+    try:
+        with open(_CAP_LAST_CAP, encoding="ascii") as file:
+            return "CAP_BPF" if int(file.read()) >= _CAP_BPF else "CAP_SYS_ADMIN"
+    except (OSError, ValueError):
+        return "CAP_BPF"
 
 
 def _open_error(code: int, path: str) -> Exception:

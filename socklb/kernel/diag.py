@@ -62,6 +62,7 @@ class DiagSocket:
         except OSError as error:
             raise _open_error(error) from None
         self._sequence = 0
+        self.was_repeated = False
         self._buffer = bytearray(_BUFFER_SIZE)
         try:
             self._socket.settimeout(_TIMEOUT_SECONDS)
@@ -164,13 +165,16 @@ class DiagSocket:
         """Send up to BATCH destroys in one go; the errno of each in order, 0 for a socket that was destroyed.
 
         The acknowledgement is asked for the last alone, the kernel reports the failures of the others by itself. When
-        an answer was lost all are sent again: what the first attempt destroyed then answers ENOENT.
+        an answer was lost all are sent again: what the first attempt destroyed then answers ENOENT, and `was_repeated`
+        tells.
         """
         oldest = self._sequence + 1
+        self.was_repeated = False
         for _ in range(_ATTEMPTS - 1):
             try:
                 return self._destroy_once(requests, doing, oldest)
             except _Interrupted:
+                self.was_repeated = True
                 self._drain()
         return self._destroy_once(requests, doing, oldest)
 
@@ -278,7 +282,8 @@ def _open_error(error: OSError) -> KernelError:
             "open a netlink socket: this kernel (or a seccomp filter) has no NETLINK_SOCK_DIAG: CONFIG_INET_DIAG",
         )
     kind = NotPermitted if error.errno == errno.EPERM else KernelError
-    return kind(error.errno or 0, f"open a netlink socket: {error.strerror} (a seccomp filter? It needs no capability)")
+    hint = " (a seccomp filter? It needs no capability)" if error.errno in (errno.EPERM, errno.EACCES) else ""
+    return kind(error.errno or 0, f"open a netlink socket: {error.strerror}{hint}")
 
 
 def _dump_error(code: int, doing: str, text: str) -> KernelError:

@@ -1,4 +1,4 @@
-"""Every network namespace of the host: those of processes, and those that were pinned by a mount."""
+"""Every network namespace of the host: those of processes and their threads, and those that were pinned by a mount."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import namedtuple
 from ..errors import KernelError, NotPermitted
 from .mounts import mounts
 from .namespaces import HOST_NAME, NetworkNamespace, NoSuchNamespace, identity
+from .resources import check_resources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ PIN_DIRECTORIES = (
 VANISHED = "vanished"
 NOT_ONE = "no network namespace"
 
+_LINKS_OF_ONE_THREAD = 3  # of /proc/PID/task: the directory's own two, and one a thread (proc_task_getattr())
 _WAYS_IN = 16  # so many paths of one namespace are kept
 
 if TYPE_CHECKING:
@@ -53,15 +55,19 @@ class Namespaces(tuple):  # type: ignore[type-arg]
 
 
 def discover() -> Namespaces:
-    """The namespaces that can be seen: the caller's own ("host") first, then the pinned, then those of processes.
+    """The namespaces that can be seen: the caller's own ("host") first, then the pinned, then those of processes, then
+    those that only a thread is in.
 
-    A pinned one has its pin's name, another that of the first process in it, "pid 123 (command)"; where the name is
-    another's already, its path. What vanished meanwhile, or may not be looked at, is in `.skipped`.
+    A pinned one has its pin's name, another that of the first process in it, "pid 123 (command)", or of the first
+    thread, "tid 124 (its name)"; where the name is another's already, its path. What vanished meanwhile, or may not be
+    looked at, is in `.skipped`. Not found, nor told, is one that nothing but an open descriptor, a socket or a mount in
+    another mount namespace keeps alive. Raises KernelError where descriptors or memory have run out.
     """
     paths: dict[tuple[int, int], list[str]] = {}  # by identity
     names: dict[str, tuple[int, int]] = {}
     skipped = []
-    for path, pid in _candidates():
+    refused: set[int] = set()
+    for path, kind, number in _candidates(refused):
         try:
             who = identity(path)
         except NoSuchNamespace:
@@ -69,11 +75,14 @@ def discover() -> Namespaces:
         except ValueError:
             skipped.append(SkippedNamespace(path, NOT_ONE))
         except OSError as error:
-            lacks = "; CAP_SYS_PTRACE is missing" if pid and isinstance(error, NotPermitted) else ""
+            lacks = ""
+            if kind and isinstance(error, NotPermitted):
+                lacks = "; CAP_SYS_PTRACE is missing"
+                refused.add(number)
             skipped.append(SkippedNamespace(path, os.strerror(error.errno or 0) + lacks))
         else:
             if who not in paths:
-                name = HOST_NAME if not paths else _name(path, pid)  # the first candidate is the caller's own
+                name = HOST_NAME if not paths else _name(path, kind, number)  # the first candidate is the caller's own
                 names[path if name in names else name] = who
             paths.setdefault(who, []).append(path)
     found = Namespaces(
@@ -83,9 +92,9 @@ def discover() -> Namespaces:
     return found
 
 
-def _name(path: str, pid: int) -> str:
+def _name(path: str, kind: str, number: int) -> str:
     """What people call it. Names are others' to choose: what is not printable ASCII is escaped."""
-    name = f"pid {pid} ({_command(pid)})" if pid else os.path.basename(path)
+    name = f"{kind} {number} ({_command(number)})" if kind else os.path.basename(path)
     return name.encode("unicode_escape").decode("ascii")
 
 
@@ -107,18 +116,27 @@ def pinned(name: str) -> NetworkNamespace:
     )
 
 
-def _candidates() -> Iterator[tuple[str, int]]:
-    """(path, process id or 0) of everything that may be a network namespace; many are the same one."""
-    yield _own_path(), 0
+def _candidates(refused: set[int]) -> Iterator[tuple[str, str, int]]:
+    """(path, "pid", "tid" or "", its number) of everything that may be a network namespace; many are the same one.
+
+    The threads of processes that were `refused` in the meantime are left out: they would be refused as well.
+    """
+    yield _own_path(), "", 0
     of_nsfs = [mount for mount in mounts() if mount.type == "nsfs"]
     others = {mount.point for mount in of_nsfs if not mount.root.startswith("net:")}
     paths = [os.path.join(directory, name) for directory in _distinct(PIN_DIRECTORIES) for name in _entries(directory)]
     paths += [mount.point for mount in of_nsfs]
     for path in dict.fromkeys(paths):
         if path not in others:
-            yield path, 0
-    for word in sorted(filter(str.isdigit, _entries("/proc")), key=int):
-        yield f"/proc/{word}/ns/net", int(word)
+            yield path, "", 0
+    processes = _numbers("/proc")
+    for pid in processes:
+        yield f"/proc/{pid}/ns/net", "pid", pid
+    for pid in processes:
+        if pid not in refused and _has_threads(pid):
+            for tid in _numbers(f"/proc/{pid}/task"):
+                if tid != pid:
+                    yield f"/proc/{pid}/task/{tid}/ns/net", "tid", tid
 
 
 def _own_path() -> str:
@@ -133,16 +151,33 @@ def _distinct(directories: Iterable[str]) -> Iterator[str]:
     return iter({os.path.realpath(directory): directory for directory in reversed(tuple(directories))}.values())
 
 
+def _numbers(directory: str) -> list[int]:
+    return sorted(map(int, filter(str.isdigit, _entries(directory))))
+
+
+def _has_threads(pid: int) -> bool:
+    """Beside the first one, by the number of links: to look costs less than to list."""
+    try:
+        return os.stat(f"/proc/{pid}/task").st_nlink > _LINKS_OF_ONE_THREAD
+    except OSError as error:
+        check_resources(error, f"look for network namespaces in /proc/{pid}/task")
+        return False
+
+
 def _entries(directory: str) -> list[str]:
+    """What is in it; nothing if it is not there or may not be read."""
     try:
         return sorted(os.listdir(directory))
-    except OSError:
+    except OSError as error:
+        check_resources(error, f"look for network namespaces in {directory}")
         return []
 
 
-def _command(pid: int) -> str:
+def _command(number: int) -> str:
+    """Of a process, or the name of a thread: /proc lists the one alone, and has both."""
     try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+        with open(f"/proc/{number}/comm", encoding="utf-8", errors="replace") as file:
             return file.read().rstrip("\n")
-    except OSError:
+    except OSError as error:
+        check_resources(error, f"look up the command of process {number}")
         return "ended"

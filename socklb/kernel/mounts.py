@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import namedtuple
 
+from .resources import check_resources
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +26,10 @@ _ROOT, _POINT = 3, 4  # behind the numbers of the mount, its parent and its devi
 
 
 def mounts() -> Iterator[Mount]:
-    """Every mount; none where /proc does not tell. The format is proc_pid_mountinfo(5)."""
+    """Every mount; none where /proc does not tell. The format is proc_pid_mountinfo(5).
+
+    Raises KernelError where descriptors or memory have run out, and nobody can tell.
+    """
     try:
         # The kernel escapes " \t\n\\" in paths and nothing else: any other white space, \r among it, is a part of one.
         with open(_MOUNTINFO, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
@@ -33,8 +38,8 @@ def mounts() -> Iterator[Mount]:
                 fields = before.split(" ")
                 if len(fields) > _POINT:
                     yield Mount(_unescaped(fields[_ROOT]), _unescaped(fields[_POINT]), after.partition(" ")[0])
-    except OSError:
-        return
+    except OSError as error:
+        check_resources(error, "look at what is mounted")
 
 
 def _unescaped(field: str) -> str:

@@ -80,8 +80,9 @@ class NetworkNamespace:
     def discover() -> Namespaces:
         """Every namespace of the host that can be seen, each once, one's own first.
 
-        From the processes in /proc, the directories where namespaces are pinned, and the mounts. What vanished
-        meanwhile or may not be looked at is in `.skipped` of the result, as (path, reason).
+        From the processes in /proc and their threads, the directories where namespaces are pinned, and the mounts.
+        What vanished meanwhile or may not be looked at is in `.skipped` of the result, as (path, reason). One that
+        nothing but an open descriptor, a socket or a mount in another mount namespace keeps alive cannot be seen.
         """
         from .discovery import discover  # which makes namespaces itself
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import namedtuple
 from ipaddress import ip_address
 
-from ..errors import KernelError
 from ..wire.reply import unmapped
+from .resources import check_resources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
     from ..wire.reply import IPAddress
 
     Endpoint = tuple[IPAddress, int]
+
+
+_DOING = "look for one's own ssh session, which is spared"
 
 
 class OwnSession(namedtuple("OwnSession", "tuples inodes")):
@@ -30,8 +32,8 @@ class OwnSession(namedtuple("OwnSession", "tuples inodes")):
 def own_session() -> OwnSession:
     """What SSH_CONNECTION says, here and in every ancestor's environment, and what an sshd among them holds open.
 
-    What cannot be read (no /proc, another user's process) says nothing; but where descriptors have run out nobody can
-    tell, and KernelError is raised.
+    What cannot be read (no /proc, another user's process) says nothing; but where descriptors or memory have run out
+    nobody can tell, and KernelError is raised.
     """
     said = [os.environ.get("SSH_CONNECTION", "")]
     inodes: set[int] = set()
@@ -81,7 +83,7 @@ def _socket_inodes(pid: int) -> Iterator[int]:
     try:
         names = os.listdir(directory)
     except OSError as error:
-        _check_descriptors(error)
+        check_resources(error, _DOING)
         return
     for name in names:
         try:
@@ -97,10 +99,5 @@ def _read(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        _check_descriptors(error)
+        check_resources(error, _DOING)
         return b""
-
-
-def _check_descriptors(error: OSError) -> None:
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        raise KernelError(error.errno, f"look for one's own ssh session, which is spared: {error.strerror}") from None

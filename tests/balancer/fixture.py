@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from .. import world
 from ..sockets import Sockets, add_v6_address
 from . import ebpf
 from .balancer import Balancer
@@ -38,8 +39,8 @@ def refuse(why: str) -> None:
     """End a test that needs what there is not; fail it where root has to have it."""
     if not why:
         return
-    if os.environ.get("SOCKLB_REQUIRE_KERNEL") == "1" and is_root():
-        pytest.fail(f"no balancer: {why}", pytrace=False)
+    if is_root():
+        world.cannot(f"no balancer: {why}")
     pytest.skip(f"no balancer: {why}")
 
 

@@ -127,7 +127,7 @@ class TestExitCodes:
         ("damage", "preexec", "patch", "code", "error"),
         [
             (lambda maps: maps.make(V4, 1, 16, 8), None, "", 3, "layout is not known"),
-            (lambda maps: os.chmod(maps.directory, 0), drop_privilege, "", 4, "CAP_BPF"),
+            (lambda maps: os.chmod(maps.directory, 0), drop_privilege, "", 4, "CAP_DAC_READ_SEARCH"),
             (lambda maps: None, None, INTERRUPTED, 130, "interrupted"),
         ],
         ids=["another layout", "no privilege", "interrupted"],

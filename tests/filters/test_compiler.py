@@ -245,12 +245,13 @@ class TestMoreThanAnAttributeHolds:
 
     BACKENDS = tuple(f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in range(0, 4000 * 3, 3))
 
-    @pytest.mark.parametrize("around", ["alone", "and", "or", "not"])
+    @pytest.mark.parametrize("around", ["alone", "and", "behind", "or", "not"])
     def test_each_piece_fits_and_together_they_mean_the_same(self, around: str) -> None:
         many = Or(*(dst(address, 80) for address in self.BACKENDS))
         condition: Condition = {
             "alone": many,
             "and": And(many, sport(1000, 2000)),
+            "behind": And(sport(1000, 2000), many),
             "or": Or(many, sport(3000)),
             "not": Not(And(*(Not(part) for part in many.parts))),
         }[around]

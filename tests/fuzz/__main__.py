@@ -25,7 +25,8 @@ package_under_test.bind()
 
 from . import targets  # noqa: E402 - only now does `socklb` mean the package under test
 
-_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE = str(__package__)  # tests.fuzz, or what the folder is called beside a vendored copy
+_ROOT = Path(__file__).resolve().parents[_PACKAGE.count(".") + 1]
 _SECONDS_PER_INPUT = 10
 
 
@@ -66,7 +67,7 @@ def fuzz(name: str, seconds: int) -> int:
         }
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "tests.fuzz.guided", name),
+                *(sys.executable, "-m", f"{_PACKAGE}.guided", name),
                 *(f"-{option}={value}" for option, value in options.items()),
                 *map(str, (reached, targets.CORPUS / name, found)),
             ],

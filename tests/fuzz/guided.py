@@ -13,7 +13,8 @@ def main() -> None:
     atheris: Any = importlib.import_module("atheris")  # by name: type checkers run where it is not installed
     name = sys.argv.pop(1)
     package_under_test.bind()
-    with atheris.instrument_imports(include=[package_under_test.NAME.partition(".")[0], "tests"]):
+    tests, package = (name.partition(".")[0] for name in (__package__, package_under_test.NAME))
+    with atheris.instrument_imports(include=[package, tests]):
         from . import targets
 
         check = targets.check_of(name)

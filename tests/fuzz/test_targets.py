@@ -22,7 +22,8 @@ from ..test_vendoring import vendor
 from . import mutated, seeds, targets
 from .targets import datagram, replies, watch
 
-ROOT = Path(__file__).resolve().parents[2]
+FUZZ = __name__.rpartition(".")[0]
+ROOT = Path(__file__).resolve().parents[FUZZ.count(".") + 1]
 INPUTS = [
     pytest.param(name, path, id=f"{name}-{path.parent.parent.name}-{path.name}")
     for name in targets.NAMES
@@ -134,7 +135,7 @@ class TestMutated:
         (path,) = (elsewhere / "replies").iterdir()
         said = capsys.readouterr()
         assert path.read_bytes().hex() in said.err
-        assert f"python -m tests.fuzz replies --again {path}" in said.err
+        assert f"python -m {FUZZ} replies --again {path}" in said.err
         assert said.out.endswith("1 ways to break the law\n")
 
     def test_so_is_what_does_not_end(
@@ -156,7 +157,7 @@ class TestTheCommand:
 
     def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "tests.fuzz", *words],
+            [sys.executable, "-m", FUZZ, *words],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(runner.ROOT), **environment},
             stdin=subprocess.DEVNULL,

@@ -288,7 +288,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("code", "kind", "exits", "words"),
         [
-            (errno.EPERM, NotPermitted, 4, "not permitted: bpf(2) needs CAP_BPF, or CAP_SYS_ADMIN before Linux 5.8"),
+            (errno.EPERM, NotPermitted, 4, "not permitted: bpf(2) needs CAP_"),
             (errno.EACCES, NotPermitted, 4, "not permitted: it needs read permission to the pinned map and search"),
             (errno.ENOSYS, NotSupported, 3, "not supported: this kernel was built without CONFIG_BPF_SYSCALL"),
             (errno.ENOMEM, KernelError, 1, "Cannot allocate memory"),
@@ -299,6 +299,22 @@ class TestErrors:
         error = bpf_error(code, "read m")
         assert (type(error), error.errno, exit_code(error)) == (kind, code, exits)
         assert str(error.strerror).startswith(f"read m: {words}")
+
+    @pytest.mark.parametrize(
+        ("last", "expected"),
+        [("41", "CAP_BPF"), ("39", "CAP_BPF"), ("37", "CAP_SYS_ADMIN"), ("", "CAP_BPF"), (None, "CAP_BPF")],
+        ids=["newer", "linux 5.8", "linux 5.7", "empty", "no such file"],
+    )
+    def test_one_capability_is_named_and_it_is_one_that_this_kernel_has(
+        self, last: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "cap_last_cap"
+        if last is not None:
+            path.write_text(last)
+        monkeypatch.setattr(bpf, "_CAP_LAST_CAP", str(path))
+        said = str(bpf_error(errno.EPERM, "read m"))
+        assert [word for word in said.split() if word.startswith("CAP_")] == [expected]
+        assert "CAP_DAC_READ_SEARCH" in str(bpf_error(errno.EACCES, "read m"))
 
     @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS, errno.ELOOP], ids=["EPERM", "ENOSYS", "ELOOP"])
     def test_of_opening(self, monkeypatch: pytest.MonkeyPatch, code: int) -> None:

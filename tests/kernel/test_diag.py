@@ -111,16 +111,19 @@ class TestOpening:
             pytest.param(errno.EPROTONOSUPPORT, NotSupported, "CONFIG_INET_DIAG", id="no-sock-diag"),
             pytest.param(errno.EAFNOSUPPORT, NotSupported, "CONFIG_INET_DIAG", id="no-netlink"),
             pytest.param(errno.EPERM, NotPermitted, "netlink socket", id="forbidden"),
-            pytest.param(errno.EMFILE, KernelError, "netlink socket", id="no-descriptor-left"),
+            pytest.param(errno.EACCES, KernelError, "netlink socket", id="forbidden-by-a-security-module"),
+            pytest.param(errno.EMFILE, KernelError, "netlink socket: Too many open files$", id="no-descriptor-left"),
+            pytest.param(errno.ENOMEM, KernelError, "netlink socket", id="no-memory"),
         ],
     )
     def test_a_socket_that_cannot_be_opened_says_what_is_missing(
         self, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[KernelError], says: str
     ) -> None:
-        monkeypatch.setattr(diag, "open_netlink", raiser(OSError(code, "socket")))
+        monkeypatch.setattr(diag, "open_netlink", raiser(OSError(code, os.strerror(code))))
         with pytest.raises(KernelError, match=says) as caught:
             DiagSocket()
         assert (type(caught.value), caught.value.errno) == (kind, code)
+        assert ("seccomp" in str(caught.value)) == (code not in (errno.EMFILE, errno.ENOMEM))
 
 
 def raiser(error: BaseException) -> Callable[..., object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
@@ -14,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socklb import KernelError, SocketFilter, Support, TcpState, destroy_sockets, probe, sport
-from socklb.destroy import ONLY_BOUND, SHARED_ADDRESS
+from socklb.destroy import ANSWER_LOST, ONLY_BOUND, SHARED_ADDRESS
 from socklb.wire.reply import decode_msg
+from socklb.wire.request import SOCK_DESTROY
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
 
 from ..fake_kernel import Answer, Datagram, FakeKernel, Living, Request, done_message, row, table, tries
@@ -43,13 +45,14 @@ class TestNoEntry:
         assert said == {0: "destroyed", 1: "gone", 2: "destroyed"}
         assert (tries(kernel), len(kernel.dumps)) == ({0: 1, 1: 1, 2: 1}, 2)
 
-    def test_a_socket_that_moved_and_is_still_meant_is_destroyed_where_it_is_now(self) -> None:
+    @pytest.mark.parametrize("step", [1, -1])
+    def test_a_socket_that_moved_and_is_still_meant_is_destroyed_where_it_is_now(self, step: int) -> None:
         rows = [row(1, sport=5000)]
 
         def destroy(id: SocketId, family: int) -> int:
-            if id.sport == 5002:
+            if id.sport == 5000 + 2 * step:
                 return 0
-            rows[:] = [row(1, sport=id.sport + 1)]
+            rows[:] = [row(1, sport=id.sport + step)]
             return errno.ENOENT
 
         said, kernel = destroyed(table(rows, destroy))
@@ -132,6 +135,51 @@ class TestNoEntry:
             report = destroy_sockets(SocketFilter("tcp", sport(5000), states=["established", "close"], family=AF_INET))
         only_bound = ("failed", ONLY_BOUND, errno.ENOENT)
         assert [o[1:] for o in report.outcomes] == [only_bound if state == TcpState.CLOSE else ("gone", "", None)]
+
+
+class TestLostAnswers:
+    """The batch is sent again, and what the first attempt destroyed answers ENOENT then: whose deed it was is lost."""
+
+    def outcomes(self, rows: list[bytes], lost: int, dump: int = 0) -> dict[int, tuple[object, ...]]:
+        """When the answers to the batch `lost` are, and the dump behind it ends with the errno `dump`."""
+        kernel = Living(rows)
+        batches: list[int] = []
+
+        def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
+            if requests[0].type != SOCK_DESTROY:
+                return [done_message(requests[0], dump)] if dump and batches else kernel(requests)
+            batches.append(len(requests))
+            answers = list(kernel(requests))
+            return [OSError(errno.ENOBUFS, "lost")] if len(batches) - 1 == lost else answers
+
+        with FakeKernel(answer).installed():
+            try:
+                report = destroy_sockets(TCP)
+            except KernelError as error:
+                report = error.report
+        return {outcome.socket.cookie: tuple(outcome[1:]) for outcome in report.outcomes}
+
+    def test_who_is_gone_may_have_been_destroyed(self) -> None:
+        rows = [row(n) for n in range(66)]
+        told = self.outcomes(rows, lost=1)
+        destroyed = dict.fromkeys(range(64), ("destroyed", "", None))
+        assert told == {**destroyed, **dict.fromkeys((64, 65), ("gone", ANSWER_LOST, None))}
+
+    def test_who_hid_others_may_be_gone_by_it(self) -> None:
+        """Then those are tried again."""
+        hidden, before = ([row(first + n, sport=5000 + n) for n in range(64)] for first in (0, 100))
+        told = self.outcomes([*hidden, *before], lost=1)
+        assert {told[n] for n in range(64)} == {("destroyed", "", None)}
+        assert {told[100 + n] for n in range(64)} == {("gone", ANSWER_LOST, None)}
+
+    def test_the_doubt_stays_when_the_run_ends_before_it_is_known_who_is_gone(self) -> None:
+        told = self.outcomes([row(1)], lost=0, dump=errno.EIO)
+        assert told == {1: ("failed", f"{os.strerror(errno.EIO)}, and perhaps destroyed", errno.EIO)}
+
+    def test_it_goes_with_a_later_answer(self) -> None:
+        """It was not destroyed the first time, for it hid behind a twin."""
+        told = self.outcomes([row(1, sport=5000), row(2, sport=5000)], lost=0)
+        assert told == {1: ("destroyed", "", None), 2: ("gone", ANSWER_LOST, None)}
 
 
 class TestHowMuchIsSent:

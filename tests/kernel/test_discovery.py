@@ -19,7 +19,7 @@ from socklb.kernel.discovery import NOT_ONE, VANISHED, Namespaces, SkippedNamesp
 from socklb.kernel.namespaces import NamespaceVanished, inside
 
 from .. import world
-from ..networks import in_thread, networks
+from ..networks import in_thread, networks, no_thread_lingers
 from ..sockets import eventually, in_child, left_behind, without_privilege
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("network")]
@@ -91,6 +91,7 @@ def other() -> Iterator[NetworkNamespace]:
 def inhabitant(namespace: NetworkNamespace) -> Iterator[subprocess.Popen[bytes]]:
     """A process in the namespace, until it is ended."""
     process = inside(namespace, lambda: subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+    no_thread_lingers()
     with process:
         try:
             yield process

@@ -3,8 +3,8 @@
 python -m tests.mutants [MODULE ...] [--count N] [--seed N] [--jobs N]      a sample, evenly over the modules
 
 MODULE is a path in the package: wire/reply.py, wire; what has no system call in it, and destroy.py, by default.
-`--count 0` takes all mutants. Prints each one that survived and the score of each module; ends with 1 if the score of
-all is below 90%, with 2 if the tests fail without a mutant.
+`--count 0` takes all mutants. Prints each one that survived, with the reason if it may (`survivors`), and the score of
+each module; ends with 1 if the score of all is below 90%, with 2 if the tests fail without a mutant.
 
 The mutants are cosmic-ray's: its session says where which of its operators applies, and it rewrites the source.
 Running them is not left to it, for it begins a new Python for each: here that is a fork (`trials`), in a world of its
@@ -30,6 +30,7 @@ from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_db import use_db
 from cosmic_ray.work_item import MutationSpec
 
+from .survivors import reason_for
 from .trials import PACKAGE, Trial, outcomes
 
 _ENOUGH = 0.9
@@ -147,7 +148,8 @@ def _try_all(mutants: list[Mutant], jobs: int) -> int:
     killed: Counter[str] = Counter()
     for mutant, passes in zip(mutants, outcomes(whole, trials, jobs)):
         if passes:
-            print(f"survived: {mutant}", flush=True)
+            why = reason_for(str(mutant)) or "nobody has said why"
+            print(f"survived: {mutant}\n    ({why})", flush=True)
         else:
             killed[mutant.module] += 1
     for name, made in sorted(Counter(mutant.module for mutant in mutants).items()):

@@ -239,6 +239,19 @@ class TestFailures:
         assert without_privilege(look) == (1, ["net0"])
         talk(client, server)
 
+    def test_one_s_own_comes_first_wherever_it_was_put(self, sockets: Sockets) -> None:
+        """A thread that has gone to a namespace of a child user namespace may not go back."""
+        client, server = sockets.tcp(GONE, PORT)
+
+        def look() -> tuple[dict[str, str], int]:
+            here = NetworkNamespace.current()
+            with networks(12) as made, mock.patch("os.sched_getaffinity", return_value=[0, 1]):
+                report = terminate_connections([TCP], namespaces=[*places(made), here], dry_run=True)
+            return {namespace.name: str(error) for namespace, error in report.errors.items()}, report.skipped
+
+        assert without_privilege(look) == ({}, 1)
+        talk(client, server)
+
     @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), ValueError("x"), KeyboardInterrupt()], ids=repr)
     def test_an_audit_that_fails_stops_all_namespaces(self, nets: list[Network], error: BaseException) -> None:
         """At most one batch (64) is unrecorded, and the report names it."""

@@ -122,8 +122,9 @@ class TestInstructions:
     def test_a_cut_one_is_refused_at_every_length(self, instruction: Instruction) -> None:
         whole = encode_instruction(instruction)
         for length in range(len(whole)):
-            with pytest.raises(MalformedMessage):
-                decode_instruction(whole[:length], 0)
+            with pytest.raises(MalformedMessage) as caught:
+                decode_instruction(bytes(3) + whole[:length], 3)
+            assert caught.value.offset + int(str(caught.value.got)) == 3 + length
 
     @given(st.binary(max_size=100))
     def test_any_bytes_are_a_program_or_refused(self, data: bytes) -> None:

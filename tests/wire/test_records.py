@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socklb.wire.records import BbrInfo, DctcpInfo, MemInfo, Record, SkMemInfo, SockOpt, TcpInfo, VegasInfo
+from socklb.wire.records import BbrInfo, DctcpInfo, MemInfo, Record, SkMemInfo, SockOpt, TcpInfo, VegasInfo, _Bits
 
 from ..strategies import RECORDS, records
 from . import golden
@@ -92,6 +92,19 @@ class TestPlaces:
         every_bit = {"snd_wscale": 15, "rcv_wscale": 15, "fastopen_client_fail": 3}.get(name, 1)
         assert getattr(inverted, name) == value ^ every_bit
         assert getattr(type(record)(b""), name) is None
+
+    @pytest.mark.parametrize(("order", "byte"), [("little", 0b1_010_1001), ("big", 0b1001_010_1)])
+    def test_the_bit_field_that_is_declared_first_is_at_the_end_where_a_number_starts(
+        self, monkeypatch: pytest.MonkeyPatch, order: str, byte: int
+    ) -> None:
+        monkeypatch.setattr(sys, "byteorder", order)
+
+        class Declared(Record):
+            LAYOUT = "B:byte"
+            four, three, one = _Bits("byte", 0, 4), _Bits("byte", 4, 3), _Bits("byte", 7)
+
+        record = Declared(bytes([byte]))
+        assert (record.four, record.three, record.one) == (0b1001, 0b010, 1)
 
 
 class TestAnyLength:

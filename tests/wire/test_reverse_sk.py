@@ -131,7 +131,9 @@ class TestOtherSizes:
         if len(data) in (16, 28, 32):
             decode_key(data)
         else:
-            with pytest.raises(MalformedMessage, match=rf"expected 16 or 28 or 32 bytes, got {len(data)}$"):
+            with pytest.raises(
+                MalformedMessage, match=rf"at offset 0: expected 16 or 28 or 32 bytes, got {len(data)}$"
+            ):
                 decode_key(data)
 
     @given(st.binary(max_size=30))
@@ -139,7 +141,7 @@ class TestOtherSizes:
         if len(data) in (8, 20):
             decode_value(data)
         else:
-            with pytest.raises(MalformedMessage, match=rf"expected 8 or 20 bytes, got {len(data)}$"):
+            with pytest.raises(MalformedMessage, match=rf"at offset 0: expected 8 or 20 bytes, got {len(data)}$"):
                 decode_value(data)
 
     @pytest.mark.parametrize(

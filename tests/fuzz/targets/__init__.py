@@ -53,4 +53,4 @@ def package() -> Path:
 
 def again(name: str, path: Path) -> str:
     """How to run one input again."""
-    return f"python -m tests.fuzz {name} --again {path}"
+    return f"python -m {__name__.rpartition('.')[0]} {name} --again {path}"
