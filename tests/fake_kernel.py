@@ -46,7 +46,7 @@ from socklb.wire.request import (
     decode_request,
     decode_request_v2,
 )
-from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
+from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId, encode_id
 
 from . import bytecode_vm
 
@@ -83,6 +83,7 @@ class Request(NamedTuple):
 
 Answer = Callable[[Sequence[Request]], Iterable[Datagram]]
 
+_ID, _ADDRESS_SIZE = 4, 40  # where in a row the id is, and how much of it comes before the cookie
 _MOST_CALLS = 10_000  # whoever asks on and on fails here, instead of hanging
 
 
@@ -250,9 +251,10 @@ class Living:
         return self._table(requests)
 
     def _destroy(self, id: SocketId, family: int) -> int:
+        address = encode_id(id)[:_ADDRESS_SIZE]
         for one in reversed(self.rows):
-            there = decode_msg(one).id
-            if there._replace(cookie=0) == id._replace(cookie=0):
+            if one.startswith(address, _ID):
+                there = decode_msg(one).id
                 if there.cookie != id.cookie:
                     return errno.ENOENT
                 if not self._stays:

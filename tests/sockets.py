@@ -52,10 +52,10 @@ def state_of(sock: socket.socket) -> int:
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
     """Wait for something that the kernel does on its own; not a measurement."""
-    for _ in range(500):
+    for attempt in range(500):
         if condition():
             return
-        time.sleep(0.01)
+        time.sleep(0.001 if attempt < 20 else 0.01)
     raise AssertionError(f"never happened: {what}")
 
 

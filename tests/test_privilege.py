@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from typing import NamedTuple, TypeVar
@@ -24,6 +24,7 @@ from socklb.wire.reverse_sk import ReverseSkKey
 from . import world
 from .bpf_maps import Maps
 from .capabilities import Capability, with_only
+from .cli.agent import second_look_after
 from .cli.runner import COMMANDS, Result, run
 from .sockets import Sockets, cookie_of, in_child, pending_error
 
@@ -182,7 +183,12 @@ def on_the_scene(function: Callable[[Scene], T], move: Callable[[int], object] =
 
 def attempt(row: Row, *capabilities: Capability) -> tuple[Result, tuple[str, ...]]:
     """Run a command with these capabilities alone: what it said, and where the connection was cut."""
-    return on_the_scene(lambda scene: (run(*row.words, preexec=with_only(*capabilities), stdin=row.stdin), scene.cut()))
+    return on_the_scene(lambda scene: (run_with(capabilities, *row.words, stdin=row.stdin), scene.cut()))
+
+
+def run_with(capabilities: Iterable[Capability], *words: str, stdin: str = "") -> Result:
+    patch = second_look_after(0.05) if words[0] == "watch" else ""
+    return run(*words, patch=patch, preexec=with_only(*capabilities), stdin=stdin)
 
 
 def named(text: str) -> set[Capability]:
@@ -339,7 +345,7 @@ class TestReverseNat:
                     key = ReverseSkKey(cookie_of(client), ip_address("127.0.0.2").packed, 9000)
                     maps.put(self.NAME, key.encode(), bytes(8))
                 words = (*row.words, f"--rev-nat={maps.directory}")
-                return run(*words, preexec=with_only(*capabilities), stdin=row.stdin), scene.cut()
+                return run_with(capabilities, *words, stdin=row.stdin), scene.cut()
 
         return on_the_scene(play, world.unshare)
 

@@ -134,11 +134,19 @@ def _become_world(module: Sequence[str], root: str, writer: int) -> None:
         mount("tmpfs", "/run")
         loopback_up()
         os.environ[_INSIDE] = "1"
+        if sys.dont_write_bytecode:
+            _keep_bytecode_in(root)
         os.set_inheritable(writer, False)
         os.execv(sys.executable, [sys.executable, "-m", *module])
     except BaseException as error:
         os.write(writer, str(error).encode())
         os._exit(_NO_WORLD)
+
+
+def _keep_bytecode_in(directory: str) -> None:
+    """Where none may be left beside the source: or each of many processes would compile everything anew."""
+    del os.environ["PYTHONDONTWRITEBYTECODE"]
+    os.environ["PYTHONPYCACHEPREFIX"] = os.path.join(directory, "pycache")
 
 
 def _unshare(flags: int) -> None:

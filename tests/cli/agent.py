@@ -104,13 +104,14 @@ class Agent:
         return bool(caught & 1 << (number - 1)) or self.process.poll() is not None
 
 
-# Or each test would wait a second for it.
-_SECOND_LOOK = 'module(".termination.loop").TerminationLoop.__init__.__kwdefaults__["second_look"] = {}\n'
+def second_look_after(seconds: float) -> str:
+    """A patch of the command, that would take a second's time for it."""
+    return f'module(".termination.loop").TerminationLoop.__init__.__kwdefaults__["second_look"] = {seconds}\n'
 
 
 def watch(*words: str, stdin: str, patch: str = "") -> Result:
     """`socklb watch` on lines that are all there, to its end. Nobody waits a second for the second look."""
-    return run("watch", "--source", "-", *words, stdin=stdin, patch=_SECOND_LOOK.format(0.05) + patch)
+    return run("watch", "--source", "-", *words, stdin=stdin, patch=second_look_after(0.05) + patch)
 
 
 @contextmanager
@@ -128,7 +129,7 @@ def watching(
         out, err = (stack.enter_context(tempfile.NamedTemporaryFile("w", encoding="utf-8")) for _ in range(2))
         process = stack.enter_context(
             subprocess.Popen(
-                command(("watch", "--source", source, *words), patch=_SECOND_LOOK.format(second_look) + patch),
+                command(("watch", "--source", source, *words), patch=second_look_after(second_look) + patch),
                 cwd=ROOT,
                 env=environment(),
                 preexec_fn=preexec,

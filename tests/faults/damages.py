@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ Honest = Callable[[], "list[bytes]"]
 
 Damage = Callable[[Sequence[Request], Honest], Iterable[Datagram]]
 
-ALWAYS: Collection[int] = range(1, 1 << 20)
+ALWAYS: Sequence[int] = range(1, 1 << 20)
 
 
 def single(datagrams: Iterable[Datagram]) -> list[bytes]:
@@ -48,7 +48,7 @@ def single(datagrams: Iterable[Datagram]) -> list[bytes]:
 class Befalls:
     """It happens to these dumps or destroys, counted from 1; the others are answered honestly."""
 
-    def __init__(self, damage: Damage, on: str, when: Collection[int] = ALWAYS) -> None:
+    def __init__(self, damage: Damage, on: str, when: Sequence[int] = ALWAYS) -> None:
         self._damage, self._on, self._when, self._count = damage, on, when, 0
         self.hit: list[Sequence[Request]] = []
         """What was asked for where it happened."""
