@@ -64,7 +64,7 @@ class AuditFile:
             while written < len(data):
                 if self._is_regular:
                     self._cut_back(written)
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    raise OSError(errno.ENOSPC, "the disk is full, or a quota or limit of file sizes is reached")
                 data = data[written:]  # a pipe or a terminal takes the rest later
                 written = self._write(data)
         except OSError as error:
@@ -76,16 +76,16 @@ class AuditFile:
         while True:
             self._wait_for_reader()
             try:
-                return os.write(self._descriptor, data[: select.PIPE_BUF])  # for as much there is room, then
-            except BlockingIOError:  # which somebody else has taken
+                return os.write(self._descriptor, data[: select.PIPE_BUF])  # for so much there is room
+            except BlockingIOError:  # unless another writer was first
                 continue
 
     def _wait_for_reader(self) -> None:
-        """A slow one is no reason to stop, one that is stuck is; and standard error may be a pipe that blocks."""
+        """A slow one is no reason to stop, one that is stuck is, unless it is a person at a terminal."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
-        if not poll.poll(_PATIENCE_MS):
-            raise OSError(errno.ETIMEDOUT, f"it has not been read for {_PATIENCE_MS / 1000:g} seconds")
+        if not poll.poll(None if os.isatty(self._descriptor) else _PATIENCE_MS):
+            raise OSError(errno.ETIMEDOUT, f"there was no room in it for {_PATIENCE_MS / 1000:g} seconds")
 
     def _cut_back(self, written: int) -> None:
         """The file offset is behind what was just appended; if another writer has appended since, leave it all."""

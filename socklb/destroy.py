@@ -144,7 +144,9 @@ def _why_failed(error: BaseException) -> tuple[str, int | None]:
         return os.strerror(error.errno), error.errno
     if isinstance(error, AuditError):
         return str(error.strerror), None
-    return str(error) if isinstance(error, SocklbError) else "interrupted", None
+    if isinstance(error, SocklbError):
+        return str(error), None
+    return f"ended by {type(error).__name__}" if isinstance(error, Exception) else "interrupted", None
 
 
 class _Execution:
@@ -227,7 +229,7 @@ class _Execution:
         self._in_flight = {socket.cookie for socket in batch}
         requests = [destroy_request(socket.protocol, socket.family, socket.id_bytes) for socket in batch]
         codes = self._table.diag.destroy(requests, self._doing)
-        newly_in_doubt = self._table.diag.was_repeated and not self._in_flight <= self._in_doubt
+        newly_in_doubt = self._table.diag.destroy_was_repeated and not self._in_flight <= self._in_doubt
         if newly_in_doubt:
             self._in_doubt |= self._in_flight
         self._settle(

@@ -455,7 +455,7 @@ class TestPipes:
             return str(error.strerror)
 
         said = "standard error" if name == "-" else fifo
-        assert in_child(write) == f"the audit file {said} cannot be written: it has not been read for 0.1 seconds"
+        assert in_child(write) == f"the audit file {said} cannot be written: there was no room in it for 0.1 seconds"
         assert os.get_blocking(writer)
         os.close(reader)
         os.close(writer)

@@ -199,6 +199,15 @@ class TestNothingIsLeft:
         assert done.returncode == 0, done.stdout
         assert list(wanted.rglob("mountinfo"))
 
+    @pytest.mark.parametrize(("flags", "wanted"), [(("-B",), ""), ((), "1")], ids=["-B", "PYTHONDONTWRITEBYTECODE"])
+    def test_no_bytecode_where_none_is_wanted(self, checkout: Path, flags: tuple[str, ...], wanted: str) -> None:
+        """The run keeps it in its temporary directory then."""
+        said = environment(checkout, PYTHONDONTWRITEBYTECODE=wanted, SOCKLB_REQUIRE_KERNEL="1")
+        said.pop("PYTHONPYCACHEPREFIX", None)  # that of the run that this is a part of
+        python, *words = arguments("tests/kernel/test_names.py")
+        subprocess.run([python, *flags, *words], cwd=checkout, env=said, check=True, stdout=subprocess.DEVNULL)
+        assert not list(checkout.rglob("__pycache__"))
+
     def test_below_the_cgroup_of_a_run_with_a_balancer(self, checkout: Path, balancer: Balancer) -> None:
         """Its programs end with its cgroup, and its pins with the mounts of the run's world."""
         with new_cgroup() as directory:

@@ -144,7 +144,7 @@ class TestAudit:
         ("error", "why"),
         [
             (AuditError(errno.ENOSPC, "the disk is full"), "the disk is full"),
-            (OSError(errno.ENOSPC, "full"), "interrupted"),
+            (OSError(errno.ENOSPC, "full"), "ended by OSError"),
             (KeyboardInterrupt(), "interrupted"),
         ],
         ids=["full", "another error", "interrupt"],

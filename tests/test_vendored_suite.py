@@ -38,6 +38,8 @@ def test_every_test_is_collected(host: Path) -> None:
     done = run(host, "--collect-only", "-q", "--strict-markers", FOLDER, SOCKLB_UNDER_TEST=NAME)
     assert done.returncode == 0, done.stdout[-5000:]
     assert "arning" not in done.stdout.splitlines()[-1]
+    collected = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert collected == {str(path.relative_to(host)) for path in (host / FOLDER).rglob("test_*.py")}
 
 
 @pytest.mark.kernel

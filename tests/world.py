@@ -56,10 +56,11 @@ def run_inside(arguments: Sequence[str], module: str = "pytest") -> tuple[int | 
     """Run a module with these arguments in a new world: (exit status, ""), or (None, why there can be no world)."""
     with _own_temporary_root() as root:
         reader, writer = os.pipe()
+        parent = os.getpid()
         child = os.fork()
         if not child:
             os.close(reader)
-            _become_world([module, *arguments], root, writer)
+            _become_world([module, *arguments], root, writer, parent)
         os.close(writer)
         with os.fdopen(reader) as pipe:
             why = pipe.read()
@@ -117,12 +118,14 @@ def _exit_code_of(child: int, stop: signal.Signals) -> tuple[int, int]:
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status), came[-1]
 
 
-def _become_world(module: Sequence[str], root: str, writer: int) -> None:
+def _become_world(module: Sequence[str], root: str, writer: int, parent: int) -> None:
     """In the child: never returns."""
     try:
         os.environ[_TEMPORARY_ROOT] = root
         _unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID)
         _die_with_parent()  # so that a run that is killed takes its world with it
+        if os.getppid() != parent:
+            os._exit(_NO_WORLD)  # it was killed before
         grandchild = os.fork()
         if grandchild:
             os.close(writer)
@@ -145,7 +148,7 @@ def _become_world(module: Sequence[str], root: str, writer: int) -> None:
 
 def _keep_bytecode_in(directory: str) -> None:
     """Where none may be left beside the source: or each of many processes would compile everything anew."""
-    del os.environ["PYTHONDONTWRITEBYTECODE"]
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or -B said so
     os.environ["PYTHONPYCACHEPREFIX"] = os.path.join(directory, "pycache")
 
 

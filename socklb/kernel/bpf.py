@@ -233,8 +233,8 @@ def bpf_error(code: int, doing: str) -> KernelError:
     if code == errno.EPERM:
         return NotPermitted(
             code,
-            f"{doing}: not permitted: bpf(2) needs {_capability()} in the first user namespace; run as root, or grant "
-            "the capability",
+            f"{doing}: not permitted: bpf(2) needs {_capability()} in the first user namespace (or a seccomp filter or "
+            "security module forbids it); run as root, or grant the capability",
         )
     if code == errno.EACCES:
         return NotPermitted(

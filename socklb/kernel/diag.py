@@ -62,7 +62,7 @@ class DiagSocket:
         except OSError as error:
             raise _open_error(error) from None
         self._sequence = 0
-        self.was_repeated = False
+        self.destroy_was_repeated = False
         self._buffer = bytearray(_BUFFER_SIZE)
         try:
             self._socket.settimeout(_TIMEOUT_SECONDS)
@@ -165,16 +165,16 @@ class DiagSocket:
         """Send up to BATCH destroys in one go; the errno of each in order, 0 for a socket that was destroyed.
 
         The acknowledgement is asked for the last alone, the kernel reports the failures of the others by itself. When
-        an answer was lost all are sent again: what the first attempt destroyed then answers ENOENT, and `was_repeated`
-        tells.
+        an answer was lost all are sent again, and `destroy_was_repeated` tells: what the first attempt destroyed then
+        answers ENOENT.
         """
         oldest = self._sequence + 1
-        self.was_repeated = False
+        self.destroy_was_repeated = False
         for _ in range(_ATTEMPTS - 1):
             try:
                 return self._destroy_once(requests, doing, oldest)
             except _Interrupted:
-                self.was_repeated = True
+                self.destroy_was_repeated = True
                 self._drain()
         return self._destroy_once(requests, doing, oldest)
 

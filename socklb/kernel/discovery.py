@@ -67,7 +67,7 @@ def discover() -> Namespaces:
     names: dict[str, tuple[int, int]] = {}
     skipped = []
     refused: set[int] = set()
-    for path, kind, number in _candidates(refused):
+    for path, kind, number, process in _candidates():
         try:
             who = identity(path)
         except NoSuchNamespace:
@@ -75,10 +75,13 @@ def discover() -> Namespaces:
         except ValueError:
             skipped.append(SkippedNamespace(path, NOT_ONE))
         except OSError as error:
+            check_resources(error, f"look at {path}")
             lacks = ""
             if kind and isinstance(error, NotPermitted):
+                if process in refused:
+                    continue  # told once, though each thread may differ
                 lacks = "; CAP_SYS_PTRACE is missing"
-                refused.add(number)
+                refused.add(process)
             skipped.append(SkippedNamespace(path, os.strerror(error.errno or 0) + lacks))
         else:
             if who not in paths:
@@ -116,27 +119,27 @@ def pinned(name: str) -> NetworkNamespace:
     )
 
 
-def _candidates(refused: set[int]) -> Iterator[tuple[str, str, int]]:
-    """(path, "pid", "tid" or "", its number) of everything that may be a network namespace; many are the same one.
+def _candidates() -> Iterator[tuple[str, str, int, int]]:
+    """(path, "pid", "tid" or "", its number, the process's) of everything that may be a network namespace.
 
-    The threads of processes that were `refused` in the meantime are left out: they would be refused as well.
+    Many are the same one.
     """
-    yield _own_path(), "", 0
+    yield _own_path(), "", 0, 0
     of_nsfs = [mount for mount in mounts() if mount.type == "nsfs"]
     others = {mount.point for mount in of_nsfs if not mount.root.startswith("net:")}
     paths = [os.path.join(directory, name) for directory in _distinct(PIN_DIRECTORIES) for name in _entries(directory)]
     paths += [mount.point for mount in of_nsfs]
     for path in dict.fromkeys(paths):
         if path not in others:
-            yield path, "", 0
+            yield path, "", 0, 0
     processes = _numbers("/proc")
     for pid in processes:
-        yield f"/proc/{pid}/ns/net", "pid", pid
+        yield f"/proc/{pid}/ns/net", "pid", pid, pid
     for pid in processes:
-        if pid not in refused and _has_threads(pid):
+        if _has_threads(pid):
             for tid in _numbers(f"/proc/{pid}/task"):
                 if tid != pid:
-                    yield f"/proc/{pid}/task/{tid}/ns/net", "tid", tid
+                    yield f"/proc/{pid}/task/{tid}/ns/net", "tid", tid, pid
 
 
 def _own_path() -> str:

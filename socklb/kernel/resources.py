@@ -10,7 +10,7 @@ from ..errors import KernelError
 _REMEDIES = {
     errno.EMFILE: "raise the limit of open files of this process (ulimit -n), or let it open fewer",
     errno.ENFILE: "raise fs.file-max, or let other processes open fewer files",
-    errno.ENOMEM: "let there be more memory",
+    errno.ENOMEM: "free memory, or raise the limit of this process or its cgroup",
 }
 
 

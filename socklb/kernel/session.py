@@ -88,7 +88,8 @@ def _socket_inodes(pid: int) -> Iterator[int]:
     for name in names:
         try:
             target = os.readlink(f"{directory}/{name}")
-        except OSError:
+        except OSError as error:
+            check_resources(error, _DOING)
             continue
         if target.startswith("socket:["):
             yield int(target[len("socket:[") : -1])

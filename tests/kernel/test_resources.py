@@ -114,6 +114,17 @@ class TestDiscovery:
             assert told.startswith("look for network namespaces in /")
 
 
+def test_a_socket_of_sshd_that_there_is_no_memory_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can tell whether it is one's own session."""
+
+    def readlink(path: str) -> str:
+        raise OSError(errno.ENOMEM, "readlink")
+
+    monkeypatch.setattr(os, "readlink", readlink)
+    with pytest.raises(KernelError, match=r"own ssh session.*Cannot allocate memory"):
+        list(session._socket_inodes(os.getpid()))
+
+
 @contextmanager
 def another_thread() -> Iterator[None]:
     ended = Event()
