@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     class Outcome(NamedTuple):
         """One socket's verdict: "destroyed", "gone", "skipped" or "failed".
 
-        `reason` says why it was skipped or failed ("" otherwise), `error` is the errno of a failure or None.
+        `reason` says why it was skipped or failed, or that it is gone behind an answer that was lost ("" otherwise);
+        `error` is the errno of a failure or None.
         """
 
         socket: InetSocket
