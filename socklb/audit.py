@@ -55,8 +55,8 @@ class AuditFile:
         """
         if not self._is_regular:
             return b""
-        end = (os.lseek(self._descriptor, 0, os.SEEK_END) + length) % _PAGE
-        return b" " * (_PAGE - end) if 0 < _PAGE - end < length + _VARIANCE else b""
+        left = -(os.lseek(self._descriptor, 0, os.SEEK_END) + length) % _PAGE
+        return b" " * left if left < length + _VARIANCE else b""
 
     def _append(self, data: bytes) -> None:
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from socklb import AuditError, NetworkNamespace, SocketFilter, destroy_sockets, dst
@@ -129,6 +129,7 @@ class TestPages:
         first=st.integers(150, 2 * SMALLEST),
         steps=st.lists(st.integers(-MUCH, MUCH) | st.sampled_from((-MUCH, MUCH)), min_size=60, max_size=150),
     )
+    @example(first=SMALLEST - 1, steps=[0, 1] * 30)  # one that ends where a page does
     def test_no_line_lies_across_two(self, first: int, steps: list[int]) -> None:
         descriptor = os.memfd_create("audit")
         try:
