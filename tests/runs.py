@@ -17,7 +17,7 @@ SECONDS = 120
 
 def copy_tests(target: Path) -> None:
     """With a home and a temporary directory beside the folder that they are in."""
-    shutil.copytree(TESTS, target, ignore=shutil.ignore_patterns(".pytest_cache", ".hypothesis"))
+    shutil.copytree(TESTS, target, ignore=shutil.ignore_patterns(*CACHES, ".hypothesis"))
     for name in ("home", "tmp"):
         (target.parents[1] / name).mkdir()
 
