@@ -25,6 +25,7 @@ from socklb import (
     NotPermitted,
     Outcome,
     SocketFilter,
+    UnboundedFilter,
     destroy_sockets,
     dport,
     dst,
@@ -162,6 +163,16 @@ class TestAudit:
         report = caught.value.report  # type: ignore[attr-defined]
         assert (report.matched, report.destroyed) == (150, 64), "the batch is in the report before it is in the audit"
         assert [tuple(o[1:]) for o in report.outcomes if o.verdict != "destroyed"] == [("failed", why, None)] * 86
+
+
+def test_nothing_unbounded_is_destroyed_unless_that_is_said() -> None:
+    """Wherever an operation comes from: the default spares."""
+    everything = SocketFilter("udp")
+    with pytest.raises(UnboundedFilter):
+        Operation([everything])
+    with pytest.raises(UnboundedFilter):
+        destroy_each([everything])
+    Operation([everything], allow_unbounded=True)
 
 
 @pytest.mark.kernel

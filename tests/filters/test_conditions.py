@@ -117,6 +117,12 @@ class TestMatches:
         own = src(socket.src, socket.sport) & dst(socket.dst, socket.dport) & device(socket.interface & 0x7FFFFFFF)
         assert own.matches(socket) == (socket.interface < 1 << 31)
 
+    @pytest.mark.parametrize("condition", [dst("10.0.0.5"), Or(dst("10.0.0.5"), dst("10.0.0.6"))], ids=str)
+    @pytest.mark.parametrize("peer", ["::a00:5", "64:ff9b::a00:5", "2001:db8::a00:5"])
+    def test_what_only_ends_like_a_mapped_address_is_none(self, condition: Condition, peer: str) -> None:
+        assert not condition.matches(socket_between("[fd00::1]:1", f"[{peer}]:80"))
+        assert condition.matches(socket_between("[fd00::1]:1", "[::ffff:a00:5]:80"))
+
     def test_a_mark_that_the_kernel_did_not_tell_is_not_permitted(self) -> None:
         untold = socket_between("127.0.0.1:1", "127.0.0.1:2")
         for condition in (mark(1), mark(0, 0), ~mark(1)):

@@ -11,12 +11,21 @@ _THE_SAME = {
     "prefixlen >= 95": "that prefix is not within ::ffff:0:0/96",
     "_HIGHEST_STATE << 1": "no bit above the highest is set",
     "type_ <= NLMSGERR_ATTR_MSG": "the attribute below it is NLMSGERR_ATTR_UNUSED, which no kernel sends",
+    "parts[ -1] if len(joined.parts) == 1": "the first of one is the last",
+    "& -3": "the size of a program is a multiple of four",
+    "65534 - 4": "the size of a program is a multiple of four",
+    "(0 if ack.request else NLM_F_CAPPED) +": "the numbers have no bit in common",
+    "SIZE ^ _OLD_END.size": "the numbers have no bit in common",
     "_OLD.size ^ SIZE": "the numbers have no bit in common",
     "_DST | 4": "the numbers have no bit in common",
 }
 _COSTS = {
     "is not _WORTH_A_GUARD": "a program that is longer or slower, and lets through the same",
     "_common_bits(version, addresses[0], addresses[1])": "a guard that lets everything through",
+    "len(v4) ^ len(v6)": "a program that is longer or slower, and lets through the same",
+    "len(v4) << len(v6)": "a program that is longer or slower, and lets through the same",
+    "len(parts) >> 2": "less is told to the kernel, and more matched again",
+    "lambda i: _size(": "the smaller or is cut first, into more pieces",
     "_FEW_PORTS = ": "when one kind of guard is better than the other was measured",
     "_WORTH_A_GUARD = ": "from how many on a guard is worth it was measured",
 }
