@@ -26,8 +26,8 @@ class AuditFile:
     """Appends records to a file, each in one write, or to standard error ("-"). Called with one dict a verdict.
 
     A write that comes out short is cut back, so that the file holds whole lines only; a record may have blanks behind
-    it. A pipe's reader is waited for, ten seconds. Raises AuditError when it cannot be opened or written. A context
-    manager.
+    it. The reader of a pipe is waited for, ten seconds, of a terminal for ever. Raises AuditError when it cannot be
+    opened or written. A context manager.
     """
 
     def __init__(self, path: str) -> None:

@@ -10,6 +10,7 @@ import select
 import signal
 import stat
 import subprocess
+import termios
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -459,6 +460,37 @@ class TestPipes:
         assert os.get_blocking(writer)
         os.close(reader)
         os.close(writer)
+
+    def test_a_person_at_a_terminal_is_waited_for(self) -> None:
+        """However long the screen has been stopped."""
+        reader, terminal = os.openpty()
+
+        def write_to_a_stopped_one() -> tuple[bool, list[str]]:
+            signal.alarm(20)
+            os.dup2(terminal, 2)
+            module._PATIENCE_MS = 10
+            failed: list[str] = []
+
+            def write() -> None:
+                try:
+                    with AuditFile("-") as audit:
+                        audit(RECORD)
+                except AuditError as error:
+                    failed.append(str(error))
+
+            termios.tcflow(terminal, termios.TCOOFF)
+            writer = threading.Thread(target=write)
+            writer.start()
+            writer.join(0.1)
+            waited = writer.is_alive()
+            termios.tcflow(terminal, termios.TCOON)
+            writer.join()
+            return waited, failed
+
+        assert in_child(write_to_a_stopped_one) == (True, [])
+        assert os.read(reader, 1000).split() == LINE.split()
+        os.close(reader)
+        os.close(terminal)
 
 
 def is_full(fifo: Path) -> bool:

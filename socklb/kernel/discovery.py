@@ -119,27 +119,30 @@ def pinned(name: str) -> NetworkNamespace:
     )
 
 
-def _candidates() -> Iterator[tuple[str, str, int, int]]:
-    """(path, "pid", "tid" or "", its number, the process's) of everything that may be a network namespace.
+class _Candidate(namedtuple("_Candidate", "path kind number process", defaults=("", 0, 0))):
+    """What may be a network namespace: that of a process ("pid") or of a thread ("tid") with its number, or a mount."""
 
-    Many are the same one.
-    """
-    yield _own_path(), "", 0, 0
+    __slots__ = ()
+
+
+def _candidates() -> Iterator[_Candidate]:
+    """Many are the same one."""
+    yield _Candidate(_own_path())
     of_nsfs = [mount for mount in mounts() if mount.type == "nsfs"]
     others = {mount.point for mount in of_nsfs if not mount.root.startswith("net:")}
     paths = [os.path.join(directory, name) for directory in _distinct(PIN_DIRECTORIES) for name in _entries(directory)]
     paths += [mount.point for mount in of_nsfs]
     for path in dict.fromkeys(paths):
         if path not in others:
-            yield path, "", 0, 0
+            yield _Candidate(path)
     processes = _numbers("/proc")
     for pid in processes:
-        yield f"/proc/{pid}/ns/net", "pid", pid, pid
+        yield _Candidate(f"/proc/{pid}/ns/net", "pid", pid, pid)
     for pid in processes:
         if _has_threads(pid):
             for tid in _numbers(f"/proc/{pid}/task"):
                 if tid != pid:
-                    yield f"/proc/{pid}/task/{tid}/ns/net", "tid", tid, pid
+                    yield _Candidate(f"/proc/{pid}/task/{tid}/ns/net", "tid", tid, pid)
 
 
 def _own_path() -> str:

@@ -279,6 +279,13 @@ class TestMoreThanAnAttributeHolds:
         assert compile_condition(Or(dst(self.BACKENDS[0], 0), *(dst(a, 80) for a in self.BACKENDS))).disjoint
         assert compile_condition(Or(*map(dst, self.BACKENDS))).disjoint
 
+    def test_what_goes_along_with_the_halves_of_an_or_may_match_in_both(self) -> None:
+        twice = Or(*(dst(address, 80) for address in self.BACKENDS), dst(self.BACKENDS[0]))
+        plan = compile_condition(And(sport(1), twice))
+        socket = socket_between("10.0.0.9:1", f"{self.BACKENDS[0]}:80")
+        assert sum(vm.run(program, vm.entry_of(socket)) for program in plan.programs) == 2
+        assert not plan.disjoint
+
     def test_an_and_that_cannot_be_cut_is_told_in_part(self) -> None:
         condition = And(*(Not(dport(port)) for port in range(800)))
         plan = compile_condition(condition)

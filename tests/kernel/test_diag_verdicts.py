@@ -104,8 +104,10 @@ class TestNoEntry:
         assert {cookie for cookie, verdict in said.items() if verdict == "failed"} == set(said) - set(first.values())
         assert {tries(kernel)[cookie] for cookie in first.values()} == {1}
 
-    def test_still_there_without_progress_is_failed_with_the_reason(self) -> None:
-        with FakeKernel(table([row(1), row(2)], lambda one, family: errno.ENOENT)).installed() as kernel:
+    @pytest.mark.parametrize("state", [TcpState.ESTABLISHED, TcpState.CLOSE_WAIT, TcpState.LAST_ACK, TcpState.CLOSING])
+    def test_still_there_without_progress_is_failed_with_the_reason(self, state: int) -> None:
+        rows = [row(1, state=state), row(2, state=state)]
+        with FakeKernel(table(rows, lambda one, family: errno.ENOENT)).installed() as kernel:
             report = destroy_sockets(TCP)
         assert {(o.verdict, o.reason, o.error) for o in report.outcomes} == {("failed", SHARED_ADDRESS, errno.ENOENT)}
         assert tries(kernel) == {1: 1, 2: 1}

@@ -65,16 +65,22 @@ class TestNoDescriptorLeft:
         assert told.startswith(says)
         assert "(ulimit -n)" in told
 
-    def test_to_look_at_a_path_takes_memory_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("where", "doing"),
+        [("/proc/1/task", "look for network namespaces in /proc/1/task"), ("/proc/1/ns/net", "look at /proc/1/ns/net")],
+    )
+    def test_there_may_be_no_memory_to_look_at_a_path(
+        self, monkeypatch: pytest.MonkeyPatch, where: str, doing: str
+    ) -> None:
         usual = os.stat
 
         def stat(path: str, **options: bool) -> os.stat_result:
-            if str(path).endswith("/task"):
+            if str(path) == where:
                 raise OSError(errno.ENOMEM, "stat")
             return usual(path, **options)
 
         monkeypatch.setattr(os, "stat", stat)
-        with pytest.raises(KernelError, match="look for network namespaces in /proc/1/task: Cannot allocate memory"):
+        with pytest.raises(KernelError, match=f"^.Errno 12. {doing}: Cannot allocate memory"):
             discovery.discover()
 
 

@@ -16,6 +16,8 @@ _THE_SAME = {
     "65534 - 4": "the size of a program is a multiple of four",
     "(0 if ack.request else NLM_F_CAPPED) +": "the numbers have no bit in common",
     "SIZE ^ _OLD_END.size": "the numbers have no bit in common",
+    "NLM_F_ACK = 5": "a request that is to be acknowledged has the other bit anyway",
+    "live = STATE_FILTER_TCP if self._filter.protocol": "a UDP socket that leaves its state leaves its address",
     "_OLD.size ^ SIZE": "the numbers have no bit in common",
     "_DST | 4": "the numbers have no bit in common",
 }

@@ -97,10 +97,10 @@ class TestRefused:
             assert (caught.value.offset, caught.value.expected, caught.value.got) == (0, "72 bytes", f"{size}")
 
     @pytest.mark.parametrize("make", [decode_msg, lambda row: InetSocket(row, IPPROTO_TCP)], ids=["msg", "socket"])
-    @given(u8.filter(lambda family: family not in (AF_INET, AF_INET6)))
-    def test_another_family(self, make: Any, family: int) -> None:
+    @given(u8.filter(lambda family: family not in (AF_INET, AF_INET6)), st.sampled_from((1, AF_INET, AF_INET6)))
+    def test_another_family(self, make: Any, family: int, state: int) -> None:
         with pytest.raises(MalformedMessage) as caught:
-            make(bytes([family]) + TestPlaces.BYTES[1:])
+            make(bytes([family, state]) + TestPlaces.BYTES[2:])
         assert (caught.value.offset, caught.value.expected, caught.value.got) == (0, "2 or 10", family)
 
     @pytest.mark.parametrize("family", [AF_INET, AF_INET6])
