@@ -6,7 +6,10 @@ inet_diag does the work, over AF_NETLINK. Not in here: balancing, health checks,
 The library prints nothing and needs nothing but the standard library.
 """
 
-from .destroy import destroy_sockets
+from .engine.destroy import destroy_sockets
+from .engine.find import find_sockets, live_cookies
+from .engine.probe import Support, probe
+from .engine.report import DestroyReport, Outcome
 from .errors import (
     AuditError,
     KernelError,
@@ -18,19 +21,17 @@ from .errors import (
     UnboundedFilter,
 )
 from .filters import SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
-from .find import find_sockets, live_cookies
 from .kernel.namespaces import NetworkNamespace
-from .probe import Support, probe
-from .report import DestroyReport, Outcome
 from .states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, state_mask, states_in
 from .version import __version__
 from .wire.reply import InetSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .backends import Backend, BackendState, BackendTable
-    from .rev_nat import RevNatMaps
+    from .filters.backend import Backend
+    from .reverse_nat.maps import RevNatMaps
     from .termination import TerminationLoop, TerminationReport, terminate_connections
+    from .termination.table import BackendState, BackendTable
 
 # fmt: off
 __all__ = [
@@ -45,9 +46,10 @@ __all__ = [
 
 # What works in many namespaces brings threads and more: it is imported when it is first asked for.
 _LATER = {
-    **dict.fromkeys(("Backend", "BackendState", "BackendTable"), ".backends"),
+    "Backend": ".filters.backend",
+    **dict.fromkeys(("BackendState", "BackendTable"), ".termination.table"),
     **dict.fromkeys(("TerminationLoop", "TerminationReport", "terminate_connections"), ".termination"),
-    "RevNatMaps": ".rev_nat",
+    "RevNatMaps": ".reverse_nat.maps",
 }
 
 

@@ -19,9 +19,9 @@ from . import package_under_test, world
 package_under_test.bind()
 
 # Only now does `socklb` mean the package under test.
-from .balancer.fixture import balancer as balancer  # noqa: E402
-from .balancer.fixture import clients as clients  # noqa: E402
-from .bpf_maps import maps as maps  # noqa: E402
+from .reverse_nat.balancer.fixture import balancer as balancer  # noqa: E402
+from .reverse_nat.balancer.fixture import clients as clients  # noqa: E402
+from .reverse_nat.bpf_maps import maps as maps  # noqa: E402
 from .sockets import Sockets  # noqa: E402
 
 # No deadline: no test of this project asserts a time. derandomize in CI: a failure there is everybody's.

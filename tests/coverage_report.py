@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .balancer.fixture import is_root
+from .reverse_nat.balancer.fixture import is_root
 
 OF_ROOT = ("socklb/cli/rev_nat.py", "socklb/kernel/bpf.py", "socklb/rev_nat.py")  # they read BPF maps
 

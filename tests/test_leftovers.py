@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from . import world
-from .balancer.balancer import Balancer
-from .balancer.cgroup import inside, new_cgroup
+from .reverse_nat.balancer.balancer import Balancer
+from .reverse_nat.balancer.cgroup import inside, new_cgroup
 from .runs import CACHES, SECONDS, TESTS, arguments, copy_tests, environment, run
 from .sockets import error_of, eventually, in_child, without_privilege
 from .test_vendoring import vendor

@@ -19,13 +19,13 @@ from typing import NamedTuple, TypeVar
 import pytest
 
 from socklb import KernelError, NetworkNamespace, NotPermitted, SocketFilter, find_sockets
-from socklb.wire.reverse_sk import ReverseSkKey
+from socklb.reverse_nat.layout import ReverseSkKey
 
 from . import world
-from .bpf_maps import Maps
 from .capabilities import Capability, with_only
 from .cli.agent import second_look_after
 from .cli.runner import COMMANDS, Result, run
+from .reverse_nat.bpf_maps import Maps
 from .sockets import Sockets, cookie_of, in_child, pending_error
 
 pytestmark = pytest.mark.kernel

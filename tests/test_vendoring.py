@@ -185,8 +185,8 @@ for name in sys.argv[1:]:
     meant = dict(vars(package))
     assert import_module("socklb" + name) is original, name
     assert vars(package) == meant, name
-assert socklb.probe is sys.modules["{COPY}.probe"].probe
-assert sys.modules["socklb.probe"].__spec__.name == "{COPY}.probe"
+assert socklb.engine.probe is sys.modules["{COPY}.engine.probe"].probe
+assert sys.modules["socklb.engine.probe"].__spec__.name == "{COPY}.engine.probe"
 """
 
 

@@ -14,8 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..ledger import Audit
-    from ..rev_nat import RevNatMaps
+    from ..engine.ledger import Audit
+    from ..reverse_nat.maps import RevNatMaps
 
 FILTER_HELP = """\
 FILTER, one quoted argument or several words, is the language of ss(8):
@@ -78,7 +78,7 @@ def spelled_out(words: Sequence[str]) -> list[str]:
 
 def open_rev_nat(directory: str) -> RevNatMaps:
     """The balancer's maps; "" is the default directory."""
-    from ..rev_nat import DEFAULT_DIRECTORY, RevNatMaps  # few ask for them
+    from ..reverse_nat.maps import DEFAULT_DIRECTORY, RevNatMaps  # few ask for them
 
     return RevNatMaps.open(directory or DEFAULT_DIRECTORY)
 
@@ -107,7 +107,7 @@ def audit_from(options: argparse.Namespace) -> Iterator[Audit | None]:
     if options.audit is None:
         yield None
         return
-    from ..audit import AuditFile  # few ask for it
+    from ..engine.audit import AuditFile  # few ask for it
 
     try:
         audit = AuditFile(options.audit)

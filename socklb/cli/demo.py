@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..report import DestroyReport
+    from ..engine.report import DestroyReport
 
 _EXPLANATION = """\
 Builds a user and a network namespace of its own (no root, no network needed), starts three backends, connects clients

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from ..destroy import destroy_each
+from ..engine.destroy import destroy_each
 from ..errors import NotSupported
 from ..filters import SocketFilter
 from ..kernel.sandbox import add_loopback_address, enter_own_network
@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..report import DestroyReport
+    from ..engine.report import DestroyReport
 
 VICTIM = "green"
 _PORT = 9000

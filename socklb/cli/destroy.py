@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..destroy import Operation
+from ..engine.destroy import Operation
+from ..engine.report import DestroyReport
 from ..errors import SocklbError, UnboundedFilter
-from ..report import DestroyReport
 from .arguments import (
     FILTER_HELP,
     add_audit_argument,
@@ -21,9 +21,9 @@ from .verdicts import show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..engine.everywhere import NamespacesReport
+    from ..engine.ledger import Audit
     from ..filters import SocketFilter
-    from ..ledger import Audit
-    from ..termination.everywhere import NamespacesReport
     from ..wire.reply import InetSocket
 
 _EXAMPLES = """\
@@ -112,7 +112,7 @@ def _run_in(options: argparse.Namespace, operation: Operation) -> DestroyReport 
     """In this namespace, which takes no thread and not even /proc, or in those of --netns."""
     if not options.netns:
         return operation.run_in(None)
-    from ..termination.everywhere import NamespacesReport, run_everywhere
+    from ..engine.everywhere import NamespacesReport, run_everywhere
     from .namespaces import namespaces_from
     from .progress import progress
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from contextlib import closing
 
+from ..engine.find import find_sockets, place
+from ..engine.report import socket_record
 from ..errors import NotPermitted, NotSupported, SocklbError
-from ..find import find_sockets, place
 from ..kernel.namespaces import NamespaceVanished, NetworkNamespace
-from ..report import socket_record
 from ..states import state_word
 from ..wire.reply import format_endpoint
 from ..wire.request import PROTOCOL_NAMES

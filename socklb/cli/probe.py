@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ..engine.probe import NOT_PERMITTED, SUPPORTED, Support, probe
 from ..errors import SocklbError
-from ..probe import NOT_PERMITTED, SUPPORTED, Support, probe
 from ..wire.socket_id import AF_INET
 from .help import HelpFormatter
 from .output import CANNOT, DONE, REFUSED, error_text, print_json, quiet_pipe

@@ -10,8 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..engine.everywhere import Progress
     from ..kernel.namespaces import NetworkNamespace
-    from ..termination.everywhere import Progress
 
 _CLEAR_LINE = "\r\x1b[K"
 

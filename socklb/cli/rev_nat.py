@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ..engine.find import live_cookies
 from ..errors import SocklbError
-from ..find import live_cookies
 from ..kernel.namespaces import NetworkNamespace
 from ..wire.reply import format_address, format_endpoint
 from .arguments import add_rev_nat_argument, open_rev_nat
@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..rev_nat import RevNatEntry
+    from ..reverse_nat.maps import RevNatEntry
 
 _EXAMPLES = """\
 examples:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 
-from ..backends import Backend
 from ..errors import SocklbError
+from ..filters.backend import Backend
 from ..termination.terminate import TerminationReport, backend_as_subject, terminate_connections
 from .arguments import (
     ALL,

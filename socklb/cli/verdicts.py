@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..engine.report import DestroyReport, outcome_record
 from ..kernel.namespaces import HOST_NAME
-from ..report import DestroyReport, outcome_record
 from ..states import state_word
 from ..wire.reply import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any, Union
 
-    from ..ledger import Subject
-    from ..report import Counts, Outcome
-    from ..termination.everywhere import NamespacesReport
+    from ..engine.everywhere import NamespacesReport
+    from ..engine.ledger import Subject
+    from ..engine.report import Counts, Outcome
 
     Report = Union[DestroyReport, NamespacesReport]
 

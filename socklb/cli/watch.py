@@ -9,13 +9,13 @@ import sys
 from contextlib import ExitStack, contextmanager
 from threading import Thread
 
-from ..backends import BackendTable
+from ..engine.parallel import start
+from ..engine.probe import NO_DESTROY, NO_DIAG, NOT_PERMITTED, probe
 from ..errors import NotPermitted, NotSupported, SocklbError
 from ..kernel.namespaces import HOST_NAME
-from ..kernel.parallel import start
-from ..probe import NO_DESTROY, NO_DIAG, NOT_PERMITTED, probe
 from ..sources import FileSource, LineSource
 from ..termination.loop import PAUSES, TerminationLoop
+from ..termination.table import BackendTable
 from .arguments import (
     ALL,
     add_audit_argument,

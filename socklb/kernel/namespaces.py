@@ -121,7 +121,7 @@ def inside(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
         return function()
     from threading import Thread  # only other namespaces need one
 
-    from .parallel import start
+    from ..engine.parallel import start
 
     results: list[T] = []
     errors: list[BaseException] = []

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
 
-    from ..backends import BackendTable
+    from ..termination.table import BackendTable
 
     class Source(Protocol):
         """What every source is; one that asks a cluster's API would be another."""

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..backends import BackendTable
+    from ..termination.table import BackendTable
 
 _PAUSE_SECONDS = 0.2
 # A file system's clock ticks slower than files can be written: one that changed just now may change again and keep its

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..backends import BackendTable
+    from ..termination.table import BackendTable
 
 LONGEST_LINE = 64 << 20
 """Bytes; a longer line is passed over. A replace of half a million backends fits."""

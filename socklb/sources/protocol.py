@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 from collections import namedtuple
 
-from ..backends import Backend, BackendState, BackendTable, Instance
+from ..filters.backend import Backend
+from ..termination.table import BackendState, BackendTable, Instance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

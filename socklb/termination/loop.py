@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import NamedTuple, Optional, Union
 
-    from ..backends import Backend, BackendTable
+    from ..engine.ledger import Audit
+    from ..filters.backend import Backend
     from ..kernel.namespaces import NetworkNamespace
-    from ..ledger import Audit
-    from ..rev_nat import RevNatMaps
+    from ..reverse_nat.maps import RevNatMaps
+    from .table import BackendTable
 
     Some = Optional[Iterable[NetworkNamespace]]
     Namespaces = Union[Some, Callable[[], Some]]

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..backends import Backend, check_backend
-from ..destroy import Operation
+from ..engine.destroy import Operation
+from ..engine.everywhere import NamespacesReport, run_everywhere
+from ..engine.report import Counts, Outcome
 from ..filters import SocketFilter
-from ..report import Counts, Outcome
+from ..filters.backend import Backend, check_backend
 from ..wire.reply import unmapped
 from ..wire.request import PROTOCOL_NAMES
-from .everywhere import NamespacesReport, run_everywhere
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from ..engine.everywhere import Progress
+    from ..engine.ledger import Audit
     from ..kernel.namespaces import NetworkNamespace
-    from ..ledger import Audit
-    from ..rev_nat import RevNatMaps
+    from ..reverse_nat.maps import RevNatMaps
     from ..wire.reply import InetSocket, IPAddress
-    from .everywhere import Progress
 
 NO_REV_NAT = "no reverse-NAT entry"
 ALIVE_AGAIN = "its backend is alive again"

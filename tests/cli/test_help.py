@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from socklb import SocketFilter, __version__
-from socklb.rev_nat import DEFAULT_DIRECTORY
+from socklb.reverse_nat.maps import DEFAULT_DIRECTORY
 
 from .. import world
-from ..balancer import Balancer
-from ..balancer.fixture import why_not
 from ..networks import pinned_networks
+from ..reverse_nat.balancer import Balancer
+from ..reverse_nat.balancer.fixture import why_not
 from .agent import watching
 from .runner import COMMANDS, Result, run
 

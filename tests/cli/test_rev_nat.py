@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from socklb.cli import parse
-from socklb.rev_nat import DEFAULT_DIRECTORY, RevNatEntry
+from socklb.reverse_nat.maps import DEFAULT_DIRECTORY, RevNatEntry
 
-from ..bpf_maps import Maps
 from ..networks import pinned_networks
+from ..reverse_nat.bpf_maps import Maps
+from ..reverse_nat.test_maps import ONE, SIX, TWO, V4, both, record
 from ..sockets import Sockets, cookie_of
-from ..test_rev_nat import ONE, SIX, TWO, V4, both, record
 from .runner import Preexec, drop_privilege, run
 from .test_netns import loop_among_the_pins
 from .test_terminate import no_maps

@@ -12,13 +12,13 @@ import pytest
 
 from socklb import NetworkNamespace
 from socklb.cli import parse
-from socklb.rev_nat import DEFAULT_DIRECTORY, RevNatEntry
+from socklb.reverse_nat.maps import DEFAULT_DIRECTORY, RevNatEntry
 
 from .. import world
-from ..bpf_maps import Maps
 from ..networks import Network, pinned_networks
+from ..reverse_nat.bpf_maps import Maps
+from ..reverse_nat.test_maps import V4, both, record
 from ..sockets import Sockets, add_v6_address, cookie_of, pending_error, talk
-from ..test_rev_nat import V4, both, record
 from .runner import Preexec, drop_privilege, run
 
 pytestmark = pytest.mark.kernel

@@ -8,9 +8,10 @@ from typing import Any
 from unittest import mock
 
 from socklb import DestroyReport, NetworkNamespace, NotPermitted, NotSupported, SocklbError
-from socklb.backends import Backend, BackendTable
+from socklb.filters.backend import Backend
 from socklb.termination import TerminationLoop, TerminationReport, loop, terminate_connections
 from socklb.termination.loop import Pass
+from socklb.termination.table import BackendTable
 
 from ..fake_kernel import verdicts
 from .calls import VERDICTS, End, Ended, Told

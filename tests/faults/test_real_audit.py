@@ -17,8 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from socklb import AuditError, NetworkNamespace, SocketFilter, destroy_sockets, dst
-from socklb.audit import AuditFile
-from socklb.backends import Backend
+from socklb.engine.audit import AuditFile
+from socklb.filters.backend import Backend
 from socklb.kernel.diag import BATCH
 from socklb.termination import terminate_connections
 

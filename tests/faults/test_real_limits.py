@@ -32,8 +32,8 @@ from socklb import (
     probe,
     terminate_connections,
 )
+from socklb.engine.report import Counts
 from socklb.kernel import diag
-from socklb.report import Counts
 from socklb.termination.loop import Pass
 from socklb.wire.request import SOCK_DESTROY
 

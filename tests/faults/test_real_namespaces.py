@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from socklb import KernelError, NetworkNamespace, SocketFilter, destroy_sockets, dst, find_sockets
-from socklb.backends import Backend
+from socklb.filters.backend import Backend
 from socklb.kernel import discovery
 from socklb.kernel.namespaces import NamespaceVanished
 from socklb.termination import terminate_connections

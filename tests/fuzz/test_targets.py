@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from socklb.backends import Backend
+from socklb.filters.backend import Backend
 from socklb.filters.conditions import Host, Port
 from socklb.kernel import diag
 from socklb.sources.protocol import Delete

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socklb import KernelError, SocketFilter, Support, TcpState, destroy_sockets, probe, sport
-from socklb.destroy import ANSWER_LOST, ONLY_BOUND, SHARED_ADDRESS
+from socklb.engine.destroy import ANSWER_LOST, ONLY_BOUND, SHARED_ADDRESS
 from socklb.wire.reply import decode_msg
 from socklb.wire.request import SOCK_DESTROY
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
@@ -27,7 +27,7 @@ from .test_diag_faults import BOTH_FAMILIES, TCP, destroyed
 UDP_SERVERS = SocketFilter("udp", sport(53), family=AF_INET)
 
 
-probe_module = import_module("socklb.probe")  # in the package that name is the function
+probe_module = import_module("socklb.engine.probe")  # in the package that name is the function
 
 
 class TestNoEntry:

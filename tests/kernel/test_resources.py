@@ -12,7 +12,8 @@ from threading import Event, Thread
 import pytest
 
 from socklb import Backend, KernelError, terminate_connections
-from socklb.kernel import discovery, session
+from socklb.engine import session
+from socklb.kernel import discovery
 from socklb.kernel.discovery import pinned
 from socklb.kernel.mounts import mounts
 from socklb.kernel.names import cgroup_id

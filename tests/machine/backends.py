@@ -17,9 +17,9 @@ from socklb import (
     TerminationReport,
     terminate_connections,
 )
-from socklb.backends import Instance
 from socklb.filters import dport, dst
 from socklb.filters.conditions import Or
+from socklb.termination.table import Instance
 
 from .endpoints import Place
 from .machine import PLACES, SocketMachine

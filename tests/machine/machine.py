@@ -23,8 +23,8 @@ from socklb import (
     find_sockets,
     sport,
 )
+from socklb.engine.report import Counts
 from socklb.filters.conditions import EVERYTHING
-from socklb.report import Counts
 
 from .endpoints import Place, make_places
 from .model import (

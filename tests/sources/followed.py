@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from socklb import Backend, BackendTable
-from socklb.backends import BackendState, Instance
 from socklb.sources import FileSource, LineSource
 from socklb.sources.protocol import Delete, Replace, Upsert
+from socklb.termination.table import BackendState, Instance
 
 from ..sockets import eventually
 

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from socklb import Backend, BackendState
-from socklb.backends import Instance
 from socklb.sources.protocol import Delete, Replace, Upsert, parse_line, shortened
+from socklb.termination.table import Instance
 
 from .. import strategies
 from ..fuzz.targets.watch import written

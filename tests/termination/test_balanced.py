@@ -6,9 +6,9 @@ import pytest
 
 from socklb import Backend, NetworkNamespace, RevNatMaps, live_cookies, terminate_connections
 
-from ..balancer import ebpf
-from ..balancer.clients import BACKEND_PORT, CASES, PORT, Case, Clients
 from ..cli.runner import run
+from ..reverse_nat.balancer import ebpf
+from ..reverse_nat.balancer.clients import BACKEND_PORT, CASES, PORT, Case, Clients
 from ..sockets import cookie_of, error_of, pending_error
 
 pytestmark = pytest.mark.kernel

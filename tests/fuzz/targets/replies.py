@@ -25,9 +25,9 @@ from socklb import (
     destroy_sockets,
     dport,
     find_sockets,
-    spare,
 )
-from socklb.kernel.session import OwnSession
+from socklb.engine import policy as spare
+from socklb.engine.session import OwnSession
 from socklb.wire.attributes import encode_value
 from socklb.wire.records import MemInfo, TcpInfo
 from socklb.wire.request import IPPROTO_TCP

@@ -9,8 +9,9 @@ import json
 from collections.abc import Iterable
 from typing import Any, Union
 
-from socklb.backends import Backend, BackendState, BackendTable, Instance
+from socklb.filters.backend import Backend
 from socklb.sources.protocol import Delete, Replace, Upsert, parse_line
+from socklb.termination.table import BackendState, BackendTable, Instance
 
 Change = Union[Upsert, Delete, Replace]
 

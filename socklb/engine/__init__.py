@@ -1,0 +1,1 @@
+"""Find, destroy, probe: the work on the sockets of one namespace or of many."""

@@ -1,0 +1,89 @@
+"""Can this kernel, and this caller, list and destroy sockets? Tried on throw-away sockets."""
+
+from __future__ import annotations
+
+import errno
+from collections import namedtuple
+
+from ..errors import KernelError, NotSupported, kernel_error
+from ..kernel.diag import DiagSocket
+from ..kernel.probe_socket import ThrowawaySocket
+from ..wire.reply import InetSocket
+from ..wire.request import PROTOCOLS, SOCK_DIAG_BY_FAMILY, InetDiagReqV2, destroy_request
+from ..wire.socket_id import AF_INET, AF_INET6, ANY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple
+
+    class Support(NamedTuple):
+        """`status`: supported, no_family, no_diag, no_destroy or not_permitted; `missing`: what would help, or ""."""
+
+        status: str
+        missing: str = ""
+
+else:
+    Support = namedtuple("Support", "status missing", defaults=("",))
+
+SUPPORTED = "supported"
+NO_FAMILY = "no_family"
+NO_DIAG = "no_diag"
+NO_DESTROY = "no_destroy"
+NOT_PERMITTED = "not_permitted"
+
+_ANY_STATE = 0xFFFFFFFF
+
+
+def probe() -> dict[tuple[str, int], Support]:
+    """For ("tcp" or "udp", AF_INET or AF_INET6), whether sockets can be found and destroyed in this namespace.
+
+    Makes a socket of its own for each and destroys that one; no other socket is touched. Raises KernelError for an
+    answer that fits none of the five.
+    """
+    return {
+        (name, family): _probe_one(name, protocol, family)
+        for name, protocol in PROTOCOLS.items()
+        for family in (AF_INET, AF_INET6)
+    }
+
+
+def _probe_one(name: str, protocol: int, family: int) -> Support:
+    try:
+        own = ThrowawaySocket(family, protocol)
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL):
+            raise KernelError(error.errno or 0, f"make a {name} socket to try: {error.strerror}") from None
+        return Support(NO_FAMILY, "CONFIG_IPV6, or IPv6 is disabled" if family == AF_INET6 else "CONFIG_INET")
+    with own:
+        return _try_to_destroy(own, name, protocol, family)
+
+
+def _try_to_destroy(own: ThrowawaySocket, name: str, protocol: int, family: int) -> Support:
+    doing = f"destroy a {name} socket of one's own"
+    try:
+        with DiagSocket() as diag:
+            id_bytes = _find_own(diag, own, protocol, family, doing)
+            (code,) = diag.destroy([destroy_request(protocol, family, id_bytes)], doing)
+    except NotSupported:
+        return Support(NO_DIAG, f"CONFIG_INET_DIAG and its {name}_diag part")
+    if code == 0:
+        return Support(SUPPORTED)
+    if code == errno.EPERM:
+        return Support(NOT_PERMITTED, "CAP_NET_ADMIN in the user namespace that owns the network namespace")
+    if code == errno.EOPNOTSUPP:
+        return Support(NO_DESTROY, "CONFIG_INET_DIAG_DESTROY")
+    raise kernel_error(code, doing)
+
+
+def _find_own(diag: DiagSocket, own: ThrowawaySocket, protocol: int, family: int, doing: str) -> bytes:
+    """The identity of one's own socket, cookie included; of a dump request's id the kernel looks at the ports."""
+    request = InetDiagReqV2(family, protocol, 0, _ANY_STATE, ANY._replace(sport=own.port)).encode()
+    found = [
+        socket
+        for rows in diag.dump(SOCK_DIAG_BY_FAMILY, request, doing, may_repeat_rows=True)
+        for socket in (InetSocket(row, protocol) for row in rows)
+        if socket.inode == own.inode
+    ]
+    if not found:
+        raise KernelError(errno.ENOENT, f"{doing}: the kernel does not list it")
+    return found[0].id_bytes

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""One backend: an address, a port and a protocol, and its text form."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from ..wire.reply import format_endpoint, unmapped
+from ..wire.request import PROTOCOL_NAMES
+from .socket_filter import protocol_number
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..wire.reply import IPAddress
+    from .socket_filter import Protocol
+
+_PORT_MAX = 0xFFFF
+
+
+class Backend(namedtuple("Backend", "address port protocol")):
+    """One address (an ipaddress object; a v4-mapped one becomes v4), one port, and "tcp" or "udp".
+
+    Raises ValueError for what is no backend's, TypeError for another type.
+    """
+
+    __slots__ = ()
+    address: IPAddress
+    port: int
+    protocol: str
+
+    def __new__(cls, address: IPAddress | str, port: int, protocol: Protocol) -> Backend:
+        if not isinstance(address, (str, IPv4Address, IPv6Address)):
+            raise TypeError(f"the address of a backend is a str or an ipaddress object, not {address!r}")
+        given = ip_address(address)
+        if getattr(given, "scope_id", None):
+            raise ValueError(f"{str(given)!r}: zones are not supported")
+        plain = unmapped(given)
+        if plain.is_unspecified:
+            raise ValueError(f"{given} is nobody's address")
+        if isinstance(port, bool) or not isinstance(port, int):
+            raise TypeError(f"the port of a backend is an int, not {port!r}")
+        if not 1 <= port <= _PORT_MAX:
+            raise ValueError(f"port {port} is outside 1..{_PORT_MAX}")
+        return super().__new__(cls, plain, port, PROTOCOL_NAMES[protocol_number(protocol)])
+
+    @classmethod
+    def parse(cls, text: str) -> Backend:
+        """From "10.0.0.1:80/TCP" or "[::1]:53/UDP". Raises ValueError that quotes the text and says what is wrong."""
+        if not isinstance(text, str):
+            raise TypeError(f"a backend is parsed from a str, not {text!r}")
+        endpoint, _, protocol = text.rpartition("/")
+        if not endpoint:
+            raise ValueError(f"backend {text!r} names no protocol: it ends with /TCP or /UDP")
+        host, _, port = endpoint.rpartition(":")
+        if not (host and port.isascii() and port.isdigit() and len(port) <= len(str(_PORT_MAX))):
+            raise ValueError(f"backend {text!r} has no port: an example is 10.0.0.1:80/TCP")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if bracketed != (":" in host):
+            raise ValueError(
+                f"backend {text!r}: a v6 address, and no other, is in brackets, as [2001:db8::1]:{port}/TCP"
+            )
+        try:
+            return cls(host[1:-1] if bracketed else host, int(port), protocol.lower())
+        except ValueError as error:
+            raise ValueError(f"backend {text!r}: {error}") from None
+
+    def __str__(self) -> str:
+        return f"{format_endpoint(self.address, self.port)}/{self.protocol.upper()}"
+
+
+def check_backend(backend: Backend) -> None:
+    """TypeError for what is none: an address that is taken for a backend would never match."""
+    if not isinstance(backend, Backend):
+        raise TypeError(f"a backend is a Backend, as Backend.parse() gives, not {backend!r}")

@@ -1,0 +1,1 @@
+"""The reverse-NAT socket maps of Cilium: which service a socket was balanced from."""

@@ -1,0 +1,262 @@
+"""BPF maps that are pinned in a filesystem, read through bpf(2).
+
+Neither Python nor the C library has a call of that name: ctypes makes it, imported when first needed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from ..errors import KernelError, NotPermitted, NotSupported
+from .layout import (
+    BPF_F_RDONLY,
+    BPF_MAP_GET_NEXT_KEY,
+    BPF_MAP_LOOKUP_ELEM,
+    BPF_MAP_TYPE_HASH,
+    BPF_MAP_TYPE_LRU_HASH,
+    BPF_OBJ_GET,
+    BPF_OBJ_GET_INFO_BY_FD,
+    MAP_INFO_ROOM,
+    decode_info_len,
+    decode_map_info,
+    encode_element,
+    encode_info,
+    encode_object,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Any
+
+    from .layout import MapInfo
+
+# By uname(2), whose answer is the kernel's: a 32-bit process may run on a 64-bit one, and has its own numbers.
+_NUMBERS_64 = {
+    "aarch64": 280,
+    "loongarch64": 280,
+    "ppc64": 361,
+    "ppc64le": 361,
+    "riscv64": 280,
+    "s390x": 351,
+    "x86_64": 321,
+}
+_NUMBERS_32 = {
+    **dict.fromkeys(("aarch64", "armv6l", "armv7l", "armv8l"), 386),
+    **dict.fromkeys(("i386", "i486", "i586", "i686", "x86_64"), 357),
+}
+
+_CAP_LAST_CAP = "/proc/sys/kernel/cap_last_cap"
+_CAP_BPF = 39  # linux/capability.h, since Linux 5.8; before, it was a part of CAP_SYS_ADMIN
+
+_PLAIN_TYPES = (BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH)
+
+# Steps of one iteration: some whole walks of a full map, and some more for a map that is small.
+_WALKS = 4
+_MORE_STEPS = 1000
+
+
+class BpfMap:
+    """A map that was pinned, open for reading: `info` says what it is. A context manager.
+
+    Not for several threads at once where one of them may close it.
+    """
+
+    __slots__ = ("_bpf", "_descriptor", "info", "path")
+
+    info: MapInfo
+
+    def __init__(self, bpf: _Bpf, descriptor: int, path: str) -> None:
+        self._bpf, self._descriptor, self.path = bpf, descriptor, path
+
+    @classmethod
+    def open(cls, path: str) -> BpfMap:
+        """The map that is pinned at a path.
+
+        Raises ValueError if something else is there, KernelError (ENOENT) if nothing is, NotPermitted, or NotSupported
+        if this kernel or this Python has no bpf(2).
+        """
+        if "\0" in path:
+            raise ValueError(f"embedded null byte in {path!r}")
+        bpf = _Bpf()
+        name = bpf.buffer(os.fsencode(path) + b"\0")
+        descriptor = bpf.call(BPF_OBJ_GET, bpf.buffer(encode_object(bpf.address(name), BPF_F_RDONLY)))
+        if descriptor < 0:
+            raise _open_error(-descriptor, path)
+        opened = cls(bpf, descriptor, path)
+        try:
+            opened._check_that_it_is_a_map()
+            opened.info = opened._ask_info()
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def duplicate(self) -> BpfMap:
+        """The same map with a descriptor of its own."""
+        other = BpfMap(self._bpf, os.dup(self._open_descriptor()), self.path)
+        other.info = self.info
+        return other
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """The value of a key, None if it is not there. Raises ValueError for a key of another size.
+
+        Since Linux 5.2 a look-up from here does not mark an entry of an LRU map as used (map_lookup_elem_sys_only): who
+        looks neither keeps an entry alive nor drives out another.
+        """
+        if self.info.type not in _PLAIN_TYPES:  # the value of a map per processor is larger than value_size
+            raise ValueError(f"{self.path}: no look-up in a map of type {self.info.type}")
+        if len(key) != self.info.key_size:
+            raise ValueError(f"{self.path} has keys of {self.info.key_size} bytes, not {len(key)}")
+        value = self._bpf.buffer(bytes(self.info.value_size))
+        return value.raw if self._element(BPF_MAP_LOOKUP_ELEM, key, value) else None
+
+    def keys(self) -> Iterator[bytes]:
+        """Each key once, streamed, while others insert and delete.
+
+        Every key that was given was in the map at some time in between; it may be gone when it is looked up. Every key
+        that is in the map all the time and is not written anew (which moves it to another place) is given, unless the
+        number of steps runs out: when a key vanishes just as the walk stands on it the kernel starts from the first one
+        again, and after four times as many steps as the map has entries (and 1000) it ends all the same.
+        """
+        seen: set[bytes] = set()
+        key: bytes | None = None
+        for _ in range(_WALKS * self.info.max_entries + _MORE_STEPS):
+            key = self._key_after(key)
+            if key is None:
+                return
+            if key not in seen:
+                seen.add(key)
+                yield key
+
+    def _key_after(self, key: bytes | None) -> bytes | None:
+        """The first key after None and after a key that is not there, None after the last."""
+        after = self._bpf.buffer(bytes(self.info.key_size))
+        return after.raw if self._element(BPF_MAP_GET_NEXT_KEY, key, after) else None
+
+    def _element(self, command: int, key: bytes | None, answer: Any) -> bool:
+        """Whether the kernel had an answer to write; ENOENT says that it has none."""
+        asked = None if key is None else self._bpf.buffer(key)  # has a name so that it lives as long as the call
+        place = 0 if asked is None else self._bpf.address(asked)
+        attr = self._bpf.buffer(encode_element(self._open_descriptor(), place, self._bpf.address(answer)))
+        code = -self._bpf.call(command, attr)
+        if code not in (0, errno.ENOENT):
+            raise bpf_error(code, f"read {self.path}")
+        return code == 0
+
+    def _check_that_it_is_a_map(self) -> None:
+        """BPF_OBJ_GET opens programs and links too, and what those tell of themselves would pass for a map's.
+
+        The command for maps does not take them (EINVAL); of a map it cannot read a key that is nowhere (EFAULT).
+        """
+        attr = self._bpf.buffer(encode_element(self._open_descriptor(), 0, 0))
+        if self._bpf.call(BPF_MAP_LOOKUP_ELEM, attr) == -errno.EINVAL:
+            raise ValueError(f"{self.path} is no BPF map")
+
+    def _ask_info(self) -> MapInfo:
+        info = self._bpf.buffer(bytes(MAP_INFO_ROOM))
+        attr = self._bpf.buffer(encode_info(self._open_descriptor(), MAP_INFO_ROOM, self._bpf.address(info)))
+        code = -self._bpf.call(BPF_OBJ_GET_INFO_BY_FD, attr)
+        if code:
+            raise bpf_error(code, f"ask what {self.path} is")
+        return decode_map_info(info.raw[: decode_info_len(attr.raw)])
+
+    def _open_descriptor(self) -> int:
+        if self._descriptor < 0:
+            raise ValueError(f"{self.path} is closed")
+        return self._descriptor
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> BpfMap:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Bpf:
+    """The system call, and memory that it can be pointed to."""
+
+    __slots__ = ("_ctypes", "_number", "_syscall")
+
+    def __init__(self) -> None:
+        machine = os.uname().machine
+        numbers = _NUMBERS_64 if sys.maxsize > 1 << 32 else _NUMBERS_32
+        if machine not in numbers:
+            raise NotSupported(
+                errno.ENOSYS,
+                f"bpf(2): the number of this system call is not known for {machine}, only for "
+                f"{', '.join(sorted(numbers))}",
+            )
+        try:
+            import ctypes
+
+            self._syscall = ctypes.CDLL(None, use_errno=True).syscall
+        except (ImportError, OSError, AttributeError):
+            raise NotSupported(
+                errno.ENOSYS, "bpf(2): this Python has no working ctypes, and no other way to read BPF maps"
+            ) from None
+        self._syscall.restype = ctypes.c_long
+        self._syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)
+        self._ctypes, self._number = ctypes, numbers[machine]
+
+    def buffer(self, data: bytes) -> Any:
+        """A place in memory with these bytes in it; `.raw` is what they became."""
+        return self._ctypes.create_string_buffer(data, len(data))
+
+    def address(self, buffer: Any) -> int:
+        """Of a buffer, which the caller keeps alive as long as the kernel may look there."""
+        return self._ctypes.addressof(buffer)
+
+    def call(self, command: int, attr: Any) -> int:
+        """What bpf(2) answers; an errno as a negative number."""
+        result: int = self._syscall(self._number, command, self._ctypes.byref(attr), len(attr))
+        return result if result >= 0 else -self._ctypes.get_errno()
+
+
+def bpf_error(code: int, doing: str) -> KernelError:
+    """The error for an errno that bpf(2) answered while `doing`: EPERM is about the call itself, EACCES about the path.
+
+    Before Linux 5.19 the call needs a capability wherever kernel.unprivileged_bpf_disabled is not 0; since then only
+    maps and programs cannot be made without, and EPERM comes from a seccomp filter (as container runtimes have it for
+    processes without the capability) or a security module.
+    """
+    if code == errno.EPERM:
+        return NotPermitted(
+            code,
+            f"{doing}: not permitted: bpf(2) needs {_capability()} in the first user namespace (or a seccomp filter or "
+            "security module forbids it); run as root, or grant the capability",
+        )
+    if code == errno.EACCES:
+        return NotPermitted(
+            code,
+            f"{doing}: not permitted: it needs read permission to the pinned map and search permission to the "
+            "directories above it; run as their owner, or grant CAP_DAC_READ_SEARCH",
+        )
+    if code == errno.ENOSYS:
+        return NotSupported(code, f"{doing}: not supported: this kernel was built without CONFIG_BPF_SYSCALL")
+    return KernelError(code, f"{doing}: {os.strerror(code)}")
+
+
+def _capability() -> str:
+    """What this kernel asks of who calls bpf(2)."""
+    try:
+        with open(_CAP_LAST_CAP, encoding="ascii") as file:
+            return "CAP_BPF" if int(file.read()) >= _CAP_BPF else "CAP_SYS_ADMIN"
+    except (OSError, ValueError):
+        return "CAP_BPF"
+
+
+def _open_error(code: int, path: str) -> Exception:
+    if code == errno.EACCES and os.access(path, os.R_OK):  # bpf_inode_type() answers so for any other file
+        return ValueError(f"{path} is no pinned BPF map, or a security module forbids opening it")
+    return bpf_error(code, f"open {path}")

@@ -1,0 +1,217 @@
+"""bpf(2) requests about maps and struct bpf_map_info (linux/bpf.h); keys and values of Cilium's reverse-NAT maps.
+
+Of union bpf_attr only the members of the four commands below; the kernel takes what is left out for zeros. Pointers are
+numbers here. `encode_*` make what the kernel reads, and `MapInfo` goes both ways.
+
+The maps: struct ipv4_revnat_tuple and ipv4_revnat_entry, ipv6_revnat_tuple and ipv6_revnat_entry (bpf/lib/sock.h of
+Cilium, formerly bpf/lib/common.h). None of them is packed. The cookie aligns the v6 key to 8, so that C has it at 32
+bytes, the last four unnamed (they are zero: the datapath clears all of it). The agent's own SockRevNat6Key
+(pkg/maps/lbmap) had 28 in old versions, the same fields without those four. union v6addr is packed, or else of 32-bit
+words: a v6 value is 20 bytes everywhere.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from struct import Struct
+from struct import error as struct_error
+
+from ..errors import MalformedMessage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..wire.netlink import Buffer
+
+BPF_MAP_LOOKUP_ELEM = 1  # enum bpf_cmd
+BPF_MAP_GET_NEXT_KEY = 4
+BPF_OBJ_GET = 7
+BPF_OBJ_GET_INFO_BY_FD = 15
+
+BPF_MAP_TYPE_HASH = 1  # enum bpf_map_type
+BPF_MAP_TYPE_LRU_HASH = 9
+
+BPF_F_RDONLY = 1 << 3  # of BPF_OBJ_GET: the descriptor reads the map and cannot change it
+
+_ELEM = Struct(  # BPF_MAP_*_ELEM and BPF_MAP_GET_NEXT_KEY
+    "="
+    "I"  # map_fd
+    "4x"  # the next field is aligned to 8
+    "Q"  # key: a pointer; of GET_NEXT_KEY 0 for the first key
+    "Q"  # value, or next_key: a pointer to where it is written
+    "Q"  # flags
+)
+_OBJ = Struct(  # BPF_OBJ_*
+    "="
+    "Q"  # pathname: a pointer to it, with its NUL
+    "I"  # bpf_fd: of BPF_OBJ_PIN
+    "I"  # file_flags
+)
+_INFO = Struct(  # BPF_OBJ_GET_INFO_BY_FD
+    "="
+    "I"  # bpf_fd
+    "I"  # info_len: how much there is room for; the kernel writes here how much it wrote
+    "Q"  # info: a pointer to where it is written
+)
+_MAP_INFO = Struct(
+    "="
+    "I"  # type, one of BPF_MAP_TYPE_*
+    "I"  # id: no two maps that live have the same
+    "I"  # key_size
+    "I"  # value_size
+    "I"  # max_entries
+    "I"  # map_flags
+)  # then, since Linux 4.15, name: 16 bytes and NULs behind it; then what nobody needs here
+_NAME_SIZE = 16  # BPF_OBJ_NAME_LEN
+
+MAP_INFO_ROOM = 256
+"""More than the structure has on any kernel (88 bytes on Linux 6.18); one that knows less writes less."""
+
+
+class MapInfo(namedtuple("MapInfo", "type id key_size value_size max_entries map_flags name")):
+    """struct bpf_map_info as far as its name, which is "" for a map that has none."""
+
+    __slots__ = ()
+
+    def encode(self) -> bytes:
+        name: bytes = self.name.encode("ascii", "surrogateescape")
+        return _MAP_INFO.pack(*self[:-1]) + name.ljust(_NAME_SIZE, b"\0")
+
+
+def decode_map_info(buffer: Buffer) -> MapInfo:
+    """The start of a structure that grows from kernel to kernel; a name that is not there yet is "".
+
+    Raises MalformedMessage for less than Linux 4.13, the first to answer at all, tells.
+    """
+    if len(buffer) < _MAP_INFO.size:
+        raise MalformedMessage("cut bpf_map_info", offset=0, expected=f"{_MAP_INFO.size} bytes", got=f"{len(buffer)}")
+    name = bytes(buffer[_MAP_INFO.size : _MAP_INFO.size + _NAME_SIZE]).partition(b"\0")[0]
+    return MapInfo._make((*_MAP_INFO.unpack_from(buffer), name.decode("ascii", "surrogateescape")))
+
+
+def encode_element(map_fd: int, key: int, value: int) -> bytes:
+    """For BPF_MAP_LOOKUP_ELEM; for BPF_MAP_GET_NEXT_KEY, where `value` is the place of the next key."""
+    return _ELEM.pack(map_fd, key, value, 0)
+
+
+def encode_object(pathname: int, file_flags: int) -> bytes:
+    """For BPF_OBJ_GET."""
+    return _OBJ.pack(pathname, 0, file_flags)
+
+
+def encode_info(bpf_fd: int, info_len: int, info: int) -> bytes:
+    """For BPF_OBJ_GET_INFO_BY_FD."""
+    return _INFO.pack(bpf_fd, info_len, info)
+
+
+def decode_info_len(attr: Buffer) -> int:
+    """How many bytes BPF_OBJ_GET_INFO_BY_FD wrote, from the attributes it was called with."""
+    if len(attr) < _INFO.size:
+        raise MalformedMessage("cut bpf_attr", offset=0, expected=f"{_INFO.size} bytes", got=f"{len(attr)}")
+    info_len: int = _INFO.unpack_from(attr)[1]
+    return info_len
+
+
+# ------------------------------ Cilium's reverse-NAT socket maps
+
+_COOKIE = Struct(
+    "=Q"  # cookie: the socket's, SO_COOKIE
+)  # and behind it
+_BACKENDS = {
+    4: Struct(
+        ">"
+        "4s"  # address: the backend's
+        "H"  # port
+        "2x"  # pad
+    ),
+    16: Struct(
+        ">"
+        "16s"  # address
+        "H"  # port
+        "2x"  # pad
+    ),  # then, but for old versions, 4 more bytes of padding
+}
+_SERVICES = {
+    4: Struct(
+        ">"
+        "4s"  # address: the service's
+        "H"  # port
+    ),
+    16: Struct(
+        ">"
+        "16s"  # address
+        "H"  # port
+    ),
+}  # and behind it
+_INDEX = Struct(
+    "=H"  # rev_nat_index: which service
+)
+
+
+class MapShape(namedtuple("MapShape", "name address_size key_sizes value_size")):
+    """What a map is called, and how long its addresses, keys and values are."""
+
+    __slots__ = ()
+
+
+SHAPES = (
+    MapShape("cilium_lb4_reverse_sk", 4, (16,), 8),
+    MapShape("cilium_lb6_reverse_sk", 16, (28, 32), 20),
+)
+"""The map of v4 backends, those of v6 sockets too (::ffff:a.b.c.d), and the map of v6 backends."""
+
+_ADDRESS_SIZE_BY_KEY = {size: shape.address_size for shape in SHAPES for size in shape.key_sizes}
+_ADDRESS_SIZE_BY_VALUE = {shape.value_size: shape.address_size for shape in SHAPES}
+
+
+class ReverseSkKey(namedtuple("ReverseSkKey", "cookie address port")):
+    """struct ipv4_revnat_tuple or ipv6_revnat_tuple: a socket and its backend, whose address is packed."""
+
+    __slots__ = ()
+
+    def encode(self) -> bytes:
+        """16 or 28 bytes; a map with longer keys wants zeros behind them. Raises ValueError for what does not fit."""
+        try:
+            return _COOKIE.pack(self.cookie) + _struct_for(_BACKENDS, self.address).pack(self.address, self.port)
+        except struct_error as error:
+            raise ValueError(f"cookie {self.cookie!r} and port {self.port!r} fit no key: {error}") from None
+
+
+class ReverseSkValue(namedtuple("ReverseSkValue", "address port rev_nat_index")):
+    """struct ipv4_revnat_entry or ipv6_revnat_entry: the service, whose address is packed."""
+
+    __slots__ = ()
+
+    def encode(self) -> bytes:
+        """Raises ValueError for what does not fit."""
+        try:
+            return _struct_for(_SERVICES, self.address).pack(self.address, self.port) + _INDEX.pack(self.rev_nat_index)
+        except struct_error as error:
+            raise ValueError(f"port {self.port!r} and index {self.rev_nat_index!r} fit no value: {error}") from None
+
+
+def decode_key(buffer: Buffer) -> ReverseSkKey:
+    """A whole key; its length tells the family, and padding is not looked at."""
+    address_size = _ADDRESS_SIZE_BY_KEY.get(len(buffer))
+    if address_size is None:
+        raise _wrong_size("key of a reverse-NAT map", _ADDRESS_SIZE_BY_KEY, buffer)
+    (cookie,) = _COOKIE.unpack_from(buffer)
+    return ReverseSkKey(cookie, *_BACKENDS[address_size].unpack_from(buffer, _COOKIE.size))
+
+
+def decode_value(buffer: Buffer) -> ReverseSkValue:
+    """A whole value; its length tells the family."""
+    address_size = _ADDRESS_SIZE_BY_VALUE.get(len(buffer))
+    if address_size is None:
+        raise _wrong_size("value of a reverse-NAT map", _ADDRESS_SIZE_BY_VALUE, buffer)
+    service = _SERVICES[address_size]
+    return ReverseSkValue(*service.unpack_from(buffer), *_INDEX.unpack_from(buffer, service.size))
+
+
+def _struct_for(structs: dict[int, Struct], address: bytes) -> Struct:
+    if len(address) not in structs:
+        raise ValueError(f"a packed address has 4 or 16 bytes, not {len(address)}")
+    return structs[len(address)]
+
+
+def _wrong_size(what: str, sizes: dict[int, int], buffer: Buffer) -> MalformedMessage:
+    return MalformedMessage(what, offset=0, expected=f"{' or '.join(map(str, sizes))} bytes", got=f"{len(buffer)}")

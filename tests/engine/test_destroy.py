@@ -1,0 +1,312 @@
+"""destroy_sockets on the real kernel: who dies, who lives, and what they and their peers are told."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from socklb import (
+    NetworkNamespace,
+    SocketFilter,
+    TcpState,
+    UnboundedFilter,
+    destroy_sockets,
+    dport,
+    dst,
+    find_sockets,
+    sport,
+    src,
+)
+from socklb.engine.destroy import destroy_each
+from socklb.filters import Condition
+
+from ..sockets import (
+    Sockets,
+    add_v6_address,
+    cookie_of,
+    error_of,
+    eventually,
+    left_behind,
+    pending_error,
+    state_of,
+    talk,
+)
+
+pytestmark = pytest.mark.kernel
+
+ADDRESS, PORT = "127.0.0.2", 9000
+TCP, UDP = SocketFilter("tcp", dst(ADDRESS, PORT)), SocketFilter("udp", dst(ADDRESS, PORT))
+
+
+TO_BACKENDS = dport(9000, 9001)  # and not back from them
+
+
+class Pair(NamedTuple):
+    """A connected client, where to, and the socket that answers it."""
+
+    protocol: str
+    address: str
+    port: int
+    client: socket.socket
+    server: socket.socket
+
+
+class TestWhoDies:
+    """What the filter means dies, what it does not mean stays alive."""
+
+    @pytest.fixture
+    def pairs(self, sockets: Sockets) -> list[Pair]:
+        add_v6_address("fd00::1")
+        return [
+            Pair(protocol, address, port, *make(address, port))
+            for protocol, make in (("tcp", sockets.tcp), ("udp", sockets.udp_pair))
+            for address in ("127.0.0.2", "127.0.0.3", "::1", "fd00::1", "::ffff:127.0.0.2", "::ffff:127.0.0.3")
+            for port in (9000, 9001)
+        ]
+
+    @pytest.mark.parametrize("protocols", [("tcp",), ("udp",), ("tcp", "udp")], ids="+".join)
+    @pytest.mark.parametrize(
+        ("where", "means"),
+        [
+            pytest.param(dst("127.0.0.2"), lambda p: p.address.endswith("127.0.0.2"), id="v4 and mapped"),
+            pytest.param(dst("::ffff:127.0.0.3"), lambda p: p.address.endswith("127.0.0.3"), id="the same by mapped"),
+            pytest.param(dst("127.0.0.2", 9001), lambda p: p.address.endswith("127.0.0.2") and p.port == 9001, id="v4"),
+            pytest.param(dst("127.0.0.2/31"), lambda p: "127.0.0." in p.address, id="v4 prefix"),
+            pytest.param(dst("fd00::1"), lambda p: p.address == "fd00::1", id="v6"),
+            pytest.param(dst("fd00::/8", 9000), lambda p: p.address == "fd00::1" and p.port == 9000, id="v6 prefix"),
+            pytest.param(dport(9001), lambda p: p.port == 9001, id="port"),
+            pytest.param(TO_BACKENDS, lambda p: True, id="all"),
+            pytest.param(dst("::1", 9001) | dst("127.0.0.3", 9000), lambda p: is_scattered(p), id="or"),
+            pytest.param(
+                dport(9000) & ~dst("127.0.0.0/8"), lambda p: p.port == 9000 and "." not in p.address, id="not"
+            ),
+            pytest.param(dst("127.0.0.9"), lambda p: False, id="none"),
+        ],
+    )
+    def test_exactly_those_meant(
+        self, pairs: list[Pair], protocols: tuple[str, ...], where: Condition, means: Callable[[Pair], bool]
+    ) -> None:
+        doomed = [pair for pair in pairs if pair.protocol in protocols and means(pair)]
+        report = destroy_each([SocketFilter(protocol, where & TO_BACKENDS) for protocol in protocols])
+        assert (report.matched, report.destroyed) == (len(doomed), len(doomed))
+        assert {outcome.socket.cookie for outcome in report.outcomes} == {cookie_of(pair.client) for pair in doomed}
+        for pair in pairs:
+            if pair in doomed:
+                assert pending_error(pair.client) == "ECONNABORTED"
+            else:
+                talk(pair.client, pair.server)
+
+    def test_again_finds_nothing(self, pairs: list[Pair]) -> None:
+        filters = [SocketFilter(protocol, TO_BACKENDS) for protocol in ("tcp", "udp")]
+        assert destroy_each(filters).destroyed == len(pairs)
+        assert destroy_each(filters).matched == 0
+
+    def test_by_the_local_end_the_one_connection_that_has_it(self, pairs: list[Pair]) -> None:
+        one, *others = [pair for pair in pairs if pair.protocol == "tcp"]
+        # Another client may have got the same port by chance, towards another address.
+        own_end = sport(one.client.getsockname()[1]) & dst(one.address, one.port)
+        assert destroy_sockets(SocketFilter("tcp", own_end)).destroyed == 1
+        assert pending_error(one.client) == "ECONNABORTED"
+        for pair in others:
+            talk(pair.client, pair.server)
+
+
+def is_scattered(pair: Pair) -> bool:
+    return (pair.address, pair.port) == ("::1", 9001) or (pair.address.endswith("127.0.0.3") and pair.port == 9000)
+
+
+class TestTcp:
+    """The first call of the owner after it reports ECONNABORTED once, after what had arrived is read."""
+
+    @pytest.mark.parametrize(
+        "first",
+        [
+            pytest.param(lambda client: client.recv(1), id="recv"),
+            pytest.param(lambda client: client.send(b"x"), id="send"),
+            pytest.param(lambda client: client.sendall(b"x"), id="sendall"),
+        ],
+    )
+    def test_whichever_call_comes_first_reports_it(
+        self, sockets: Sockets, first: Callable[[socket.socket], object]
+    ) -> None:
+        client, _ = sockets.tcp(ADDRESS, PORT)
+        assert destroy_sockets(TCP).destroyed == 1
+        assert error_of(lambda: first(client)) == "ECONNABORTED"
+        for _ in range(2):
+            assert client.recv(1) == b""
+            assert error_of(lambda: client.send(b"x")) == "EPIPE"
+
+    def test_what_had_arrived_is_read_first(self, sockets: Sockets) -> None:
+        client, server = sockets.tcp(ADDRESS, PORT)
+        server.send(b"arrived")
+        destroy_sockets(TCP)
+        assert client.recv(100) == b"arrived"
+        assert error_of(lambda: client.recv(100)) == "ECONNABORTED"
+        assert client.recv(100) == b""
+
+    def test_the_peer_gets_econnreset(self, sockets: Sockets) -> None:
+        _, server = sockets.tcp(ADDRESS, PORT)
+        destroy_sockets(TCP)
+        eventually(lambda: state_of(server) == TcpState.CLOSE, "the reset")
+        assert error_of(lambda: server.recv(1)) == "ECONNRESET"
+
+    def test_the_listener_goes_on(self, sockets: Sockets) -> None:
+        sockets.tcp(ADDRESS, PORT)
+        destroy_sockets(TCP)
+        talk(*sockets.tcp(ADDRESS, PORT))
+
+
+# ---------------------------------------------------------------------------------------- blocked calls
+
+
+class Blocked(NamedTuple):
+    """A call that blocks, the filter that destroys its socket, and what the call then ends with."""
+
+    call: Callable[[], object]
+    filter: SocketFilter
+    ends_with: str = "ECONNABORTED"
+
+
+def _recv(sockets: Sockets) -> Blocked:
+    client, _ = sockets.tcp(ADDRESS, PORT)
+    client.settimeout(None)
+    return Blocked(lambda: client.recv(1), TCP)
+
+
+def _send(sockets: Sockets) -> Blocked:
+    client, _ = sockets.tcp(ADDRESS, PORT)
+    client.settimeout(None)
+    return Blocked(lambda: client.sendall(bytes(1 << 27)), TCP)  # more than all buffers take
+
+
+def _select(sockets: Sockets) -> Blocked:
+    client, _ = sockets.tcp(ADDRESS, PORT)
+    return Blocked(lambda: (select.select([client], [], []), client.recv(1)), TCP)
+
+
+def _connect(sockets: Sockets) -> Blocked:
+    sockets.syn_sent(ADDRESS, PORT)
+    client = sockets.make(socket.AF_INET, socket.SOCK_STREAM)
+    client.settimeout(None)
+    cookie = cookie_of(client)
+    knocking = SocketFilter("tcp", TCP.where, states=["syn-sent"], predicate=lambda row: row.cookie == cookie)
+    return Blocked(lambda: client.connect((ADDRESS, PORT)), knocking)
+
+
+def _accept(sockets: Sockets) -> Blocked:
+    listener = sockets.listen(ADDRESS, PORT)
+    listener.settimeout(None)
+    return Blocked(listener.accept, SocketFilter("tcp", src(ADDRESS, PORT), states=["listening"]), "EINVAL")
+
+
+def _udp_recv(sockets: Sockets) -> Blocked:
+    client = sockets.udp(ADDRESS, PORT)
+    client.settimeout(None)
+    return Blocked(lambda: client.recv(1), UDP)
+
+
+class TestBlockedCalls:
+    """Blocked calls wake up."""
+
+    @pytest.mark.parametrize("make", [_recv, _send, _select, _connect, _accept, _udp_recv])
+    def test_a_blocked_call_wakes_up(self, sockets: Sockets, make: Callable[[Sockets], Blocked]) -> None:
+        blocked = make(sockets)
+        ended: list[str] = []
+        thread = threading.Thread(target=lambda: ended.append(error_of(blocked.call)), daemon=True)
+        thread.start()
+        stat = Path(f"/proc/self/task/{thread.native_id}/stat")
+        eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "the thread sleeps")
+        eventually(lambda: destroy_sockets(blocked.filter).destroyed == 1, "the socket is there")
+        thread.join(10)
+        assert ended == [blocked.ends_with]
+
+
+class TestUdp:
+    """Connected UDP: recv gives ECONNABORTED once, every later send EDESTADDRREQ.
+
+    Unconnected UDP: ECONNABORTED once; an autobound one loses its port, a bound one stays in the table with port and
+    cookie and answers 0 to every further destroy.
+    """
+
+    def test_a_connected_one(self, sockets: Sockets) -> None:
+        client = sockets.udp(ADDRESS, PORT)
+        assert destroy_sockets(UDP).destroyed == 1
+        assert error_of(lambda: client.recv(1)) == "ECONNABORTED"
+        assert [error_of(lambda: client.send(b"x")) for _ in range(3)] == ["EDESTADDRREQ"] * 3
+
+    def test_a_connected_one_can_connect_to_another_backend(self, sockets: Sockets) -> None:
+        client, server = sockets.udp(ADDRESS, PORT), sockets.udp_bound("127.0.0.3", PORT)
+        destroy_sockets(UDP)
+        assert pending_error(client) == "ECONNABORTED"
+        client.connect(("127.0.0.3", PORT))
+        talk(client, server)
+
+    def test_a_bound_one_stays_in_the_table(self, sockets: Sockets) -> None:
+        bound = sockets.udp_bound(ADDRESS, PORT)
+        filter = SocketFilter("udp", src(ADDRESS, PORT))
+        for _ in range(3):
+            assert destroy_sockets(filter, unconnected=True).destroyed == 1
+            assert pending_error(bound) == "ECONNABORTED"
+            assert pending_error(bound) == ""
+            assert [row.cookie for row in find_sockets(filter)] == [cookie_of(bound)]
+        talk(sockets.udp(ADDRESS, PORT), bound)
+
+    def test_a_bound_one_lives_unless_that_is_asked_for(self, sockets: Sockets) -> None:
+        bound = sockets.udp_bound(ADDRESS, PORT)
+        filter = SocketFilter("udp", src(ADDRESS, PORT))
+        assert destroy_each([filter]).skipped == destroy_sockets(filter).skipped == 1
+        assert pending_error(bound) == ""
+
+    def test_an_autobound_one_loses_its_port(self, sockets: Sockets) -> None:
+        autobound = sockets.make(socket.AF_INET, socket.SOCK_DGRAM)
+        autobound.sendto(b"x", (ADDRESS, PORT))
+        port = autobound.getsockname()[1]
+        assert destroy_sockets(SocketFilter("udp", sport(port)), unconnected=True).destroyed == 1
+        assert autobound.getsockname()[1] == 0
+        assert list(find_sockets(SocketFilter("udp"))) == []
+
+
+class TestNamespace:
+    """`namespace=None` is the current one; sockets elsewhere have nothing to do with it, whatever their addresses."""
+
+    @pytest.mark.parametrize("elsewhere", [True, False], ids=["the other", "this one"])
+    def test_sockets_die_in_the_one_that_is_meant_alone(self, sockets: Sockets, elsewhere: bool) -> None:
+        there = [sockets.tcp(ADDRESS, PORT), sockets.udp_pair(ADDRESS, PORT)]
+        with left_behind() as pid, Sockets() as more:
+            here = [more.tcp(ADDRESS, PORT), more.udp_pair(ADDRESS, PORT)]
+            namespace = NetworkNamespace.from_pid(pid) if elsewhere else None
+            assert destroy_each([TCP, UDP], namespace=namespace).destroyed == 2
+            dead, alive = (there, here) if elsewhere else (here, there)
+            assert [pending_error(client) for client, _ in dead] == ["ECONNABORTED"] * 2
+            for client, server in alive:
+                talk(client, server)
+
+
+class TestDescriptors:
+    """Each call owns its netlink socket, closed on exhaustion or error."""
+
+    @pytest.mark.parametrize(
+        ("filter", "error"),
+        [
+            (UDP, None),
+            (SocketFilter("udp"), UnboundedFilter),
+            (SocketFilter("udp", dst(ADDRESS), predicate=lambda row: 1 // 0), ZeroDivisionError),
+        ],
+        ids=["done", "unbounded", "error"],
+    )
+    def test_nothing_is_left_open(self, sockets: Sockets, filter: SocketFilter, error: Any) -> None:
+        sockets.udp(ADDRESS, PORT)
+        before = len(os.listdir("/proc/self/fd"))
+        if error is None:
+            destroy_sockets(filter)
+        else:
+            with pytest.raises(error):
+                destroy_sockets(filter)
+        assert len(os.listdir("/proc/self/fd")) == before

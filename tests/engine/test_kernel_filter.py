@@ -1,0 +1,308 @@
+"""What the kernel lets through is what `matches` says, on real sockets; and how often it is asked."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from socklb import (
+    InetSocket,
+    NotPermitted,
+    SocketFilter,
+    autobound,
+    cgroup,
+    destroy_sockets,
+    device,
+    dport,
+    dst,
+    find_sockets,
+    mark,
+    sport,
+    src,
+)
+from socklb.filters import Condition
+from socklb.filters.conditions import And, Not, Or
+from socklb.kernel import diag
+from socklb.wire.bytecode import decode_program
+from socklb.wire.netlink import iter_messages
+from socklb.wire.request import SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, TCPDIAG_GETSOCK
+
+from .. import package_under_test, world
+from ..fake_kernel import Answer, Datagram, FakeKernel, Request, ack_message, table
+from ..filters.trees import socket_between
+from ..sockets import Sockets, add_v6_address, cookie_of
+
+_SO_MARK = 36
+
+
+class Counting:
+    """The real netlink socket, with a count of what goes through it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened = 0
+        self.sent: list[tuple[int, int]] = []  # (type of the first message, how many messages)
+        self._open = diag.open_netlink
+        monkeypatch.setattr(diag, "open_netlink", self.open)
+
+    def open(self) -> socket.socket:
+        self.opened += 1
+        counting = self
+
+        class CountingSocket(socket.socket):
+            def send(self, data: bytes, flags: int = 0) -> int:  # type: ignore[override]
+                messages = list(iter_messages(data, len(data)))
+                counting.sent.append((messages[0][0], len(messages)))
+                return super().send(data, flags)
+
+        return CountingSocket(fileno=self._open().detach())
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    return Counting(monkeypatch)
+
+
+def _populate(sockets: Sockets) -> None:
+    """TCP and UDP, v4, v6 and mapped, connected, listening, half closed, marked, bound to a device."""
+    add_v6_address("fd00::1")
+    for port in (80, 9000):
+        sockets.tcp("127.0.0.1", port)
+        sockets.tcp("127.0.0.2", port, source="127.0.0.9")
+        sockets.tcp("::ffff:127.0.0.1", port)
+        sockets.tcp("fd00::1", port)
+        sockets.udp("127.0.0.1", port)
+        sockets.udp("::ffff:127.0.0.2", port)
+        sockets.udp("fd00::1", port)
+        sockets.udp_bound("127.0.0.3", port)
+    sockets.fin_wait2("127.0.0.4", 80)
+    sockets.syn_recv("127.0.0.5", 80)
+    sockets.syn_sent("127.0.0.6", 80)
+    sockets.time_wait("127.0.0.7", 80)
+    sockets.orphaned_fin_wait2("127.0.0.8", 80)
+    marked, _ = sockets.tcp("127.0.0.1", 80)
+    marked.setsockopt(socket.SOL_SOCKET, _SO_MARK, 0x11)
+    bound = sockets.udp("127.0.0.1", 53)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+
+
+_hosts = st.sampled_from(
+    (
+        "127.0.0.1",
+        "127.0.0.2",
+        "127.0.0.0/29",
+        "127.0.0.0/8",
+        "fd00::1",
+        "fd00::/16",
+        "::ffff:127.0.0.1",
+        "::/0",
+        "0.0.0.0/0",
+    )
+)
+_ports = st.sampled_from((53, 80, 9000))
+_leaves = (
+    st.builds(lambda make, host, port: make(host, port), st.sampled_from((src, dst)), _hosts, st.none() | _ports)
+    | st.builds(lambda make, low, high: make(*sorted((low, high))), st.sampled_from((sport, dport)), _ports, _ports)
+    | st.builds(device, st.sampled_from((0, 1)))
+    | st.builds(mark, st.sampled_from((0, 1, 0x11)))
+    | st.builds(lambda bit: mark(bit, bit), st.sampled_from((1, 2, 0x10)))
+    | st.builds(cgroup, st.sampled_from((0, 1)))
+)
+_trees = st.recursive(
+    _leaves,
+    lambda inner: (
+        st.builds(Not, inner)
+        | st.builds(lambda kind, parts: kind(*parts), st.sampled_from((And, Or)), st.lists(inner, max_size=4))
+    ),
+    max_leaves=10,
+)
+
+
+@pytest.fixture(scope="module")
+def world_of_sockets() -> Iterator[None]:
+    """One world for all examples of a property."""
+    world.new_network()
+    with Sockets() as made:
+        _populate(made)
+        yield
+
+
+@pytest.mark.kernel
+class TestTheRealKernel:
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(_trees, st.sampled_from(("tcp", "udp")), st.sampled_from((None, "all", "connected", "time-wait")))
+    def test_lets_through_what_matches(
+        self, world_of_sockets: None, where: Condition, protocol: str, states: str | None
+    ) -> None:
+        """DESIGN: on a world of real sockets, what the kernel lets through is what `.matches` says."""
+        meant = SocketFilter(protocol, where, states=states)
+        everything = SocketFilter(protocol, states="all")
+        assert _by_cookie(find_sockets(meant)) == _by_cookie(filter(meant.matches, find_sockets(everything)))
+
+    def test_autobound(self, sockets: Sockets) -> None:
+        chosen, _ = sockets.tcp("127.0.0.1", 9000)
+        own = sockets.make(socket.AF_INET, socket.SOCK_STREAM)
+        own.bind(("127.0.0.1", 5555))
+        own.connect(("127.0.0.1", 9000))
+        found = {s.cookie for s in find_sockets(SocketFilter("tcp", dport(9000) & autobound()))}
+        assert found == {cookie_of(chosen)}
+        found = {s.cookie for s in find_sockets(SocketFilter("tcp", dport(9000) & ~autobound()))}
+        assert found == {cookie_of(own)}
+        with pytest.raises(ValueError, match="autobound"):
+            SocketFilter("tcp", autobound()).matches(next(find_sockets(SocketFilter("tcp"))))
+
+    def test_more_backends_than_one_program_holds(self, sockets: Sockets, counting: Counting) -> None:
+        near, _ = sockets.tcp("127.0.0.1", 9000)
+        far, _ = sockets.tcp("127.0.15.160", 9000)
+        spared, _ = sockets.tcp("127.0.15.160", 9001)
+        backends = [(f"127.0.{n >> 8}.{n & 255}", 9000, "tcp") for n in range(1, 4001)]
+        report = destroy_sockets(SocketFilter.to_backends(backends))
+        assert {outcome.socket.cookie for outcome in report.outcomes} == {cookie_of(near), cookie_of(far)}
+        assert report.destroyed == 2
+        spared.send(b"alive")
+        assert 2 <= [kind for kind, _ in counting.sent].count(TCPDIAG_GETSOCK) <= 4
+
+    def test_a_socket_that_two_programs_let_through_comes_once(self, sockets: Sockets) -> None:
+        sockets.tcp("127.0.0.1", 9000)
+        backends = Or(sport(0, 65535), *(dst(f"127.0.{n >> 8}.{n & 255}", 9000) for n in range(1, 4001)))
+        found = [s.cookie for s in find_sockets(SocketFilter("tcp", backends))]
+        assert len(found) == len(set(found)) == 3
+
+    def test_a_mark_cannot_be_searched_without_privilege(self, sockets: Sockets) -> None:
+        """DESIGN: a mark condition without CAP_NET_ADMIN is EPERM, and nothing else knows the mark: NotPermitted."""
+        sockets.tcp("127.0.0.1", 9000)
+        script = (
+            f"from {package_under_test.NAME} import *\n"
+            "try: list(find_sockets(SocketFilter('tcp', mark(1))))\n"
+            "except NotPermitted as error: print(error.strerror)\n"
+        )
+        said = subprocess.run(
+            [sys.executable, "-c", script], preexec_fn=world.drop_privilege, capture_output=True, check=True, text=True
+        )
+        assert "CAP_NET_ADMIN" in said.stdout
+        with pytest.raises(NotPermitted):
+            SocketFilter("tcp", mark(1)).matches(_without_attributes(next(find_sockets(SocketFilter("tcp")))))
+
+
+def _without_attributes(found: InetSocket) -> InetSocket:
+    return InetSocket(found.row[:72], found.protocol)
+
+
+def _by_cookie(found: object) -> dict[int, tuple[object, ...]]:
+    """What of a row does not change by itself from one dump to the next."""
+    return {s.cookie: (s.state, s.src, s.sport, s.dst, s.dport) for s in found}  # type: ignore[attr-defined]
+
+
+@pytest.mark.kernel
+class TestOneWalk:
+    """DESIGN: a walk is the unit of cost. Counted: the dumps that are asked for, the sends, the netlink sockets."""
+
+    def test_one_backend_is_one_walk_and_one_send_a_batch(self, sockets: Sockets, counting: Counting) -> None:
+        for _ in range(70):
+            sockets.tcp("127.0.0.1", 9000)
+            sockets.tcp("::ffff:127.0.0.1", 9000)
+        assert destroy_sockets(SocketFilter.to_backend("127.0.0.1", 9000, "tcp")).destroyed == 140
+        assert counting.sent == [(TCPDIAG_GETSOCK, 1), (SOCK_DESTROY, 64), (SOCK_DESTROY, 64), (SOCK_DESTROY, 12)]
+        assert counting.opened == 1
+
+    def test_a_thousand_backends_are_one_walk(self, sockets: Sockets, counting: Counting) -> None:
+        sockets.tcp("127.0.0.1", 9000)
+        backends = [(f"127.0.{n >> 8}.{n & 255}", 9000, "tcp") for n in range(1000)]
+        assert len(list(find_sockets(SocketFilter.to_backends(backends)))) == 1
+        assert counting.sent == [(TCPDIAG_GETSOCK, 1)]
+
+    def test_what_is_not_sent_is_not_received(self, sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The rows that do not match never leave the kernel."""
+        for _ in range(50):
+            sockets.tcp("127.0.0.1", 9001)
+        sockets.tcp("127.0.0.1", 9000)
+        made: list[InetSocket] = []
+
+        class Noted(InetSocket):
+            def __init__(self, row: bytes, protocol: int) -> None:
+                super().__init__(row, protocol)
+                made.append(self)
+
+        monkeypatch.setattr("socklb.engine.find.InetSocket", Noted)
+        assert len(list(find_sockets(SocketFilter.to_backend("127.0.0.1", 9000, "tcp")))) == len(made) == 1
+
+    @pytest.mark.parametrize(
+        ("protocol", "states", "walks"),
+        [
+            ("tcp", None, 0),
+            ("udp", None, 0),
+            ("tcp", ["established", "time-wait"], 1),
+            ("tcp", ["bound-inactive"], 1),
+        ],
+        ids=["tcp", "udp", "with time-wait", "with bound-inactive"],
+    )
+    def test_without_a_socket_there_is_no_walk(
+        self, network: None, counting: Counting, protocol: str, states: Sequence[str] | None, walks: int
+    ) -> None:
+        """A family without a socket costs nothing, but for the states that sockstat does not count."""
+        assert list(find_sockets(SocketFilter(protocol, states=states))) == []
+        assert len(counting.sent) == walks
+
+    def test_a_family_without_a_socket_is_left_out(self, sockets: Sockets, counting: Counting) -> None:
+        sockets.udp("127.0.0.1", 53)
+        assert len(list(find_sockets(SocketFilter("udp")))) == 1
+        sockets.udp("::1", 53)
+        assert len(list(find_sockets(SocketFilter("udp")))) == 2
+        assert counting.sent == [(SOCK_DIAG_BY_FAMILY, 1)] * 3
+
+    @pytest.mark.parametrize("kind", ["tcp", "listen", "syn_sent", "syn_recv", "fin_wait1", "last_ack", "closing"])
+    def test_every_live_state_counts_as_in_use(self, sockets: Sockets, kind: str) -> None:
+        getattr(sockets, kind)("127.0.0.1", 9000)
+        assert list(find_sockets(SocketFilter("tcp")))
+
+    def test_where_the_counts_cannot_be_read_the_walk_is_done(
+        self, network: None, counting: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("socklb.kernel.sockstat._FILES", ("/nowhere/sockstat",))
+        assert list(find_sockets(SocketFilter("tcp"))) == []
+        assert counting.sent == [(TCPDIAG_GETSOCK, 1)]
+
+    def test_one_family_alone_is_asked_for_by_itself(self, sockets: Sockets, counting: Counting) -> None:
+        sockets.tcp("::ffff:127.0.0.1", 9000)
+        (found,) = find_sockets(SocketFilter("tcp", dport(9000), family=socket.AF_INET6))
+        assert found.family == socket.AF_INET6
+        assert counting.sent == [(SOCK_DIAG_BY_FAMILY, 1)]
+
+
+class TestAnOldKernel:
+    """What a kernel answers EINVAL to is asked for in older ways, until it is matched in Python."""
+
+    @staticmethod
+    def refusing(lacks: set[int], inner: Answer, *, old_request: bool) -> Answer:
+        def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
+            (request,) = requests
+            codes = {instruction.code for _, instruction in decode_program(request.program)}
+            if codes & lacks or (request.type == TCPDIAG_GETSOCK and not old_request):
+                return [ack_message(request, errno.EINVAL)]
+            return inner(requests)
+
+        return answer
+
+    @pytest.mark.parametrize("old_request", [True, False], ids=["one walk", "a walk a family"])
+    @pytest.mark.parametrize("lacks", [set(), {13}, {11, 12, 13}, {10, 11, 12, 13}, {9, 10, 11, 12, 13}], ids=str)
+    def test_finds_the_same(self, lacks: set[int], old_request: bool) -> None:
+        rows = [
+            socket_between(f"10.0.0.1:{n}", f"10.0.0.{2 + n % 2}:80", interface=n % 3, cgroup_id=n % 4, mark=n % 5)
+            for n in range(60)
+        ]
+        kernel = FakeKernel(self.refusing(lacks, table([r.row for r in rows]), old_request=old_request))
+        meant = SocketFilter("tcp", dport(80) & (device(1) | cgroup(2)) & ~mark(3))
+        with kernel.installed():
+            assert {s.sport for s in find_sockets(meant)} == {s.sport for s in rows if meant.matches(s)}
+
+    def test_what_was_refused_for_another_reason_is_an_error(self) -> None:
+        refusing = FakeKernel(lambda requests: [ack_message(requests[0], errno.EINVAL)])
+        with refusing.installed() as kernel, pytest.raises(OSError, match="Invalid argument"):
+            list(find_sockets(SocketFilter("tcp", dport(80))))
+        assert len(kernel.sent) < 10

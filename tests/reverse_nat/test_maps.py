@@ -1,0 +1,432 @@
+"""The reverse-NAT maps: did the balancer send this socket to its backend?"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+import pytest
+
+from socklb import KernelError, NotPermitted, NotSupported
+from socklb.cli.output import exit_code
+from socklb.reverse_nat import bpf
+from socklb.reverse_nat.layout import ReverseSkKey, ReverseSkValue
+from socklb.reverse_nat.maps import DEFAULT_DIRECTORY, RevNatEntry, RevNatMaps
+
+from ..sockets import cookie_of, without_privilege
+from .balancer.clients import BACKEND_PORT, CASES, PORT, Case, Clients
+from .bpf_maps import Maps
+
+V4, V6 = "cilium_lb4_reverse_sk", "cilium_lb6_reverse_sk"
+
+ONE = RevNatEntry(0xFFFFFFFFFFFFFFFF, IPv4Address("10.0.1.5"), 8080, IPv4Address("10.96.0.10"), 80, 7)
+TWO = RevNatEntry(2, IPv4Address("10.0.1.5"), 65535, IPv4Address("10.96.0.10"), 443, 0xFFFF)
+SIX = RevNatEntry(1, IPv6Address("fd00::1:5"), 8080, IPv6Address("fd00::600a"), 80, 8)
+
+
+def record(maps: Maps, entry: RevNatEntry, *, key_size: int = 32) -> None:
+    """Do what the balancer does when it sends a socket to a backend."""
+    v4 = entry.backend_address.version == 4
+    key = ReverseSkKey(entry.cookie, entry.backend_address.packed, entry.backend_port).encode()
+    value = ReverseSkValue(entry.service_address.packed, entry.service_port, entry.rev_nat_index).encode()
+    maps.put(V4 if v4 else V6, key if v4 else key.ljust(key_size, b"\0"), value)
+
+
+def forget(maps: Maps, entry: RevNatEntry) -> None:
+    maps.delete(V4, ReverseSkKey(entry.cookie, entry.backend_address.packed, entry.backend_port).encode())
+
+
+def both(maps: Maps) -> str:
+    """A directory with both maps, as a balancer pins them."""
+    maps.lru(V4, 16, 8)
+    maps.lru(V6, 32, 20)
+    return maps.directory
+
+
+def descriptors() -> list[str]:
+    return os.listdir("/proc/self/fd")
+
+
+def refusal(directory: str, kind: type[Exception]) -> Exception:
+    """The error that opening ends with, of this very kind; no descriptor is left open."""
+    before = descriptors()
+    with pytest.raises(kind) as caught:
+        RevNatMaps.open(directory)
+    assert (type(caught.value), descriptors()) == (kind, before)
+    return caught.value
+
+
+def said(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+class TestNoDirectory:
+    """Bad input: exit 2."""
+
+    def test_it_is_missing(self, tmp_path: Path) -> None:
+        for path in (tmp_path / "missing", tmp_path / "missing" / "deeper"):
+            error = refusal(str(path), ValueError)
+            assert said(error).startswith(f"no directory {path}: reverse-NAT maps are where a balancer pins them")
+            assert exit_code(error) == 2
+
+    def test_it_is_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        assert said(refusal(str(tmp_path / "file"), ValueError)).startswith(f"no directory {tmp_path / 'file'}: ")
+
+    def test_it_is_no_path_at_all(self) -> None:
+        refusal("/run/nul\0", ValueError)
+
+    def test_a_loop_of_links(self, tmp_path: Path) -> None:
+        (tmp_path / "loop").symlink_to("loop")
+        error = refusal(str(tmp_path / "loop"), KernelError)
+        assert said(error) == f"look into {tmp_path / 'loop'}: Too many levels of symbolic links"
+
+    @pytest.mark.kernel
+    def test_one_may_not_look_there(self, maps: Maps) -> None:
+        inner = Path(maps.directory) / "tc"
+        inner.mkdir()
+        os.chmod(maps.directory, 0)
+        text, code = without_privilege(lambda: (said(e := refusal(str(inner), NotPermitted)), exit_code(e)))
+        inner.rmdir()
+        assert code == 4
+        assert text.startswith(
+            f"look into {inner}: not permitted: it needs read permission to the pinned map and search"
+        )
+
+
+@pytest.mark.kernel
+class TestOpen:
+    """Both maps or the one that is there; whatever else is there by their names is refused, with what it is."""
+
+    def test_neither(self, maps: Maps) -> None:
+        maps.lru("cilium_lb4_services_v2", 16, 8)
+        error = refusal(maps.directory, ValueError)
+        assert said(error) == f"no reverse-NAT map in {maps.directory}: neither {V4} nor {V6} is pinned there"
+        assert exit_code(error) == 2
+
+    @pytest.mark.parametrize("size", [28, 32])
+    def test_layouts_that_are_known(self, maps: Maps, size: int) -> None:
+        maps.lru(V4, 16, 8)
+        maps.lru(V6, size, 20)
+        record(maps, ONE)
+        record(maps, SIX, key_size=size)
+        with RevNatMaps.open(Path(maps.directory)) as opened:
+            assert list(opened.entries()) == [ONE, SIX]
+            assert opened.contains(ONE.cookie, ONE.backend_address, ONE.backend_port)
+            assert opened.contains(SIX.cookie, SIX.backend_address, SIX.backend_port)
+
+    @pytest.mark.parametrize(
+        ("name", "type", "key_size", "value_size", "expected"),
+        [
+            (V4, 1, 16, 8, "keys of 16 bytes and values of 8"),
+            (V4, 9, 12, 8, "keys of 16 bytes and values of 8"),
+            (V4, 9, 32, 20, "keys of 16 bytes and values of 8"),
+            (V4, 9, 16, 12, "keys of 16 bytes and values of 8"),
+            (V6, 10, 32, 20, "keys of 28 or 32 bytes and values of 20"),
+            (V6, 9, 30, 20, "keys of 28 or 32 bytes and values of 20"),
+            (V6, 9, 16, 8, "keys of 28 or 32 bytes and values of 20"),
+            (V6, 9, 32, 24, "keys of 28 or 32 bytes and values of 20"),
+        ],
+    )
+    def test_a_foreign_layout(
+        self, maps: Maps, name: str, type: int, key_size: int, value_size: int, expected: str
+    ) -> None:
+        """Beside a map that is in order: that one is closed again. Exit 3: there is nothing wrong with the input."""
+        both(maps)
+        path = maps.make(name, type, key_size, value_size)
+        error = refusal(maps.directory, NotSupported)
+        assert said(error) == (
+            f"{path}: this layout is not known: expected type 9 (LRU hash), {expected}, got type {type}, "
+            f"keys of {key_size} and values of {value_size}"
+        )
+        assert exit_code(error) == 3
+
+    def test_a_program_by_that_name(self, maps: Maps) -> None:
+        both(maps)
+        path = maps.make_program(V6)
+        error = refusal(maps.directory, ValueError)
+        assert (said(error), exit_code(error)) == (f"{path} is no BPF map", 2)
+
+    def test_a_file_by_that_name(self, maps: Maps, tmp_path: Path) -> None:
+        (tmp_path / V4).touch()
+        error = refusal(str(tmp_path), ValueError)
+        assert said(error).startswith(f"{tmp_path / V4} is no pinned BPF map")
+        assert exit_code(error) == 2
+
+    def test_a_pin_that_one_may_not_read(self, maps: Maps) -> None:
+        directory = both(maps)
+        os.chmod(maps.path(V6), 0)
+        text = without_privilege(lambda: said(refusal(directory, NotPermitted)))
+        assert text.startswith(f"open {maps.path(V6)}: not permitted: it needs read permission to the pinned map")
+
+    def test_the_default_is_where_cilium_pins_them(self) -> None:
+        assert DEFAULT_DIRECTORY == "/sys/fs/bpf/tc/globals"
+        assert RevNatMaps.open.__func__.__defaults__ == (DEFAULT_DIRECTORY,)  # type: ignore[attr-defined]
+
+
+class TestCannot:
+    """No privilege is exit 4; no bpf(2) in the kernel or in Python is exit 3; each names what is missing."""
+
+    @pytest.mark.parametrize(
+        ("code", "kind", "words", "exits"),
+        [
+            (errno.EPERM, NotPermitted, "bpf(2) needs CAP_", 4),
+            (errno.EACCES, NotPermitted, "read permission to the pinned map", 4),
+            (errno.ENOSYS, NotSupported, "CONFIG_BPF_SYSCALL", 3),
+        ],
+        ids=["EPERM", "EACCES", "ENOSYS"],
+    )
+    def test_the_kernel_refuses(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        code: int,
+        kind: type[KernelError],
+        words: str,
+        exits: int,
+    ) -> None:
+        monkeypatch.setattr(bpf._Bpf, "call", lambda *_: -code)
+        error = refusal(str(tmp_path), kind)
+        assert (words in said(error), exit_code(error)) == (True, exits)
+        assert said(error).startswith(f"open {tmp_path / V4}: ")
+
+    def test_no_ctypes(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setitem(sys.modules, "ctypes", None)
+        error = refusal(str(tmp_path), NotSupported)
+        assert said(error) == "bpf(2): this Python has no working ctypes, and no other way to read BPF maps"
+        assert exit_code(error) == 3
+
+
+@pytest.mark.kernel
+class TestContains:
+    """By cookie, address and port, all three. A v4 backend of a v6 socket is in the v4 map."""
+
+    @pytest.mark.parametrize("kind", [str, ip_address], ids=["str", "object"])
+    def test_what_was_recorded_and_nothing_else(self, maps: Maps, kind: Callable[[str], str]) -> None:
+        with RevNatMaps.open(both(maps)) as opened:
+            for entry in (ONE, TWO, SIX):
+                record(maps, entry)
+                address = kind(str(entry.backend_address))
+                assert opened.contains(entry.cookie, address, entry.backend_port)
+                assert not opened.contains(entry.cookie - 1, address, entry.backend_port)
+                assert not opened.contains(entry.cookie, address, entry.backend_port - 1)
+                assert not opened.contains(entry.cookie, kind(str(entry.backend_address + 1)), entry.backend_port)
+                assert not opened.contains(entry.cookie, kind(str(entry.service_address)), entry.service_port)
+
+    def test_a_mapped_address_is_the_v4_one(self, maps: Maps) -> None:
+        with RevNatMaps.open(both(maps)) as opened:
+            record(maps, ONE)
+            for mapped in ("::ffff:10.0.1.5", IPv6Address("::ffff:10.0.1.5")):
+                assert opened.contains(ONE.cookie, mapped, ONE.backend_port)
+            for other in ("::ffff:10.0.1.6", "::10.0.1.5", "64:ff9b::10.0.1.5"):
+                assert not opened.contains(ONE.cookie, other, ONE.backend_port)
+
+    def test_a_mapped_address_in_the_v6_map_is_nothing(self, maps: Maps) -> None:
+        with RevNatMaps.open(both(maps)) as opened:
+            record(maps, SIX._replace(backend_address=IPv6Address("::ffff:10.0.1.5")))
+            assert not opened.contains(SIX.cookie, "::ffff:10.0.1.5", SIX.backend_port)
+
+    @pytest.mark.parametrize(("name", "entry", "missing"), [(V4, ONE, SIX), (V6, SIX, ONE)], ids=["v4", "v6"])
+    def test_one_map_alone(self, maps: Maps, name: str, entry: RevNatEntry, missing: RevNatEntry) -> None:
+        """A host without IPv6 has the v4 map alone; the other contains nothing."""
+        maps.remove(V6 if name == V4 else V4)
+        maps.lru(name, *((16, 8) if name == V4 else (32, 20)))
+        record(maps, entry)
+        with RevNatMaps.open(maps.directory) as opened:
+            assert opened.contains(entry.cookie, entry.backend_address, entry.backend_port)
+            assert not opened.contains(missing.cookie, missing.backend_address, missing.backend_port)
+            assert list(opened.entries()) == [entry]
+
+    @pytest.mark.parametrize(
+        ("arguments", "kind", "word"),
+        [
+            ((1, "10.0.0.256", 80), ValueError, "10.0.0.256"),
+            ((1, "", 80), ValueError, "''"),
+            ((1, 0x0A000001, 80), TypeError, "167772161"),
+            ((1, b"\n\0\0\1", 80), TypeError, r"b'\\n"),
+            ((1, "10.0.0.1", 65536), ValueError, "65536"),
+            ((1, "::1", -1), ValueError, "-1"),
+            ((-1, "10.0.0.1", 80), ValueError, "-1"),
+            ((1 << 64, "::1", 80), ValueError, str(1 << 64)),
+            ((1, "::1", "80"), ValueError, "'80'"),
+        ],
+        ids=repr,
+    )
+    def test_a_wrong_argument(
+        self, maps: Maps, arguments: tuple[int, str, int], kind: type[Exception], word: str
+    ) -> None:
+        """Whether or not the map is there that would be asked."""
+        maps.lru(V4, 16, 8)
+        with RevNatMaps.open(maps.directory) as opened, pytest.raises(kind, match=word):
+            opened.contains(*arguments)
+
+
+@pytest.mark.kernel
+class TestEntries:
+    """Every entry of both maps, as what it means."""
+
+    def test_they_are_what_was_recorded(self, maps: Maps) -> None:
+        with RevNatMaps.open(both(maps)) as opened:
+            assert list(opened.entries()) == []
+            for entry in (SIX, TWO, ONE):
+                record(maps, entry)
+            *v4, v6 = opened.entries()
+            assert (sorted(v4), v6) == ([TWO, ONE], SIX)
+
+    def test_one_that_vanishes_before_it_is_looked_up_is_left_out(
+        self, maps: Maps, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with RevNatMaps.open(both(maps)) as opened:
+            record(maps, ONE)
+            record(maps, TWO)
+            keys = bpf.BpfMap.keys
+
+            def and_one_goes(self: bpf.BpfMap) -> list[bytes]:
+                found = list(keys(self))
+                forget(maps, ONE)
+                return found
+
+            monkeypatch.setattr(bpf.BpfMap, "keys", and_one_goes)
+            assert list(opened.entries()) == [TWO]
+
+    def test_reading_on_while_the_maps_are_reopened_and_closed(self, maps: Maps) -> None:
+        directory = both(maps)
+        for entry in (ONE, TWO, SIX):
+            record(maps, entry)
+        before = descriptors()
+        opened = RevNatMaps.open(directory)
+        entries = opened.entries()
+        first = next(entries)
+        opened.reopen()
+        second = next(entries)
+        opened.close()
+        assert sorted((first, second, *entries)) == sorted((ONE, TWO, SIX))
+        assert descriptors() == before
+
+    def test_who_stops_reading_leaves_no_descriptor(self, maps: Maps) -> None:
+        directory = both(maps)
+        record(maps, ONE)
+        with RevNatMaps.open(directory) as opened:
+            before = descriptors()
+            entries = opened.entries()
+            assert next(entries) == ONE
+            assert len(descriptors()) == len(before) + 2
+            entries.close()  # type: ignore[attr-defined]
+            assert descriptors() == before
+
+
+@pytest.mark.kernel
+class TestReopen:
+    """What is pinned now counts; an error leaves the maps as they were."""
+
+    def test_the_same_maps(self, maps: Maps) -> None:
+        with RevNatMaps.open(both(maps)) as opened:
+            record(maps, ONE)
+            before = descriptors()
+            opened.reopen()
+            assert opened.contains(ONE.cookie, ONE.backend_address, ONE.backend_port)
+            assert len(descriptors()) == len(before)
+
+    def test_another_map_by_the_same_name(self, maps: Maps) -> None:
+        with RevNatMaps.open(both(maps)) as opened:
+            record(maps, ONE)
+            both(maps)  # an agent that is upgraded
+            record(maps, TWO)
+            assert list(opened.entries()) == [ONE]
+            opened.reopen()
+            assert list(opened.entries()) == [TWO]
+
+    def test_one_vanished_and_came_back(self, maps: Maps) -> None:
+        with RevNatMaps.open(both(maps)) as opened:
+            record(maps, SIX)
+            maps.remove(V6)
+            opened.reopen()
+            assert not opened.contains(SIX.cookie, SIX.backend_address, SIX.backend_port)
+            maps.lru(V6, 28, 20)
+            record(maps, SIX, key_size=28)
+            opened.reopen()
+            assert opened.contains(SIX.cookie, SIX.backend_address, SIX.backend_port)
+
+    def test_an_error_changes_nothing(self, maps: Maps) -> None:
+        with RevNatMaps.open(both(maps)) as opened:
+            record(maps, ONE)
+            before = descriptors()
+            maps.remove(V4)
+            maps.remove(V6)
+            with pytest.raises(ValueError, match=f"no reverse-NAT map in {maps.directory}"):
+                opened.reopen()
+            maps.make_program(V6)
+            with pytest.raises(ValueError, match="is no BPF map"):
+                opened.reopen()
+            assert list(opened.entries()) == [ONE]
+        assert len(descriptors()) == len(before) - 2 + 1  # the program's
+
+    def test_what_is_closed_stays_closed(self, maps: Maps) -> None:
+        directory = both(maps)
+        before = descriptors()
+        opened = RevNatMaps.open(directory)
+        opened.close()
+        opened.close()
+        uses: list[Callable[[], object]] = [
+            opened.reopen,
+            lambda: opened.contains(1, "10.0.0.1", 80),
+            lambda: next(opened.entries()),
+        ]
+        for use in uses:
+            with pytest.raises(ValueError, match=f"the reverse-NAT maps of {directory} are closed"):
+                use()
+        assert descriptors() == before
+
+
+@pytest.mark.kernel
+class TestThreads:
+    """Any number may ask at once, while another one reopens; nobody is handed a descriptor that is closed."""
+
+    def test_asking_while_another_reopens(self, maps: Maps) -> None:
+        with RevNatMaps.open(both(maps)) as opened:
+            for entry in (ONE, SIX):
+                record(maps, entry)
+
+            def ask(_: int) -> set[bool]:
+                return {
+                    opened.contains(entry.cookie, entry.backend_address, entry.backend_port)
+                    for _ in range(300)
+                    for entry in (ONE, SIX)
+                } | {{*opened.entries()} == {ONE, SIX}}
+
+            def reopen(_: int) -> set[bool]:
+                for _ in range(200):
+                    opened.reopen()
+                return {True}
+
+            with ThreadPoolExecutor(4) as pool:
+                told = [pool.submit(work, number) for number in range(8) for work in (ask, reopen)]
+            assert set().union(*(one.result() for one in told)) == {True}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("case", CASES, ids=str)
+class TestOfABalancer:
+    """A balancer's own maps tell whom it sent where, by the peer's address as the socket has it."""
+
+    def test_whom_it_sent_is_told_from_who_went_by_himself(self, clients: Clients, case: Case) -> None:
+        backend, other = case.backends
+        clients.set_service(case, backend)
+        sent, direct = clients.connect(case), clients.connect(case, backend, BACKEND_PORT)
+        with RevNatMaps.open(clients.balancer.directory) as opened:
+            for peer in (backend, case.called(backend)):
+                assert opened.contains(cookie_of(sent), peer, BACKEND_PORT)
+                assert not opened.contains(cookie_of(direct), peer, BACKEND_PORT)
+            assert not opened.contains(cookie_of(sent), other, BACKEND_PORT)
+            assert not opened.contains(cookie_of(sent), case.service, PORT)
+            told = RevNatEntry(
+                cookie_of(sent), ip_address(backend), BACKEND_PORT, ip_address(case.service), PORT, rev_nat_index=1
+            )
+            assert list(opened.entries()) == [told]
+            sent.close()
+            assert list(opened.entries()) == []
