@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Destroy the sockets that are pinned to a backend that is gone, so that their owners reconnect at once.
 
 `terminate_connections` takes backends and looks into every namespace, `TerminationLoop` follows their changes;

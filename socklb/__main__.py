@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`python3 -m socklb` is the command `socklb`."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What can go wrong, in two branches: what the kernel answered, and what it could not have meant."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """TCP states, and the bit masks of them that the kernel takes (idiag_states in linux/inet_diag.h).
 
 A mask has bit N set for the state numbered N in include/net/tcp_states.h. UDP borrows two of the numbers.

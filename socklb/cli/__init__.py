@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The command line: `socklb COMMAND`, one module for each. Exit codes: see `_EXIT_CODES`."""
 
 from __future__ import annotations

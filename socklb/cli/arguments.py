@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Arguments that several commands share: which sockets are meant, where, and what is asked or told about them."""
 
 from __future__ import annotations

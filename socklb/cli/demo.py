@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`socklb demo`: show what it does, in a world of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The demo's world: three backends and their clients; one backend's connections are destroyed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`socklb destroy`: destroy the sockets that a filter means."""
 
 from __future__ import annotations

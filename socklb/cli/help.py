@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How help texts are laid out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`socklb list`: show the sockets that a filter means."""
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from ..engine.report import socket_record
 from ..errors import NotPermitted, NotSupported, SocklbError
 from ..kernel.namespaces import NamespaceVanished, NetworkNamespace
 from ..states import state_word
-from ..wire.reply import format_endpoint
+from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_filter_arguments, add_netns_argument, filters_from
 from .help import HelpFormatter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`--netns`: in which network namespaces a command works."""
 
 from __future__ import annotations

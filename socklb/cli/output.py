@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What every command does with its results: JSON, exit codes, and a pipe that was closed at the other end."""
 
 from __future__ import annotations

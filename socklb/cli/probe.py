@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`socklb probe`: can this kernel, and this caller, destroy sockets?"""
 
 from __future__ import annotations

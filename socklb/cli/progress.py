@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How far a command is, on a terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`socklb rev-nat`: what the balancer's reverse-NAT maps say."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ import argparse
 from ..engine.find import live_cookies
 from ..errors import SocklbError
 from ..kernel.namespaces import NetworkNamespace
-from ..wire.reply import format_address, format_endpoint
+from ..wire.address import format_address, format_endpoint
 from .arguments import add_rev_nat_argument, open_rev_nat
 from .help import HelpFormatter
 from .namespaces import skipped_texts

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`socklb terminate`: cut what is still connected to backends that are gone."""
 
 from __future__ import annotations

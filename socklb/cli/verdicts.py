@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How the commands that destroy show what became of the sockets."""
 
 from __future__ import annotations
@@ -5,7 +6,7 @@ from __future__ import annotations
 from ..engine.report import DestroyReport, outcome_record
 from ..kernel.namespaces import HOST_NAME
 from ..states import state_word
-from ..wire.reply import format_endpoint
+from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
 from .output import complain, error_text, print_json, quiet_pipe
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`socklb watch`: be told which backends there are, and cut the connections to those that fall."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The audit file: one JSON line for each verdict."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Destroy the sockets that a filter means, by the rules of who may die."""
 
 from __future__ import annotations

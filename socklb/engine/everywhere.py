@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One operation in many namespaces, several at once."""
 
 from __future__ import annotations

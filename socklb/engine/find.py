@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Find the sockets that a filter means: ask the kernel for them, and match what it could not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where verdicts are entered: into the report of their namespace and, as records, into the audit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Do something for each of many things, in as many threads as there are processors.
 
 The GIL is free while the kernel walks a table: two threads on two processors get through namespaces almost twice as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Who is spared: sockets that a filter means and that must not die all the same."""
 
 from __future__ import annotations
@@ -5,7 +6,7 @@ from __future__ import annotations
 from _thread import allocate_lock
 
 from ..states import TcpState
-from ..wire.reply import unmapped
+from ..wire.address import unmapped
 from ..wire.request import IPPROTO_TCP
 from .session import OwnSession, own_session
 

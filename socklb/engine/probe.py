@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Can this kernel, and this caller, list and destroy sockets? Tried on throw-away sockets."""
 
 from __future__ import annotations

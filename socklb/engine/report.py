@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What became of the sockets that a filter matched, and the record of it."""
 
 from __future__ import annotations
@@ -5,7 +6,7 @@ from __future__ import annotations
 from collections import namedtuple
 
 from ..states import state_word
-from ..wire.reply import format_address
+from ..wire.address import format_address
 from ..wire.request import PROTOCOL_NAMES
 
 TYPE_CHECKING = False

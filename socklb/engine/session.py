@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The ssh session that this process runs under: its own connection must not be among the dead."""
 
 from __future__ import annotations
@@ -7,13 +8,13 @@ from collections import namedtuple
 from ipaddress import ip_address
 
 from ..kernel.resources import check_resources
-from ..wire.reply import unmapped
+from ..wire.address import unmapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..wire.reply import IPAddress
+    from ..wire.address import IPAddress
 
     Endpoint = tuple[IPAddress, int]
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which sockets are meant: conditions, the language of ss(8) for them, and the filter that carries one."""
 
 from .conditions import Condition

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections import namedtuple
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from ..wire.reply import format_endpoint, unmapped
+from ..wire.address import format_endpoint, unmapped
 from ..wire.request import PROTOCOL_NAMES
 from .socket_filter import protocol_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..wire.reply import IPAddress
+    from ..wire.address import IPAddress
     from .socket_filter import Protocol
 
 _PORT_MAX = 0xFFFF

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """From a condition to the programs that tell the kernel, and what is left to be matched in Python."""
 
 from __future__ import annotations

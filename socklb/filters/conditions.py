@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Conditions on a socket: small values, joined with & | ~ into a tree.
 
 Each says what it means in Python (`matches`) and how the kernel is told (`emit`), whether it bounds the endpoint
@@ -8,10 +9,10 @@ cgroup path) are replaced by their numbers (`resolved`) before anything is match
 from __future__ import annotations
 
 from ..wire import bytecode as bc
+from ..wire.address import V4_MAPPED, format_address
 from ..wire.bytecode import ANY_PORT, HostCond, Label
-from ..wire.reply import format_address
 from ..wire.socket_id import AF_INET, AF_INET6
-from .endpoints import GE_CODES, HOST_CODES, LE_CODES, V4_MAPPED, Endpoint, EndpointSet
+from .endpoints import GE_CODES, HOST_CODES, LE_CODES, Endpoint, EndpointSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Many endpoints as a decision tree, so that the kernel's work on a socket grows with the logarithm of their number.
 
 In front stand tests that most sockets fail: of the ports, and of the prefix that all addresses have in common. An
@@ -9,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import namedtuple
 
+from ..wire.address import V4_MAPPED
 from ..wire.bytecode import (
     ANY_PORT,
     INET_DIAG_BC_D_COND,
@@ -33,8 +35,6 @@ HOST_CODES = {"src": INET_DIAG_BC_S_COND, "dst": INET_DIAG_BC_D_COND}
 LE_CODES = {"src": INET_DIAG_BC_S_LE, "dst": INET_DIAG_BC_D_LE}
 GE_CODES = {"src": INET_DIAG_BC_S_GE, "dst": INET_DIAG_BC_D_GE}
 
-V4_MAPPED = bytes(10) + b"\xff\xff"
-"""What a v4-mapped v6 address begins with."""
 
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
 _WIDTHS = {4: 32, 6: 128}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The filter language of ss(8), read into conditions.
 
     filter  = term { ["and" | "&" | "&&"] term }  or  term { ("or" | "|" | "||") term }

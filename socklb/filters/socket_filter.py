@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """SocketFilter: which sockets of one protocol are meant."""
 
 from __future__ import annotations

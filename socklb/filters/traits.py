@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Conditions on what is not an endpoint: the device, the mark, the cgroup, and who chose the port."""
 
 from __future__ import annotations

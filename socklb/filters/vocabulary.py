@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The words that conditions are made with: src, dst, sport, dport, device, mark, cgroup, autobound."""
 
 from __future__ import annotations

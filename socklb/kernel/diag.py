@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The netlink socket to the kernel's sock_diag: dumps that stream, destroys that go out many at once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every network namespace of the host: those of processes and their threads, and those that were pinned by a mount."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is mounted, as this process sees it: /proc/self/mountinfo."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Names that mean something only where they are looked up: interfaces and cgroup paths."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Network namespaces: what they are, and how to do something inside one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A socket made to be destroyed, so that a question can be asked without touching anybody else's."""
 
 from __future__ import annotations

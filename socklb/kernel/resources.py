@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What has run out: then an error says nothing about what was looked at, and is not to be taken for "nothing there"."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A network of one's own: new user and network namespaces, loopback up. Needs no root."""
 
 from __future__ import annotations

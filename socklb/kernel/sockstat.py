@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How many sockets are in use in a network namespace: told for nothing, where a dump would walk a table."""
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """The reverse-NAT socket maps of Cilium: which service a socket was balanced from."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """BPF maps that are pinned in a filesystem, read through bpf(2).
 
 Neither Python nor the C library has a call of that name: ctypes makes it, imported when first needed.

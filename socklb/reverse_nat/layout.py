@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """bpf(2) requests about maps and struct bpf_map_info (linux/bpf.h); keys and values of Cilium's reverse-NAT maps.
 
 Of union bpf_attr only the members of the four commands below; the kernel takes what is left out for zeros. Pointers are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Did the balancer send this socket to its backend? Cilium's reverse-NAT socket maps know."""
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from threading import Lock
 
 from ..errors import KernelError, NotSupported
-from ..wire.reply import unmapped
+from ..wire.address import unmapped
 from .bpf import BpfMap, bpf_error
 from .layout import BPF_MAP_TYPE_LRU_HASH, SHAPES, ReverseSkKey, decode_key, decode_value
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where changes of backends come from.
 
 A source has two methods. `follow(table, complain)` puts changes into a BackendTable until its input ends or `stop()` is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Changes as a file that is replaced or rewritten: it holds one `replace` object of the watch protocol."""
 
 from __future__ import annotations

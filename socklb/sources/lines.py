@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Changes as lines: the watch protocol on a descriptor, standard input as a rule."""
 
 from __future__ import annotations

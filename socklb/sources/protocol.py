@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The watch protocol: one change of backends as one JSON object.
 
 {"op": "upsert", "backend": "10.0.0.1:80/TCP", "service": "default/web", "state": "active", "unhealthy": false}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Backends that are gone, in every namespace of a host: cut once, or as a loop that is told what changes."""
 
 from .loop import TerminationLoop

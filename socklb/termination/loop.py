@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The loop that is told which backends there are, and cuts the connections to those that fall."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Backends: what a balancer sends connections to, and which of them are alive."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Cut what is still connected to backends that are gone."""
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from ..engine.everywhere import NamespacesReport, run_everywhere
 from ..engine.report import Counts, Outcome
 from ..filters import SocketFilter
 from ..filters.backend import Backend, check_backend
-from ..wire.reply import unmapped
+from ..wire.address import unmapped
 from ..wire.request import PROTOCOL_NAMES
 
 TYPE_CHECKING = False
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from ..engine.ledger import Audit
     from ..kernel.namespaces import NetworkNamespace
     from ..reverse_nat.maps import RevNatMaps
-    from ..wire.reply import InetSocket, IPAddress
+    from ..wire.address import IPAddress
+    from ..wire.reply import InetSocket
 
 NO_REV_NAT = "no reverse-NAT entry"
 ALIVE_AGAIN = "its backend is alive again"

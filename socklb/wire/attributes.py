@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The response attributes of inet_diag (the INET_DIAG_* enum of linux/inet_diag.h), both ways.
 
 One law holds for every attribute: what decodes to a value encodes to the very bytes it came from. What would not (a

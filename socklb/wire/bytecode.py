@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The little language in which the kernel is told which rows of a dump to send (INET_DIAG_REQ_BYTECODE).
 
 A program is a run of instructions, struct inet_diag_bc_op and its argument. Each is a test with two ways on, `yes` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The framing of every netlink message: nlmsghdr, nlattr, NLMSG_ERROR, NLMSG_DONE (linux/netlink.h)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Structures inside response attributes; they grow from kernel to kernel, and old kernels send less of them.
 
 A record keeps the bytes that came and decodes a field when it is looked at. A field that was not sent is None; what

@@ -1,23 +1,23 @@
+# SPDX-License-Identifier: MIT
 """Replies: struct inet_diag_msg (linux/inet_diag.h), and the socket that a row of a dump describes."""
 
 from __future__ import annotations
 
 from collections import namedtuple
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 
 from ..errors import MalformedMessage
 from ..states import TcpState
+from .address import format_endpoint, from_packed
 from .netlink import encode_attributes
 from .socket_id import ADDRESSES, AF_INET, AF_INET6, SIZE, SocketId, decode_id, encode_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any, Union
+    from typing import Any
 
-    IPAddress = Union[IPv4Address, IPv6Address]
+    from .address import IPAddress
 
 _HEAD = Struct(
     "="
@@ -136,12 +136,12 @@ class InetSocket:
     @property
     def src(self) -> IPAddress:
         """The local address as the kernel gave it: a mapped one stays ::ffff:a.b.c.d."""
-        return _address(self.src_packed)
+        return from_packed(self.src_packed)
 
     @property
     def dst(self) -> IPAddress:
         """The peer's address as the kernel gave it: a mapped one stays ::ffff:a.b.c.d."""
-        return _address(self.dst_packed)
+        return from_packed(self.dst_packed)
 
     @property
     def sport(self) -> int:
@@ -219,26 +219,3 @@ def _decode_attributes(data: bytes) -> Iterable[tuple[str | int, Any]]:
     from .attributes import decode_attributes as _decode_attributes
 
     return _decode_attributes(data)
-
-
-@lru_cache(maxsize=1024)  # the same few addresses come again and again
-def _address(packed: bytes) -> IPAddress:
-    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
-
-
-def unmapped(address: IPAddress) -> IPAddress:
-    """A v4-mapped address as the v4 address that it is."""
-    return (address.version == 6 and address.ipv4_mapped) or address
-
-
-def format_address(address: IPAddress) -> str:
-    """As text, the same on every Python: a mapped address as ::ffff:a.b.c.d (ipaddress before 3.13: hexadecimal)."""
-    if address.version == 6 and address.ipv4_mapped is not None:
-        return f"::ffff:{address.ipv4_mapped}"
-    return str(address)
-
-
-def format_endpoint(address: IPAddress, port: int | str) -> str:
-    """address:port, a v6 address in brackets."""
-    text = format_address(address)
-    return f"[{text}]:{port}" if address.version == 6 else f"{text}:{port}"

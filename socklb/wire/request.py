@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Requests: inet_diag_req_v2 for a protocol and family, the older inet_diag_req for TCP of both (linux/inet_diag.h)."""
 
 from __future__ import annotations

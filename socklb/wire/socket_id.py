@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """struct inet_diag_sockid, which requests and replies share (linux/inet_diag.h)."""
 
 from __future__ import annotations

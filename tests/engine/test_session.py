@@ -13,7 +13,7 @@ import pytest
 
 from socklb.engine import session
 from socklb.engine.session import OwnSession, own_session
-from socklb.wire.reply import unmapped
+from socklb.wire.address import unmapped
 
 from ..sockets import in_child
 

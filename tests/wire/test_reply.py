@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socklb import InetSocket, MalformedMessage, TcpState
+from socklb.wire.address import format_address, format_endpoint, unmapped
 from socklb.wire.attributes import decode_attribute, encode_value
 from socklb.wire.netlink import encode_attribute
 from socklb.wire.records import BbrInfo, SockOpt
-from socklb.wire.reply import MSG_SIZE, InetDiagMsg, decode_msg, format_address, format_endpoint, unmapped
+from socklb.wire.reply import MSG_SIZE, InetDiagMsg, decode_msg
 from socklb.wire.socket_id import SocketId, encode_id
 
 from ..strategies import (
