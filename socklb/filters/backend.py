@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..wire.address import format_endpoint, unmapped
@@ -13,6 +14,7 @@ from .socket_filter import protocol_number
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..wire.address import IPAddress
+    from ..wire.reply import InetSocket
     from .socket_filter import Protocol
 
 _PORT_MAX = 0xFFFF
@@ -73,3 +75,13 @@ def check_backend(backend: Backend) -> None:
     """TypeError for what is none: an address that is taken for a backend would never match."""
     if not isinstance(backend, Backend):
         raise TypeError(f"a backend is a Backend, as Backend.parse() gives, not {backend!r}")
+
+
+def backend_of(socket: InetSocket) -> Backend:
+    """The backend that a socket is connected to."""
+    return _backend(socket.dst, socket.dport, socket.protocol)
+
+
+@lru_cache(maxsize=1024)  # many sockets, few backends
+def _backend(address: IPAddress, port: int, protocol: int) -> Backend:
+    return Backend(unmapped(address), port, PROTOCOL_NAMES[protocol])

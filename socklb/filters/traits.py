@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..errors import mark_not_told
+from ..errors import mark_hidden
 from ..wire import bytecode as bc
 from ..wire.bytecode import MarkCond
 from .conditions import Condition
@@ -65,7 +65,7 @@ class Mark(Condition):
     def matches(self, socket: InetSocket) -> bool:
         mark = socket.attributes.get("mark")
         if not isinstance(mark, int):
-            raise mark_not_told("match a mark")
+            raise mark_hidden("match a mark")
         return bool(mark & self.mask == self.value)
 
     def emit(self, program: Assembler, no: Label) -> None:
