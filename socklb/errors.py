@@ -8,16 +8,16 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .engine.report import Report
+    from typing import Any
 
 
 class SocklbError(Exception):
     """The root of every error that is not a wrong argument (those are ValueError or TypeError).
 
-    `report`: the Report of the run that this error ended, None if no run had begun.
+    `report`: the Report of the run that this error ended; None if no run had begun.
     """
 
-    report: Report | None = None
+    report: Any = None
 
 
 class MalformedMessage(SocklbError):
