@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What can go wrong, in two branches: what the kernel answered, and what it could not have meant."""
+"""What can go wrong, in two branches: errors that the kernel reported, and replies that no kernel sends."""
 
 from __future__ import annotations
 
