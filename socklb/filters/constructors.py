@@ -68,7 +68,7 @@ def cgroup(cgroup: int | str) -> Condition:
     """In this cgroup v2, by id or by path (absolute, or relative to the cgroup2 mount)."""
     if isinstance(cgroup, str):
         if not cgroup:
-            raise ValueError("the cgroup path is empty")
+            raise ValueError("cgroup path '' is empty")
         return Cgroup(cgroup)
     return Cgroup(_integer("cgroup id", cgroup, 0xFFFFFFFFFFFFFFFF))
 

@@ -152,15 +152,6 @@ class TestBooleanLaws:
         assert (a & b).matches(socket) == (b & a).matches(socket) == both
         assert (a | b).matches(socket) == (b | a).matches(socket) == any_of_them
 
-    @given(conditions, conditions, full_sockets)
-    def test_de_morgan(self, a: Condition, b: Condition, socket: InetSocket) -> None:
-        assert (~(a & b)).matches(socket) == (~a | ~b).matches(socket)
-        assert (~(a | b)).matches(socket) == (~a & ~b).matches(socket)
-
-    @given(conditions, conditions, conditions, full_sockets)
-    def test_and_distributes_over_or(self, a: Condition, b: Condition, c: Condition, socket: InetSocket) -> None:
-        assert (a & (b | c)).matches(socket) == (a & b | a & c).matches(socket)
-
     @given(conditions, conditions, conditions)
     def test_groups_of_a_kind_are_flattened(self, a: Condition, b: Condition, c: Condition) -> None:
         assert (a & b) & c == a & (b & c) == And(a, b, c)
@@ -294,7 +285,7 @@ class TestWrongArguments:
             with pytest.raises(ValueError, match=r"device\(\)"):
                 dst(address)
 
-    @pytest.mark.parametrize("address", [None, 1, True, b"\x0a\0\0\1", 0x0A000001, ("10.0.0.1", 80)], ids=repr)
+    @pytest.mark.parametrize("address", [None, 1, True, b"\x0a\0\0\1", ("10.0.0.1", 80)], ids=repr)
     def test_what_is_no_address_at_all(self, address: Any) -> None:
         for make in (src, dst):
             with pytest.raises(TypeError) as caught:
@@ -302,38 +293,40 @@ class TestWrongArguments:
             assert repr(address) in str(caught.value)
 
     @pytest.mark.parametrize(
-        ("call", "kind", "shown"),
+        ("make", "values"),
         [
-            (lambda: dport(81, 80), ValueError, "81..80"),
-            (lambda: dport(None), TypeError, "None"),  # type: ignore[arg-type]
-            (lambda: device(""), ValueError, "''"),
-            (lambda: device("a-name-of-16-chr"), ValueError, "'a-name-of-16-chr'"),
-            (lambda: device("ä" * 8), ValueError, "ä" * 8),
-            (lambda: device("\ud800"), ValueError, "\\ud800"),
-            (lambda: device(-1), ValueError, "-1"),
-            (lambda: device(1 << 31), ValueError, "2147483648"),
-            (lambda: device(True), TypeError, "True"),
-            (lambda: device(None), TypeError, "None"),  # type: ignore[arg-type]
-            (lambda: device(b"lo"), TypeError, "b'lo'"),  # type: ignore[arg-type]
-            (lambda: mark(-1), ValueError, "-1"),
-            (lambda: mark(1 << 32), ValueError, "4294967296"),
-            (lambda: mark(0, 1 << 32), ValueError, "4294967296"),
-            (lambda: mark(0x13, 0x10), ValueError, "0x13"),
-            (lambda: mark("0x13"), TypeError, "'0x13'"),  # type: ignore[arg-type]
-            (lambda: mark(1, None), TypeError, "None"),  # type: ignore[arg-type]
-            (lambda: mark(True), TypeError, "True"),
-            (lambda: cgroup(""), ValueError, "empty"),
-            (lambda: cgroup(-1), ValueError, "-1"),
-            (lambda: cgroup(1 << 64), ValueError, "18446744073709551616"),
-            (lambda: cgroup(None), TypeError, "None"),  # type: ignore[arg-type]
-            (lambda: cgroup(False), TypeError, "False"),
-            (lambda: cgroup(b"/web"), TypeError, "b'/web'"),  # type: ignore[arg-type]
+            (device, ["", "a-name-of-16-chr", "ä" * 8, "\ud800", -1, 1 << 31]),
+            (mark, [-1, 1 << 32]),
+            (lambda mask: mark(0, mask), [-1, 1 << 32]),
+            (lambda mask: mark(0x13, mask), [0x10]),
+            (cgroup, ["", -1, 1 << 64]),
+            (lambda high: dport(81, high), [80]),
         ],
+        ids=["device", "mark", "mask", "bits outside the mask", "cgroup", "upside down"],
     )
-    def test_the_rest(self, call: Callable[[], object], kind: type[Exception], shown: str) -> None:
-        with pytest.raises(kind) as caught:
-            call()
-        assert shown in str(caught.value)
+    def test_what_is_out_of_range(self, make: Callable[[Any], Condition], values: list[Any]) -> None:
+        for value in values:
+            with pytest.raises(ValueError) as caught:  # noqa: PT011 - whose message is looked at below
+                make(value)
+            shown = {"": "''", 0x10: "0x10"}.get(value, repr(value))
+            assert shown in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("make", "values"),
+        [
+            (device, [True, None, b"lo"]),
+            (mark, [True, "0x13", None]),
+            (lambda mask: mark(1, mask), [True, None]),
+            (cgroup, [False, None, b"/web"]),
+            (dport, [None]),
+        ],
+        ids=["device", "mark", "mask", "cgroup", "port"],
+    )
+    def test_what_is_of_another_type(self, make: Callable[[Any], Condition], values: list[Any]) -> None:
+        for value in values:
+            with pytest.raises(TypeError) as caught:
+                make(value)
+            assert repr(value) in str(caught.value)
 
     def test_the_largest_name_and_index(self) -> None:
         for name in ("x" * 15, "ä" * 7, "eth0.100"):

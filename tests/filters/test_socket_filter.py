@@ -75,30 +75,20 @@ class TestStates:
     @pytest.mark.parametrize(
         ("states", "mask"),
         [
-            (0x402, 0x402),
             (0xFFFFFFFF, 0xFFFFFFFF),
-            ([1, 10], 0x402),
-            ((TcpState.ESTABLISHED, TcpState.LISTEN), 0x402),
-            ({TcpState.ESTABLISHED}, 0x2),
             (iter([1, 31]), 0x80000002),
-            ("established", 0x2),
             (TcpState.LISTEN, 0x400),  # a state is no mask, though its number could be one
             (["established", TcpState.LISTEN, 8], 0x502),
-            (["Fin-Wait-1", "fin_wait2"], 0x30),
             ("bucket", 0x1048),
         ],
         ids=str,
     )
     def test_as_mask_as_states_or_in_the_words_of_ss(self, states: Any, mask: int) -> None:
+        """test_states.py has them all, and the wrong ones."""
         assert SocketFilter("tcp", states=states).states == mask
 
-    @pytest.mark.parametrize(
-        ("states", "error"),
-        [(0, ValueError), (1 << 32, ValueError), ((), ValueError), ((1, "nosuch"), ValueError), ([1.5], TypeError)],
-        ids=repr,
-    )
+    @pytest.mark.parametrize(("states", "error"), [(0, ValueError), ((1, "nosuch"), ValueError), ([1.5], TypeError)])
     def test_wrong_ones_are_errors(self, states: Any, error: type[Exception]) -> None:
-        """test_states.py has them all."""
         with pytest.raises(error, match="state"):
             SocketFilter("tcp", states=states)
 
@@ -126,23 +116,13 @@ class TestTimeWait:
 
     @given(state_masks.filter(bool))
     def test_a_mini_socket_matches_time_wait_whatever_its_substate(self, mask: int) -> None:
-        for socket in self.MINI:
-            assert socket.is_time_wait
-            assert SocketFilter("tcp", states=mask).matches(socket) == bool(mask >> TcpState.TIME_WAIT & 1)
-
-    @given(state_masks.filter(bool))
-    def test_fin_wait2_is_asked_for_along_with_time_wait(self, mask: int) -> None:
         filter = SocketFilter("tcp", states=mask)
-        added = 1 << TcpState.FIN_WAIT2 if mask >> TcpState.TIME_WAIT & 1 else 0
-        assert filter.request_states == mask | added
-        assert filter.states == mask
+        has_time_wait = bool(mask >> TcpState.TIME_WAIT & 1)
+        assert [filter.matches(mini) for mini in self.MINI] == [has_time_wait] * 2
+        assert filter.request_states == mask | (has_time_wait << TcpState.FIN_WAIT2)
+        assert filter.matches(tcp(state=5)) == bool(mask >> TcpState.FIN_WAIT2 & 1)
 
-    def test_what_is_asked_for_in_addition_does_not_match(self) -> None:
-        own_fin_wait2 = tcp(state=5)
-        assert not SocketFilter("tcp", states=[TcpState.TIME_WAIT]).matches(own_fin_wait2)
-        assert SocketFilter("tcp", states=[TcpState.FIN_WAIT2]).matches(own_fin_wait2)
-
-    def test_the_default_spares_them(self) -> None:
+    def test_the_default_leaves_them_out(self) -> None:
         assert not any(map(SocketFilter("tcp").matches, self.MINI))
 
 
@@ -166,13 +146,9 @@ class TestNamesListen:
 class TestFamily:
     """`family` None is both."""
 
-    @pytest.mark.parametrize(
-        ("family", "searched"),
-        [(None, (AF_INET, AF_INET6)), (AF_INET, (AF_INET,)), (AF_INET6, (AF_INET6,))],
-        ids=["both", "v4", "v6"],
-    )
-    def test_the_families_to_search(self, family: int | None, searched: tuple[int, ...]) -> None:
-        assert SocketFilter("tcp", family=family).families == searched
+    def test_the_families_to_search(self) -> None:
+        searched = [SocketFilter("tcp", family=family).families for family in (None, AF_INET, AF_INET6)]
+        assert searched == [(AF_INET, AF_INET6), (AF_INET,), (AF_INET6,)]
 
     @given(sockets(protocol=IPPROTO_TCP), families)
     def test_a_family_is_the_sockets_own_mapped_ones_are_v6(self, socket: InetSocket, family: int) -> None:
