@@ -81,9 +81,6 @@ class NetworkNamespace(Value):
         """The one that a process is in. Raises as `from_path` does."""
         return cls.from_path(f"/proc/{pid}/ns/net", name=f"pid {pid}")
 
-    def _arguments(self) -> tuple[object, ...]:
-        return self.name, self.path, self.device, self.inode, self.alternate_paths
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NetworkNamespace):
             return NotImplemented
