@@ -38,8 +38,8 @@ _MOVES = 3  # how often sockets are followed to another address before they coun
 class Rounds:
     """The sockets of one namespace that one filter matches, until each has its verdict.
 
-    `pending` holds those without a verdict, by cookie. Each step returns outcomes and leaves `pending` alone, so that an
-    interrupt loses nothing: the caller accounts for the outcomes and then calls `settle`.
+    `pending` holds those without a verdict, by cookie. Each step returns outcomes and leaves them in `pending`, so that
+    an interrupt loses nothing: the caller accounts for the outcomes and then calls `settle`.
     `why_spared` gives the reasons to spare the sockets of a batch, "" for each that is to be destroyed.
     """
 
