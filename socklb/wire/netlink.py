@@ -30,8 +30,7 @@ NLM_F_ACK_TLVS = 0x200
 
 NLMSGERR_ATTR_MSG = 1
 
-NLA_F_NESTED = 0x8000
-NLA_TYPE_MASK = 0x3FFF
+NLA_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 NLMSGHDR = Struct(
     "="
@@ -130,6 +129,14 @@ class Ack(namedtuple("Ack", "errno type flags sequence port request attributes l
     """
 
     __slots__ = ()
+    errno: int
+    type: int
+    flags: int
+    sequence: int
+    port: int
+    request: bytes
+    attributes: tuple[tuple[int, bytes], ...]
+    length: int
 
     @property
     def text(self) -> str:
@@ -140,6 +147,8 @@ class Done(namedtuple("Done", "errno attributes")):
     """What ends a dump: errno (0 is success) and the extended-ack attributes as (type, payload) pairs."""
 
     __slots__ = ()
+    errno: int
+    attributes: tuple[tuple[int, bytes], ...]
 
     @property
     def text(self) -> str:
