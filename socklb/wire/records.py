@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Structures inside response attributes; they grow from kernel to kernel, and old kernels send less of them.
 
-A record keeps the bytes that came and decodes a field when it is looked at. A field that was not sent is None; what
-lies behind the last known field is `unknown`. So whatever is decoded encodes to the same bytes.
+A record keeps the bytes that came, and decodes a field when it is read. A field that was not sent is None; what
+follows the last known field is `unknown`. So whatever is decoded encodes to the same bytes.
 """
 
 from __future__ import annotations
@@ -10,24 +10,30 @@ from __future__ import annotations
 import sys
 from struct import Struct
 
+from ..values import Value
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 
-class Record:
-    """The base: a subclass names its fields in `LAYOUT`, `format:field` words in the order and size of the kernel's.
+class Record(Value):
+    """The base: a subclass lists the kernel's fields in `LAYOUT`, as `format:name` words in the kernel's order.
 
-    Two records are equal when they are of one kind with the same bytes.
+    `raw` is what the kernel sent. Two records are equal when they are of one class with the same bytes.
     """
 
     __slots__ = ("raw",)
+    raw: bytes
     LAYOUT = ""
     FIELDS: tuple[str, ...] = ()
     SIZE = 0
 
     def __init__(self, raw: bytes) -> None:
-        self.raw = raw
+        object.__setattr__(self, "raw", raw)
+
+    def _arguments(self) -> tuple[bytes]:
+        return (self.raw,)
 
     def __init_subclass__(cls) -> None:
         offset = 0
@@ -42,7 +48,7 @@ class Record:
 
     @classmethod
     def of(cls, *values: int) -> Record:
-        """From the values of the first fields, in order; fields without a value are not sent."""
+        """From the values of the first fields, in order; the rest counts as not sent."""
         if len(values) > len(cls.FIELDS):
             raise ValueError(f"{cls.__name__} has {len(cls.FIELDS)} fields, not {len(values)}")
         fields: list[_Field] = [cls.__dict__[name] for name in cls.FIELDS[: len(values)]]
@@ -50,20 +56,12 @@ class Record:
 
     @property
     def unknown(self) -> bytes:
-        """The bytes behind the last field that is known here."""
+        """The bytes after the last field that is known here."""
         return self.raw[self.SIZE :]
 
     def _asdict(self) -> dict[str, int | None]:
         """Every known field by name."""
         return {name: getattr(self, name) for name in self.FIELDS}
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return self.raw == other.raw
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.raw))
 
     def __repr__(self) -> str:
         sent = (f"{name}={value}" for name, value in self._asdict().items() if value is not None)
@@ -75,7 +73,7 @@ class Record:
 
 
 class _Field:
-    """One field of a record, at its place."""
+    """One field of a record."""
 
     def __init__(self, struct: Struct, offset: int) -> None:
         self.struct, self.offset, self.end = struct, offset, offset + struct.size

@@ -48,6 +48,10 @@ class InetDiagReqV2(namedtuple("InetDiagReqV2", "family protocol extensions stat
     """struct inet_diag_req_v2: what SOCK_DIAG_BY_FAMILY and SOCK_DESTROY take."""
 
     __slots__ = ()
+    family: int
+    protocol: int
+    extensions: int
+    states: int
     id: SocketId
 
     def encode(self) -> bytes:
@@ -60,7 +64,13 @@ class InetDiagReq(
     """struct inet_diag_req: what TCPDIAG_GETSOCK takes. One walk of the TCP table answers for both families."""
 
     __slots__ = ()
+    family: int
+    src_len: int
+    dst_len: int
+    extensions: int
     id: SocketId
+    states: int
+    dbs: int
 
     def encode(self) -> bytes:
         head = _OLD.pack(self.family, self.src_len, self.dst_len, self.extensions)

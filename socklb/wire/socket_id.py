@@ -36,6 +36,12 @@ class SocketId(namedtuple("SocketId", "sport dport src dst interface cookie")):
     """One socket's identity. Addresses are packed, 4 bytes or 16; ports are numbers; the cookie is a u64."""
 
     __slots__ = ()
+    sport: int
+    dport: int
+    src: bytes
+    dst: bytes
+    interface: int
+    cookie: int
 
 
 ANY = SocketId(0, 0, bytes(4), bytes(4), 0, NO_COOKIE)
