@@ -59,7 +59,7 @@ class _Text:
 
 
 class _Flag:
-    """An attribute that says all by being there."""
+    """An attribute without a payload: its presence is the value."""
 
     def decode(self, payload: bytes) -> bool | None:
         return None if payload else True
@@ -137,7 +137,7 @@ _MD5SIG = Struct(
     "B"  # tcpm_family
     "B"  # tcpm_prefixlen
     "H"  # tcpm_keylen
-    "16s"  # tcpm_addr: 16 bytes, or 4 and zeros behind them
+    "16s"  # tcpm_addr: 16 bytes, or 4 and zeros after them
     "80s"  # tcpm_key, TCP_MD5SIG_MAXKEYLEN
 )
 

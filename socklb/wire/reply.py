@@ -29,7 +29,7 @@ _HEAD = Struct(
 )  # then the id, then
 _TAIL = Struct(
     "="
-    "I"  # idiag_expires: when the timer does, in ms
+    "I"  # idiag_expires: milliseconds until the timer expires
     "I"  # idiag_rqueue
     "I"  # idiag_wqueue
     "I"  # idiag_uid
@@ -66,14 +66,14 @@ class InetDiagMsg(namedtuple("InetDiagMsg", "family state timer retransmits id e
     inode: int
 
     def encode(self, attributes: Iterable[tuple[int, bytes]] = ()) -> bytes:
-        """The payload of a row: the structure, and (type, payload) attributes behind it."""
+        """The payload of a row: the structure, and (type, payload) attributes after it."""
         head = _HEAD.pack(self.family, self.state, self.timer, self.retransmits)
         tail = _TAIL.pack(self.expires_ms, self.rqueue, self.wqueue, self.uid, self.inode)
         return head + encode_id(self.id) + tail + encode_attributes(attributes)
 
 
 def decode_msg(row: bytes) -> InetDiagMsg:
-    """The structure at the start of a row, apart from its attributes."""
+    """The structure at the start of a row, without the attributes."""
     _check(row)
     family, state, timer, retransmits = _HEAD.unpack_from(row)
     return InetDiagMsg(
@@ -122,7 +122,7 @@ class InetSocket:
 
     @property
     def state(self) -> int:
-        """A TcpState, or a plain int where the kernel has one that is unknown here; UDP uses ESTABLISHED and CLOSE."""
+        """A TcpState, or a plain int for a state that is unknown here. UDP uses ESTABLISHED and CLOSE."""
         return _STATES[self._row[1]]
 
     @property
@@ -132,16 +132,17 @@ class InetSocket:
 
     @property
     def retransmits(self) -> int:
+        """Unanswered retransmissions (timer 1) or probes (timers 2 and 4)."""
         return self._row[3]
 
     @property
     def is_time_wait(self) -> bool:
-        """A time-wait mini-socket, its substate FIN_WAIT2 included: it has no owner."""
+        """Whether this is a time-wait mini-socket, in its substate FIN_WAIT2 too. It has no owner."""
         return self._row[1] == _TIME_WAIT or self._row[2] == _TIMER_TIME_WAIT
 
     @property
     def id_bytes(self) -> bytes:
-        """struct inet_diag_sockid as it came, 48 bytes: what a request about this very socket carries."""
+        """struct inet_diag_sockid, 48 bytes: a request that carries them is about this very socket."""
         return self._row[_ID:_TAIL_AT]
 
     @property
@@ -151,66 +152,70 @@ class InetSocket:
 
     @property
     def dst_packed(self) -> bytes:
-        """The peer's address, 4 or 16 bytes; all zeros where there is no peer."""
+        """The peer's address, 4 or 16 bytes; all zeros without a peer."""
         return self._row[_DST : _DST + 4] if self._row[0] == AF_INET else self._row[_DST : _DST + 16]
 
     @property
     def src(self) -> IPAddress:
-        """The local address as the kernel gave it: a mapped one stays ::ffff:a.b.c.d."""
+        """The local address as the kernel sent it: a mapped one stays ::ffff:a.b.c.d."""
         return from_packed(self.src_packed)
 
     @property
     def dst(self) -> IPAddress:
-        """The peer's address as the kernel gave it: a mapped one stays ::ffff:a.b.c.d."""
+        """The peer's address as the kernel sent it: a mapped one stays ::ffff:a.b.c.d."""
         return from_packed(self.dst_packed)
 
     @property
     def sport(self) -> int:
+        """The local port."""
         return int(_PORTS.unpack_from(self._row, _ID)[0])
 
     @property
     def dport(self) -> int:
+        """The peer's port; 0 without a peer."""
         return int(_PORTS.unpack_from(self._row, _ID)[1])
 
     @property
     def interface(self) -> int:
-        """Index of the interface that the socket is bound to; 0 for none."""
+        """The index of the interface that the socket is bound to; 0 for none."""
         return int(_IFACE_COOKIE.unpack_from(self._row, _IFACE)[0])
 
     @property
     def cookie(self) -> int:
-        """The number that no other socket has or will have, u64."""
+        """A u64 that no other socket has, or will have until the next boot (sock_gen_cookie())."""
         _, low, high = _IFACE_COOKIE.unpack_from(self._row, _IFACE)
         return int(low | high << 32)
 
     @property
     def expires_ms(self) -> int:
+        """Milliseconds until the timer expires."""
         return int(_TAIL.unpack_from(self._row, _TAIL_AT)[0])
 
     @property
     def rqueue(self) -> int:
-        """Bytes not yet read; of a listening socket, connections not yet accepted."""
+        """Bytes not yet read; for a listening socket, connections not yet accepted."""
         return int(_TAIL.unpack_from(self._row, _TAIL_AT)[1])
 
     @property
     def wqueue(self) -> int:
-        """Bytes not yet acknowledged; of a listening socket, its backlog."""
+        """Bytes not yet acknowledged; for a listening socket, its backlog."""
         return int(_TAIL.unpack_from(self._row, _TAIL_AT)[2])
 
     @property
     def uid(self) -> int:
+        """The uid of the owner, as seen from the user namespace of the process that asked."""
         return int(_TAIL.unpack_from(self._row, _TAIL_AT)[3])
 
     @property
     def inode(self) -> int:
-        """The socket's inode, as in /proc/PID/fd; 0 where no process owns it."""
+        """The socket's inode, as in /proc/PID/fd; 0 if no process owns it."""
         return int(_TAIL.unpack_from(self._row, _TAIL_AT)[4])
 
     @property
     def attributes(self) -> dict[str | int, Any]:
-        """Every response attribute, decoded anew at each look: by lower-case kernel name, an unknown one by number.
+        """The response attributes by lower-case kernel name, those that are unknown by number; decoded at each access.
 
-        Of one that comes twice the last counts, as with nla_parse(). Raises MalformedMessage if they are cut.
+        If one comes twice the last counts, as with nla_parse(). Raises MalformedMessage if one is cut.
         """
         try:
             return dict(_decode_attributes(self._row[MSG_SIZE:]))
