@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import socket
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import socklb
 from socklb import (
     InetSocket,
     KernelError,
     MalformedMessage,
-    NotPermitted,
     NotSupported,
     SocketFilter,
     destroy_sockets,
@@ -185,41 +189,37 @@ def no_room(diag: DiagSocket) -> None:
     diag._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel makes it the least it allows
 
 
-class TestDescriptors:
-    """Each call owns its netlink socket, closed on exhaustion, close() or error."""
+class TestDebugLog:
+    """Each request and each reply is a line at DEBUG; where nobody imported `logging`, it is not imported either."""
 
-    def test_none_is_left_whatever_happens(self, sockets: Sockets) -> None:
-        for _ in range(3):
-            sockets.udp("127.0.0.1", 5000)
+    @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+    def test_a_find_and_a_destroy(self, sockets: Sockets, caplog: pytest.LogCaptureFixture, address: str) -> None:
+        client = sockets.udp(address, 5000)
+        family, host = ("inet6", "[::1]") if ":" in address else ("inet", address)
+        id = f"{host}:{client.getsockname()[1]} -> {host}:5000 cookie {cookie_of(client)}"
         filter = SocketFilter("udp", dport(5000))
-        before = os.listdir("/proc/self/fd")
+        with caplog.at_level(logging.DEBUG, "socklb"):
+            assert len(list(find_sockets(filter, extensions=["meminfo"]))) == 1
+            asked, row, done = caplog.messages
+            assert destroy_sockets(filter).destroyed == 1
+        assert asked.startswith(f"-> seq 1 SOCK_DIAG_BY_FAMILY DUMP: udp {family} in every state with meminfo ")
+        assert asked.endswith(" bytes of bytecode")
+        assert row == f"<- seq 1 SOCK_DIAG_BY_FAMILY MULTI: {id} ESTABLISHED"
+        assert done == "<- seq 1 NLMSG_DONE MULTI: errno 0"
+        assert f"-> seq 2 SOCK_DESTROY ACK: udp {family} {id}" in caplog.messages
+        assert "<- seq 2 NLMSG_ERROR CAPPED: errno 0 for SOCK_DESTROY" in caplog.messages
 
-        assert len(list(find_sockets(filter))) == 3
-        abandoned = find_sockets(filter)
-        next(abandoned)
-        assert len(os.listdir("/proc/self/fd")) == len(before) + 1
-        abandoned.close()
-        assert os.listdir("/proc/self/fd") == before
-
-        failing = SocketFilter("udp", dport(5000), predicate=lambda socket: 1 // 0)
-        for call in (lambda: list(find_sockets(failing)), lambda: destroy_sockets(failing)):
-            with pytest.raises(ZeroDivisionError):
-                call()
-            assert os.listdir("/proc/self/fd") == before
-
-        assert destroy_sockets(filter).destroyed == 3
-        assert os.listdir("/proc/self/fd") == before
-
-    def test_none_is_left_by_a_refusal(self, sockets: Sockets) -> None:
+    def test_logging_is_not_imported(self, sockets: Sockets) -> None:
         sockets.udp("127.0.0.1", 5000)
-
-        def refused() -> bool:
-            before = os.listdir("/proc/self/fd")
-            with pytest.raises(NotPermitted):
-                destroy_sockets(SocketFilter("udp", dport(5000)))
-            return os.listdir("/proc/self/fd") == before
-
-        assert without_privilege(refused)
+        name = socklb.__name__
+        program = (
+            f"import sys; sys.path.insert(0, {str(Path(socklb.__file__).parents[name.count('.') + 1])!r})\n"
+            f"from {name} import SocketFilter, destroy_sockets, dport\n"
+            "report = destroy_sockets(SocketFilter('udp', dport(5000)))\n"
+            f"print(report.destroyed, [name for name in ('logging', '{name}.wire.describe') if name in sys.modules])\n"
+        )
+        done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ("1 []\n", "")
 
 
 class TestMemory:
