@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Addresses, packed (4 or 16 bytes) or as ipaddress objects: the v4 address in a v4-mapped one, and text."""
+"""Addresses: packed (4 or 16 bytes) or as ipaddress objects, v4-mapped ones as the v4 addresses that they are."""
 
 from __future__ import annotations
 

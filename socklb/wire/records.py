@@ -10,30 +10,24 @@ from __future__ import annotations
 import sys
 from struct import Struct
 
-from ..values import Value
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 
-class Record(Value):
+class Record:
     """The base: a subclass lists the kernel's fields in `LAYOUT`, as `format:name` words in the kernel's order.
 
-    `raw` is what the kernel sent. Two records are equal when they are of one class with the same bytes.
+    Two records are equal when they are of one class with the same bytes. A record cannot be changed.
     """
 
-    __slots__ = ("raw",)
-    raw: bytes
+    __slots__ = ("_raw",)
     LAYOUT = ""
     FIELDS: tuple[str, ...] = ()
     SIZE = 0
 
     def __init__(self, raw: bytes) -> None:
-        object.__setattr__(self, "raw", raw)
-
-    def _arguments(self) -> tuple[bytes]:
-        return (self.raw,)
+        self._raw = raw
 
     def __init_subclass__(cls) -> None:
         offset = 0
@@ -55,13 +49,29 @@ class Record(Value):
         return cls(b"".join(field.struct.pack(value) for field, value in zip(fields, values)))
 
     @property
+    def raw(self) -> bytes:
+        """The bytes that the kernel sent."""
+        return self._raw
+
+    @property
     def unknown(self) -> bytes:
         """The bytes after the last field that is known here."""
-        return self.raw[self.SIZE :]
+        return self._raw[self.SIZE :]
 
     def _asdict(self) -> dict[str, int | None]:
         """Every known field by name."""
         return {name: getattr(self, name) for name in self.FIELDS}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._raw,)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._raw == other._raw
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._raw))
 
     def __repr__(self) -> str:
         sent = (f"{name}={value}" for name, value in self._asdict().items() if value is not None)
@@ -81,7 +91,7 @@ class _Field:
     def __get__(self, record: Record | None, owner: type[Record]) -> Any:
         if record is None:
             return self
-        return self.struct.unpack_from(record.raw, self.offset)[0] if len(record.raw) >= self.end else None
+        return self.struct.unpack_from(record._raw, self.offset)[0] if len(record._raw) >= self.end else None
 
 
 class _Bits:
