@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -12,7 +13,6 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.configuration import set_hypothesis_home_dir
 
 from . import package_under_test, world
 
@@ -31,16 +31,21 @@ settings.register_profile("quick", max_examples=20, derandomize=True, database=N
 settings.register_profile("full", max_examples=50, derandomize="CI" in os.environ, **_COMMON)
 settings.register_profile("deep", max_examples=5000, **_COMMON)
 settings.load_profile(os.environ.get("SOCKLB_PROFILE", "quick"))
-if world.is_inside() and settings.default is not None and settings.default.database is None:
-    set_hypothesis_home_dir(os.path.join(world.temporary_root(), "hypothesis"))  # what it reckons once a run
 
 # Here and not in a pytest.ini: beside a vendored copy that file is the host project's.
 _MARKERS = (
     "kernel: needs a network namespace of its own, and talks to the real kernel",
     "load: loads the machine for minutes; skipped unless SOCKLB_LOAD=1 (tox -e load)",
 )
+_SEEN_AT_THE_END = (
+    ResourceWarning,
+    pytest.PytestUnraisableExceptionWarning,
+    pytest.PytestUnhandledThreadExceptionWarning,
+)
 # Where libcst is installed, hypothesis imports it to report a failure, and that imports this.
-_HARMLESS = (("mypy_extensions", DeprecationWarning),)
+_HARMLESS = "ignore:mypy_extensions:DeprecationWarning"
+# A worker of pytest-xdist has a thread that does nothing but wait, and tests fork.
+_HARMLESS_IN_A_WORKER = "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
 _SHOWN_BY_DEFAULT = "fE"  # pytest's `-r`
 
 # A run in the background of a shell ignores Ctrl-C, and so would every process that a test starts.
@@ -51,39 +56,50 @@ _why_no_world = ""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set pytest up, and move the whole run into its world, unless it is there already or only collects."""
+    """Move the whole run into its world, and set pytest up."""
     global _why_no_world
+    _why_no_world = _enter_world(config)
     for line in _MARKERS:
         config.addinivalue_line("markers", line)
     if config.option.reportchars == _SHOWN_BY_DEFAULT:
         config.option.reportchars = "a"  # above all what was skipped, and why
     if not config.getini("filterwarnings"):
         _make_warnings_errors(config)
-    if world.is_inside() or config.option.collectonly or config.option.help:
-        return
-    capture = config.pluginmanager.getplugin("capturemanager")
-    if capture is not None:
-        capture.suspend_global_capture(in_=True)
-    status, _why_no_world = world.run_inside(config.invocation_params.args)
-    if status is not None:
-        sys.stdout.flush()
-        os._exit(status)
-    if capture is not None:
-        capture.resume_global_capture()
+
+
+def _enter_world(config: pytest.Config) -> str:
+    """Returns within the world, or why there is none."""
+    if world.is_inside():
+        return ""
+    if os.environ.get("SOCKLB_NO_WORLD"):
+        return "SOCKLB_NO_WORLD is set"
+    if hasattr(config, "workerinput"):
+        return "this is a worker of a pytest-xdist that is in none"
+    if config.option.collectonly:
+        return "--collect-only"
+    return world.enter()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """Each worker of pytest-xdist gets a world within that of the run, so that none discovers another's namespaces."""
+    for spec in specs if world.is_inside() else ():
+        spec.python = shlex.join([sys.executable, str(world.__file__), sys.executable])
 
 
 def _make_warnings_errors(config: pytest.Config) -> None:
     """A socket that is not closed, a thread that died: for each test, and for the whole run until its end."""
     config.addinivalue_line("filterwarnings", "error")
-    warnings.filterwarnings("error")
-    for message, category in _HARMLESS:
-        config.addinivalue_line("filterwarnings", f"ignore:{message}:{category.__name__}")
-        warnings.filterwarnings("ignore", message, category)
+    for category in _SEEN_AT_THE_END:
+        warnings.filterwarnings("error", category=category)
+    config.addinivalue_line("filterwarnings", _HARMLESS)
+    if hasattr(config, "workerinput"):
+        config.addinivalue_line("filterwarnings", _HARMLESS_IN_A_WORKER)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A kernel test without a world is skipped, or fails where the kernel is required."""
-    if item.get_closest_marker("kernel") is not None and not world.is_inside():
+    if _why_no_world and item.get_closest_marker("kernel") is not None:
         world.cannot(f"no namespaces of one's own here: {_why_no_world}")
 
 
