@@ -7,6 +7,8 @@ inet_diag does the work, over AF_NETLINK. Not in here: balancing, health checks,
 The library prints nothing and needs nothing but the standard library.
 """
 
+__version__ = "0.1.0"
+
 from .engine.destroy import destroy_sockets
 from .engine.find import find_sockets, live_cookies
 from .engine.probe import Support, probe
@@ -24,7 +26,6 @@ from .errors import (
 from .filters import SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
 from .kernel.namespaces import NetworkNamespace
 from .states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, state_mask, states_in
-from .version import __version__
 from .wire.reply import InetSocket
 
 TYPE_CHECKING = False

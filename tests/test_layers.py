@@ -20,7 +20,7 @@ MODULES = {
 
 # From the bottom up. An arrow goes down, never up, nor across: what is on one line does not know its neighbours.
 LAYERS = (
-    {"version", "errors", "states"},
+    {"errors", "states"},
     {"wire"},
     {"filters", "kernel"},
     {"report", "ledger", "backends", "spare", "find", "destroy", "probe", "rev_nat"},

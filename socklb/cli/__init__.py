@@ -7,8 +7,8 @@ import argparse
 import sys
 from importlib import import_module
 
+from .. import __version__
 from ..errors import SocklbError
-from ..version import __version__
 from .arguments import spelled_out
 from .help import HelpFormatter
 from .output import DONE, complain, error_text, exit_code, flush_stdout
