@@ -88,7 +88,7 @@ class TestStates:
             (["Fin-Wait-1", "fin_wait2"], 0x30),
             ("bucket", 0x1048),
         ],
-        ids=str,
+        ids=lambda value: str(value).partition(" at 0x")[0],
     )
     def test_as_mask_as_states_or_in_the_words_of_ss(self, states: Any, mask: int) -> None:
         assert SocketFilter("tcp", states=states).states == mask
