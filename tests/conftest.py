@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import shlex
 import signal
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +21,7 @@ from .reverse_nat.balancer.fixture import balancer as balancer  # noqa: E402
 from .reverse_nat.balancer.fixture import clients as clients  # noqa: E402
 from .reverse_nat.bpf_maps import maps as maps  # noqa: E402
 from .sockets import Sockets  # noqa: E402
+from .xdist_worker import RunInFork  # noqa: E402
 
 # No deadline: no test of this project asserts a time. derandomize in CI: a failure there is everybody's.
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
@@ -44,21 +43,16 @@ _SEEN_AT_THE_END = (
 )
 # Where libcst is installed, hypothesis imports it to report a failure, and that imports this.
 _HARMLESS = "ignore:mypy_extensions:DeprecationWarning"
-# A worker of pytest-xdist has a thread that does nothing but wait, and tests fork.
-_HARMLESS_IN_A_WORKER = "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
 _SHOWN_BY_DEFAULT = "fE"  # pytest's `-r`
 
 # A run in the background of a shell ignores Ctrl-C, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_why_no_world = ""
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """Move the whole run into its world, and set pytest up."""
-    global _why_no_world
-    _why_no_world = _enter_world(config)
+    _enter_world(config)
     for line in _MARKERS:
         config.addinivalue_line("markers", line)
     if config.option.reportchars == _SHOWN_BY_DEFAULT:
@@ -67,24 +61,13 @@ def pytest_configure(config: pytest.Config) -> None:
         _make_warnings_errors(config)
 
 
-def _enter_world(config: pytest.Config) -> str:
-    """Returns within the world, or why there is none."""
-    if world.is_inside():
-        return ""
+def _enter_world(config: pytest.Config) -> None:
     if os.environ.get("SOCKLB_NO_WORLD"):
-        return "SOCKLB_NO_WORLD is set"
-    if hasattr(config, "workerinput"):
-        return "this is a worker of a pytest-xdist that is in none"
-    if config.option.collectonly:
-        return "--collect-only"
-    return world.enter()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(specs: list[Any]) -> None:
-    """Each worker of pytest-xdist gets a world within that of the run, so that none discovers another's namespaces."""
-    for spec in specs if world.is_inside() else ():
-        spec.python = shlex.join([sys.executable, str(world.__file__), sys.executable])
+        world.why_none = "SOCKLB_NO_WORLD is set"
+    elif hasattr(config, "workerinput"):
+        config.pluginmanager.register(RunInFork())
+    elif not (world.is_inside() or config.option.collectonly or config.getoption("dist", "no") != "no"):
+        world.enter()
 
 
 def _make_warnings_errors(config: pytest.Config) -> None:
@@ -93,14 +76,12 @@ def _make_warnings_errors(config: pytest.Config) -> None:
     for category in _SEEN_AT_THE_END:
         warnings.filterwarnings("error", category=category)
     config.addinivalue_line("filterwarnings", _HARMLESS)
-    if hasattr(config, "workerinput"):
-        config.addinivalue_line("filterwarnings", _HARMLESS_IN_A_WORKER)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A kernel test without a world is skipped, or fails where the kernel is required."""
-    if _why_no_world and item.get_closest_marker("kernel") is not None:
-        world.cannot(f"no namespaces of one's own here: {_why_no_world}")
+    if item.get_closest_marker("kernel") is not None and not world.is_inside():
+        world.cannot(f"no namespaces of one's own here: {world.why_none}")
 
 
 @pytest.fixture

@@ -31,6 +31,9 @@ _PR_SET_PDEATHSIG = 1
 _INSIDE = "SOCKLB_TEST_WORLD"
 _TEMPORARY = "/dev/shm"  # a tmpfs of the world's own: there is nothing to clean up, however it ends
 
+why_none = ""
+"""Why this process is in no world."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,11 +50,12 @@ def cannot(why: str) -> NoReturn:
     pytest.skip(why)
 
 
-def enter() -> str:
-    """Go on in a new world: returns "" there, in a fork of this process, which waits for its end and ends likewise.
+def enter() -> bool:
+    """Go on in a new world: returns in a fork of this process, which waits for its end and ends likewise.
 
-    Only a child can be in a new pid namespace. Where there can be no world, returns the reason, and forks nothing.
+    Only a child can be in a new pid namespace. False if there can be no world: then `why_none` says why.
     """
+    global why_none
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -69,14 +73,14 @@ def enter() -> str:
             os.write(writer, str(error).encode())
             os._exit(1)
         os.close(writer)
-        return ""
+        return True
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        why = pipe.read()
-    if not why:
+        why_none = pipe.read()
+    if not why_none:
         _end_like(child)
     os.waitpid(child, 0)
-    return why
+    return False
 
 
 def _end_like(child: int) -> NoReturn:
@@ -96,7 +100,7 @@ def _furnish() -> None:
     mount("proc", "/proc")
     mount("tmpfs", "/run")
     loopback_up()
-    if not is_inside():  # else this is a worker's, whose temporary directory is in that of the run
+    if not is_inside():  # else what is there is in use
         mount("tmpfs", _TEMPORARY)
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _TEMPORARY)  # pytest's: where tmp_path is
         os.environ[_INSIDE] = "1"
@@ -200,7 +204,6 @@ def drop_privilege() -> None:
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         sys.exit(__doc__)
-    reason = enter()
-    if reason:
-        sys.exit(f"no namespaces of one's own here: {reason}")
+    if not enter():
+        sys.exit(f"no namespaces of one's own here: {why_none}")
     os.execvp(sys.argv[1], sys.argv[1:])

@@ -75,10 +75,8 @@ def _asked(worker: subprocess.Popen[str], trial: Trial) -> bool:
 
 
 def main() -> int:
-    if not world.is_inside():
-        why = world.enter()
-        if why:
-            sys.exit(why)
+    if not world.is_inside() and not world.enter():
+        sys.exit(world.why_none)
     with tempfile.TemporaryDirectory(prefix="socklb-mutants-") as scratch:
         copy = Path(scratch) / "mutated"
         shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
