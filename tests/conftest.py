@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from . import package_under_test, world
+from . import coverage_threads, package_under_test, world
 
+coverage_threads.trace_all()
 package_under_test.bind()
 
 # Only now does `socklb` mean the package under test.
