@@ -97,7 +97,7 @@ class TestMatches:
             (And(), EVERY),
             (Or(), set()),
         ],
-        ids=str,
+        ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
     )
     def test_each_matches_just_these(self, condition: Condition, matched: set[str]) -> None:
         assert {name for name, socket in SOCKETS.items() if condition.matches(socket)} == matched

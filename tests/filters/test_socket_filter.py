@@ -81,7 +81,7 @@ class TestStates:
             (["established", TcpState.LISTEN, 8], 0x502),
             ("bucket", 0x1048),
         ],
-        ids=str,
+        ids=lambda value: str(value).partition(" at 0x")[0],
     )
     def test_as_mask_as_states_or_in_the_words_of_ss(self, states: Any, mask: int) -> None:
         """test_states.py has them all, and the wrong ones."""

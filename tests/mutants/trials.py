@@ -75,9 +75,8 @@ def _asked(worker: subprocess.Popen[str], trial: Trial) -> bool:
 
 
 def main() -> int:
-    if not world.is_inside():
-        status, why = world.run_inside([], "tests.mutants.trials")
-        return status if status is not None else sys.exit(why)
+    if not world.is_inside() and not world.enter():
+        sys.exit(world.why_none)
     with tempfile.TemporaryDirectory(prefix="socklb-mutants-") as scratch:
         copy = Path(scratch) / "mutated"
         shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
