@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What can go wrong, in two branches: what the kernel answered, and what it could not have meant."""
+"""What can go wrong, in two branches: errors that the kernel reported, and replies that no kernel sends."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 class SocklbError(Exception):
     """The root of every error that is not a wrong argument (those are ValueError or TypeError).
 
-    `report` is the account of a run that this error ended, a DestroyReport or a NamespacesReport, None where no run
-    was under way.
+    `report`: the Report of the run that this error ended; None if no run had begun.
     """
 
     report: Any = None
@@ -32,7 +31,7 @@ class MalformedMessage(SocklbError):
         self.what, self.offset, self.expected, self.got = what, offset, expected, got
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_malformed, (self.what, self.offset, self.expected, self.got))
+        return (_rebuild_malformed, (self.what, self.offset, self.expected, self.got), self.__dict__)
 
 
 def _rebuild_malformed(what: str, offset: int, expected: object, got: object) -> MalformedMessage:
@@ -40,33 +39,34 @@ def _rebuild_malformed(what: str, offset: int, expected: object, got: object) ->
 
 
 class KernelError(SocklbError, OSError):
-    """An errno that the kernel answered; the message carries its extended-ack text, if it sent one."""
+    """An errno from the kernel; the message carries its extended-ack text, if it sent one."""
 
 
 class NotPermitted(KernelError):
-    """EPERM: the message names the capability that is missing and where it has to be held."""
+    """EPERM or EACCES: the message names the capability that is missing and where it has to be held."""
 
 
 class NotSupported(KernelError):
-    """The kernel was built without something, or this Python was: the message names it, a CONFIG_ option as a rule."""
+    """This kernel or this Python was built without something; the message names it, usually a CONFIG_ option."""
 
 
 class AuditError(SocklbError, OSError):
-    """An audit file that cannot be written: nothing is destroyed any more, for there would be no record of it."""
+    """The audit file cannot be written: destroying stops, because kills could no longer be recorded."""
 
 
 class RunStopped(SocklbError):
-    """Something else ended the run that this was a part of: an interrupt, or an error in another namespace."""
+    """A run was stopped from elsewhere: by an interrupt, or by an error in another namespace."""
 
 
 class UnboundedFilter(SocklbError, ValueError):
-    """A filter that bounds no endpoint was given to a call that destroys."""
+    """A filter that names no endpoint was given to a call that destroys."""
 
 
-def mark_not_told(doing: str) -> NotPermitted:
+def mark_hidden(doing: str) -> NotPermitted:
+    """The error for a condition on SO_MARK without the capability to read marks."""
     return NotPermitted(
         _errno.EPERM,
-        f"{doing}: not permitted: the kernel tells marks only to CAP_NET_ADMIN in the user namespace that owns the "
+        f"{doing}: not permitted: the kernel shows marks only to CAP_NET_ADMIN in the user namespace that owns the "
         "network namespace",
     )
 

@@ -4,31 +4,41 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
+from .. import __version__
 from ..errors import SocklbError
-from ..version import __version__
-from .arguments import spelled_out
+from ..features import has, missing
 from .help import HelpFormatter
-from .output import DONE, complain, error_text, exit_code, flush_stdout
+from .output import DONE, error_text, exit_code, flush_stdout, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_COMMANDS = ("list", "destroy", "terminate", "watch", "probe", "rev-nat", "demo")
+_COMMANDS: dict[str, tuple[str, ...]] = {  # and the folders that each needs
+    "list": (),
+    "destroy": (),
+    "terminate": ("termination",),
+    "watch": ("termination", "sources"),
+    "probe": (),
+    "rev-nat": ("reverse_nat",),
+    "demo": ("cli.demo",),
+}
 
 _EXIT_CODES = """\
 exit codes:
   0    done, also when there was nothing to do
   1    some sockets or namespaces failed, the audit could not go on, or the run failed
-  2    usage, bad input, an unknown namespace, an audit file that cannot be opened; nothing died
+  2    usage, bad input, an unknown namespace, an audit file that cannot be opened; nothing was destroyed
   3    the kernel or the interpreter cannot; the message names what is missing
   4    not permitted; the message names the capability
   130  interrupted
 
 Each command has a help text with examples: socklb COMMAND --help
+SOCKLB_DEBUG=1 in the environment shows each request to the kernel and its answer on standard error.
 """
 
 
@@ -46,15 +56,28 @@ def _parser(chosen: Iterable[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _missing_folder(command: str) -> str:
+    """The folder that a command needs and this copy of the package leaves out, or ""."""
+    return next((folder for folder in _COMMANDS[command] if not has(folder)), "")
+
+
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """What the words of a command line mean. Bad usage leaves through SystemExit(2), as argparse does."""
+    """What the words of a command line ask for. Bad usage leaves through SystemExit(2), as argparse does."""
     # Building a parser takes longer than using it: where the command is plain, the others need none.
-    chosen = words[:1] if words and words[0] in _COMMANDS else _COMMANDS
-    return _parser(chosen).parse_args(spelled_out(words))
+    if not words or words[0] not in _COMMANDS:
+        return _parser(command for command in _COMMANDS if not _missing_folder(command)).parse_args(words)
+    folder = _missing_folder(words[0])
+    if folder:
+        raise ValueError(missing(f"the command {words[0]}", folder))
+    return _parser(words[:1]).parse_args(words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Bad usage leaves through SystemExit(2), as argparse does."""
+    if os.environ.get("SOCKLB_DEBUG") == "1":
+        import logging  # takes longer to import than a command to run
+
+        logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)8.1f ms %(name)s: %(message)s")
     try:
         try:
             options = parse(sys.argv[1:] if arguments is None else arguments)
@@ -64,6 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return DONE
     except (SocklbError, ValueError, OSError, KeyboardInterrupt) as error:
-        complain(error_text(error))
+        warn(error_text(error))
         return exit_code(error)
     return code

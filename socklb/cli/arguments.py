@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Arguments that several commands share: which sockets are meant, where, and what is asked or told about them."""
+"""Arguments that several commands share: which sockets, in which namespaces, and how the result is reported."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import argparse
 from contextlib import contextmanager
 
 from ..errors import AuditError
+from ..features import has, missing
 from ..filters import SocketFilter
 from ..states import named_states
+from .help import HelpFormatter
 from .output import error_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-    from ..engine.ledger import Audit
-    from ..reverse_nat.maps import RevNatMaps
+    from ..engine.audit import Audit
+    from ..reverse_nat import RevNatMaps
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 FILTER_HELP = """\
 FILTER, one quoted argument or several words, is the language of ss(8):
@@ -25,8 +29,30 @@ FILTER, one quoted argument or several words, is the language of ss(8):
   dst 10.0.0.0/8 or dst 2001:db8::/32
   ( dport = :80 or dport = :https ) and not src 10.1.0.0/16
   sport >= 1024     dev eth0     fwmark 0x10/0xff     cgroup system.slice/ssh.service
-A v4 address means v4-mapped v6 sockets too. States are not part of it: use --state.
+A v4 address matches v4-mapped v6 sockets too. States are not part of the language: use --state.
 """
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    help: str,
+    epilog: str,
+    description: str = "",
+) -> argparse.ArgumentParser:
+    """The parser of one command; `help` is its line in the list of commands."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=description or f"{help[0].upper()}{help[1:]}.",
+        epilog=epilog,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
 
 
 def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,38 +86,55 @@ def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
     return [SocketFilter.parse(text, protocol, states=options.state) for protocol in protocols]
 
 
-ALL = "all"
-REV_NAT = "--rev-nat"
-
-
-def add_rev_nat_argument(parser: argparse.ArgumentParser, help: str) -> None:
-    """Its DIR is behind a "=" (`spelled_out`), and so the help text has it (`HelpFormatter`)."""
-    parser.add_argument(
-        REV_NAT, metavar="[=DIR]", help=f"{help}; default DIR: /sys/fs/bpf/tc/globals, where Cilium pins"
-    )
-
-
-def spelled_out(words: Sequence[str]) -> list[str]:
-    """A bare --rev-nat stands for its default: argparse would take the next word for its value."""
-    plain = words[: words.index("--")] if "--" in words else words
-    return [f"{REV_NAT}=" if word == REV_NAT else word for word in plain] + [*words[len(plain) :]]
-
-
-def open_rev_nat(directory: str) -> RevNatMaps:
-    """The balancer's maps; "" is the default directory."""
-    from ..reverse_nat.maps import DEFAULT_DIRECTORY, RevNatMaps  # few ask for them
-
-    return RevNatMaps.open(directory or DEFAULT_DIRECTORY)
-
-
 def add_netns_argument(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--netns",
         metavar="N",
         action="append",
-        help="in which network namespace: host (the one this runs in), all, a pinned NAME as ip-netns(8) has it, or a "
-        f"PATH such as /proc/PID/ns/net; may be repeated; default: {default}",
+        help="the network namespace to work in: current (the one this runs in), all, the NAME of a pinned one as "
+        "ip-netns(8) has it, the PID of a process in it, or a PATH such as /proc/PID/ns/net; may be repeated; "
+        f"default: {default}",
     )
+
+
+def add_rev_nat_dir_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rev-nat-dir",
+        metavar="DIR",
+        help="where the reverse-NAT maps are pinned; default: /sys/fs/bpf/tc/globals, where Cilium pins them",
+    )
+
+
+def add_rev_nat_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rev-nat",
+        action="store_true",
+        help="spare sockets that the balancer's reverse-NAT maps have no entry for: it did not send them there",
+    )
+    add_rev_nat_dir_argument(parser)
+
+
+def rev_nat_from(options: argparse.Namespace) -> RevNatMaps | None:
+    """The balancer's maps, if --rev-nat asks for them. Raises ValueError if a directory is given without it."""
+    if options.rev_nat:
+        return open_rev_nat(options.rev_nat_dir)
+    if options.rev_nat_dir is not None:
+        raise ValueError("--rev-nat-dir without --rev-nat: say --rev-nat too")
+    return None
+
+
+def open_rev_nat(directory: str | None) -> RevNatMaps:
+    """The balancer's maps in a directory, or where Cilium pins them."""
+    if not has("reverse_nat"):
+        raise ValueError(missing("--rev-nat", "reverse_nat"))
+    from ..reverse_nat import RevNatMaps
+
+    return RevNatMaps.open() if directory is None else RevNatMaps.open(directory)
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object: the sums, and a verdict for each socket")
+    add_audit_argument(parser)
 
 
 def add_audit_argument(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +151,7 @@ def audit_from(options: argparse.Namespace) -> Iterator[Audit | None]:
     if options.audit is None:
         yield None
         return
-    from ..engine.audit import AuditFile  # few ask for it
+    from ..engine.audit import AuditFile
 
     try:
         audit = AuditFile(options.audit)

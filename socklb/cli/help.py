@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How help texts are laid out."""
+"""The layout of help texts, and the width of the terminal."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ import argparse
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TextIO
+
+_DEFAULT_WIDTH = 80
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps examples as they are, and fits the terminal.
 
-    The width is found out here, for argparse imports shutil to do it, which costs a tenth of a whole `destroy`.
+    The width is passed in, for argparse imports shutil to find it, which costs a tenth of a whole `destroy`.
     """
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=_terminal_width() - 2)
-
-    def format_help(self) -> str:
-        """argparse has no name for an option whose value is behind a "=" or not there."""
-        text = super().format_help().replace("--rev-nat [=DIR]]", "--rev-nat[=DIR]]")
-        return text.replace("--rev-nat [=DIR] ", "--rev-nat[=DIR]  ")  # what stands beside it stays where it is
+        super().__init__(prog, width=(terminal_width(sys.__stdout__) or _DEFAULT_WIDTH) - 2)
 
 
-def _terminal_width() -> int:
-    """COLUMNS, the width of standard output's terminal, or 80: as shutil.get_terminal_size() has it."""
+def terminal_width(stream: TextIO | None) -> int | None:
+    """COLUMNS, else the width of the terminal that a stream is; None if it is not a terminal."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isascii() and columns.isdigit() and int(columns) > 0:
         return int(columns)
     try:
-        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+        return os.get_terminal_size(stream.fileno()).columns or _DEFAULT_WIDTH  # type: ignore[union-attr]
     except (AttributeError, ValueError, OSError):
-        return 80
+        return None

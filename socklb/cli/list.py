@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""`socklb list`: show the sockets that a filter means."""
+"""`socklb list`: show the sockets that a filter matches."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from contextlib import closing
 
-from ..engine.find import find_sockets, place
+from ..engine.find import find_sockets
 from ..engine.report import socket_record
+from ..engine.run import CURRENT
 from ..errors import NotPermitted, NotSupported, SocklbError
-from ..kernel.namespaces import NamespaceVanished, NetworkNamespace
+from ..kernel.discovery import discover_namespaces
+from ..kernel.namespaces import CURRENT_NAME, NamespaceVanished, NetworkNamespace
 from ..states import state_word
 from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
-from .arguments import FILTER_HELP, add_filter_arguments, add_netns_argument, filters_from
-from .help import HelpFormatter
-from .namespaces import namespaces_from, tell_skipped
-from .output import DONE, SOME_FAILED, complain, error_text, print_whole, quiet_pipe
+from .arguments import FILTER_HELP, add_command, add_filter_arguments, add_netns_argument, filters_from
+from .help import terminal_width
+from .netns import namespaces_from, warn_of_skipped
+from .output import DONE, SOME_FAILED, error_text, ignore_broken_pipe, interrupts_held_back, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..filters import SocketFilter
     from ..wire.reply import InetSocket
+    from .arguments import Commands
 
     Rows = Generator[tuple[str, InetSocket], None, None]
 
@@ -35,24 +39,26 @@ examples:
   socklb list --netns all --tcp dst 10.0.0.5
 
 """
-_HEADS = ("Netid", "State", "Recv-Q", "Send-Q", "Local:Port", "Peer:Port", "Uid", "Inode", "Cookie", "Netns")
-_ROW = "{:5} {:14} {:>7} {:>7} {:>28} {:>28} {:>6} {:>10} {:>10} {}"
+_NARROW = "{:5} {:11} {:>6} {:>6} {:>23} {:>23}"  # 79 columns; a long v6 address takes more
+_WIDE = "{:5} {:14} {:>7} {:>7} {:>28} {:>28} {:>6} {:>10} {:>10}"
+_HEADS = ("Netid", "State", "Recv-Q", "Send-Q", "Local:Port", "Peer:Port", "Uid", "Inode", "Cookie")
+_WIDE_COLUMNS = len(_WIDE.format(*_HEADS))
+_ROWS_A_WRITE = 256
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+def add_parser(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "list",
-        help="show the sockets that a filter means",
-        description="Show the sockets that a filter means, of this network namespace or those of --netns. Needs no "
-        "privilege here (fwmark does).",
+        run,
+        help="show the sockets that a filter matches",
+        description="Show the sockets that a filter matches, in this network namespace or those of --netns. Needs no "
+        "privilege here (fwmark does). Uid, inode and cookie are shown where the terminal is wide enough.",
         epilog=_EXAMPLES + FILTER_HELP,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     add_filter_arguments(parser)
-    add_netns_argument(parser, "host")
+    add_netns_argument(parser, CURRENT)
     parser.add_argument("--json", action="store_true", help='one JSON object: {"sockets": [...]}')
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -62,93 +68,113 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             _print_json(rows, failures)
         else:
-            _print_table(rows)
+            _print_table(rows, with_netns=bool(options.netns))
     for text in _texts(failures):
-        complain(text)
+        warn(text)
     return SOME_FAILED if failures else DONE
 
 
-def _places(options: argparse.Namespace) -> list[NetworkNamespace | None]:
-    """None, for the namespace that this runs in, or those of --netns, each once."""
-    if not options.netns:
+def _namespaces(options: argparse.Namespace) -> list[NetworkNamespace | None]:
+    """None for the namespace that this runs in, or those of --netns, each once."""
+    chosen = namespaces_from(options.netns, CURRENT)
+    if chosen == CURRENT:
         return [None]
-    chosen = namespaces_from(options.netns)
-    if chosen is not None:
+    if isinstance(chosen, list):
         return [*dict.fromkeys(chosen)]
-    found = NetworkNamespace.discover()
-    tell_skipped(found.skipped)
+    found = discover_namespaces()
+    warn_of_skipped(found.skipped)
     return [*found]
 
 
 def _rows(options: argparse.Namespace, filters: list[SocketFilter], failures: dict[str, Exception]) -> Rows:
     """Each socket with the name of its namespace.
 
-    One of several namespaces that fails does not stop the others, but a kernel that cannot does, for it is the same
-    everywhere; nor is there more to be had where none is permitted.
+    One of several namespaces that fails does not stop the others. A kernel that cannot does, being the same everywhere;
+    and if none of them is permitted, that error is raised.
     """
-    places = _places(options)
-    # A generator starts when it is first asked, but names are looked up at once: bad input is told before all else.
-    streams = [(place(where), find_sockets(filter, namespace=where)) for where in places for filter in filters]
+    namespaces = _namespaces(options)
+    # A generator starts when it is first asked, but names are looked up at once: bad input comes before all else.
+    streams = [
+        (CURRENT_NAME if namespace is None else namespace.name, find_sockets(filter, namespace=namespace))
+        for namespace in namespaces
+        for filter in filters
+    ]
     try:
-        for where, stream in streams:
+        for netns, stream in streams:
             try:
                 for socket in stream:
-                    yield where, socket
+                    yield netns, socket
             except NotSupported:
                 raise
             except (SocklbError, ValueError) as error:
-                if len(places) == 1:
+                if len(namespaces) == 1:
                     raise
                 if not isinstance(error, NamespaceVanished):
-                    failures.setdefault(where, error)
+                    failures.setdefault(netns, error)
     finally:
         for _, stream in streams:
             stream.close()
     refusals = [error for error in failures.values() if isinstance(error, NotPermitted)]
-    if refusals and len(refusals) == len(places):
+    if refusals and len(refusals) == len(namespaces):
         failures.clear()
         raise refusals[0]
 
 
 def _texts(failures: dict[str, Exception]) -> list[str]:
-    return [f"in {where}: {error_text(error)}" for where, error in failures.items()]
+    return [f"in {netns}: {error_text(error)}" for netns, error in failures.items()]
 
 
-def _print_table(rows: Rows) -> None:
-    print(_ROW.format(*_HEADS))
-    for where, socket in rows:
-        print(
-            _ROW.format(
-                PROTOCOL_NAMES[socket.protocol],
-                state_word(socket.state),
-                socket.rqueue,
-                socket.wqueue,
-                format_endpoint(socket.src, socket.sport or "*"),
-                format_endpoint(socket.dst, socket.dport or "*"),
-                socket.uid,
-                socket.inode,
-                socket.cookie,
-                where,
-            )
+def _print_table(rows: Rows, *, with_netns: bool) -> None:
+    """As ss(8) has it. What is not a terminal has no width, and gets all columns."""
+    width = terminal_width(sys.stdout)
+    row = _WIDE if width is None or width >= _WIDE_COLUMNS else _NARROW
+    print(row.format(*_HEADS) + (" Netns" if with_netns else ""))
+    for netns, socket in rows:
+        columns = row.format(
+            PROTOCOL_NAMES[socket.protocol],
+            state_word(socket.state),
+            socket.rqueue,
+            socket.wqueue,
+            format_endpoint(socket.src, socket.sport or "*"),
+            format_endpoint(socket.dst, socket.dport or "*"),
+            socket.uid,
+            socket.inode,
+            socket.cookie,
         )
+        print(f"{columns} {netns}" if with_netns else columns)
 
 
 def _print_json(rows: Rows, failures: dict[str, Exception]) -> None:
-    """One object, written while the sockets come, and closed in any case; nothing at all for bad input."""
-    import json  # not needed for tables
+    """One object, written while the sockets come, and complete in any case; nothing at all for bad input."""
+    import json  # tables do without
 
-    opening, separator = '{"sockets": [', "\n  "
+    opening = '{"sockets": ['
+    waiting: list[str] = []
+    written = 0
     ended: BaseException | None = None
+
+    def write(closing: str = "") -> None:
+        nonlocal written
+        with interrupts_held_back():
+            separator = ",\n  " if written else opening + "\n  "
+            text = separator + ",\n  ".join(waiting) if waiting else "" if written else opening
+            print(text + closing, end="")
+            written += len(waiting) or not written
+            waiting.clear()
+
     try:
-        for where, socket in rows:
-            print_whole(opening + separator + json.dumps({"namespace": where, **socket_record(socket)}))
-            opening, separator = "", ",\n  "
-    except ValueError:
-        raise
+        for netns, socket in rows:
+            waiting.append(json.dumps({"namespace": netns, **socket_record(socket)}))
+            if len(waiting) == _ROWS_A_WRITE:
+                write()
     except BaseException as error:
+        if isinstance(error, ValueError) and not (waiting or written):
+            raise
         ended = error
     said = "; ".join(_texts(failures)) if ended is None else error_text(ended)
-    with quiet_pipe():
-        print_whole(opening + (f'], "error": {json.dumps(said)}}}\n' if said else "]}\n"))
+    with ignore_broken_pipe():
+        write(f'], "error": {json.dumps(said)}}}\n' if said else "]}\n")
+    if isinstance(ended, ValueError):
+        raise SocklbError(f"ended by {type(ended).__name__}: {ended}") from ended
     if ended is not None:
         raise ended

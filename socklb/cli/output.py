@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every command does with its results: JSON, exit codes, and a pipe that was closed at the other end."""
+"""What every command does with its results: JSON, exit codes, and a pipe whose reader has gone."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ INTERRUPTED = 130
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code that an error ends a command with."""
+    """The exit code that an error ends a command with. BAD_INPUT promises that nothing was destroyed."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, NotPermitted):
         return REFUSED
     if isinstance(error, NotSupported):
         return CANNOT
-    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+    report = getattr(error, "report", None)
+    nothing_happened = report is None or not report.outcomes
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError) and nothing_happened:
         return BAD_INPUT
     return SOME_FAILED
 
 
 def error_text(error: BaseException) -> str:
-    """What an error says, without the number that OSError puts before it."""
+    """The message of an error, without the number that OSError puts before it."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, SocklbError) and isinstance(error, OSError) and error.strerror:
@@ -44,12 +46,9 @@ def error_text(error: BaseException) -> str:
     return str(error)
 
 
-def complain(text: str) -> None:
-    """Say it on standard error; where that is closed `print` would take standard output instead.
-
-    Nobody can be told that there is nobody to tell: the command goes on, and its exit code says what it says.
-    """
-    if sys.stderr is None:
+def warn(text: str) -> None:
+    """Print a message on standard error. If that is closed, the message is dropped; the exit code stays the same."""
+    if sys.stderr is None:  # print would take standard output instead
         return
     try:
         print(f"socklb: {text}", file=sys.stderr)
@@ -58,22 +57,17 @@ def complain(text: str) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    import json  # not needed for tables
+    """Print one JSON object without being interrupted."""
+    import json  # tables do without
 
-    with _interrupts_held_back():
+    with interrupts_held_back():
         print(json.dumps(value, indent=2))
 
 
-def print_whole(text: str) -> None:
-    """Print a piece of JSON without being interrupted."""
-    with _interrupts_held_back():
-        print(text, end="")
-
-
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """SIGINT waits: a write that it cuts leaves half a JSON value."""
-    from signal import SIG_BLOCK, SIG_SETMASK, SIGINT, pthread_sigmask  # not needed for tables
+def interrupts_held_back() -> Iterator[None]:
+    """SIGINT waits: a write that it interrupts would leave half a JSON value."""
+    from signal import SIG_BLOCK, SIG_SETMASK, SIGINT, pthread_sigmask  # tables do without
 
     before = pthread_sigmask(SIG_BLOCK, (SIGINT,))
     try:
@@ -83,8 +77,8 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 @contextmanager
-def quiet_pipe() -> Iterator[None]:
-    """What is printed in here ends at a closed pipe, and the exit code is the same as without one."""
+def ignore_broken_pipe() -> Iterator[None]:
+    """Stop printing when the reader of a pipe has gone; the exit code stays the same."""
     try:
         yield
     except BrokenPipeError:
@@ -92,7 +86,7 @@ def quiet_pipe() -> Iterator[None]:
 
 
 def flush_stdout() -> None:
-    """Write out what is left; quiet if the pipe is closed. Raises OSError, a full disk for one."""
+    """Write out what is left; silent if the pipe is closed. Raises OSError, for a full disk for example."""
     if sys.stdout is None:
         return
     try:
@@ -104,7 +98,7 @@ def flush_stdout() -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """Point it at nothing, so that the interpreter's last flush does not fail too."""
+    """Point a stream at nothing, so that the interpreter's last flush does not fail too."""
     try:
         descriptor = os.open(os.devnull, os.O_WRONLY)
     except OSError:  # a root without /dev: a pipe takes what is still to be flushed, and no more is printed

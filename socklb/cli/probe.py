@@ -5,33 +5,32 @@ from __future__ import annotations
 
 import argparse
 
-from ..engine.probe import NOT_PERMITTED, SUPPORTED, Support, probe
+from ..engine.probe import NO_FAMILY, NOT_PERMITTED, SUPPORTED, Support, probe
 from ..errors import SocklbError
 from ..wire.socket_id import AF_INET
-from .help import HelpFormatter
-from .output import CANNOT, DONE, REFUSED, error_text, print_json, quiet_pipe
+from .arguments import add_command
+from .output import CANNOT, DONE, REFUSED, error_text, ignore_broken_pipe, print_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .arguments import Commands
 
 _EXAMPLES = """\
 examples:
   socklb probe
   socklb probe --json
 
-Tries it on throw-away sockets of its own, one for each protocol and family; no other socket is touched.
-Ends with 3 if the kernel lacks something, else with 4 if the caller lacks CAP_NET_ADMIN, else with 0.
+Tries it on sockets of its own, one for each protocol and family; no other socket is touched.
+Ends with 3 if the kernel lacks something, else with 4 if the caller lacks CAP_NET_ADMIN, else with 0. A host without
+IPv6 lacks nothing: it has no such sockets.
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "probe",
-        help="can this kernel, and this caller, destroy sockets?",
-        description="Can this kernel, and this caller, destroy sockets?",
-        epilog=_EXAMPLES,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
+def add_parser(commands: Commands) -> None:
+    parser = add_command(
+        commands, "probe", run, help="can this kernel, and this caller, destroy sockets?", epilog=_EXAMPLES
     )
     parser.add_argument("--json", action="store_true", help='one JSON object: {"tcp4": {"status": ..., ...}, ...}')
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             print_json({"error": error_text(error)})
         raise
-    with quiet_pipe():
+    with ignore_broken_pipe():
         if options.json:
             print_json({**{label: support._asdict() for label, support in answers.items()}, **_error(answers)})
         else:
@@ -54,14 +53,20 @@ def _label(protocol: str, family: int) -> str:
     return protocol + ("4" if family == AF_INET else "6")
 
 
+def _lacking(answers: dict[str, Support]) -> list[Support]:
+    """The answers that stand in the way. Where there is no IPv6 there are no IPv6 sockets to destroy either."""
+    there = [answer for answer in answers.values() if answer.status != NO_FAMILY]
+    return [answer for answer in there or answers.values() if answer.status != SUPPORTED]
+
+
 def _error(answers: dict[str, Support]) -> dict[str, str]:
-    """For JSON, what is missing in one text; nothing if nothing is."""
-    missing = dict.fromkeys(support.missing for support in answers.values() if support.missing)
+    """For JSON, all that is missing in one text; nothing if nothing is."""
+    missing = dict.fromkeys(answer.missing for answer in _lacking(answers))
     return {"error": "missing: " + "; ".join(missing)} if missing else {}
 
 
 def _code(answers: dict[str, Support]) -> int:
-    statuses = {support.status for support in answers.values()} - {SUPPORTED}
+    statuses = {answer.status for answer in _lacking(answers)}
     if statuses - {NOT_PERMITTED}:
         return CANNOT
     return REFUSED if statuses else DONE

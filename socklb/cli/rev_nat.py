@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`socklb rev-nat`: what the balancer's reverse-NAT maps say."""
+"""`socklb rev-nat`: show the entries of the balancer's reverse-NAT maps."""
 
 from __future__ import annotations
 
@@ -7,56 +7,54 @@ import argparse
 
 from ..engine.find import live_cookies
 from ..errors import SocklbError
-from ..kernel.namespaces import NetworkNamespace
+from ..kernel.discovery import discover_namespaces
 from ..wire.address import format_address, format_endpoint
-from .arguments import add_rev_nat_argument, open_rev_nat
-from .help import HelpFormatter
-from .namespaces import skipped_texts
-from .output import BAD_INPUT, DONE, SOME_FAILED, complain, error_text, exit_code, print_json, quiet_pipe
+from .arguments import add_command, add_rev_nat_dir_argument, open_rev_nat
+from .netns import skipped_texts
+from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, ignore_broken_pipe, print_json, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..reverse_nat.maps import RevNatEntry
+    from ..reverse_nat import RevNatEntry
+    from .arguments import Commands
 
 _EXAMPLES = """\
 examples:
   socklb rev-nat
   socklb rev-nat --stale --json
-  socklb rev-nat --rev-nat=/sys/fs/bpf/tc/globals
+  socklb rev-nat --rev-nat-dir /sys/fs/bpf/tc/globals
 
-An entry says that the balancer sent a socket, known by its cookie, to a backend when it had asked for a service. It is
-stale when no such socket lives in any namespace of this host. Ends with 1 if some could not be looked at: a socket that
-lives there counts as stale. Needs permission to read the maps (and CAP_BPF before Linux 5.19), and for --stale what
-`socklb terminate` needs to see all namespaces.
+An entry records that the balancer sent a socket, identified by its cookie, to a backend when it had asked for a
+service. It is stale if no such socket exists in any namespace of this host. Ends with 1 if some namespaces could not be
+looked at: a socket there counts as stale. Needs permission to read the maps (and CAP_BPF before Linux 5.19), and for
+--stale what `socklb terminate` needs to see all namespaces.
 """
 _ROW = "{:>20} {:>28} {:>28} {:>5}"
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+def add_parser(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "rev-nat",
-        help="what the balancer's reverse-NAT maps say",
-        description="Show the reverse-NAT entries of the balancer: which socket it sent where.",
+        run,
+        help="show the balancer's reverse-NAT entries: which socket it sent where",
         epilog=_EXAMPLES,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
-    add_rev_nat_argument(parser, "the directory of the maps")
-    parser.add_argument("--stale", action="store_true", help="only those whose socket lives no more")
+    add_rev_nat_dir_argument(parser)
+    parser.add_argument("--stale", action="store_true", help="only those whose socket no longer exists")
     parser.add_argument("--json", action="store_true", help='one JSON object: {"entries": [...]}')
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     problems: list[str] = []
     try:
-        with open_rev_nat(options.rev_nat or "") as maps:
+        with open_rev_nat(options.rev_nat_dir) as maps:
             entries = list(maps.entries())
         if options.stale:
-            # The sockets are looked at after the entries: one that came in between is nobody's stale entry.
-            found = NetworkNamespace.discover()
+            # Look at the sockets after the entries: one that was made in between must not count as stale.
+            found = discover_namespaces()
             problems = skipped_texts(found.skipped)
             alive = live_cookies(found)
             entries = [entry for entry in entries if entry.cookie not in alive]
@@ -65,8 +63,8 @@ def run(options: argparse.Namespace) -> int:
             print_json({"entries": [], "error": error_text(error)})
         raise
     for text in problems:
-        complain(text)
-    with quiet_pipe():
+        warn(text)
+    with ignore_broken_pipe():
         if options.json:
             said = {"error": "; ".join(problems)} if problems else {}
             print_json({"entries": [_record(entry) for entry in entries], **said})

@@ -3,92 +3,97 @@
 
 from __future__ import annotations
 
-from ..engine.report import DestroyReport, outcome_record
-from ..kernel.namespaces import HOST_NAME
+from ..engine.report import Report, outcome_record
+from ..errors import SocklbError
+from ..kernel.namespaces import CURRENT_NAME
 from ..states import state_word
 from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
-from .output import complain, error_text, print_json, quiet_pipe
+from .netns import warn_of_skipped
+from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, ignore_broken_pipe, print_json, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import Any, Union
+    from collections.abc import Callable
+    from typing import Any
 
-    from ..engine.everywhere import NamespacesReport
-    from ..engine.ledger import Subject
+    from ..engine.audit import Target
     from ..engine.report import Counts, Outcome
 
-    Report = Union[DestroyReport, NamespacesReport]
+
+def run_and_show(destroy: Callable[[], Report], target: Target, options: argparse.Namespace) -> int:
+    """Run what destroys, show its report, also that of a run which an error ended, and give the exit code."""
+    try:
+        report = destroy()
+    except (SocklbError, ValueError, KeyboardInterrupt) as error:
+        if exit_code(error) != BAD_INPUT:
+            _show(getattr(error, "report", None) or Report(), target, options, error)
+        raise
+    _show(report, target, options, None)
+    return SOME_FAILED if report.failed or report.errors else DONE
 
 
-def show(
-    report: Report,
-    subject: Subject,
-    options: argparse.Namespace,
-    error: BaseException | None,
-    more: dict[str, Any] | None = None,
-) -> None:
-    """The verdicts and their sums on standard output, as lines or (--json) one object with `more` in it.
+def _show(report: Report, target: Target, options: argparse.Namespace, error: BaseException | None) -> None:
+    """The verdicts and their sums on standard output, as lines or (--json) as one object.
 
-    Namespaces that failed or were skipped are told on standard error. `error` is what ended the run, if it was ended.
+    Namespaces that failed or were skipped are named on standard error. `error` is what ended the run, if anything did.
     """
-    outcomes = _named(report)
-    problems = []
-    if not isinstance(report, DestroyReport):
-        from .namespaces import tell_skipped  # one namespace alone needs none of it
-
-        problems = namespace_problems(report, error)
-        tell_skipped(report.skipped_namespaces)
+    problems = namespace_problems(report, error)
+    warn_of_skipped(report.skipped_namespaces)
     for text in problems:
-        complain(text)
-    with quiet_pipe():
+        warn(text)
+    with ignore_broken_pipe():
         if options.json:
-            said = [error_text(error)] if error is not None else problems
-            print_json(
-                {
-                    **report.sums(),
-                    **({"error": "; ".join(said)} if said else {}),
-                    **({"unrecorded": [o.socket.cookie for o in report.unrecorded]} if report.unrecorded else {}),
-                    "sockets": [outcome_record(o, where, subject(o.socket), options.dry_run) for where, o in outcomes],
-                    **(more or {}),
-                }
-            )
+            print_json(_as_json(report, target, options, [error_text(error)] if error is not None else problems))
             return
         unrecorded = {id(outcome) for outcome in report.unrecorded}
-        for where, outcome in outcomes:
-            print(outcome_line(where, outcome, id(outcome) in unrecorded))
-        print(sums_text(report))
+        for outcome in report.outcomes:
+            print(outcome_line(outcome, is_unrecorded=id(outcome) in unrecorded))
+        print(sums_text(report.counts))
+
+
+def _as_json(report: Report, target: Target, options: argparse.Namespace, problems: list[str]) -> dict[str, Any]:
+    return {
+        **report.counts.as_dict(),
+        **({"error": "; ".join(problems)} if problems else {}),
+        **({"unrecorded": [outcome.socket.cookie for outcome in report.unrecorded]} if report.unrecorded else {}),
+        "sockets": [outcome_record(o, target(o.socket), options.dry_run) for o in report.outcomes],
+        "namespaces": [
+            {
+                "name": namespace.name,
+                "path": namespace.path,
+                **counts.as_dict(),
+                "error": error_text(report.errors[namespace]) if namespace in report.errors else None,
+            }
+            for namespace, counts in report.namespaces.items()
+        ],
+        "skipped_namespaces": [skipped._asdict() for skipped in report.skipped_namespaces],
+        "backends": {str(backend): counts.as_dict() for backend, counts in report.backends.items()},
+    }
 
 
 def sums_text(counts: Counts) -> str:
     """ "2 matched: 1 destroyed, 0 gone, ..." """
-    sums = counts.sums()
-    return f"{sums.pop('matched')} matched: " + ", ".join(f"{count} {name}" for name, count in sums.items())
+    return f"{counts.matched} matched: " + ", ".join(f"{count} {name}" for name, count in counts._asdict().items())
 
 
-def _named(report: Report) -> list[tuple[str, Outcome]]:
-    """The outcomes, each with the name of its namespace."""
-    if isinstance(report, DestroyReport):
-        return [(HOST_NAME, outcome) for outcome in report.outcomes]
-    return [(namespace.name, outcome) for namespace, outcome in report.outcomes]
-
-
-def outcome_line(where: str, outcome: Outcome, is_unrecorded: bool) -> str:
-    """One verdict for people; `where` is the name of the namespace."""
+def outcome_line(outcome: Outcome, *, is_unrecorded: bool) -> str:
+    """One verdict for people."""
     socket = outcome.socket
+    netns = outcome.namespace.name
     remarks = [outcome.reason] if outcome.reason else []
     if is_unrecorded:
         remarks.append("not in the audit")
     return (
         f"{outcome.verdict:9} {PROTOCOL_NAMES[socket.protocol]} {state_word(socket.state):11} "
         f"{format_endpoint(socket.src, socket.sport)} -> {format_endpoint(socket.dst, socket.dport)}"
-        + ("" if where == HOST_NAME else f" in {where}")
+        + ("" if netns == CURRENT_NAME else f" in {netns}")
         + (f" ({', '.join(remarks)})" if remarks else "")
     )
 
 
-def namespace_problems(report: NamespacesReport, ended: BaseException | None = None) -> list[str]:
+def namespace_problems(report: Report, ended: BaseException | None = None) -> list[str]:
     """What is to be said about namespaces that were not searched to the end, besides what ended the run."""
     return [
         f"in {namespace.name}: {error_text(error)}" for namespace, error in report.errors.items() if error is not ended

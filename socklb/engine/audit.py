@@ -1,37 +1,86 @@
 # SPDX-License-Identifier: MIT
-"""The audit file: one JSON line for each verdict."""
+"""The audit trail: a record of each verdict, and the file that takes records as JSON lines."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
-import select
 import stat
+import sys
 import time
 
 from ..errors import AuditError
+from .report import outcome_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
+    from ..wire.reply import InetSocket
+    from .report import Outcome
+
+    Audit = Callable[[dict[str, Any]], object]
+    Target = Callable[[InetSocket], dict[str, str]]
+
 _PATIENCE_MS = 10_000
-_PAGE = 4096
-_VARIANCE = 128  # bytes by which records of one run differ in length, an address or a reason
-# O_NONBLOCK: a pipe that nobody has open to read is an error at once.
+# O_NONBLOCK: a pipe without a reader is an error at once.
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
-class AuditFile:
-    """Appends records to a file, each in one write, or to standard error ("-"). Called with one dict a verdict.
+class AuditTrail:
+    """The records of one run: each outcome as a dict, handed to the `audit` function with time, operation and actor.
 
-    A write that comes out short is cut back, so that the file holds whole lines only; a record may have blanks behind
-    it. The reader of a pipe is waited for, ten seconds, of a terminal for ever. Raises AuditError when it cannot be
-    opened or written. A context manager.
+    The first record of a run also has the command line. Not for several threads at once.
+    """
+
+    def __init__(self, audit: Audit, *, dry_run: bool) -> None:
+        if not callable(audit):
+            raise TypeError(f"audit is a function that takes a dict, not {audit!r}")
+        self._audit, self._dry_run = audit, dry_run
+        self._operation, self._actor = os.urandom(8).hex(), _actor()
+        self._command = {"command": " ".join(getattr(sys, "argv", ()))}
+        self.error: BaseException | None = None  # what the audit raised; it is not called again
+        self.unrecorded: list[Outcome] = []
+
+    def record(self, outcomes: list[Outcome], target: Target) -> None:
+        """Record the outcomes. If that fails, `error` and `unrecorded` say how far it came, and the error is raised."""
+        if self.error is not None:
+            return
+        recorded = 0
+        try:
+            for outcome in outcomes:
+                stamp = {"time": _now(), "operation": self._operation, "actor": self._actor, **self._command}
+                self._audit({**stamp, **outcome_record(outcome, target(outcome.socket), self._dry_run)})
+                self._command = {}
+                recorded += 1
+        except BaseException as error:
+            self.error, self.unrecorded = error, outcomes[recorded:]
+            raise
+
+
+def _now() -> str:
+    """RFC 3339, UTC, milliseconds."""
+    seconds, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds:03}Z"
+
+
+def _actor() -> dict[str, int | str | None]:
+    """Who is asking: the process, and who became root for it."""
+    return {"uid": os.getuid(), "pid": os.getpid(), "sudo_user": os.environ.get("SUDO_USER")}
+
+
+class AuditFile:
+    """An audit function that appends records to a file as JSON lines, each in one write; "-" is standard error.
+
+    A write that comes out short is cut back, so that the file holds whole lines only. Waits up to 10 s for the reader
+    of a pipe, without limit for a terminal. Raises AuditError if it cannot be opened or written. A context manager.
     """
 
     def __init__(self, path: str) -> None:
+        from json import dumps  # few runs have an audit file
+
+        self._dumps = dumps
         self._name = "standard error" if path == "-" else path
         try:
             self._descriptor = os.dup(2) if path == "-" else os.open(path, _FLAGS, 0o640)
@@ -40,24 +89,13 @@ class AuditFile:
         try:
             self._is_regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
             if self._is_regular and path != "-" and _ends_half_way(path):
-                self._append(b"\n")  # what a killed writer has left half done stands alone
+                self._append(b"\n")  # end the line that a killed writer has left unfinished
         except BaseException:
             self.close()
             raise
 
     def __call__(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record).encode()
-        self._append(line + self._padding(len(line) + 1) + b"\n")
-
-    def _padding(self, length: int) -> bytes:
-        """Blanks behind a record, up to the end of the page if the next record, of about this length, would cross it.
-
-        A kill cuts a write where a page ends (generic_perform_write()), and a line with it.
-        """
-        if not self._is_regular:
-            return b""
-        left = -(os.lseek(self._descriptor, 0, os.SEEK_END) + length) % _PAGE
-        return b" " * left if left < length + _VARIANCE else b""
+        self._append(self._dumps(record).encode() + b"\n")
 
     def _append(self, data: bytes) -> None:
         try:
@@ -74,18 +112,22 @@ class AuditFile:
     def _write(self, data: bytes) -> int:
         if self._is_regular:
             return os.write(self._descriptor, data)
+        from select import PIPE_BUF
+
         while True:
             self._wait_for_reader()
             try:
-                return os.write(self._descriptor, data[: select.PIPE_BUF])  # for so much there is room
+                return os.write(self._descriptor, data[:PIPE_BUF])  # poll() promises room for so much
             except BlockingIOError:  # unless another writer was first
                 continue
 
     def _wait_for_reader(self) -> None:
-        """A slow one is no reason to stop, one that is stuck is, unless it is a person at a terminal."""
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
-        if not poll.poll(None if os.isatty(self._descriptor) else _PATIENCE_MS):
+        """A slow reader is no reason to stop; a stuck one is, unless it is a person at a terminal."""
+        from select import POLLOUT, poll
+
+        waiting = poll()
+        waiting.register(self._descriptor, POLLOUT)
+        if not waiting.poll(None if os.isatty(self._descriptor) else _PATIENCE_MS):
             raise OSError(errno.ETIMEDOUT, f"there was no room in it for {_PATIENCE_MS / 1000:g} seconds")
 
     def _cut_back(self, written: int) -> None:
@@ -98,6 +140,7 @@ class AuditFile:
         return AuditError(error.errno or 0, f"the audit file {self._name} {what}: {error.strerror}")
 
     def close(self) -> None:
+        """Close the file; records that come later raise AuditError."""
         os.close(self._descriptor)
 
     def __enter__(self) -> AuditFile:
@@ -108,7 +151,7 @@ class AuditFile:
 
 
 def _ends_half_way(path: str) -> bool:
-    """Whether the last line is not ended; a writer that lives may be about to. False for what cannot be read."""
+    """Whether the last line has no end, though a live writer gets a moment for it. False for what cannot be read."""
     for pause in (0, 0.001, 0.01, 0.1):
         time.sleep(pause)
         try:

@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Find the sockets that a filter means: ask the kernel for them, and match what it could not."""
+"""Find the sockets that a filter matches: ask the kernel, and match in Python what it could not."""
 
 from __future__ import annotations
 
 import errno
 
-from ..errors import KernelError, mark_not_told
+from ..errors import KernelError, mark_hidden
 from ..filters import SocketFilter
 from ..kernel import names
 from ..kernel.diag import DiagSocket
-from ..kernel.namespaces import HOST_NAME, NamespaceVanished, NetworkNamespace, inside
+from ..kernel.namespaces import CURRENT_NAME, NamespaceVanished, NetworkNamespace, run_in_netns
 from ..kernel.sockstat import sockets_in_use
 from ..states import TcpState, state_mask
 from ..wire.bytecode import (
     INET_DIAG_BC_CGROUP_COND,
-    INET_DIAG_BC_D_EQ,
-    INET_DIAG_BC_DEV_COND,
     INET_DIAG_BC_MARK_COND,
-    INET_DIAG_BC_S_EQ,
     INET_DIAG_REQ_BYTECODE,
 )
 from ..wire.netlink import encode_attribute
@@ -31,6 +28,7 @@ from ..wire.request import (
     InetDiagReqV2,
 )
 from .parallel import in_parallel
+from .policy import check_filters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,33 +36,41 @@ if TYPE_CHECKING:
 
     from ..filters.compiler import Plan
 
-# What sockstat does not count.
+# sockstat does not count these.
 _UNCOUNTED = state_mask(TcpState.TIME_WAIT, TcpState.BOUND_INACTIVE)
 
-# Bytecodes that came to the kernel later than the rest, newest first: Linux 5.9, 5.0, 4.9, 4.3.
-_LATER_CODES = (
-    frozenset({INET_DIAG_BC_CGROUP_COND}),
-    frozenset({INET_DIAG_BC_S_EQ, INET_DIAG_BC_D_EQ}),
-    frozenset({INET_DIAG_BC_MARK_COND}),
-    frozenset({INET_DIAG_BC_DEV_COND}),
-)
+# The bytecode op that a kernel with SOCK_DESTROY for UDP (Linux 4.9) may lack: it came with 5.9.
+_LATER_OPS = frozenset({INET_DIAG_BC_CGROUP_COND})
 
 
 def find_sockets(
     filter: SocketFilter, *, namespace: NetworkNamespace | None = None, extensions: Iterable[str] = ()
 ) -> Generator[InetSocket, None, None]:
-    """The sockets that the filter means, streamed: memory does not grow with their number.
+    """The sockets that the filter matches, streamed: memory does not grow with their number.
 
     The iterator holds a netlink socket until it is exhausted, closed (`close()`), or raises.
     `namespace` None is the caller's. `extensions` names response attributes to ask for ("info", "cong", "meminfo",
-    "skmeminfo", ...); some come without being asked for. Raises ValueError for a name that is unknown there,
-    KernelError for what the kernel answers. A dump that is interrupted after its first row raises, for what was given
-    out cannot be taken back.
+    "skmeminfo", ...); some come without being asked for. Raises ValueError for an interface or cgroup that does not
+    exist there, KernelError for what the kernel answers. A dump that is interrupted after its first row raises, since
+    rows that were yielded cannot be taken back.
     """
-    return _find(resolve(filter, namespace), namespace, _extension_bits(extensions))
+    check_filters([filter], allow_unbounded=True)
+    if namespace is not None and not isinstance(namespace, NetworkNamespace):
+        raise TypeError(f"namespace is a NetworkNamespace or None, not {namespace!r}")
+    resolved = filter if filter.is_resolved else run_in_netns(namespace, lambda: filter.resolved(names))
+    return _find(resolved, namespace, extension_bits(extensions))
 
 
-def _extension_bits(names: Iterable[str]) -> int:
+def _find(filter: SocketFilter, namespace: NetworkNamespace | None, bits: int) -> Generator[InetSocket, None, None]:
+    netns = CURRENT_NAME if namespace is None else namespace.name
+    with run_in_netns(namespace, SocketTable) as table:
+        for socket in table.search(filter, filter.request_states, netns, bits=bits):
+            if filter.accepts(socket):
+                yield socket
+
+
+def extension_bits(names: Iterable[str]) -> int:
+    """idiag_ext for the response attributes of these names. Raises ValueError for one that cannot be asked for."""
     if not names:
         return 0
     from ..wire.attributes import extension_bits  # the codecs of attributes take a while to import
@@ -72,48 +78,22 @@ def _extension_bits(names: Iterable[str]) -> int:
     return extension_bits(names)
 
 
-def _find(filter: SocketFilter, namespace: NetworkNamespace | None, bits: int) -> Generator[InetSocket, None, None]:
-    with inside(namespace, SocketTable) as table:
-        for socket in table.search(filter, filter.request_states, place(namespace), bits=bits):
-            if filter.accepts(socket):
-                yield socket
-
-
-def check_filter(filter: SocketFilter) -> None:
-    """Raises TypeError for what is no filter."""
-    if not isinstance(filter, SocketFilter):
-        raise TypeError(f"filter is a SocketFilter, not {filter!r}")
-
-
-def resolve(filter: SocketFilter, namespace: NetworkNamespace | None) -> SocketFilter:
-    """The filter with the names of interfaces and cgroups looked up in the namespace that is to be searched."""
-    check_filter(filter)
-    if namespace is not None and not isinstance(namespace, NetworkNamespace):
-        raise TypeError(f"namespace is a NetworkNamespace or None, not {namespace!r}")
-    return filter if filter.is_resolved else inside(namespace, lambda: filter.resolved(names))
-
-
-def place(namespace: NetworkNamespace | None) -> str:
-    """What reports and errors call a namespace."""
-    return HOST_NAME if namespace is None else namespace.name
-
-
 def live_cookies(namespaces: Iterable[NetworkNamespace]) -> set[int]:
-    """The cookies of all sockets that live in these namespaces, in whatever state; several are looked at once.
+    """The cookies of all sockets that exist in these namespaces, in any state; several are looked at at once.
 
-    One that vanished has none. Raises KernelError if another cannot be searched.
+    A namespace that has vanished has none. Raises KernelError if another one cannot be searched.
     """
     cookies: set[int] = set()
     filters = [SocketFilter(protocol, states="all") for protocol in PROTOCOL_NAMES]
 
     def look(namespace: NetworkNamespace) -> None:
         try:
-            table = inside(namespace, SocketTable)
+            table = run_in_netns(namespace, SocketTable)
         except NamespaceVanished:
             return
         with table:
             for filter in filters:
-                rows = table.search(filter, filter.request_states, place(namespace), may_repeat_rows=True)
+                rows = table.search(filter, filter.request_states, namespace.name, may_repeat_rows=True)
                 cookies.update(socket.cookie for socket in rows)
 
     in_parallel(look, namespaces)
@@ -124,10 +104,10 @@ class SocketTable:
     """The sockets of the network namespace that it is made in. A context manager; holds one netlink socket."""
 
     def __init__(self) -> None:
-        # What was not there when this was made is nobody's to find: the counts need not be new for each search.
+        # Sockets created later are out of scope, so the counts are read once.
         self._in_use = sockets_in_use()
         self.diag = DiagSocket()
-        self._lacks: frozenset[int] = frozenset()  # bytecodes that the kernel has refused
+        self._missing_ops: frozenset[int] = frozenset()  # bytecode ops that the kernel has refused
         self._takes_old_request = True
 
     def __enter__(self) -> SocketTable:
@@ -136,35 +116,34 @@ class SocketTable:
     def __exit__(self, *_: object) -> None:
         self.diag.close()
 
-    def collect(self, filter: SocketFilter, where: str) -> dict[int, InetSocket]:
-        """What the filter means, by cookie: once, however often an interrupted dump had to be repeated."""
-        found = self.search(filter, filter.request_states, where, may_repeat_rows=True)
+    def collect(self, filter: SocketFilter, netns: str, bits: int = 0) -> dict[int, InetSocket]:
+        """What the filter matches, by cookie: once, however often an interrupted dump had to be repeated."""
+        found = self.search(filter, filter.request_states, netns, bits=bits, may_repeat_rows=True)
         return {socket.cookie: socket for socket in found if filter.accepts(socket)}
 
     def search(
-        self, filter: SocketFilter, states: int, where: str, *, bits: int = 0, may_repeat_rows: bool = False
+        self, filter: SocketFilter, states: int, netns: str, *, bits: int = 0, may_repeat_rows: bool = False
     ) -> Iterator[InetSocket]:
-        """The sockets in these states that the filter's condition (not its predicate) matches; `where` is for errors.
+        """The sockets in these states that the filter's condition (not its predicate) matches; `netns` is for errors.
 
-        One walk of the kernel's table for each program of the filter, where the kernel answers for both families at
-        once, and none for a family without a socket. What a kernel refuses is asked for in older ways.
+        It costs one walk of the kernel's table for each program of the filter where the kernel answers for both
+        families at once, and none for a family without a socket. What a kernel refuses is asked for in older ways.
         """
         families = self._families_in_use(filter, states)
-        doing = f"list {PROTOCOL_NAMES[filter.protocol]} sockets in {where}"
+        doing = f"list {PROTOCOL_NAMES[filter.protocol]} sockets in {netns}"
         while families:
             one_walk = filter.protocol == IPPROTO_TCP and filter.family is None and self._takes_old_request
-            plan = filter.plan(self._lacks)
+            plan = filter.plan(self._missing_ops)
             rows = self._rows(plan, _requests(filter, families, states, bits, one_walk), doing, may_repeat_rows)
             try:
                 first = next(rows, None)
             except KernelError as error:
-                later = next((codes for codes in _LATER_CODES if codes & plan.codes), None)
-                if error.errno == errno.EINVAL and later is not None:
-                    self._lacks |= later
+                if error.errno == errno.EINVAL and _LATER_OPS & plan.ops:
+                    self._missing_ops = _LATER_OPS
                 elif error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT) and one_walk:
                     self._takes_old_request = False
-                elif error.errno == errno.EPERM and INET_DIAG_BC_MARK_COND in plan.codes:
-                    raise mark_not_told(f"{doing} by mark") from None
+                elif error.errno == errno.EPERM and INET_DIAG_BC_MARK_COND in plan.ops:
+                    raise mark_hidden(f"{doing} by mark") from None
                 else:
                     raise
                 continue
@@ -188,7 +167,7 @@ class SocketTable:
 def _requests(
     filter: SocketFilter, families: list[int], states: int, bits: int, one_walk: bool
 ) -> list[tuple[int, bytes]]:
-    """(message type, request) of each dump that is needed. The older request answers for TCP of both families."""
+    """(message type, request) of each dump that is needed. The older request covers TCP of both families."""
     if one_walk:
         return [(TCPDIAG_GETSOCK, InetDiagReq(extensions=bits, states=states).encode())]
     return [(SOCK_DIAG_BY_FAMILY, InetDiagReqV2(family, filter.protocol, bits, states).encode()) for family in families]
@@ -197,15 +176,15 @@ def _requests(
 def _matching(
     first: list[bytes] | None, others: Iterator[list[bytes]], protocol: int, plan: Plan
 ) -> Iterator[InetSocket]:
-    rest, again = plan.rest, plan.again
+    residual, recheck = plan.residual, plan.recheck
     seen: set[int] | None = None if plan.disjoint else set()
     buffer = first
     while buffer is not None:
         for row in buffer:
             socket = InetSocket(row, protocol)
-            if again is not None and not again.matches(socket):
+            if recheck is not None and not recheck.matches(socket):
                 continue
-            if rest is not None and not rest.matches(socket):
+            if residual is not None and not residual.matches(socket):
                 continue
             if seen is not None:
                 if socket.cookie in seen:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Do something for each of many things, in as many threads as there are processors.
+"""Call a function for each of many items, in as many threads as there are processors.
 
 The GIL is free while the kernel walks a table: two threads on two processors get through namespaces almost twice as
 fast as one.
@@ -7,28 +7,28 @@ fast as one.
 
 from __future__ import annotations
 
-import errno
 import os
+from _thread import allocate_lock
 
-from ..errors import KernelError
-from ..kernel.namespaces import let_this_thread_move
+from ..kernel.threads import start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from threading import Event, Thread
     from typing import TypeVar
 
     T = TypeVar("T")
+
+_WAIT_SECONDS = 0.1  # a wake-up that an interrupt has swallowed is noticed after so long
 
 
 def in_parallel(
     function: Callable[[T], object], items: Iterable[T], stop: Callable[[str], object] | None = None
 ) -> None:
-    """Call the function for each item, in order, and return when all are done.
+    """Call the function for each item, in order, and return when all calls have.
 
-    The first exception, an interrupt among them, lets no further item begin; `stop` is told why, those that are at
-    work are waited for, and the exception is raised. With one item, or one processor, no thread is made.
+    After the first exception (an interrupt is one) no further item is begun; `stop` is called with the reason, calls
+    that are under way are waited for, and the exception is raised. With one item or one processor no thread is made.
     """
     todo = list(items)[::-1]
     threads = min(len(todo), len(os.sched_getaffinity(0)))
@@ -60,49 +60,35 @@ def in_parallel(
 
 
 def _run_threads(work: Callable[[], None], count: int, fail: Callable[[BaseException], None]) -> None:
-    """They are waited for by events: a join() that an interrupt ends makes Python (before 3.13) take the thread for
-    ended, and later ones return at once.
-    """
-    from threading import Event, Thread  # only several namespaces need them
+    """Run `work` in so many threads and wait for their end. An interrupt fails the run, and does not end the wait."""
+    begun: list[None] = []
+    ended: list[None] = []
+    wake = allocate_lock()
+    wake.acquire()
 
-    begun: list[Event] = []
-
-    def run(end: Event) -> None:
-        begun.append(end)
-        let_this_thread_move()
+    def run() -> None:
+        begun.append(None)
         try:
             work()
         finally:
-            end.set()
+            ended.append(None)
+            if wake.locked():
+                wake.release()
 
-    ends = [Event() for _ in range(count)]
-    threads = [Thread(target=run, args=(end,), name=f"socklb {number}") for number, end in enumerate(ends)]
+    def wait(threads: list[None]) -> None:
+        while len(ended) < len(threads):
+            wake.acquire(timeout=_WAIT_SECONDS)
+
     try:
-        for thread in threads:
-            start(thread)
-        for end in ends:
-            end.wait()
+        for _ in range(count):
+            start_thread(run)
+        wait([None] * count)
+        return
     except BaseException as error:
         fail(error)
-        for end in tuple(begun):  # one that begins later finds the error, and nothing to do
-            _wait_in_any_case(end)
-    for thread in threads:
-        if thread.is_alive():
-            thread.join()
-
-
-def _wait_in_any_case(end: Event) -> None:
-    """Whoever interrupts again waits all the same: what is at hand is a batch, and it has to be accounted for."""
-    while not end.is_set():
+    while True:
         try:
-            end.wait()
+            wait(begun)  # a thread that begins later finds the error, and has nothing to do
+            return
         except KeyboardInterrupt:
             continue
-
-
-def start(thread: Thread) -> None:
-    """Start a thread. Raises KernelError where there can be no more of them."""
-    try:
-        thread.start()
-    except RuntimeError as error:
-        raise KernelError(errno.EAGAIN, f"start a thread: {error} (a limit on processes or memory)") from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Can this kernel, and this caller, list and destroy sockets? Tried on throw-away sockets."""
+"""Can this kernel, and this caller, list and destroy sockets? Tried on sockets made for it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,10 @@ from collections import namedtuple
 
 from ..errors import KernelError, NotSupported, kernel_error
 from ..kernel.diag import DiagSocket
-from ..kernel.probe_socket import ThrowawaySocket
+from ..kernel.probe_socket import ProbeSocket
 from ..wire.reply import InetSocket
 from ..wire.request import PROTOCOLS, SOCK_DIAG_BY_FAMILY, InetDiagReqV2, destroy_request
 from ..wire.socket_id import AF_INET, AF_INET6, ANY
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import NamedTuple
-
-    class Support(NamedTuple):
-        """`status`: supported, no_family, no_diag, no_destroy or not_permitted; `missing`: what would help, or ""."""
-
-        status: str
-        missing: str = ""
-
-else:
-    Support = namedtuple("Support", "status missing", defaults=("",))
 
 SUPPORTED = "supported"
 NO_FAMILY = "no_family"
@@ -35,11 +22,22 @@ NOT_PERMITTED = "not_permitted"
 _ANY_STATE = 0xFFFFFFFF
 
 
+class Support(namedtuple("Support", "status missing", defaults=("",))):
+    """Whether sockets of one protocol and family can be destroyed.
+
+    `status`: "supported", "no_family", "no_diag", "no_destroy" or "not_permitted"; `missing`: what would help, or "".
+    """
+
+    __slots__ = ()
+    status: str
+    missing: str
+
+
 def probe() -> dict[tuple[str, int], Support]:
-    """For ("tcp" or "udp", AF_INET or AF_INET6), whether sockets can be found and destroyed in this namespace.
+    """Whether sockets can be found and destroyed in this namespace, keyed by ("tcp" or "udp", AF_INET or AF_INET6).
 
     Makes a socket of its own for each and destroys that one; no other socket is touched. Raises KernelError for an
-    answer that fits none of the five.
+    answer that fits none of the five statuses.
     """
     return {
         (name, family): _probe_one(name, protocol, family)
@@ -50,7 +48,7 @@ def probe() -> dict[tuple[str, int], Support]:
 
 def _probe_one(name: str, protocol: int, family: int) -> Support:
     try:
-        own = ThrowawaySocket(family, protocol)
+        own = ProbeSocket(family, protocol)
     except OSError as error:
         if error.errno not in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL):
             raise KernelError(error.errno or 0, f"make a {name} socket to try: {error.strerror}") from None
@@ -59,8 +57,8 @@ def _probe_one(name: str, protocol: int, family: int) -> Support:
         return _try_to_destroy(own, name, protocol, family)
 
 
-def _try_to_destroy(own: ThrowawaySocket, name: str, protocol: int, family: int) -> Support:
-    doing = f"destroy a {name} socket of one's own"
+def _try_to_destroy(own: ProbeSocket, name: str, protocol: int, family: int) -> Support:
+    doing = f"destroy a {name} socket of its own"
     try:
         with DiagSocket() as diag:
             id_bytes = _find_own(diag, own, protocol, family, doing)
@@ -76,8 +74,8 @@ def _try_to_destroy(own: ThrowawaySocket, name: str, protocol: int, family: int)
     raise kernel_error(code, doing)
 
 
-def _find_own(diag: DiagSocket, own: ThrowawaySocket, protocol: int, family: int, doing: str) -> bytes:
-    """The identity of one's own socket, cookie included; of a dump request's id the kernel looks at the ports."""
+def _find_own(diag: DiagSocket, own: ProbeSocket, protocol: int, family: int, doing: str) -> bytes:
+    """struct inet_diag_sockid of the probe's socket. A dump looks at nothing but the ports of its request's id."""
     request = InetDiagReqV2(family, protocol, 0, _ANY_STATE, ANY._replace(sport=own.port)).encode()
     found = [
         socket

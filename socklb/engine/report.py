@@ -1,110 +1,159 @@
 # SPDX-License-Identifier: MIT
-"""What became of the sockets that a filter matched, and the record of it."""
+"""What became of the sockets that a run matched."""
 
 from __future__ import annotations
 
 from collections import namedtuple
 
+from ..filters.backend import backend_of
 from ..states import state_word
 from ..wire.address import format_address
 from ..wire.request import PROTOCOL_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NamedTuple, Optional
+    from collections.abc import Iterable
+    from typing import Any
 
+    from ..filters.backend import Backend
+    from ..kernel.discovery import SkippedNamespace
+    from ..kernel.namespaces import NetworkNamespace
     from ..wire.reply import InetSocket
 
 DESTROYED = "destroyed"
 GONE = "gone"
 SKIPPED = "skipped"
 FAILED = "failed"
-_VERDICTS = (DESTROYED, GONE, SKIPPED, FAILED)
-
-if TYPE_CHECKING:
-
-    class Outcome(NamedTuple):
-        """One socket's verdict: "destroyed", "gone", "skipped" or "failed".
-
-        `reason` says why it was skipped or failed, or that it is gone behind an answer that was lost ("" otherwise);
-        `error` is the errno of a failure or None.
-        """
-
-        socket: InetSocket
-        verdict: str
-        reason: str = ""
-        error: Optional[int] = None
-
-else:
-    Outcome = namedtuple("Outcome", "socket verdict reason error", defaults=("", None))
 
 
-class Counts:
-    """How many sockets got which verdict.
+class Outcome(namedtuple("Outcome", "socket verdict reason error namespace", defaults=("", None, None))):
+    """The verdict on one socket.
 
-    `destroyed`: answered 0. `gone`: closed by itself in between, if no reason says otherwise. `skipped`: spared, with
-    the reason. `failed`: still there, with the reason. `matched` is the sum of the four.
+    `verdict`: "destroyed" (the kernel answered 0), "gone" (closed by itself in between), "skipped" (spared) or
+    "failed" (still there). `reason`: why it was skipped or failed, or that it is gone behind an answer that was lost;
+    "" otherwise. `error`: the errno of a failure, or None. `namespace`: the NetworkNamespace it was found in.
     """
 
-    __slots__ = ("_counts",)
+    __slots__ = ()
+    socket: InetSocket
+    verdict: str
+    reason: str
+    error: int | None
+    namespace: NetworkNamespace
 
-    def __init__(self) -> None:
-        self._counts = dict.fromkeys(_VERDICTS, 0)
 
-    def count(self, verdict: str) -> None:
-        """Take in one more."""
-        self._counts[verdict] += 1
+class Counts(namedtuple("Counts", "destroyed gone skipped failed", defaults=(0, 0, 0, 0))):
+    """How many sockets got which verdict (see Outcome)."""
 
-    def _of(self, verdict: str) -> int:
-        return self._counts[verdict]
-
-    @property
-    def destroyed(self) -> int:
-        return self._of(DESTROYED)
-
-    @property
-    def gone(self) -> int:
-        return self._of(GONE)
-
-    @property
-    def skipped(self) -> int:
-        return self._of(SKIPPED)
-
-    @property
-    def failed(self) -> int:
-        return self._of(FAILED)
+    __slots__ = ()
+    destroyed: int
+    gone: int
+    skipped: int
+    failed: int
 
     @property
     def matched(self) -> int:
-        return sum(map(self._of, _VERDICTS))
+        """The sum of the four."""
+        return sum(self)
 
-    def sums(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("matched", *_VERDICTS)}
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {' '.join(f'{name}={count}' for name, count in self.sums().items())}>"
+    def as_dict(self) -> dict[str, int]:
+        """Every count by its name, "matched" first."""
+        return {"matched": self.matched, **self._asdict()}
 
 
-class DestroyReport(Counts):
-    """What a destroy did: `outcomes`, one for each socket that matched, and their sums.
+class Report:
+    """What a run did: an outcome for each socket that matched, and their sums.
 
-    `unrecorded` are those that the audit failed to take: at most one batch. What was given up after that has not been
-    touched, and is not in the audit either.
+    `outcomes`: a list of Outcome, in the order of the verdicts. `errors`: {NetworkNamespace: exception}, where the run
+    ended early. `skipped_namespaces`: those that could not be looked at or vanished, as SkippedNamespace (path,
+    reason). `unrecorded`: the outcomes that the audit failed to take, at most one batch of 64.
     """
 
-    __slots__ = ("outcomes", "unrecorded")
+    __slots__ = ("_backends", "_counted", "_sums", "_tried", "errors", "outcomes", "skipped_namespaces", "unrecorded")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.outcomes: list[Outcome] = []  # and nothing beside it: one step takes a verdict in, interrupts or not
-        self.unrecorded: list[Outcome] = []
+    outcomes: list[Outcome]
+    errors: dict[NetworkNamespace, BaseException]
+    skipped_namespaces: list[SkippedNamespace]
+    unrecorded: list[Outcome]
 
-    def _of(self, verdict: str) -> int:
-        return sum(outcome.verdict == verdict for outcome in self.outcomes)
+    def __init__(self, backends: Iterable[Backend] = ()) -> None:
+        # `outcomes` is the only account of verdicts: appending to it cannot be interrupted half way.
+        self.outcomes, self.unrecorded, self.errors, self.skipped_namespaces = [], [], {}, []
+        self._backends = dict.fromkeys(backends)
+        self._tried: dict[NetworkNamespace, None] = {}
+        self._counted = -1
+        self._sums: tuple[Counts, dict[NetworkNamespace, Counts], dict[Backend, Counts]]
+
+    def add_namespace(self, namespace: NetworkNamespace) -> None:
+        """List a namespace in `namespaces`, whether or not a socket matches there."""
+        self._tried[namespace] = None
+        self._counted = -1
+
+    @property
+    def counts(self) -> Counts:
+        """The sums of the whole run."""
+        return self._summed()[0]
+
+    @property
+    def destroyed(self) -> int:
+        """How many sockets were destroyed: the kernel answered 0."""
+        return self.counts.destroyed
+
+    @property
+    def gone(self) -> int:
+        """How many had closed by themselves in between, if their reason does not say otherwise."""
+        return self.counts.gone
+
+    @property
+    def skipped(self) -> int:
+        """How many were spared, each with a reason."""
+        return self.counts.skipped
+
+    @property
+    def failed(self) -> int:
+        """How many are still there, each with a reason."""
+        return self.counts.failed
+
+    @property
+    def matched(self) -> int:
+        """How many sockets matched: the sum of destroyed, gone, skipped and failed."""
+        return self.counts.matched
+
+    @property
+    def namespaces(self) -> dict[NetworkNamespace, Counts]:
+        """The sums of each namespace that the run went into."""
+        return self._summed()[1]
+
+    @property
+    def backends(self) -> dict[Backend, Counts]:
+        """The sums of each backend; empty for a run that was not about backends."""
+        return self._summed()[2]
+
+    def _summed(self) -> tuple[Counts, dict[NetworkNamespace, Counts], dict[Backend, Counts]]:
+        """Count the outcomes; only if some have come since the last time."""
+        if self._counted != len(self.outcomes):
+            self._counted = len(self.outcomes)
+            by_namespace = {namespace: dict.fromkeys(Counts._fields, 0) for namespace in self._tried}
+            by_backend = {backend: dict.fromkeys(Counts._fields, 0) for backend in self._backends}
+            total = dict.fromkeys(Counts._fields, 0)
+            for outcome in self.outcomes[: self._counted]:
+                total[outcome.verdict] += 1
+                by_namespace[outcome.namespace][outcome.verdict] += 1
+                if by_backend:
+                    by_backend[backend_of(outcome.socket)][outcome.verdict] += 1
+            self._sums = (
+                Counts(**total),
+                {namespace: Counts(**sums) for namespace, sums in by_namespace.items()},
+                {backend: Counts(**sums) for backend, sums in by_backend.items()},
+            )
+        return self._sums
+
+    def __repr__(self) -> str:
+        return f"<Report {' '.join(f'{name}={count}' for name, count in self.counts.as_dict().items())}>"
 
 
 def socket_record(socket: InetSocket) -> dict[str, Any]:
-    """A socket as JSON takes it: addresses as text, state by name, cookie and inode as numbers."""
+    """A socket as JSON has it: addresses as text, the state by name, cookie and inode as numbers."""
     return {
         "protocol": PROTOCOL_NAMES[socket.protocol],
         "state": state_word(socket.state),
@@ -118,11 +167,11 @@ def socket_record(socket: InetSocket) -> dict[str, Any]:
     }
 
 
-def outcome_record(outcome: Outcome, where: str, subject: dict[str, str], dry_run: bool) -> dict[str, Any]:
-    """A verdict as JSON takes it. `where` is the namespace's name, `subject` what the socket was meant by."""
+def outcome_record(outcome: Outcome, target: dict[str, str], dry_run: bool) -> dict[str, Any]:
+    """An outcome as JSON has it. `target` names what the socket was matched by: {"filter": ...} or {"backend": ...}."""
     return {
-        "namespace": where,
-        **subject,
+        "namespace": outcome.namespace.name,
+        **target,
         "dry_run": dry_run,
         **socket_record(outcome.socket),
         "outcome": outcome.verdict,

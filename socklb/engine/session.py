@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ssh session that this process runs under: its own connection must not be among the dead."""
+"""The ssh session that this process runs in, whose connection must not be destroyed."""
 
 from __future__ import annotations
 
@@ -7,49 +7,52 @@ import os
 from collections import namedtuple
 from ipaddress import ip_address
 
-from ..kernel.resources import check_resources
+from ..kernel.processes import ancestors, command_name, environment_value, socket_inodes
 from ..wire.address import unmapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ..wire.address import IPAddress
+    from ..wire.reply import InetSocket
 
     Endpoint = tuple[IPAddress, int]
 
 
-_DOING = "look for one's own ssh session, which is spared"
-
-
 class OwnSession(namedtuple("OwnSession", "tuples inodes")):
-    """`tuples` are ((address, port), (address, port)) pairs, both ways round; `inodes` those of an sshd's sockets."""
+    """`tuples`: ((address, port), (address, port)), both ways round; `inodes`: the sockets that an sshd holds."""
 
     __slots__ = ()
     tuples: frozenset[tuple[Endpoint, Endpoint]]
     inodes: frozenset[int]
 
+    def has(self, socket: InetSocket) -> bool:
+        """Whether the socket belongs to the session, at either end."""
+        if socket.inode and socket.inode in self.inodes:
+            return True
+        if not self.tuples:
+            return False
+        return ((unmapped(socket.src), socket.sport), (unmapped(socket.dst), socket.dport)) in self.tuples
+
 
 def own_session() -> OwnSession:
-    """What SSH_CONNECTION says, here and in every ancestor's environment, and what an sshd among them holds open.
+    """SSH_CONNECTION of this process and of every ancestor, and the sockets of the sshd processes among them.
 
-    What cannot be read (no /proc, another user's process) says nothing; but where descriptors or memory have run out
-    nobody can tell, and KernelError is raised.
+    Raises KernelError where descriptors or memory have run out: the session would be unknown, and unprotected.
     """
-    said = [os.environ.get("SSH_CONNECTION", "")]
+    values = [os.environ.get("SSH_CONNECTION", "")]
     inodes: set[int] = set()
-    for pid in _ancestors():
-        said.append(_environment_value(pid, b"SSH_CONNECTION"))
-        if _read(f"/proc/{pid}/comm").startswith(b"sshd"):
-            inodes.update(_socket_inodes(pid))
+    for pid in ancestors():
+        values.append(environment_value(pid, b"SSH_CONNECTION"))
+        if command_name(pid).startswith("sshd"):
+            inodes.update(socket_inodes(pid))
     tuples = set()
-    for client, server in filter(None, map(_parse_connection, said)):
+    for client, server in filter(None, map(_parse_connection, values)):
         tuples |= {(client, server), (server, client)}
     return OwnSession(frozenset(tuples), frozenset(inodes))
 
 
 def _parse_connection(text: str) -> tuple[Endpoint, Endpoint] | None:
-    """ "client port server port", sshd(8)."""
+    """ "client port server port", as sshd(8) sets SSH_CONNECTION; None for anything else."""
     words = text.split()
     if len(words) != 4:
         return None
@@ -58,48 +61,3 @@ def _parse_connection(text: str) -> tuple[Endpoint, Endpoint] | None:
         return (client, int(words[1])), (server, int(words[3]))
     except ValueError:
         return None
-
-
-def _ancestors() -> Iterator[int]:
-    """The parent, its parent, and so on, as far as /proc tells."""
-    pid = os.getppid()
-    seen = {0}
-    while pid not in seen:
-        yield pid
-        seen.add(pid)
-        after_name = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-        pid = int(after_name[1]) if len(after_name) > 1 else 0
-
-
-def _environment_value(pid: int, name: bytes) -> str:
-    for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
-        key, _, value = entry.partition(b"=")
-        if key == name:
-            return value.decode("ascii", "replace")
-    return ""
-
-
-def _socket_inodes(pid: int) -> Iterator[int]:
-    directory = f"/proc/{pid}/fd"
-    try:
-        names = os.listdir(directory)
-    except OSError as error:
-        check_resources(error, _DOING)
-        return
-    for name in names:
-        try:
-            target = os.readlink(f"{directory}/{name}")
-        except OSError as error:
-            check_resources(error, _DOING)
-            continue
-        if target.startswith("socket:["):
-            yield int(target[len("socket:[") : -1])
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        check_resources(error, _DOING)
-        return b""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every network namespace of the host: those of processes and their threads, and those that were pinned by a mount."""
+"""Every network namespace of the host: those of processes and their threads, and those that are pinned by a mount."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 from collections import namedtuple
 
 from ..errors import KernelError, NotPermitted
+from .exhaustion import raise_if_exhausted
 from .mounts import mounts
-from .namespaces import HOST_NAME, NetworkNamespace, NoSuchNamespace, identity
-from .resources import check_resources
+from .namespaces import CURRENT_NAME, NetworkNamespace, NoSuchNamespace, nsfs_device, nsfs_id
+from .processes import command_name, list_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import NamedTuple
 
 PIN_DIRECTORIES = (
     "/run/netns",
@@ -28,25 +28,22 @@ PIN_DIRECTORIES = (
 """Where iproute2 (and most container runtimes), Docker and Cilium pin namespaces."""
 
 VANISHED = "vanished"
-NOT_ONE = "no network namespace"
+NOT_A_NAMESPACE = "not a network namespace"
 
 _LINKS_OF_ONE_THREAD = 3  # of /proc/PID/task: the directory's own two, and one a thread (proc_task_getattr())
-_WAYS_IN = 16  # so many paths of one namespace are kept
-
-if TYPE_CHECKING:
-
-    class SkippedNamespace(NamedTuple):
-        """One that was seen and could not be looked at: the path, and why not."""
-
-        path: str
-        reason: str
-
-else:
-    SkippedNamespace = namedtuple("SkippedNamespace", "path reason")
+_MAX_PATHS = 16  # that are kept of one namespace
 
 
-class Namespaces(tuple):  # type: ignore[type-arg]
-    """Namespaces, each once; `skipped` are those that could not be looked at."""
+class SkippedNamespace(namedtuple("SkippedNamespace", "path reason")):
+    """A namespace that was seen and could not be looked at: its path, and the reason."""
+
+    __slots__ = ()
+    path: str
+    reason: str
+
+
+class DiscoveredNamespaces(tuple):  # type: ignore[type-arg]
+    """Namespaces, each once. `skipped`: those that could not be looked at, as SkippedNamespace."""
 
     skipped: list[SkippedNamespace]
 
@@ -55,83 +52,88 @@ class Namespaces(tuple):  # type: ignore[type-arg]
         def __iter__(self) -> Iterator[NetworkNamespace]: ...
 
 
-def discover() -> Namespaces:
-    """The namespaces that can be seen: the caller's own ("host") first, then the pinned, then those of processes, then
-    those that only a thread is in.
+def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
+    """Every network namespace of the host that can be seen, each once: the caller's first, then those that are pinned,
+    then those of processes, then (unless `threads` is false) those that only a thread is in.
 
-    A pinned one has its pin's name, another that of the first process in it, "pid 123 (command)", or of the first
-    thread, "tid 124 (its name)"; where the name is another's already, its path. What vanished meanwhile, or may not be
-    looked at, is in `.skipped`. Not found, nor told, is one that nothing but an open descriptor, a socket or a mount in
-    another mount namespace keeps alive. Raises KernelError where descriptors or memory have run out.
+    A pinned one is named after its pin, another one after the first process in it, "pid 123 (command)", or the first
+    thread, "tid 124 (name)"; where the name is taken, by its path. A namespace that vanished meanwhile or may not be
+    looked at is in `.skipped` of the result. One that is kept alive only by an open descriptor, a socket or a mount in
+    another mount namespace is not found. Raises KernelError where /proc is not mounted, or where descriptors or memory
+    have run out.
     """
-    paths: dict[tuple[int, int], list[str]] = {}  # by identity
+    paths: dict[tuple[int, int], list[str]] = {}  # by (device, inode)
     names: dict[str, tuple[int, int]] = {}
     skipped = []
     refused: set[int] = set()
-    for path, kind, number, process in _candidates():
+    device = nsfs_device()
+    for path, kind, number, process in _candidates(threads):
         try:
-            who = identity(path)
+            id = nsfs_id(path, device)
         except NoSuchNamespace:
             skipped.append(SkippedNamespace(path, VANISHED))
         except ValueError:
-            skipped.append(SkippedNamespace(path, NOT_ONE))
+            skipped.append(SkippedNamespace(path, NOT_A_NAMESPACE))
         except OSError as error:
-            check_resources(error, f"look at {path}")
-            lacks = ""
+            raise_if_exhausted(error, f"look at {path}")
+            missing = ""
             if kind and isinstance(error, NotPermitted):
                 if process in refused:
-                    continue  # told once, though each thread may differ
-                lacks = "; CAP_SYS_PTRACE is missing"
+                    continue  # once for a process and all its threads
+                missing = "; CAP_SYS_PTRACE is missing"
                 refused.add(process)
-            skipped.append(SkippedNamespace(path, os.strerror(error.errno or 0) + lacks))
+            skipped.append(SkippedNamespace(path, os.strerror(error.errno or 0) + missing))
         else:
-            if who not in paths:
-                name = HOST_NAME if not paths else _name(path, kind, number)  # the first candidate is the caller's own
-                names[path if name in names else name] = who
-            paths.setdefault(who, []).append(path)
-    found = Namespaces(
-        NetworkNamespace(name, paths[who][0], *who, tuple(paths[who][1:_WAYS_IN])) for name, who in names.items()
+            if id not in paths:
+                name = CURRENT_NAME if not paths else _name(path, kind, number)  # the first candidate is the caller's
+                names[path if name in names else name] = id
+            paths.setdefault(id, []).append(path)
+    found = DiscoveredNamespaces(
+        NetworkNamespace(name, paths[id][0], *id, tuple(paths[id][1:_MAX_PATHS])) for name, id in names.items()
     )
     found.skipped = skipped
     return found
 
 
 def _name(path: str, kind: str, number: int) -> str:
-    """What people call it. Names are others' to choose: what is not printable ASCII is escaped."""
-    name = f"{kind} {number} ({_command(number)})" if kind else os.path.basename(path)
+    """A name for people. Others choose these names: what is not printable ASCII is escaped."""
+    name = f"{kind} {number} ({command_name(number) or 'ended'})" if kind else os.path.basename(path)
     return name.encode("unicode_escape").decode("ascii")
 
 
 def unreadable(skipped: Iterable[SkippedNamespace]) -> list[SkippedNamespace]:
-    """Those that are there and may not be looked at; what vanished meanwhile, or is no namespace, is not missed."""
-    return [one for one in skipped if one.reason not in (VANISHED, NOT_ONE)]
+    """Those that exist and may not be looked at; what vanished, or is not a namespace, is not missed."""
+    return [one for one in skipped if one.reason not in (VANISHED, NOT_A_NAMESPACE)]
 
 
-def pinned(name: str) -> NetworkNamespace:
-    """The namespace that is pinned under a name, as `ip netns` has them. Raises ValueError if there is none."""
+def pinned(name: str) -> NetworkNamespace | None:
+    """The namespace that is pinned under a name, as `ip netns` has them; None if there is none."""
     for directory in PIN_DIRECTORIES:
         path = os.path.join(directory, name)
         if os.path.lexists(path):
             return NetworkNamespace.from_path(path)
-    known = sorted({name for directory in PIN_DIRECTORIES for name in _entries(directory)})
-    raise NoSuchNamespace(
-        f"no network namespace is pinned as {name!r} (known: {', '.join(known) or 'none'}); host, all, or a path such "
-        "as /proc/PID/ns/net can be given too"
-    )
+    return None
+
+
+def pin_names() -> list[str]:
+    """The names under which namespaces are pinned, sorted."""
+    return sorted({name for directory in PIN_DIRECTORIES for name in list_directory(directory)})
 
 
 class _Candidate(namedtuple("_Candidate", "path kind number process", defaults=("", 0, 0))):
-    """What may be a network namespace: that of a process ("pid") or of a thread ("tid") with its number, or a mount."""
+    """A path that may lead to a network namespace: of a process ("pid") or thread ("tid"), or a mount ("")."""
 
     __slots__ = ()
 
 
-def _candidates() -> Iterator[_Candidate]:
-    """Many are the same one."""
+def _candidates(threads: bool) -> Iterator[_Candidate]:
+    """Many of them lead to the same namespace."""
     yield _Candidate(_own_path())
     of_nsfs = [mount for mount in mounts() if mount.type == "nsfs"]
     others = {mount.point for mount in of_nsfs if not mount.root.startswith("net:")}
-    paths = [os.path.join(directory, name) for directory in _distinct(PIN_DIRECTORIES) for name in _entries(directory)]
+    paths = [
+        os.path.join(directory, name) for directory in _distinct(PIN_DIRECTORIES) for name in list_directory(directory)
+    ]
     paths += [mount.point for mount in of_nsfs]
     for path in dict.fromkeys(paths):
         if path not in others:
@@ -139,7 +141,7 @@ def _candidates() -> Iterator[_Candidate]:
     processes = _numbers("/proc")
     for pid in processes:
         yield _Candidate(f"/proc/{pid}/ns/net", "pid", pid, pid)
-    for pid in processes:
+    for pid in processes if threads else ():
         if _has_threads(pid):
             for tid in _numbers(f"/proc/{pid}/task"):
                 if tid != pid:
@@ -159,32 +161,13 @@ def _distinct(directories: Iterable[str]) -> Iterator[str]:
 
 
 def _numbers(directory: str) -> list[int]:
-    return sorted(map(int, filter(str.isdigit, _entries(directory))))
+    return sorted(map(int, filter(str.isdigit, list_directory(directory))))
 
 
 def _has_threads(pid: int) -> bool:
-    """Beside the first one, by the number of links: to look costs less than to list."""
+    """More than one, by the number of links, which costs less than a listing."""
     try:
         return os.stat(f"/proc/{pid}/task").st_nlink > _LINKS_OF_ONE_THREAD
     except OSError as error:
-        check_resources(error, f"look for network namespaces in /proc/{pid}/task")
+        raise_if_exhausted(error, f"look for network namespaces in /proc/{pid}/task")
         return False
-
-
-def _entries(directory: str) -> list[str]:
-    """What is in it; nothing if it is not there or may not be read."""
-    try:
-        return sorted(os.listdir(directory))
-    except OSError as error:
-        check_resources(error, f"look for network namespaces in {directory}")
-        return []
-
-
-def _command(number: int) -> str:
-    """Of a process, or the name of a thread: /proc lists the one alone, and has both."""
-    try:
-        with open(f"/proc/{number}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\n")
-    except OSError as error:
-        check_resources(error, f"look up the command of process {number}")
-        return "ended"

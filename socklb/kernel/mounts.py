@@ -5,34 +5,32 @@ from __future__ import annotations
 
 from collections import namedtuple
 
-from .resources import check_resources
+from .exhaustion import raise_if_exhausted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import NamedTuple
-
-    class Mount(NamedTuple):
-        """`root` is what of the file system is mounted ("net:[4026531840]" for a namespace), `type` its kind."""
-
-        root: str
-        point: str
-        type: str
-
-else:
-    Mount = namedtuple("Mount", "root point type")
 
 _MOUNTINFO = "/proc/self/mountinfo"
 _ROOT, _POINT = 3, 4  # behind the numbers of the mount, its parent and its device
 
 
-def mounts() -> Iterator[Mount]:
-    """Every mount; none where /proc does not tell. The format is proc_pid_mountinfo(5).
+class Mount(namedtuple("Mount", "root point type")):
+    """`root`: which part of the file system is mounted ("net:[4026531840]" for a namespace); `point`: where; `type`."""
 
-    Raises KernelError where descriptors or memory have run out, and nobody can tell.
+    __slots__ = ()
+    root: str
+    point: str
+    type: str
+
+
+def mounts() -> Iterator[Mount]:
+    """Every mount; none where /proc cannot be read. The format is proc_pid_mountinfo(5).
+
+    Raises KernelError where descriptors or memory have run out.
     """
     try:
-        # The kernel escapes " \t\n\\" in paths and nothing else: any other white space, \r among it, is a part of one.
+        # The kernel escapes " \t\n\\" in paths and nothing else: any other white space, \r included, is part of a path.
         with open(_MOUNTINFO, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
             for line in lines:
                 before, _, after = line.partition(" - ")
@@ -40,11 +38,11 @@ def mounts() -> Iterator[Mount]:
                 if len(fields) > _POINT:
                     yield Mount(_unescaped(fields[_ROOT]), _unescaped(fields[_POINT]), after.partition(" ")[0])
     except OSError as error:
-        check_resources(error, "look at what is mounted")
+        raise_if_exhausted(error, "read the list of mounts")
 
 
 def _unescaped(field: str) -> str:
-    """A path as mountinfo has it, white space and backslashes in octal: show_mountinfo() of the kernel."""
+    """Undo the octal escapes of show_mountinfo() (fs/proc_namespace.c)."""
     for character in " \t\n\\":
         field = field.replace(f"\\{ord(character):03o}", character)
     return field

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Names that mean something only where they are looked up: interfaces and cgroup paths."""
+"""Names that depend on where they are looked up: interfaces and cgroup paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .mounts import mounts
 
 
 class UnknownName(ValueError):
-    """Nothing has this name in the namespace where it was looked up."""
+    """There is no such name in the namespace where it was looked up."""
 
 
 def interface_index(name: str) -> int:
@@ -19,12 +19,12 @@ def interface_index(name: str) -> int:
     try:
         return socket.if_nametoindex(name)
     except OSError:
-        _check_that_sockets_can_be_made(name)
+        _raise_if_no_socket_can_be_made(name)
         raise UnknownName(f"no interface {name!r} in this network namespace") from None
 
 
-def _check_that_sockets_can_be_made(name: str) -> None:
-    """The C library asks through a socket, and an answer for want of a descriptor looks like any other."""
+def _raise_if_no_socket_can_be_made(name: str) -> None:
+    """if_nametoindex(3) needs a socket; that it could not have one looks like an unknown name."""
     try:
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close()
     except OSError as error:
@@ -32,16 +32,16 @@ def _check_that_sockets_can_be_made(name: str) -> None:
 
 
 def cgroup_id(path: str) -> int:
-    """The id of a cgroup v2: the inode of its directory (kernfs). A relative path is taken below the cgroup2 mount.
+    """The id of a cgroup v2: the inode of its directory (kernfs). A relative path starts at the cgroup2 mount.
 
-    Raises UnknownName for a path that is no cgroup v2.
+    Raises UnknownName if the path is not a cgroup v2, ValueError if a relative path has no cgroup2 mount to start from.
     """
     directory = path if os.path.isabs(path) else os.path.join(_cgroup2_mount(), path)
     try:
         status = os.stat(directory)
         os.stat(os.path.join(directory, "cgroup.controllers"))  # what only cgroup2 has, and every directory of it
     except OSError as error:
-        raise UnknownName(f"{directory!r} is no cgroup v2: {os.strerror(error.errno or 0)}") from None
+        raise UnknownName(f"{directory!r} is not a cgroup v2: {os.strerror(error.errno or 0)}") from None
     return status.st_ino
 
 

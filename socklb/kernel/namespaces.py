@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Network namespaces: what they are, and how to do something inside one."""
+"""Network namespaces: which one is which, and how to call a function in one."""
 
 from __future__ import annotations
 
 import errno
 import os
-from _thread import _local  # threading.local, without importing that
 
 from ..errors import KernelError, NotPermitted, NotSupported
+from ..values import Value
+from .threads import call_in_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
-
-    from .discovery import Namespaces
 
     T = TypeVar("T")
 
@@ -23,7 +22,7 @@ CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 
 _CURRENT = "/proc/thread-self/ns/net"  # /proc/self would be the main thread's
-HOST_NAME = "host"
+CURRENT_NAME = "current"
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ESRCH)  # ESRCH: a process that ended while its /proc was looked at
 
@@ -33,61 +32,54 @@ class NoSuchNamespace(ValueError):
 
 
 class CannotEnter(NotSupported):
-    """This Python can enter no other namespace; the current one can be searched all the same."""
+    """This Python cannot enter another namespace; the current one can be searched all the same."""
 
 
 class NamespaceVanished(KernelError):
-    """A namespace that was there when it was looked for, and is not when it is to be entered."""
+    """A namespace that was found has gone by the time it was to be entered."""
 
 
-class NetworkNamespace:
-    """A network namespace: a name for people, a path it can be entered by, and (device, inode), which say who it is.
+class NetworkNamespace(Value):
+    """A network namespace: a name for people, a path to enter it by, and the (device, inode) of its nsfs file.
 
-    Two are equal when device and inode are. It holds no descriptor, so that it keeps nothing alive.
+    Two are equal if device and inode are. It holds no descriptor, so it does not keep the namespace alive.
+    `alternate_paths` are tried if `path` no longer leads there, because its process has ended for example.
     """
 
-    __slots__ = ("device", "inode", "name", "path", "ways_in")
+    __slots__ = ("alternate_paths", "device", "inode", "name", "path")
 
-    def __init__(self, name: str, path: str, device: int, inode: int, ways_in: tuple[str, ...] = ()) -> None:
-        """`ways_in` are further paths, for the case that `path` is gone when it is needed: a process ended, for one."""
-        self.name, self.path, self.device, self.inode = name, path, device, inode
-        self.ways_in = ways_in
+    name: str
+    path: str
+    device: int
+    inode: int
+    alternate_paths: tuple[str, ...]
+
+    def __init__(self, name: str, path: str, device: int, inode: int, alternate_paths: tuple[str, ...] = ()) -> None:
+        self._set(name=name, path=path, device=device, inode=inode, alternate_paths=alternate_paths)
 
     @classmethod
     def current(cls) -> NetworkNamespace:
-        """The one of the calling thread; its name is "host". Without /proc it has neither path nor inode."""
+        """The calling thread's; its name is "current". Without /proc it has neither path nor inode."""
         try:
-            path = f"/proc/{os.readlink('/proc/thread-self')}/ns/net"  # means the same to every thread
+            path = f"/proc/{os.readlink('/proc/thread-self')}/ns/net"  # the same for every thread that uses it
+            return cls(CURRENT_NAME, path, *nsfs_id(path, None))
         except OSError:
-            return cls(HOST_NAME, "", 0, 0)
-        return cls.from_path(path, name=HOST_NAME)
+            return cls(CURRENT_NAME, "", 0, 0)
 
     @classmethod
     def from_path(cls, path: str, *, name: str | None = None) -> NetworkNamespace:
-        """The one that a file such as /run/netns/NAME stands for.
+        """The one at a path such as /run/netns/NAME; its name is the last part of the path unless given.
 
-        Raises ValueError if there is none, KernelError if it cannot be looked at.
+        Raises ValueError if no network namespace is there, KernelError if it cannot be looked at.
         """
-        device, inode = identity(path)
+        device, inode = nsfs_id(path, nsfs_device())
         _check_kind(path)
         return cls(name or os.path.basename(path), path, device, inode)
 
     @classmethod
     def from_pid(cls, pid: int) -> NetworkNamespace:
-        """The one that a process is in."""
+        """The one that a process is in. Raises as `from_path` does."""
         return cls.from_path(f"/proc/{pid}/ns/net", name=f"pid {pid}")
-
-    @staticmethod
-    def discover() -> Namespaces:
-        """Every namespace of the host that can be seen, each once, one's own first.
-
-        From the processes in /proc and their threads, the directories where namespaces are pinned, and the mounts.
-        What vanished meanwhile or may not be looked at is in `.skipped` of the result, as (path, reason). One that
-        nothing but an open descriptor, a socket or a mount in another mount namespace keeps alive cannot be seen.
-        """
-        from .discovery import discover  # which makes namespaces itself
-
-        return discover()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NetworkNamespace):
@@ -101,49 +93,26 @@ class NetworkNamespace:
         return f"<NetworkNamespace {self.name} {self.path} inode={self.inode}>"
 
 
-_this_thread = _local()
+def run_in_netns(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
+    """Call a function in a network namespace (None: the caller's), in a thread made for it.
 
-
-def let_this_thread_move() -> None:
-    """This thread was made to go from namespace to namespace: `inside` need not make another one for each."""
-    _this_thread.may_move = True
-
-
-def inside(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
-    """Call a function in a network namespace (None: where the caller is), in a thread made for it.
-
-    What the function opened stays in that namespace and can be used from anywhere. Raises KernelError if the
-    namespace vanished or cannot be entered, and what the function raises.
+    What the function opened stays in that namespace and can be used from any thread. The calling thread never leaves
+    its own: it might not be allowed back. Raises KernelError if the namespace has vanished or cannot be entered, and
+    what the function raises.
     """
     if namespace is None or _is_current(namespace):
         return function()
-    if getattr(_this_thread, "may_move", False):
-        _enter(namespace)
+    other = namespace
+
+    def enter_and_call() -> T:
+        _enter(other)
         return function()
-    from threading import Thread  # only other namespaces need one
 
-    from ..engine.parallel import start
-
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def enter_and_call() -> None:
-        try:
-            _enter(namespace)
-            results.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = Thread(target=enter_and_call, name=f"socklb in {namespace.name}")
-    start(thread)
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    return call_in_thread(enter_and_call)
 
 
 def _is_current(namespace: NetworkNamespace) -> bool:
-    """Whether the calling thread is there already, and needs no privilege to be."""
+    """Whether the calling thread is in it already, which takes no privilege."""
     if not namespace.path:
         return True
     try:
@@ -165,7 +134,7 @@ def _open(namespace: NetworkNamespace) -> int:
     """A descriptor of it, by the first of its paths that still leads there and may be opened."""
     vanished = []
     refused: Exception | None = None
-    for path in (namespace.path, *namespace.ways_in):
+    for path in (namespace.path, *namespace.alternate_paths):
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -178,7 +147,7 @@ def _open(namespace: NetworkNamespace) -> int:
         if (status.st_dev, status.st_ino) == (namespace.device, namespace.inode):
             return descriptor
         os.close(descriptor)
-        vanished.append(f"{path} is another one now")
+        vanished.append(f"{path} is another namespace now")
     if refused is not None:
         raise refused
     raise NamespaceVanished(errno.ESTALE, f"namespace {namespace.name} vanished: {vanished[0]}")
@@ -197,10 +166,10 @@ def _setns(descriptor: int, namespace: NetworkNamespace) -> None:
             raise NotPermitted(
                 error.errno,
                 f"enter namespace {namespace.name}: it needs CAP_SYS_ADMIN in the user namespace that owns it and in "
-                "one's own",
+                "the caller's own",
             ) from None
         if error.errno == errno.EINVAL:
-            raise ValueError(f"{namespace.path} is no network namespace") from None
+            raise ValueError(f"{namespace.path} is not a network namespace") from None
         raise KernelError(
             error.errno or 0, f"enter namespace {namespace.name}: {os.strerror(error.errno or 0)}"
         ) from None
@@ -215,7 +184,7 @@ def unshare(flags: int) -> None:
 
 
 def _call_libc(name: str, *arguments: int) -> None:
-    """os.setns and os.unshare came with Python 3.12; before, the C library has to be asked."""
+    """os.setns and os.unshare came with Python 3.12; before, the C library is called."""
     try:
         import ctypes
 
@@ -229,19 +198,30 @@ def _call_libc(name: str, *arguments: int) -> None:
         raise OSError(code, os.strerror(code), name)
 
 
-def identity(path: str) -> tuple[int, int]:
-    """The (device, inode) of what is at a path. Raises as `NetworkNamespace.from_path` does, kinds left aside."""
+def nsfs_device() -> int | None:
+    """The device that every namespace file is on (nsfs); None without /proc, where it cannot be known."""
+    try:
+        return os.stat(_CURRENT).st_dev
+    except OSError:
+        return None
+
+
+def nsfs_id(path: str, device: int | None) -> tuple[int, int]:
+    """(device, inode) of the namespace at a path, `device` being that of nsfs. Its kind is not looked at.
+
+    Raises ValueError if no namespace is there, KernelError if it cannot be looked at.
+    """
     try:
         status = os.stat(path)
     except OSError as error:
         raise _path_error(error, path) from None
-    if not _is_of_nsfs(status):
-        raise ValueError(f"{path} is no network namespace")  # what is left of one after a restart, for one
+    if device not in (None, status.st_dev):
+        raise ValueError(f"{path} is not a network namespace")  # a pin that a restart has left behind, for example
     return status.st_dev, status.st_ino
 
 
 def _check_kind(path: str) -> None:
-    """Raises ValueError for a namespace of another kind, where the kernel (4.11 and newer) can be asked."""
+    """Raise ValueError for a namespace of another kind, where the kernel (4.11 and newer) can be asked."""
     from fcntl import ioctl  # discovery does without
 
     try:
@@ -255,15 +235,7 @@ def _check_kind(path: str) -> None:
     finally:
         os.close(descriptor)
     if kind != CLONE_NEWNET:
-        raise ValueError(f"{path} is no network namespace")
-
-
-def _is_of_nsfs(status: os.stat_result) -> bool:
-    """Every namespace is on the same device as one's own; without /proc nobody can tell."""
-    try:
-        return status.st_dev == os.stat(_CURRENT).st_dev
-    except OSError:
-        return True
+        raise ValueError(f"{path} is not a network namespace")
 
 
 def _path_error(error: OSError, path: str) -> Exception:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A socket made to be destroyed, so that a question can be asked without touching anybody else's."""
+"""A socket made to be destroyed: asking whether destroying works touches nobody else's."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-class ThrowawaySocket:
+class ProbeSocket:
     """A listening TCP or a bound UDP socket on loopback, at a port of the kernel's choice. A context manager.
 
-    Where loopback has no address (v6, while it is down) it is bound to every one. Raises OSError if the family is not
-    there.
+    Where loopback has no address (v6, while it is down) it is bound to all addresses. Raises OSError if the family is
+    missing.
     """
 
     def __init__(self, family: int, protocol: int) -> None:
@@ -34,15 +34,15 @@ class ThrowawaySocket:
             self._socket.close()
             raise
 
-    def _bind(self, loopback: str, everywhere: str) -> None:
+    def _bind(self, loopback: str, wildcard: str) -> None:
         try:
             self._socket.bind((loopback, 0))
         except OSError as error:
             if error.errno != errno.EADDRNOTAVAIL:
                 raise
-            self._socket.bind((everywhere, 0))
+            self._socket.bind((wildcard, 0))
 
-    def __enter__(self) -> ThrowawaySocket:
+    def __enter__(self) -> ProbeSocket:
         return self
 
     def __exit__(

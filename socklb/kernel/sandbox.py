@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A network of one's own: new user and network namespaces, loopback up. Needs no root."""
+"""A private network: new user and network namespaces with loopback up. Needs no root."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _IN6_IFREQ = Struct(
 )
 
 
-def enter_own_network() -> None:
-    """Move this process into a user and a network namespace of its own, with loopback up.
+def enter_private_network() -> None:
+    """Move this process into new user and network namespaces, with loopback up.
 
-    Where user namespaces are forbidden, a privileged process makes do with a network namespace. There is no way back.
-    Raises OSError if neither can be had, NotSupported if this Python cannot ask for them.
+    Where user namespaces are forbidden, a privileged process gets a network namespace alone. There is no way back.
+    Raises OSError if neither is allowed, NotSupported if this Python cannot ask for them.
     """
     uid, gid = os.geteuid(), os.getegid()
     try:
@@ -48,40 +48,40 @@ def enter_own_network() -> None:
 
 
 def _become_root(uid: int, gid: int) -> None:
-    """Map one's ids to 0. Where that cannot be they stay unmapped, which takes nothing from the capabilities."""
+    """Map the caller's ids to 0. Where that is refused they stay unmapped, which costs no capability."""
     for path, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
         try:
             with open(f"/proc/self/{path}", "w", encoding="ascii") as file:
                 file.write(text)
-        except (FileNotFoundError, PermissionError):  # without CAP_SETFCAP nobody may map root
+        except (FileNotFoundError, PermissionError):  # mapping root needs CAP_SETFCAP
             pass
 
 
 def _bring_loopback_up() -> None:
     from fcntl import ioctl
 
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        _, flags = _IFREQ_FLAGS.unpack(ioctl(any_socket, _SIOCGIFFLAGS, _IFREQ_FLAGS.pack(b"lo", 0)))
-        ioctl(any_socket, _SIOCSIFFLAGS, _IFREQ_FLAGS.pack(b"lo", flags | _IFF_UP))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as socket_:
+        _, flags = _IFREQ_FLAGS.unpack(ioctl(socket_, _SIOCGIFFLAGS, _IFREQ_FLAGS.pack(b"lo", 0)))
+        ioctl(socket_, _SIOCSIFFLAGS, _IFREQ_FLAGS.pack(b"lo", flags | _IFF_UP))
 
 
 def add_loopback_address(address: str) -> None:
-    """Give loopback one more v6 address, and wait until it can be used. Raises OSError where IPv6 is not there."""
+    """Give loopback one more v6 address, and wait until it can be used. Raises OSError where IPv6 is missing."""
     from fcntl import ioctl
 
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as any_socket:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as socket_:
         request = _IN6_IFREQ.pack(IPv6Address(address).packed, 128, socket.if_nametoindex("lo"))
-        ioctl(any_socket, _SIOCSIFADDR, request)
-        _wait_until_usable(any_socket, address)
+        ioctl(socket_, _SIOCSIFADDR, request)
+        _wait_until_usable(socket_, address)
 
 
-def _wait_until_usable(any_socket: socket.socket, address: str) -> None:
+def _wait_until_usable(socket_: socket.socket, address: str) -> None:
     """A work queue makes an address usable, on loopback too (addrconf_dad_work()); before that, bind() refuses it."""
     for pause in (0.001, 0.01, 0.1, 1.0):
         try:
-            any_socket.bind((address, 0))
+            socket_.bind((address, 0))
         except OSError:
             time.sleep(pause)
         else:
             return
-    any_socket.bind((address, 0))
+    socket_.bind((address, 0))

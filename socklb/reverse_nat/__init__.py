@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The reverse-NAT socket maps of Cilium: which service a socket was balanced from."""
+"""Cilium's reverse-NAT socket maps: which backend the balancer sent a socket to, and which service it had asked for."""
+
+from .maps import RevNatEntry, RevNatMaps
+
+__all__ = ["RevNatEntry", "RevNatMaps"]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from .layout import MapInfo
 
-# By uname(2), whose answer is the kernel's: a 32-bit process may run on a 64-bit one, and has its own numbers.
+# By the machine that uname(2) names, which is the kernel's; a 32-bit process has numbers of its own on a 64-bit kernel.
 _NUMBERS_64 = {
     "aarch64": 280,
     "loongarch64": 280,
@@ -63,7 +63,7 @@ _MORE_STEPS = 1000
 class BpfMap:
     """A map that was pinned, open for reading: `info` says what it is. A context manager.
 
-    Not for several threads at once where one of them may close it.
+    One thread may use it at a time, if another one may close it.
     """
 
     __slots__ = ("_bpf", "_descriptor", "info", "path")
@@ -105,8 +105,8 @@ class BpfMap:
     def lookup(self, key: bytes) -> bytes | None:
         """The value of a key, None if it is not there. Raises ValueError for a key of another size.
 
-        Since Linux 5.2 a look-up from here does not mark an entry of an LRU map as used (map_lookup_elem_sys_only): who
-        looks neither keeps an entry alive nor drives out another.
+        Since Linux 5.2 a look-up from user space does not mark an entry of an LRU map as used
+        (map_lookup_elem_sys_only): looking neither keeps an entry alive nor evicts another.
         """
         if self.info.type not in _PLAIN_TYPES:  # the value of a map per processor is larger than value_size
             raise ValueError(f"{self.path}: no look-up in a map of type {self.info.type}")
@@ -118,10 +118,10 @@ class BpfMap:
     def keys(self) -> Iterator[bytes]:
         """Each key once, streamed, while others insert and delete.
 
-        Every key that was given was in the map at some time in between; it may be gone when it is looked up. Every key
-        that is in the map all the time and is not written anew (which moves it to another place) is given, unless the
-        number of steps runs out: when a key vanishes just as the walk stands on it the kernel starts from the first one
-        again, and after four times as many steps as the map has entries (and 1000) it ends all the same.
+        Every key yielded was in the map at some time in between; it may be gone when it is looked up. Every key that is
+        in the map all the time and is not rewritten (which moves it) is yielded, unless the number of steps runs out:
+        when a key vanishes just as the walk stands on it the kernel starts from the first one again, and after four
+        times as many steps as the map has entries (and 1000) the walk ends all the same.
         """
         seen: set[bytes] = set()
         key: bytes | None = None
@@ -139,23 +139,23 @@ class BpfMap:
         return after.raw if self._element(BPF_MAP_GET_NEXT_KEY, key, after) else None
 
     def _element(self, command: int, key: bytes | None, answer: Any) -> bool:
-        """Whether the kernel had an answer to write; ENOENT says that it has none."""
-        asked = None if key is None else self._bpf.buffer(key)  # has a name so that it lives as long as the call
-        place = 0 if asked is None else self._bpf.address(asked)
-        attr = self._bpf.buffer(encode_element(self._open_descriptor(), place, self._bpf.address(answer)))
+        """Whether the kernel wrote an answer; ENOENT means that it has none."""
+        asked = None if key is None else self._bpf.buffer(key)  # a name keeps it alive during the call
+        pointer = 0 if asked is None else self._bpf.address(asked)
+        attr = self._bpf.buffer(encode_element(self._open_descriptor(), pointer, self._bpf.address(answer)))
         code = -self._bpf.call(command, attr)
         if code not in (0, errno.ENOENT):
             raise bpf_error(code, f"read {self.path}")
         return code == 0
 
     def _check_that_it_is_a_map(self) -> None:
-        """BPF_OBJ_GET opens programs and links too, and what those tell of themselves would pass for a map's.
+        """BPF_OBJ_GET opens programs and links too, and their info would pass for a map's.
 
-        The command for maps does not take them (EINVAL); of a map it cannot read a key that is nowhere (EFAULT).
+        BPF_MAP_LOOKUP_ELEM refuses them with EINVAL; for a map it fails to read a key at address 0 (EFAULT).
         """
         attr = self._bpf.buffer(encode_element(self._open_descriptor(), 0, 0))
         if self._bpf.call(BPF_MAP_LOOKUP_ELEM, attr) == -errno.EINVAL:
-            raise ValueError(f"{self.path} is no BPF map")
+            raise ValueError(f"{self.path} is not a BPF map")
 
     def _ask_info(self) -> MapInfo:
         info = self._bpf.buffer(bytes(MAP_INFO_ROOM))
@@ -185,7 +185,7 @@ class BpfMap:
 
 
 class _Bpf:
-    """The system call, and memory that it can be pointed to."""
+    """The system call, and memory to point it to."""
 
     __slots__ = ("_ctypes", "_number", "_syscall")
 
@@ -195,7 +195,7 @@ class _Bpf:
         if machine not in numbers:
             raise NotSupported(
                 errno.ENOSYS,
-                f"bpf(2): the number of this system call is not known for {machine}, only for "
+                f"bpf(2): the number of this system call is unknown for {machine}, only for "
                 f"{', '.join(sorted(numbers))}",
             )
         try:
@@ -211,21 +211,21 @@ class _Bpf:
         self._ctypes, self._number = ctypes, numbers[machine]
 
     def buffer(self, data: bytes) -> Any:
-        """A place in memory with these bytes in it; `.raw` is what they became."""
+        """Memory with these bytes in it; `.raw` is what they became."""
         return self._ctypes.create_string_buffer(data, len(data))
 
     def address(self, buffer: Any) -> int:
-        """Of a buffer, which the caller keeps alive as long as the kernel may look there."""
+        """The address of a buffer, which the caller keeps alive as long as the kernel may look there."""
         return self._ctypes.addressof(buffer)
 
     def call(self, command: int, attr: Any) -> int:
-        """What bpf(2) answers; an errno as a negative number."""
+        """What bpf(2) returns; an errno as a negative number."""
         result: int = self._syscall(self._number, command, self._ctypes.byref(attr), len(attr))
         return result if result >= 0 else -self._ctypes.get_errno()
 
 
 def bpf_error(code: int, doing: str) -> KernelError:
-    """The error for an errno that bpf(2) answered while `doing`: EPERM is about the call itself, EACCES about the path.
+    """The error for an errno of bpf(2) while `doing`: EPERM is about the call itself, EACCES about the path.
 
     Before Linux 5.19 the call needs a capability wherever kernel.unprivileged_bpf_disabled is not 0; since then only
     maps and programs cannot be made without, and EPERM comes from a seccomp filter (as container runtimes have it for
@@ -249,7 +249,7 @@ def bpf_error(code: int, doing: str) -> KernelError:
 
 
 def _capability() -> str:
-    """What this kernel asks of who calls bpf(2)."""
+    """The capability that this kernel asks of a caller of bpf(2)."""
     try:
         with open(_CAP_LAST_CAP, encoding="ascii") as file:
             return "CAP_BPF" if int(file.read()) >= _CAP_BPF else "CAP_SYS_ADMIN"
@@ -259,5 +259,5 @@ def _capability() -> str:
 
 def _open_error(code: int, path: str) -> Exception:
     if code == errno.EACCES and os.access(path, os.R_OK):  # bpf_inode_type() answers so for any other file
-        return ValueError(f"{path} is no pinned BPF map, or a security module forbids opening it")
+        return ValueError(f"{path} is not a pinned BPF map, or a security module forbids opening it")
     return bpf_error(code, f"open {path}")

@@ -61,7 +61,7 @@ _MAP_INFO = Struct(
     "I"  # value_size
     "I"  # max_entries
     "I"  # map_flags
-)  # then, since Linux 4.15, name: 16 bytes and NULs behind it; then what nobody needs here
+)  # then, since Linux 4.15, name: 16 bytes and NULs behind it; then what is not needed here
 _NAME_SIZE = 16  # BPF_OBJ_NAME_LEN
 
 MAP_INFO_ROOM = 256
@@ -81,7 +81,7 @@ class MapInfo(namedtuple("MapInfo", "type id key_size value_size max_entries map
 def decode_map_info(buffer: Buffer) -> MapInfo:
     """The start of a structure that grows from kernel to kernel; a name that is not there yet is "".
 
-    Raises MalformedMessage for less than Linux 4.13, the first to answer at all, tells.
+    Raises MalformedMessage for less than Linux 4.13 writes, the first kernel to answer at all.
     """
     if len(buffer) < _MAP_INFO.size:
         raise MalformedMessage("cut bpf_map_info", offset=0, expected=f"{_MAP_INFO.size} bytes", got=f"{len(buffer)}")
@@ -148,20 +148,20 @@ _INDEX = Struct(
 )
 
 
-class MapShape(namedtuple("MapShape", "name address_size key_sizes value_size")):
-    """What a map is called, and how long its addresses, keys and values are."""
+class MapLayout(namedtuple("MapLayout", "name address_size key_sizes value_size")):
+    """The name of a map, and the sizes of its addresses, keys and values in bytes."""
 
     __slots__ = ()
 
 
-SHAPES = (
-    MapShape("cilium_lb4_reverse_sk", 4, (16,), 8),
-    MapShape("cilium_lb6_reverse_sk", 16, (28, 32), 20),
+LAYOUTS = (
+    MapLayout("cilium_lb4_reverse_sk", 4, (16,), 8),
+    MapLayout("cilium_lb6_reverse_sk", 16, (28, 32), 20),
 )
 """The map of v4 backends, those of v6 sockets too (::ffff:a.b.c.d), and the map of v6 backends."""
 
-_ADDRESS_SIZE_BY_KEY = {size: shape.address_size for shape in SHAPES for size in shape.key_sizes}
-_ADDRESS_SIZE_BY_VALUE = {shape.value_size: shape.address_size for shape in SHAPES}
+_ADDRESS_SIZE_BY_KEY = {size: layout.address_size for layout in LAYOUTS for size in layout.key_sizes}
+_ADDRESS_SIZE_BY_VALUE = {layout.value_size: layout.address_size for layout in LAYOUTS}
 
 
 class ReverseSkKey(namedtuple("ReverseSkKey", "cookie address port")):

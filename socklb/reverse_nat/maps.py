@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Did the balancer send this socket to its backend? Cilium's reverse-NAT socket maps know."""
+"""Cilium's reverse-NAT socket maps: whether the balancer sent a socket to its backend."""
 
 from __future__ import annotations
 
@@ -13,56 +13,51 @@ from threading import Lock
 from ..errors import KernelError, NotSupported
 from ..wire.address import unmapped
 from .bpf import BpfMap, bpf_error
-from .layout import BPF_MAP_TYPE_LRU_HASH, SHAPES, ReverseSkKey, decode_key, decode_value
+from .layout import BPF_MAP_TYPE_LRU_HASH, LAYOUTS, ReverseSkKey, decode_key, decode_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
-    from typing import NamedTuple, Union
 
-    from .layout import MapShape
-
-    IPAddress = Union[IPv4Address, IPv6Address]
+    from ..wire.address import IPAddress
+    from .layout import MapLayout
 
 DEFAULT_DIRECTORY = "/sys/fs/bpf/tc/globals"
 """Where Cilium pins its maps."""
 
-if TYPE_CHECKING:
 
-    class RevNatEntry(NamedTuple):
-        """One socket, the backend that it was sent to, and the service that it had asked for."""
+class RevNatEntry(
+    namedtuple("RevNatEntry", "cookie backend_address backend_port service_address service_port rev_nat_index")
+):
+    """One socket by its cookie, the backend that it was sent to, and the service that it had asked for."""
 
-        cookie: int
-        backend_address: IPAddress
-        backend_port: int
-        service_address: IPAddress
-        service_port: int
-        rev_nat_index: int
-
-else:
-    RevNatEntry = namedtuple(
-        "RevNatEntry", "cookie backend_address backend_port service_address service_port rev_nat_index"
-    )
+    __slots__ = ()
+    cookie: int
+    backend_address: IPAddress
+    backend_port: int
+    service_address: IPAddress
+    service_port: int
+    rev_nat_index: int
 
 
 class RevNatMaps:
     """The map of v4 backends and the map of v6 backends, or the one of them that is there. A context manager.
 
-    The maps are LRU: of a socket that lives long the entry may have been driven out. Any number of threads may ask at
-    once, and while another one reopens or closes.
+    The maps are LRU: the entry of a long-lived socket may have been evicted. Any number of threads may ask at once, and
+    while another one reopens or closes.
     """
 
     def __init__(self, directory: str, maps: dict[int, BpfMap]) -> None:
         self._directory = directory
         self._maps: dict[int, BpfMap] | None = maps  # by the length of an address; None when closed
-        self._lock = Lock()  # held while a map is asked, so that nobody closes it meanwhile
+        self._lock = Lock()  # held during a look-up, so that nobody closes the map meanwhile
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str] = DEFAULT_DIRECTORY) -> RevNatMaps:
-        """The maps that are pinned in a directory; one of the two may be missing, and contains nothing then.
+        """The maps that are pinned in a directory; one of the two may be missing, and counts as empty then.
 
-        Raises ValueError if the directory is missing, has neither map, or has something else by one of their names;
+        Raises ValueError if the directory is missing, has neither map, or has something else under one of their names;
         NotPermitted; NotSupported for a map of unknown layout, and if this kernel or this Python has no bpf(2).
         """
         path = os.fspath(directory)
@@ -71,7 +66,7 @@ class RevNatMaps:
     def contains(self, cookie: int, address: IPAddress | str, port: int) -> bool:
         """Whether the balancer sent the socket with this cookie to this backend.
 
-        A v4-mapped address means the v4 one. Raises ValueError or TypeError for what is no address, cookie or port.
+        A v4-mapped address counts as its v4 address. Raises ValueError or TypeError for a wrong argument.
         """
         packed = _packed(address)
         key = ReverseSkKey(cookie, packed, port).encode()
@@ -82,8 +77,8 @@ class RevNatMaps:
     def entries(self) -> Iterator[RevNatEntry]:
         """Every entry, those of v4 backends first, streamed; each once while others come and go (`BpfMap.keys`).
 
-        It is read through descriptors of its own, closed on exhaustion, close() or error: who reopens or closes the
-        maps meanwhile does not disturb it.
+        The iterator has descriptors of its own, closed on exhaustion, close() or error: reopening or closing the maps
+        meanwhile does not disturb it.
         """
         with ExitStack() as stack:
             with self._lock:
@@ -92,18 +87,19 @@ class RevNatMaps:
                 yield from _entries_of(one)
 
     def reopen(self) -> None:
-        """Look again at what is pinned: an agent that is upgraded may have put other maps there, or taken one away.
+        """Open again what is pinned: an agent that is upgraded may have put other maps there, or removed one.
 
-        Raises what `open` raises; the maps as they were stay open then.
+        Raises what `open` raises; the maps stay open as they were then.
         """
         fresh = _open_maps(self._directory)
         try:
             with self._lock:
                 fresh, self._maps = self._held(), fresh
         finally:
-            _close_all(fresh)  # those from before; the new ones if somebody closed meanwhile
+            _close_all(fresh)  # the old ones; the new ones if somebody closed meanwhile
 
     def close(self) -> None:
+        """Close the maps; asking them raises ValueError then."""
         with self._lock:
             maps, self._maps = self._maps, None
         _close_all(maps or {})
@@ -132,7 +128,7 @@ def _packed(address: IPAddress | str) -> bytes:
 
 
 def _entries_of(one: BpfMap) -> Iterator[RevNatEntry]:
-    for key in one.keys():  # noqa: SIM118 - it is no dict
+    for key in one.keys():  # noqa: SIM118 - this is not a dict
         value = one.lookup(key)
         if value is not None:  # or it vanished in between
             cookie, backend, port = decode_key(key)
@@ -145,15 +141,15 @@ def _open_maps(directory: str) -> dict[int, BpfMap]:
     _check_directory(directory)
     maps: dict[int, BpfMap] = {}
     try:
-        for shape in SHAPES:
-            opened = _open_map(directory, shape)
+        for layout in LAYOUTS:
+            opened = _open_map(directory, layout)
             if opened is not None:
-                maps[shape.address_size] = opened
+                maps[layout.address_size] = opened
     except BaseException:
         _close_all(maps)
         raise
     if not maps:
-        names = " nor ".join(shape.name for shape in SHAPES)
+        names = " nor ".join(layout.name for layout in LAYOUTS)
         raise ValueError(f"no reverse-NAT map in {directory}: neither {names} is pinned there")
     return maps
 
@@ -169,24 +165,24 @@ def _check_directory(directory: str) -> None:
         raise bpf_error(error.errno or 0, f"look into {directory}") from None
 
 
-def _open_map(directory: str, shape: MapShape) -> BpfMap | None:
-    """The map of this shape, None if there is none. Raises NotSupported if it has another one."""
+def _open_map(directory: str, layout: MapLayout) -> BpfMap | None:
+    """The map of this name, None if there is none. Raises NotSupported if it has another layout."""
     try:
-        opened = BpfMap.open(os.path.join(directory, shape.name))
+        opened = BpfMap.open(os.path.join(directory, layout.name))
     except KernelError as error:
         if error.errno == errno.ENOENT:
             return None
         raise
     info = opened.info
-    fits = info.key_size in shape.key_sizes and info.value_size == shape.value_size
+    fits = info.key_size in layout.key_sizes and info.value_size == layout.value_size
     if info.type == BPF_MAP_TYPE_LRU_HASH and fits:
         return opened
     opened.close()
     raise NotSupported(
         errno.EOPNOTSUPP,
-        f"{opened.path}: this layout is not known: expected type {BPF_MAP_TYPE_LRU_HASH} (LRU hash), keys of "
-        f"{' or '.join(map(str, shape.key_sizes))} bytes and values of {shape.value_size}, got type {info.type}, keys "
-        f"of {info.key_size} and values of {info.value_size}",
+        f"{opened.path}: unknown layout: expected type {BPF_MAP_TYPE_LRU_HASH} (LRU hash), keys of "
+        f"{' or '.join(map(str, layout.key_sizes))} bytes and values of {layout.value_size}, got type {info.type}, "
+        f"keys of {info.key_size} and values of {info.value_size}",
     )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Where changes of backends come from.
 
-A source has two methods. `follow(table, complain)` puts changes into a BackendTable until its input ends or `stop()` is
-called, from any thread; it says what is wrong with its input to `complain`, a function that takes a text, and goes on.
+A source has two methods. `follow(table, warn)` puts changes into a BackendTable until its input ends or `stop()` is
+called, from any thread; it reports what is wrong with its input to `warn`, a function that takes a text, and goes on.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ..termination.table import BackendTable
 
     class Source(Protocol):
-        """What every source is; one that asks a cluster's API would be another."""
+        """What every source has."""
 
-        def follow(self, table: BackendTable, complain: Callable[[str], object]) -> None: ...
+        def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None: ...
 
         def stop(self) -> None: ...
 

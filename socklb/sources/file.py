@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from ..termination.table import BackendTable
 
 _PAUSE_SECONDS = 0.2
-# A file system's clock ticks slower than files can be written: one that changed just now may change again and keep its
-# time and size. So long after its change it is read anew at each look. That is told by the ctime: the mtime is what a
-# copy with the times of the original says.
+# A file system's clock ticks slower than files can be written: a file that changed just now may change again and keep
+# its time and size. For so long after a change it is read at each look. The ctime decides, for a copy may have brought
+# the mtime of its original along.
 _SETTLED_SECONDS = 1.0
 
 
 class _Look(namedtuple("_Look", "content signature problem")):
-    """What a look at the file found: its content, or what is wrong; `signature` None if it has to be read again."""
+    """What a look at the file found: its content, or what is wrong. `signature` is None if it must be read again."""
 
     __slots__ = ()
 
 
 class FileSource:
-    """Follows a file, until `stop()`. What is wrong with it (empty, cut, no replace, deleted) is told once, and the
-    last table stays; it is read again when it has changed.
+    """Follows a file, until `stop()`. What is wrong with it (empty, cut, no replace, deleted) is reported once, and
+    the last table stays; it is read again when it has changed.
 
     Write it elsewhere and rename it over the old one; a rewrite in place works too, once it is complete.
     """
@@ -44,7 +44,7 @@ class FileSource:
     def stop(self) -> None:
         self._stopped.set()
 
-    def follow(self, table: BackendTable, complain: Callable[[str], object]) -> None:
+    def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None:
         last = _Look(None, None, "")
         while not self._stopped.is_set():
             look = self._look(last)
@@ -53,7 +53,7 @@ class FileSource:
             elif look.content is not None:
                 look = look._replace(problem=last.problem)
             if look.problem and look.problem != last.problem:
-                complain(f"{self._path} {shortened(look.problem)}; the last table stays")
+                warn(f"{self._path} {shortened(look.problem)}; the last table stays")
             last = look
             self._stopped.wait(_PAUSE_SECONDS)
 
@@ -63,7 +63,7 @@ class FileSource:
             if last.signature is not None and _signature(status) == last.signature:
                 return last
             if not stat.S_ISREG(status.st_mode):
-                return _Look(None, None, "is no regular file")
+                return _Look(None, None, "is not a regular file")
             with open(self._path, "rb") as file:
                 before = os.fstat(file.fileno())
                 content = file.read()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Changes as lines: the watch protocol on a descriptor, standard input as a rule."""
+"""Changes as lines: the watch protocol on a descriptor, usually standard input."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from ..termination.table import BackendTable
 
 LONGEST_LINE = 64 << 20
-"""Bytes; a longer line is passed over. A replace of half a million backends fits."""
+"""In bytes; a longer line is passed over. A replace of half a million backends fits."""
 
 _READ_SIZE = 1 << 16
-_PATIENCE_MS = 200  # how long it takes until a stop is seen
+_PATIENCE_MS = 200  # until a stop is noticed
 
 
 class LineSource:
-    """One change a line, until the end of the input or `stop()`. A bad line is told with its number, and passed over.
+    """One change a line, until the end of the input or `stop()`. A bad line is reported by its number and passed over.
 
     The descriptor stays open.
     """
@@ -34,7 +34,7 @@ class LineSource:
     def stop(self) -> None:
         self._stopped = True
 
-    def follow(self, table: BackendTable, complain: Callable[[str], object]) -> None:
+    def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None:
         for number, line in enumerate(self._lines(), 1):
             if not line.strip():
                 continue
@@ -43,10 +43,10 @@ class LineSource:
                     raise ValueError(f"longer than {LONGEST_LINE >> 20} MiB")
                 parse_line(line).apply(table)
             except ValueError as error:
-                complain(shortened(f"line {number} is passed over: {error}"))
+                warn(shortened(f"line {number} is passed over: {error}"))
 
     def _lines(self) -> Iterator[bytes]:
-        """Each line; what is at the end without a newline is one too. Of one that is too long, so much as shows it."""
+        """Each line; the rest at the end of the input is one too. A line that is too long is cut behind the limit."""
         pieces: list[bytes] = []
         size = 0
         for data in self._reads():
@@ -61,7 +61,7 @@ class LineSource:
             yield b"".join(pieces)
 
     def _reads(self) -> Iterator[bytes]:
-        """What comes, as it comes. A read that waits could not be stopped: it is asked first whether there is any."""
+        """What comes, as it comes. A blocking read could not be stopped, so poll first."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN)
         while not self._stopped:

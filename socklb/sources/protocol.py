@@ -5,8 +5,8 @@
 {"op": "delete", "backend": "10.0.0.1:80/TCP", "service": "default/web"}
 {"op": "replace", "backends": [{"backend": "10.0.0.1:80/TCP", "service": "default/web"}]}
 
-Without "service" an upsert means the service "", a delete all services; "state" and "unhealthy" may be left out. A key
-that is not known is an error: a misspelt "unhealthy" must not count as healthy.
+Without "service" an upsert is for the service "", a delete for all services; "state" and "unhealthy" may be left out.
+An unknown key is an error: a misspelt "unhealthy" must not count as healthy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Change = Union["Upsert", "Delete", "Replace"]
 
-_LONGEST_COMPLAINT = 500
+_LONGEST_MESSAGE = 500
 
 
 class Upsert(namedtuple("Upsert", "instance")):
@@ -58,15 +58,15 @@ class Replace(namedtuple("Replace", "instances")):
 
 
 def parse_line(line: bytes) -> Change:
-    """The change that a line, or the content of a file, tells. Raises ValueError that says what is wrong with it."""
+    """The change in a line or a file. Raises ValueError that says what is wrong with it."""
     try:
         value = json.loads(line.decode("utf-8"), object_pairs_hook=_members)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"no UTF-8 at byte {error.start}") from None
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON: {error.msg} at column {error.pos + 1}") from None
+        raise ValueError(f"not JSON: {error.msg} at column {error.pos + 1}") from None
     op = _Object(value, "a change").take("op", str)
     if op == "upsert":
         return Upsert(_instance(value, ("op",)))
@@ -97,7 +97,7 @@ def _instance(value: object, more: tuple[str, ...] = ()) -> Instance:
 
 
 class _Object:
-    """A JSON object whose members have types; `known` are the names that it may have, () is any."""
+    """A JSON object whose members have types; `known` are the names that it may have, () for any."""
 
     def __init__(self, value: object, what: str, known: tuple[str, ...] = ()) -> None:
         if not isinstance(value, dict):
@@ -108,7 +108,7 @@ class _Object:
         self._value = value
 
     def take(self, name: str, kind: type, *default: Any) -> Any:
-        """A member; one that is missing is the default, or an error if there is none."""
+        """A member; if it is missing the default, or an error if there is none."""
         if name not in self._value:
             if default:
                 return default[0]
@@ -120,12 +120,12 @@ class _Object:
 
 
 def shortened(text: str) -> str:
-    """A complaint quotes its input, which may be long."""
-    return text if len(text) <= _LONGEST_COMPLAINT else text[:_LONGEST_COMPLAINT] + "..."
+    """A message quotes its input, which may be long."""
+    return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "..."
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a name that comes twice nobody knows which is meant."""
+    """A key that comes twice is an error: it is unknown which one counts."""
     members = dict(pairs)
     if len(members) < len(pairs):
         raise ValueError("a key comes twice")
@@ -136,7 +136,7 @@ _KINDS = {str: "a string", bool: "true or false", list: "an array"}
 
 
 def _shown(value: object) -> str:
-    """As JSON has it, or what it is if that could be long."""
+    """As JSON, or the kind of value if that could be long."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "an array"
     text = json.dumps(value)

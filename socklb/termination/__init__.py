@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Backends that are gone, in every namespace of a host: cut once, or as a loop that is told what changes."""
+"""Backends that are gone, in every namespace of a host: terminated once, or by a loop that follows a table of them."""
 
 from .loop import TerminationLoop
-from .terminate import TerminationReport, terminate_connections
+from .table import BackendState, BackendTable
+from .terminate import terminate_connections
 
-__all__ = ["TerminationLoop", "TerminationReport", "terminate_connections"]
+__all__ = ["BackendState", "BackendTable", "TerminationLoop", "terminate_connections"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The loop that is told which backends there are, and cuts the connections to those that fall."""
+"""The loop that follows a table of backends, and destroys the connections to those that go down."""
 
 from __future__ import annotations
 
@@ -7,131 +7,156 @@ from collections import namedtuple
 from queue import Empty, SimpleQueue
 from time import monotonic
 
+from ..engine.run import ALL
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
-from .terminate import TerminationReport, terminate
+from ..kernel.discovery import DiscoveredNamespaces, discover_namespaces
+from ..kernel.namespaces import NetworkNamespace
+from .terminate import terminate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import NamedTuple, Optional, Union
+    from collections.abc import Callable
+    from typing import Any, Union
 
-    from ..engine.ledger import Audit
+    from ..engine.audit import Audit
+    from ..engine.report import Report
+    from ..engine.run import Namespaces
     from ..filters.backend import Backend
-    from ..kernel.namespaces import NetworkNamespace
     from ..reverse_nat.maps import RevNatMaps
     from .table import BackendTable
 
-    Some = Optional[Iterable[NetworkNamespace]]
-    Namespaces = Union[Some, Callable[[], Some]]
+    Choice = Union[Namespaces, Callable[[], Namespaces]]
 
 GATHER_SECONDS = 0.05
 """Changes gather for so long from the first, and go as one batch."""
 
 PAUSES = (1, 2, 4, 8, 16, 32, 60, 60, 60)
-"""Seconds between the attempts at a backend whose pass failed; behind the last it is given up."""
+"""Seconds between the attempts at a backend whose pass failed; after the last one it is given up."""
 
-_PATIENCE_SECONDS = 1.0  # Python may miss a signal that comes just as a wait begins; it is seen after so long
+THREADS_SECONDS = 60.0
+"""How often namespaces are looked for that only a thread is in: with many threads it is what a pass costs most."""
 
-if TYPE_CHECKING:
-
-    class Pass(NamedTuple):
-        """One pass of the loop: for which backends, and its report or (with what there is of a report) its error.
-
-        `given_up` are the backends that were attempted too often; `is_second_look`: all were cut before.
-        """
-
-        backends: list[Backend]
-        report: Optional[TerminationReport]
-        error: Optional[Exception]
-        given_up: list[Backend]
-        is_second_look: bool
-
-else:
-    Pass = namedtuple("Pass", "backends report error given_up is_second_look")
+_PATIENCE_SECONDS = 1.0  # Python may miss a signal that comes just as a wait begins; it is noticed after so long
 
 
-class _Due(namedtuple("_Due", "time failures is_second_look")):
-    """When a fallen backend is to be cut, how often that has failed, and whether it is the look after the cut."""
+class Pass(namedtuple("Pass", "backends report error given_up is_second_pass")):
+    """One pass of the loop.
+
+    `backends`: those that it was for. `report`: what it did, `error`: what ended it (either may be None). `given_up`:
+    backends that were attempted too often. `is_second_pass`: all of them had been terminated before.
+    """
+
+    __slots__ = ()
+    backends: list[Backend]
+    report: Report | None
+    error: Exception | None
+    given_up: list[Backend]
+    is_second_pass: bool
+
+
+class _Scheduled(namedtuple("_Scheduled", "time failures is_second_pass")):
+    """When a backend that went down is next to be terminated, and how often that has failed."""
 
     __slots__ = ()
 
 
+class _Discovery:
+    """Discovers namespaces again and again; those that only a thread is in are remembered from one minute's look."""
+
+    def __init__(self) -> None:
+        self._of_threads: list[NetworkNamespace] = []
+        self._next_look = 0.0
+
+    def discover(self) -> DiscoveredNamespaces:
+        threads = monotonic() >= self._next_look
+        found = discover_namespaces(threads=threads)
+        if threads:
+            self._next_look = monotonic() + THREADS_SECONDS
+            self._of_threads = [namespace for namespace in found if "/task/" in namespace.path]
+        both = DiscoveredNamespaces(dict.fromkeys((*found, *self._of_threads)))
+        both.skipped = found.skipped
+        return both
+
+
 class TerminationLoop:
-    """Cuts the connections to each backend of a table that falls, in passes of `terminate_connections`.
+    """Destroys the connections to each backend of a table that goes down, in passes of `terminate_connections`.
 
-    Changes gather for 50 ms from the first and go as one batch; what is alive again by then is not cut. A second look,
-    `second_look` seconds after the cut (None: no such look), catches what was connecting meanwhile, unless the backend
-    is alive again. A backend whose pass failed is attempted again, with growing pauses and not for ever.
+    Changes gather for 50 ms from the first and go as one batch; what has come back by then is not terminated. A second
+    pass, `second_pass` seconds after the first (None: no such pass), catches what was connecting meanwhile, unless the
+    backend has come back. A backend whose pass failed is attempted again, with growing pauses, ten times in all.
 
-    `namespaces` are those to search: None for all that can be discovered at each pass, some, or a function that is
-    asked for them at each pass. `on_pass` is called with a Pass after each; without it, failures are logged.
+    `namespaces` as in `destroy_sockets`, or a function that is asked for them at each pass. "all" are discovered anew
+    at each pass, but for those that only a thread is in: these are looked for once a minute. `on_pass` is called with a
+    Pass after each; without it, failures are logged.
     """
 
     def __init__(
         self,
         table: BackendTable,
         *,
-        namespaces: Namespaces = None,
+        namespaces: Choice = ALL,
         rev_nat: RevNatMaps | None = None,
         audit: Audit | None = None,
-        second_look: float | None = 1.0,
+        second_pass: float | None = 1.0,
         on_pass: Callable[[Pass], object] | None = None,
     ) -> None:
-        if second_look is not None and second_look < 0:
-            raise ValueError(f"second_look {second_look} is below 0")
+        if second_pass is not None and second_pass < 0:
+            raise ValueError(f"second_pass {second_pass} is below 0")
         self._table = table
-        self._namespaces = namespaces if namespaces is None or callable(namespaces) else tuple(namespaces)
-        self._rev_nat, self._audit, self._second_look = rev_nat, audit, second_look
+        is_one = callable(namespaces) or isinstance(namespaces, (str, NetworkNamespace))
+        self._namespaces = namespaces if is_one else tuple(namespaces)  # type: ignore[arg-type]
+        self._rev_nat, self._audit, self._second_pass = rev_nat, audit, second_pass
         self._on_pass = on_pass or _log
-        self._due: dict[Backend, _Due] = {}
+        self._discovery = _Discovery()
+        self._scheduled: dict[Backend, _Scheduled] = {}
         self._stopped = self._finishing = False
         self._wake: SimpleQueue[None] = SimpleQueue()  # its put() may be called from a signal handler
 
     def stop(self) -> None:
-        """Let `run` return after the batch at hand: what has fallen by then is cut. Signal handlers may call this."""
+        """Let `run` return after the batch at hand, which has what went down by now. Signal handlers may call this."""
         self._stopped = True
         self._wake_up()
 
     def finish(self) -> None:
-        """Let `run` return when all is done that was told by now, second looks included. For the end of the input."""
+        """Finish all pending work, second passes included, then let `run` return. For the end of the input."""
         self._finishing = True
         self._wake_up()
 
     @property
     def outstanding(self) -> list[Backend]:
-        """Backends that have fallen and are not done with."""
-        return list(self._due)
+        """Backends that have gone down and are not done with."""
+        return list(self._scheduled)
 
     def run(self) -> None:
         """Run until `stop()` or `finish()`.
 
-        Raises NotSupported, NotPermitted (no namespace would allow it) and what the audit raises: nothing is gained by
-        another attempt then. What had been done by then is in `.report` of the error.
+        Raises NotSupported, NotPermitted (every namespace refused) and what the audit raises: another attempt would not
+        help. What had been done by then is in `.report` of the error.
         """
-        with self._table.told_of_falls(self._wake_up):
+        with self._table.subscribe(self._wake_up):
             self._run()
 
     def _run(self) -> None:
         gathered: float | None = None  # when the batch that is gathering is to go
         while True:
             now, stopping = monotonic(), self._stopped
-            if gathered is None and self._table.has_fallen():
+            if gathered is None and self._table.has_down():
                 gathered = now + GATHER_SECONDS
             if gathered is not None and (now >= gathered or stopping):
                 gathered = None
-                self._due.update(dict.fromkeys(self._table.take_fallen(), _Due(now, 0, False)))
-            self._look_after([backend for backend, due in self._due.items() if due.time <= now])
+                self._scheduled.update(dict.fromkeys(self._table.drain_down(), _Scheduled(now, 0, False)))
+            self._pass_for([backend for backend, scheduled in self._scheduled.items() if scheduled.time <= now])
             if stopping or (self._finishing and not self._has_more_to_do()):
                 return
             self._wait(gathered)
 
     def _has_more_to_do(self) -> bool:
         """What has failed is not waited for."""
-        return self._table.has_fallen() or any(not due.failures for due in self._due.values())
+        return self._table.has_down() or any(not scheduled.failures for scheduled in self._scheduled.values())
 
     def _wait(self, gathered: float | None) -> None:
         """Until the next thing is due, or something changes."""
-        times = [due.time for due in self._due.values()] + ([] if gathered is None else [gathered])
+        times = [scheduled.time for scheduled in self._scheduled.values()] + ([] if gathered is None else [gathered])
         try:
             self._wake.get(timeout=max(0.0, min([*times, monotonic() + _PATIENCE_SECONDS]) - monotonic()))
         except Empty:
@@ -141,26 +166,28 @@ class TerminationLoop:
         if self._wake.empty():
             self._wake.put(None)
 
-    def _look_after(self, backends: list[Backend]) -> None:
-        """One pass for those of the backends that are not alive again; it settles when they are due next, if ever."""
-        fallen = []
+    def _pass_for(self, backends: list[Backend]) -> None:
+        """One pass for those of the backends that have not come back; then schedule their next one, if any."""
+        down = []
         for backend in backends:
             if self._table.is_alive(backend):
-                del self._due[backend]
+                del self._scheduled[backend]
             else:
-                fallen.append(backend)
-        if not fallen:
+                down.append(backend)
+        if not down:
             return
-        is_second_look = all(self._due[backend].is_second_look for backend in fallen)
-        report, error = self._pass(fallen)
-        given_up = [backend for backend in fallen if not self._reschedule(backend, _has_failed(backend, report, error))]
-        self._on_pass(Pass(fallen, report, error, given_up, is_second_look))
+        is_second_pass = all(self._scheduled[backend].is_second_pass for backend in down)
+        report, error = self._pass(down)
+        given_up = [backend for backend in down if not self._reschedule(backend, _has_failed(backend, report, error))]
+        self._on_pass(Pass(down, report, error, given_up, is_second_pass))
 
-    def _pass(self, backends: list[Backend]) -> tuple[TerminationReport | None, Exception | None]:
+    def _pass(self, backends: list[Backend]) -> tuple[Report | None, Exception | None]:
         try:
             if self._rev_nat is not None:
                 self._rev_nat.reopen()
-            namespaces = self._namespaces() if callable(self._namespaces) else self._namespaces
+            namespaces: Any = self._namespaces() if callable(self._namespaces) else self._namespaces
+            if namespaces == ALL:
+                namespaces = self._discovery.discover()
             return terminate(
                 backends, namespaces, rev_nat=self._rev_nat, audit=self._audit, is_alive=self._table.is_alive
             ), None
@@ -173,24 +200,26 @@ class TerminationLoop:
             return report, error
 
     def _reschedule(self, backend: Backend, has_failed: bool) -> bool:
-        """Say when the backend is due next, if it is; False if it is given up."""
-        due = self._due.pop(backend)
+        """Schedule the backend's next pass, if it is to have one; False if it is given up."""
+        last = self._scheduled.pop(backend)
         if has_failed:
-            if due.failures >= len(PAUSES):
+            if last.failures >= len(PAUSES):
                 return False
-            self._due[backend] = _Due(monotonic() + PAUSES[due.failures], due.failures + 1, due.is_second_look)
-        elif not due.is_second_look and self._second_look is not None:
-            self._due[backend] = _Due(monotonic() + self._second_look, 0, True)
+            self._scheduled[backend] = _Scheduled(
+                monotonic() + PAUSES[last.failures], last.failures + 1, last.is_second_pass
+            )
+        elif not last.is_second_pass and self._second_pass is not None:
+            self._scheduled[backend] = _Scheduled(monotonic() + self._second_pass, 0, True)
         return True
 
 
-def _has_failed(backend: Backend, report: TerminationReport | None, error: Exception | None) -> bool:
+def _has_failed(backend: Backend, report: Report | None, error: Exception | None) -> bool:
     """Whether some namespace was not searched to the end, or a socket of the backend is still there."""
     return error is not None or report is None or bool(report.errors) or report.backends[backend].failed > 0
 
 
 def _log(done: Pass) -> None:
-    """Failures go to the log when nobody is told of passes."""
+    """Failures go to the log where no `on_pass` takes them."""
     reasons = [str(error) for error in done.report.errors.values()] if done.report else []
     if done.error is not None:
         reasons.append(str(done.error))

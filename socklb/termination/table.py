@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Backends: what a balancer sends connections to, and which of them are alive."""
+"""Which backends are alive: a table of what every service says of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..filters.backend import check_backend
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import NamedTuple
+    from typing import Any
 
     from ..filters.backend import Backend
 
@@ -28,7 +28,7 @@ class BackendState(Enum):
 
     @classmethod
     def parse(cls, text: str) -> BackendState:
-        """Raises ValueError that names the known ones."""
+        """The state of that value. Raises ValueError, naming the known ones."""
         try:
             return cls(text)
         except ValueError:
@@ -38,33 +38,30 @@ class BackendState(Enum):
 
 _ALIVE = (BackendState.ACTIVE, BackendState.TERMINATING)
 
-if TYPE_CHECKING:
 
-    class Instance(NamedTuple):
-        """A backend as one service has it. `state` is a BackendState or its value."""
+class Instance(namedtuple("Instance", "backend service state unhealthy", defaults=("", BackendState.ACTIVE, False))):
+    """A backend as one service has it. `state`: a BackendState or its value; `unhealthy`: fails health checks."""
 
-        backend: Backend
-        service: str = ""
-        state: BackendState | str = BackendState.ACTIVE
-        unhealthy: bool = False
-
-else:
-    Instance = namedtuple("Instance", "backend service state unhealthy", defaults=("", BackendState.ACTIVE, False))
+    __slots__ = ()
+    backend: Backend
+    service: str
+    state: BackendState | str
+    unhealthy: bool
 
 
 class BackendTable:
-    """What is known of backends, by service; may be used from any thread.
+    """What is known of backends, by service. For any number of threads.
 
-    A backend is alive while any service's instance of it is active or terminating, and healthy. One that was alive and
-    is no longer, deletion included, has fallen, until it is alive again or `take_fallen` is called. What was never
-    alive cannot fall.
+    A backend is alive while any service's instance of it is active or terminating, and healthy. It goes down when it
+    was alive and no longer is, deletion included, and stays down until it comes back or `drain_down` is called. What
+    was never alive cannot go down.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._services: dict[Backend, dict[str, bool]] = {}  # whether each service's instance is alive
-        self._fallen: dict[Backend, None] = {}  # in the order in which they fell
-        self._on_fall: Callable[[], object] | None = None
+        self._down: dict[Backend, None] = {}  # in the order in which they went down
+        self._on_down: Callable[[], object] | None = None
 
     def upsert(
         self,
@@ -77,21 +74,21 @@ class BackendTable:
         alive = _is_alive(Instance(backend, service, state, unhealthy))
         with self._lock:
             self._put(backend, {**self._services.get(backend, {}), service: alive})
-        self._tell()
+        self._notify()
 
     def delete(self, backend: Backend, service: str | None = None) -> None:
-        """Take one service's instance out, or (None) all of them; what is not there is no error."""
+        """Take out one service's instance, or (None) all of them; one that is not there is no error."""
         _check(backend, "" if service is None else service)
         with self._lock:
             services = {} if service is None else dict(self._services.get(backend, {}))
             services.pop(service or "", None)
             self._put(backend, services)
-        self._tell()
+        self._notify()
 
-    def replace(self, entries: Iterable[Instance]) -> None:
-        """Let these be the instances, and no others. Nothing is changed if one of them is wrong.
+    def replace(self, entries: Iterable[tuple[Any, ...]]) -> None:
+        """Let these be the instances, and no others. If one of them is wrong, nothing changes.
 
-        An entry has what `upsert` takes, in that order: (backend, service, state, unhealthy), the last three may miss.
+        An entry has what `upsert` takes, in that order; the last three may be missing.
         """
         wanted: dict[Backend, dict[str, bool]] = {}
         for entry in entries:
@@ -100,48 +97,49 @@ class BackendTable:
         with self._lock:
             for backend in {**self._services, **wanted}:
                 self._put(backend, wanted.get(backend, {}))
-        self._tell()
+        self._notify()
 
     def _put(self, backend: Backend, services: dict[str, bool]) -> None:
-        """Let these be the services' instances of one backend, and note whether it fell or rose."""
+        """Let these be the services' instances of one backend, and note whether it went down or came back."""
         was_alive = self.is_alive(backend)
         if services:
             self._services[backend] = services
         else:
             self._services.pop(backend, None)
         if self.is_alive(backend):
-            self._fallen.pop(backend, None)
+            self._down.pop(backend, None)
         elif was_alive:
-            self._fallen[backend] = None
+            self._down[backend] = None
 
     @contextmanager
-    def told_of_falls(self, on_fall: Callable[[], object]) -> Iterator[None]:
-        """Meanwhile `on_fall` is called after each change that leaves fallen backends, by the thread that made it."""
-        if self._on_fall is not None:
-            raise ValueError("the table has a loop that follows it already")
-        self._on_fall = on_fall
+    def subscribe(self, on_down: Callable[[], object]) -> Iterator[None]:
+        """While active, call `on_down` after each change that leaves backends down, in the thread that made it."""
+        if self._on_down is not None:
+            raise ValueError("the table has a subscriber already")
+        self._on_down = on_down
         try:
             yield
         finally:
-            self._on_fall = None
+            self._on_down = None
 
-    def _tell(self) -> None:
-        on_fall = self._on_fall
-        if on_fall is not None and self._fallen:
-            on_fall()
+    def _notify(self) -> None:
+        on_down = self._on_down
+        if on_down is not None and self._down:
+            on_down()
 
     def is_alive(self, backend: Backend) -> bool:
+        """Whether some service has the backend alive."""
         return any(self._services.get(backend, {}).values())
 
-    def has_fallen(self) -> bool:
-        """Whether some have fallen since they were last taken."""
-        return bool(self._fallen)
+    def has_down(self) -> bool:
+        """Whether backends have gone down since `drain_down` was last called."""
+        return bool(self._down)
 
-    def take_fallen(self) -> list[Backend]:
-        """Those that have fallen since this was last called, and are not alive again."""
+    def drain_down(self) -> list[Backend]:
+        """The backends that have gone down since the last call, and have not come back."""
         with self._lock:
-            fallen, self._fallen = self._fallen, {}
-        return list(fallen)
+            down, self._down = self._down, {}
+        return list(down)
 
 
 def _check(backend: Backend, service: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socklb import MalformedMessage
-from socklb.reverse_nat.layout import SHAPES, ReverseSkKey, ReverseSkValue, decode_key, decode_value
+from socklb.reverse_nat.layout import LAYOUTS, ReverseSkKey, ReverseSkValue, decode_key, decode_value
 
 from ..strategies import packed_v4, packed_v6, ports, u16, u64
 from ..wire import golden
@@ -93,10 +93,10 @@ class TestPlaces:
         )
 
     def test_the_shapes_are_those_of_the_structures(self) -> None:
-        for shape in SHAPES:
+        for shape in LAYOUTS:
             assert len(ReverseSkKey(0, bytes(shape.address_size), 0).encode()) == min(shape.key_sizes)
             assert len(ReverseSkValue(bytes(shape.address_size), 0, 0).encode()) == shape.value_size
-        assert [shape.name for shape in SHAPES] == ["cilium_lb4_reverse_sk", "cilium_lb6_reverse_sk"]
+        assert [shape.name for shape in LAYOUTS] == ["cilium_lb4_reverse_sk", "cilium_lb6_reverse_sk"]
 
 
 class TestRoundTrip:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What has run out: then an error says nothing about what was looked at, and is not to be taken for "nothing there"."""
+"""EMFILE, ENFILE and ENOMEM must not be read as "nothing there"."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _REMEDIES = {
 }
 
 
-def check_resources(error: OSError, doing: str) -> None:
-    """Raises KernelError if it was for want of descriptors or memory that this could not be done."""
+def raise_if_exhausted(error: OSError, doing: str) -> None:
+    """Raise KernelError if `error` means that descriptors or memory have run out; `doing` says what was tried."""
     code = error.errno or 0
     if code in _REMEDIES:
         raise KernelError(code, f"{doing}: {os.strerror(code)}; {_REMEDIES[code]}") from None

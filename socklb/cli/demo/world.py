@@ -6,17 +6,17 @@ from __future__ import annotations
 import errno
 import socket
 
-from ..engine.destroy import destroy_each
-from ..errors import NotSupported
-from ..filters import SocketFilter
-from ..kernel.sandbox import add_loopback_address, enter_own_network
-from .output import error_text
+from ...engine.run import destroy_sockets
+from ...errors import NotSupported
+from ...filters import SocketFilter
+from ...kernel.sandbox import add_loopback_address, enter_private_network
+from ..output import error_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..engine.report import DestroyReport
+    from ...engine.report import Report
 
 VICTIM = "green"
 _PORT = 9000
@@ -26,16 +26,16 @@ _STREAM, _DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 _KINDS: dict[int, str] = {_STREAM: "tcp", _DATAGRAM: "udp"}
 
 
-def play() -> tuple[str, list[dict[str, Any]], DestroyReport]:
+def play() -> tuple[str, list[dict[str, Any]], Report]:
     """Build the world and destroy the connections to one backend: (the filter, a row for each client, the report)."""
     try:
-        enter_own_network()
+        enter_private_network()
     except OSError as error:
         raise NotSupported(error.errno or 0, _why_no_world(error)) from None
     world = _World()
     try:
         before = [client.talk() for client in world.clients]
-        report = destroy_each([SocketFilter.parse(world.filter, protocol) for protocol in ("tcp", "udp")])
+        report = destroy_sockets([SocketFilter.parse(world.filter, protocol) for protocol in ("tcp", "udp")])
         after = [client.talk() for client in world.clients]
     finally:
         world.close()
@@ -56,7 +56,7 @@ def _why_no_world(error: OSError) -> str:
     if isinstance(error, NotSupported):
         return f"{error_text(error)}; run the demo with a newer Python. Destroying works without it"
     return (
-        f"no network namespace of one's own can be had here ({error.strerror}): run the demo as root, or allow "
+        f"no private network namespace can be made here ({error.strerror}): run the demo as root, or allow "
         "user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
         "kernel.apparmor_restrict_unprivileged_userns; in a container, its seccomp profile)"
     )

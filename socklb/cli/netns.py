@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT
+"""`--netns`: in which network namespaces a command works."""
+
+from __future__ import annotations
+
+from ..engine.run import ALL, CURRENT
+from ..kernel.discovery import pin_names, pinned, unreadable
+from ..kernel.namespaces import NetworkNamespace, NoSuchNamespace
+from .output import warn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..engine.run import Namespaces
+    from ..kernel.discovery import SkippedNamespace
+
+
+def namespaces_from(words: Iterable[str] | None, default: str) -> Namespaces:
+    """What the words of --netns name, as calls take it. Raises ValueError for a word that names no namespace."""
+    if words is None:
+        return default
+    named = [None if word == ALL else netns_from(word) for word in words]
+    return ALL if None in named else [namespace for namespace in named if namespace is not None]
+
+
+def netns_from(word: str) -> NetworkNamespace:
+    """The one namespace that a word names. Raises ValueError if there is none."""
+    if word == CURRENT:
+        return NetworkNamespace.current()
+    if "/" in word:
+        return NetworkNamespace.from_path(word, name=word)
+    found = pinned(word)
+    if found is not None:
+        return found
+    if word.isascii() and word.isdigit():
+        return NetworkNamespace.from_pid(int(word))
+    raise NoSuchNamespace(
+        f"no network namespace is pinned as {word!r} (known: {', '.join(pin_names()) or 'none'}); current, all, a PID, "
+        "or a path such as /proc/PID/ns/net can be given too"
+    )
+
+
+def warn_of_skipped(skipped: Iterable[SkippedNamespace]) -> None:
+    """Say which namespaces could not be looked at."""
+    for text in skipped_texts(skipped):
+        warn(text)
+
+
+def skipped_texts(skipped: Iterable[SkippedNamespace]) -> list[str]:
+    """For each reason, the first path that could not be looked at and how many others there are."""
+    paths_by_reason: dict[str, list[str]] = {}
+    for path, reason in unreadable(skipped):
+        paths_by_reason.setdefault(reason, []).append(path)
+    return [f"namespaces not looked at: {_first(paths)}: {reason}" for reason, paths in paths_by_reason.items()]
+
+
+def _first(paths: list[str]) -> str:
+    others = len(paths) - 1
+    return paths[0] + (f" and {others} other{'s' if others > 1 else ''}" if others else "")

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: MIT
+"""A run: destroy what some filters match, in one network namespace or in many, with one limit, audit and report.
+
+The way of a kill: `destroy_sockets` makes a Run; the run opens a SocketTable in each namespace and collects what each
+filter matches; Rounds destroys it batch by batch; the run takes every outcome into the report and the audit.
+
+Without an audit no lock is held while the kernel works, so several namespaces go on at once. With one, only one thread
+at a time is between asking the kernel for a batch and recording its outcomes: at most one batch is unrecorded when the
+audit fails.
+"""
+
+from __future__ import annotations
+
+import os
+from _thread import RLock, allocate_lock  # as functools does: threading takes a while to import
+from contextlib import nullcontext
+
+from ..errors import AuditError, KernelError, NotPermitted, NotSupported, RunStopped, SocklbError
+from ..filters import SocketFilter
+from ..kernel import names
+from ..kernel.discovery import VANISHED, DiscoveredNamespaces, SkippedNamespace, discover_namespaces
+from ..kernel.names import UnknownName
+from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, run_in_netns
+from .audit import AuditTrail
+from .destroy import Rounds
+from .find import SocketTable, extension_bits
+from .parallel import in_parallel
+from .policy import DRY_RUN, LIMIT, check_filters, check_limit, why_spared
+from .report import Report
+from .session import OwnSession, own_session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Union
+
+    from ..filters.backend import Backend
+    from ..wire.reply import InetSocket
+    from .audit import Audit, Target
+    from .report import Outcome
+
+    Progress = Callable[[int, int, NetworkNamespace], object]
+    Namespaces = Union[str, NetworkNamespace, Iterable[NetworkNamespace]]
+
+CURRENT, ALL = "current", "all"
+
+
+def destroy_sockets(
+    filters: SocketFilter | Iterable[SocketFilter],
+    *,
+    namespaces: Namespaces = CURRENT,
+    extensions: Iterable[str] = (),
+    dry_run: bool = False,
+    limit: int | None = None,
+    unconnected: bool = False,
+    allow_unbounded: bool = False,
+    audit: Audit | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Destroy the sockets that one of the filters matches, so that their owners get an error at once.
+
+    `namespaces`: "current" (the caller's), "all" that can be discovered, a NetworkNamespace, or several. One
+    namespace that fails raises; of several the others are done, and its error is in the report.
+
+    Spared, with the reason in the report: listening TCP sockets (unless the filter's states name LISTEN), UDP sockets
+    without a peer (unless `unconnected`), the ssh session that the caller runs in, all of them in a `dry_run`, and
+    those beyond `limit`, a number of sockets for the whole run. A socket that several filters match has one outcome, by
+    the first. `extensions` names response attributes for the predicates of filters, as `find_sockets` takes them.
+    `audit` is called with one dict for each outcome, `progress` with (done, total, namespace) after each namespace.
+
+    Raises UnboundedFilter for a filter that names no endpoint (unless `allow_unbounded`); ValueError or TypeError for
+    other wrong arguments; NotPermitted or NotSupported when the kernel refuses (of several namespaces: NotPermitted if
+    all of them do); KernelError or MalformedMessage when it answers nothing or nonsense; and what `audit` raises.
+    Once the run has begun, the exception has the report so far in `.report`, where the sockets that were still to be
+    destroyed are `failed`. A dry run, and a run that matches nothing, needs no privilege.
+    """
+    run = Run(
+        [filters] if isinstance(filters, SocketFilter) else list(filters),
+        extensions=extensions,
+        dry_run=dry_run,
+        limit=limit,
+        unconnected=unconnected,
+        allow_unbounded=allow_unbounded,
+        audit=audit,
+    )
+    return run.run(namespaces, progress)
+
+
+class Run:
+    """One call that destroys, whatever filters, namespaces and threads it has. `report` is its account.
+
+    `spare` is asked before each batch: a reason to spare each of its sockets, "" for none. `target` names what a
+    socket was matched by, for the records: its filter unless given. `backends` are those that the report sums up.
+    """
+
+    def __init__(
+        self,
+        filters: Sequence[SocketFilter],
+        *,
+        extensions: Iterable[str] = (),
+        dry_run: bool = False,
+        limit: int | None = None,
+        unconnected: bool = False,
+        allow_unbounded: bool = False,
+        audit: Audit | None = None,
+        spare: Callable[[Sequence[InetSocket]], Sequence[str]] | None = None,
+        target: Target | None = None,
+        backends: Iterable[Backend] = (),
+    ) -> None:
+        check_filters(filters, allow_unbounded)
+        check_limit(limit)
+        self._filters, self._bits = filters, extension_bits(extensions)
+        self._dry_run, self._unconnected, self._spare, self._target = dry_run, unconnected, spare, target
+        self._limit, self._limit_lock = limit, allocate_lock()
+        self._within_limit: set[tuple[NetworkNamespace, int]] = set()  # (namespace, cookie) of those it counted
+        self._session: OwnSession | None = None
+        self._audit = None if audit is None else AuditTrail(audit, dry_run=dry_run)
+        self._turn = nullcontext() if audit is None else RLock()  # held from a batch's question to its records
+        self._why_stopped = ""
+        self.report = Report(backends)
+
+    # ---------------------------------------------------------------------------------------- namespaces
+
+    def run(self, namespaces: Namespaces, progress: Progress | None = None) -> Report:
+        """Destroy in these namespaces. Whatever is raised once that has begun has the report in `.report`."""
+        if isinstance(namespaces, NetworkNamespace):
+            return self._run_in_one(namespaces)
+        if namespaces == CURRENT:
+            return self._run_in_one(NetworkNamespace.current())
+        if namespaces == ALL:
+            namespaces = discover_namespaces()
+        if isinstance(namespaces, str):
+            raise ValueError(f'namespaces is "current", "all", or NetworkNamespaces, not {namespaces!r}')
+        if isinstance(namespaces, DiscoveredNamespaces):
+            self.report.skipped_namespaces += namespaces.skipped
+        return self._run_in_many(_distinct(namespaces), progress)
+
+    def _run_in_one(self, namespace: NetworkNamespace) -> Report:
+        try:
+            self._run_in(namespace)
+        except BaseException as error:
+            error.report = self.report  # type: ignore[attr-defined]
+            raise
+        return self.report
+
+    def _run_in_many(self, namespaces: list[NetworkNamespace], progress: Progress | None) -> Report:
+        """A namespace that fails does not stop the others. What does: NotSupported, for the kernel is the same
+        everywhere; an audit that fails; an interrupt. If every namespace failed with NotPermitted (or UnknownName),
+        that error is raised; so is CannotEnter if any has it.
+        """
+        lock = allocate_lock()
+        begun: list[NetworkNamespace] = []
+        done = 0
+
+        def run(namespace: NetworkNamespace) -> None:
+            nonlocal done
+            begun.append(namespace)
+            failure: BaseException | None = None
+            try:
+                self._run_in(namespace)
+            except BaseException as error:
+                failure = error
+                self._note_failure(namespace, error)
+            with lock:
+                done += 1
+                if progress is not None:
+                    progress(done, len(namespaces), namespace)
+            if failure is not None and self._ends_the_run(failure):
+                raise failure
+
+        try:
+            in_parallel(run, namespaces, self._stop)
+            self._raise_if_all_failed()
+        except BaseException as error:
+            for namespace in namespaces:
+                if namespace not in begun and self._why_stopped:
+                    self._note_failure(namespace, RunStopped("not begun"))
+            error.report = self.report  # type: ignore[attr-defined]
+            raise
+        return self.report
+
+    def _note_failure(self, namespace: NetworkNamespace, error: BaseException) -> None:
+        if isinstance(error, NamespaceVanished):
+            self.report.skipped_namespaces.append(SkippedNamespace(namespace.path, VANISHED))
+        else:
+            self.report.add_namespace(namespace)
+            self.report.errors[namespace] = error
+
+    def _ends_the_run(self, error: BaseException) -> bool:
+        if isinstance(error, NotSupported):
+            return not isinstance(error, CannotEnter)
+        is_from_audit = self._audit is not None and error is self._audit.error
+        return is_from_audit or not isinstance(error, (SocklbError, ValueError))
+
+    def _raise_if_all_failed(self) -> None:
+        errors = self.report.errors
+        for kind in (NotPermitted, UnknownName):
+            failed = [namespace for namespace, error in errors.items() if isinstance(error, kind)]
+            if failed and len(failed) == len(self.report.namespaces):
+                raise errors[failed[0]]
+        for namespace, error in list(errors.items()):
+            if isinstance(error, UnknownName):  # where only some lack an interface, the others matched nothing
+                del errors[namespace]
+            elif isinstance(error, CannotEnter):
+                raise error
+
+    def _run_in(self, namespace: NetworkNamespace) -> None:
+        def enter() -> tuple[list[SocketFilter], SocketTable]:
+            resolved = [filter if filter.is_resolved else filter.resolved(names) for filter in self._filters]
+            return resolved, SocketTable()
+
+        filters, table = run_in_netns(namespace, enter)
+        self.report.add_namespace(namespace)
+        seen: set[int] = set()
+        with table:
+            for filter, resolved in zip(self._filters, filters):
+                found = table.collect(resolved, namespace.name, self._bits)
+                pending = {cookie: socket for cookie, socket in found.items() if cookie not in seen}
+                seen.update(pending)
+                target = self._target or _constantly({"filter": str(filter)})
+                self._destroy(Rounds(table, resolved, namespace, pending, self._bits, self._why_spared), target)
+
+    # ------------------------------------------------------------------------------------------- sockets
+
+    def _destroy(self, rounds: Rounds, target: Target) -> None:
+        """Drive the rounds until each socket has an outcome, even if an error or an interrupt ends them."""
+        try:
+            while rounds.pending:
+                for batch in rounds.batches():
+                    with self._turn:
+                        self._raise_if_stopped()
+                        self._take(rounds.destroy(batch), rounds, target)
+                    if rounds.refusal is not None:
+                        raise rounds.refusal
+                if rounds.pending:
+                    outcomes = rounds.look_again()
+                    with self._turn:
+                        self._take(outcomes, rounds, target)
+        except BaseException as error:
+            taken = {o.socket.cookie for o in self.report.outcomes if o.namespace == rounds.namespace}
+            left = [o for o in rounds.left_over(*_why_failed(error)) if o.socket.cookie not in taken]
+            with self._turn:
+                self._take(left, rounds, target)
+            raise
+
+    def _take(self, outcomes: list[Outcome], rounds: Rounds, target: Target) -> None:
+        """Take outcomes into the report, and then into the audit."""
+        self.report.outcomes.extend(outcomes)
+        rounds.settle(outcomes)
+        if self._audit is None:
+            return
+        try:
+            self._audit.record(outcomes, target)
+        except BaseException:
+            self._stop("the audit failed")
+            self.report.unrecorded = self._audit.unrecorded
+            raise
+
+    def _stop(self, why: str) -> None:
+        """Let no thread begin another batch: RunStopped is raised there, and says why."""
+        self._why_stopped = self._why_stopped or why
+
+    def _raise_if_stopped(self) -> None:
+        if self._why_stopped:
+            raise RunStopped(self._why_stopped)
+
+    def _why_spared(self, rounds: Rounds, batch: Sequence[InetSocket]) -> list[str]:
+        """The reason to spare each socket of a batch, "" to destroy it: policy, the `spare` hook, limit, dry run."""
+        if self._session is None:
+            self._session = own_session()
+        reasons = [why_spared(socket, rounds.filter, self._session, self._unconnected) for socket in batch]
+        if self._spare is not None and "" in reasons:
+            further = iter(self._spare([socket for socket, why in zip(batch, reasons) if not why]))
+            reasons = [why or next(further) for why in reasons]
+        if self._limit is not None:
+            reasons = [why or self._limit_reason(rounds, socket) for socket, why in zip(batch, reasons)]
+        return [why or DRY_RUN for why in reasons] if self._dry_run else reasons
+
+    def _limit_reason(self, rounds: Rounds, socket: InetSocket) -> str:
+        """LIMIT if the run has had its number of sockets. One that is tried again in a later round counts once."""
+        key = rounds.namespace, socket.cookie
+        with self._limit_lock:
+            if key not in self._within_limit:
+                if len(self._within_limit) == self._limit:
+                    return LIMIT
+                self._within_limit.add(key)
+        return ""
+
+
+def _distinct(namespaces: object) -> list[NetworkNamespace]:
+    """Each namespace once. Raises TypeError for what is none."""
+    if namespaces is None:
+        raise TypeError('namespaces is "current", "all", or NetworkNamespaces, not None')
+    distinct = list(dict.fromkeys(namespaces))  # type: ignore[call-overload]
+    for namespace in distinct:
+        if not isinstance(namespace, NetworkNamespace):
+            raise TypeError(f"namespaces are NetworkNamespaces, not {namespace!r}")
+    return distinct
+
+
+def _constantly(target: dict[str, str]) -> Target:
+    return lambda socket: target
+
+
+def _why_failed(error: BaseException) -> tuple[str, int | None]:
+    """Reason and errno for sockets that an error left without a verdict; an audit's errno says nothing about them."""
+    if isinstance(error, KernelError) and error.errno:
+        return os.strerror(error.errno), error.errno
+    if isinstance(error, AuditError):
+        return str(error.strerror), None
+    if isinstance(error, SocklbError):
+        return str(error), None
+    return f"ended by {type(error).__name__}" if isinstance(error, Exception) else "interrupted", None
