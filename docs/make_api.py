@@ -19,15 +19,16 @@ _API = Path(__file__).resolve().parent / "api.md"
 _PACKAGE = Path(__file__).resolve().parents[1] / "socklb" / "__init__.py"
 _TOPICS = {
     "Find": "find_sockets live_cookies InetSocket",
-    "Destroy": "destroy_sockets DestroyReport Outcome probe Support",
-    "Terminate": "terminate_connections TerminationReport TerminationLoop",
-    "Filters and conditions": "SocketFilter dst src dport sport device mark cgroup autobound",
+    "Destroy": "destroy_sockets Report Outcome Counts SkippedNamespace",
+    "Terminate": "terminate_connections TerminationLoop",
+    "Filters and conditions": "SocketFilter Condition dst src dport sport device mark cgroup autobound",
     "Backends": "Backend BackendState BackendTable",
-    "Namespaces": "NetworkNamespace",
-    "Reverse NAT": "RevNatMaps",
+    "Namespaces": "discover_namespaces NetworkNamespace",
+    "Reverse NAT": "RevNatMaps RevNatEntry",
+    "What this kernel can do": "probe Support",
     "States": "TcpState state_mask states_in STATE_FILTER_TCP STATE_FILTER_UDP",
     "Errors": "SocklbError MalformedMessage KernelError NotPermitted NotSupported AuditError "
-    "UnboundedFilter RunStopped",
+    "UnboundedFilter FilterSyntaxError RunStopped",
 }
 _CONSTRUCTORS = ("__init__", "__new__")
 

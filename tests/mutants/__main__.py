@@ -40,12 +40,14 @@ _MAX_MEMORY = 4 << 30  # of each process: some mutants never stop allocating
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("areas", metavar="AREA", nargs="*", help=f"{', '.join(_CONFIGS)}; all by default")
+    parser.add_argument("areas", metavar="AREA", nargs="*", help=f"{', '.join(_CONFIGS)}: all by default")
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     areas = options.areas or list(_CONFIGS)
+    if not _CONFIGS.keys() >= set(areas):
+        parser.error(f"an area is one of {', '.join(_CONFIGS)}")
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, resource.RLIM_INFINITY))
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with tempfile.TemporaryDirectory(prefix="socklb-mutants-") as scratch, ThreadPoolExecutor(options.jobs) as pool:
