@@ -7,27 +7,9 @@ from errno import errorcode
 from itertools import groupby
 
 from ..errors import MalformedMessage
-from ..states import TcpState, state_mask, state_word, states_in
+from ..states import state_word
 from .address import format_endpoint, from_packed
-from .attributes import NUMBERS
-from .bytecode import INET_DIAG_REQ_BYTECODE
-from .netlink import (
-    NLM_F_ACK,
-    NLM_F_ACK_TLVS,
-    NLM_F_CAPPED,
-    NLM_F_DUMP,
-    NLM_F_DUMP_INTR,
-    NLM_F_MULTI,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    NLMSG_NOOP,
-    NLMSG_OVERRUN,
-    decode_ack,
-    decode_done,
-    iter_attributes,
-    iter_messages,
-)
+from .netlink import NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, decode_ack, decode_done, iter_messages
 from .reply import decode_msg
 from .request import (
     PROTOCOL_NAMES,
@@ -37,123 +19,66 @@ from .request import (
     decode_request,
     decode_request_v2,
 )
-from .socket_id import AF_INET, AF_INET6, ANY, NO_COOKIE, encode_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from .netlink import Ack, Done
     from .request import InetDiagReq, InetDiagReqV2
     from .socket_id import SocketId
 
 _TYPES = {
-    NLMSG_NOOP: "NLMSG_NOOP",
     NLMSG_ERROR: "NLMSG_ERROR",
     NLMSG_DONE: "NLMSG_DONE",
-    NLMSG_OVERRUN: "NLMSG_OVERRUN",
     TCPDIAG_GETSOCK: "TCPDIAG_GETSOCK",
     SOCK_DIAG_BY_FAMILY: "SOCK_DIAG_BY_FAMILY",
     SOCK_DESTROY: "SOCK_DESTROY",
 }
-_NLMSG_MIN_TYPE = 16  # linux/netlink.h: those below are control messages
-_REQUEST_FLAGS = {"ACK": NLM_F_ACK, "DUMP": NLM_F_DUMP}
-_REPLY_FLAGS = {
-    "MULTI": NLM_F_MULTI,
-    "DUMP_INTR": NLM_F_DUMP_INTR,
-    "CAPPED": NLM_F_CAPPED,
-    "ACK_TLVS": NLM_F_ACK_TLVS,
-}
-_FAMILIES = {AF_INET: "inet", AF_INET6: "inet6"}
-_EVERY_STATE = state_mask(*TcpState)
+_COUNTED = (SOCK_DIAG_BY_FAMILY, SOCK_DESTROY)
 
 
 def describe(data: bytes) -> str:
-    """The messages of one send or one receive, decoded, separated by "; ". Never raises, whatever the bytes are.
+    """The messages of one send or one receive, separated by "; ". Never raises, whatever the bytes are.
 
-    Of consecutive requests or rows only the first is described, and the others are counted.
+    Of requests or rows one after another only the first is described, and the others are counted.
     """
     messages: list[tuple[int, int, int, int, int, int]] = []
-    problem: list[str] = []
+    parts: list[str] = []
     try:
-        messages.extend(iter_messages(data, len(data)))  # keeps those that come before a malformed one
+        try:
+            messages.extend(iter_messages(data, len(data)))
+        finally:  # what comes before a malformed message is described too
+            for type_, run in groupby(messages, key=lambda message: message[0]):
+                first, *others = run
+                parts.append(_message(data, *first))
+                if type_ in _COUNTED and others:
+                    parts[-1] += f" (+{len(others)} more)"
+                else:
+                    parts += [_message(data, *other) for other in others]
     except MalformedMessage as error:
-        problem = [f"malformed: {error}"]
-    parts = []
-    for _, run in groupby(messages, _countable):
-        first, *others = run
-        parts.append(_message(data, *first) + (f" (+{len(others)} more)" if others else ""))
-    return "; ".join(parts + problem) or "nothing"
-
-
-def _countable(message: tuple[int, int, int, int, int, int]) -> tuple[int, int]:
-    """The same for consecutive messages of a type, unless it is a control message: each of those is described."""
-    type_, _, _, _, start, _ = message
-    return type_, 0 if type_ >= _NLMSG_MIN_TYPE else start
+        parts.append(f"malformed: {error}")
+    return "; ".join(parts) or "nothing"
 
 
 def _message(data: bytes, type: int, flags: int, sequence: int, port: int, start: int, end: int) -> str:
-    is_request = bool(flags & NLM_F_REQUEST)
-    try:
-        body = " ".join(_request(type, data[start:end]) if is_request else _reply(type, flags, data[start:end]))
-    except MalformedMessage as error:
-        body = f"malformed: {error}"
-    head = f"seq {sequence} {_TYPES.get(type, f'type {type}')}"
-    for name, bits in (_REQUEST_FLAGS if is_request else _REPLY_FLAGS).items():
-        if flags & bits == bits:
-            head += f" {name}"
-    return f"{head}: {body}"
-
-
-def _request(type: int, payload: bytes) -> Iterator[str]:
-    if type not in (TCPDIAG_GETSOCK, SOCK_DIAG_BY_FAMILY, SOCK_DESTROY):
-        yield f"{len(payload)} bytes"
-        return
+    head, payload = f"seq {sequence} {_TYPES.get(type, f'type {type}')}: ", data[start:end]
+    if type in (NLMSG_ERROR, NLMSG_DONE):
+        answer = (decode_ack if type == NLMSG_ERROR else decode_done)(payload, 0, len(payload), flags)
+        text = f" {answer.text!a}" if answer.text else ""
+        return f"{head}errno {errorcode.get(answer.errno, answer.errno)}{text}"
+    if type not in _TYPES:
+        return f"{head}{len(payload)} bytes"
+    if not flags & NLM_F_REQUEST:
+        row = decode_msg(payload)
+        return f"{head}{_socket(row.id)} {state_word(row.state)}"
     request: InetDiagReq | InetDiagReqV2
     if type == TCPDIAG_GETSOCK:
-        request = decode_request(payload)
-        yield "tcp"
+        request, who = decode_request(payload), "tcp"
     else:
         request = decode_request_v2(payload)
-        yield PROTOCOL_NAMES.get(request.protocol, f"protocol {request.protocol}")
-        yield _FAMILIES.get(request.family, f"family {request.family}")
-    if encode_id(request.id) != encode_id(ANY):
-        yield from _id(request.id)
-    if request.states:
-        is_every = request.states & _EVERY_STATE == _EVERY_STATE
-        yield "in " + ("every state" if is_every else ",".join(map(state_word, states_in(request.states))))
-    if request.extensions:
-        yield "with " + ",".join(name for name, n in NUMBERS.items() if n <= 8 and request.extensions >> n - 1 & 1)
-    size = len(request.encode())
-    for attribute, value in iter_attributes(payload, size, len(payload)):
-        what = "bytecode" if attribute == INET_DIAG_REQ_BYTECODE else f"attribute {attribute}"
-        yield f"{len(value)} bytes of {what}"
+        who = f"{PROTOCOL_NAMES.get(request.protocol, request.protocol)} family {request.family}"
+    behind = len(payload) - len(request.encode())
+    return f"{head}{who} {_socket(request.id)} states {request.states:#x}, {behind} bytes of attributes"
 
 
-def _reply(type: int, flags: int, payload: bytes) -> Iterator[str]:
-    if type == NLMSG_ERROR:
-        ack = decode_ack(payload, 0, len(payload), flags)
-        yield from _errno(ack)
-        yield f"for {_TYPES.get(ack.type, f'type {ack.type}')}"
-    elif type == NLMSG_DONE:
-        yield from _errno(decode_done(payload, 0, len(payload), flags))
-    elif type in (TCPDIAG_GETSOCK, SOCK_DIAG_BY_FAMILY):
-        row = decode_msg(payload)
-        yield from _id(row.id)
-        yield state_word(row.state)
-    else:
-        yield f"{len(payload)} bytes"
-
-
-def _errno(answer: Ack | Done) -> Iterator[str]:
-    yield f"errno {errorcode.get(answer.errno, answer.errno)}"
-    if answer.text:
-        yield ascii(answer.text)
-
-
-def _id(id: SocketId) -> Iterator[str]:
-    yield f"{format_endpoint(from_packed(id.src), id.sport)} -> {format_endpoint(from_packed(id.dst), id.dport)}"
-    if id.interface:
-        yield f"interface {id.interface}"
-    if id.cookie != NO_COOKIE:
-        yield f"cookie {id.cookie}"
+def _socket(id: SocketId) -> str:
+    ends = f"{format_endpoint(from_packed(id.src), id.sport)} -> {format_endpoint(from_packed(id.dst), id.dport)}"
+    return f"{ends} interface {id.interface} cookie {id.cookie:#x}"

@@ -333,7 +333,7 @@ class TestDebugLog:
         with caplog.at_level(logging.DEBUG, "socklb"), pytest.raises(MalformedMessage):
             dumped(lambda r: [row_message(r, A)[:15]])
         assert [message.partition(":")[0] for message in caplog.messages] == [
-            "-> seq 1 SOCK_DIAG_BY_FAMILY DUMP",
+            "-> seq 1 SOCK_DIAG_BY_FAMILY",
             "<- malformed",
         ]
 
