@@ -192,7 +192,8 @@ class TestDebugLog:
         assert asked.endswith(" bytes of attributes")
         assert row == f"<- seq 1 SOCK_DIAG_BY_FAMILY: {id} ESTABLISHED"
         assert done == "<- seq 1 NLMSG_DONE: errno 0"
-        assert any(line.startswith(f"-> seq 2 SOCK_DESTROY: udp family {int(family)} {id} ") for line in caplog.messages)
+        killed = f"-> seq 2 SOCK_DESTROY: udp family {int(family)} {id} "
+        assert any(line.startswith(killed) for line in caplog.messages)
         assert "<- seq 2 NLMSG_ERROR: errno 0" in caplog.messages
 
     def test_logging_is_not_imported(self, sockets: Sockets) -> None:
