@@ -40,7 +40,7 @@ examples:
   socklb list --netns all --tcp dst 10.0.0.5
 
 """
-_NARROW = "{:5} {:14} {:>6} {:>6} {:>21} {:>21}"  # 78 columns; a v6 address may take more
+_NARROW = "{:5} {:11} {:>6} {:>6} {:>23} {:>23}"  # 79 columns; a long v6 address takes more
 _WIDE = "{:5} {:14} {:>7} {:>7} {:>28} {:>28} {:>6} {:>10} {:>10}"
 _HEADS = ("Netid", "State", "Recv-Q", "Send-Q", "Local:Port", "Peer:Port", "Uid", "Inode", "Cookie")
 _WIDE_COLUMNS = len(_WIDE.format(*_HEADS))
