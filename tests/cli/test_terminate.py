@@ -164,7 +164,7 @@ class TestRevNat:
     @pytest.mark.parametrize(
         ("damage", "preexec", "code", "error"),
         [
-            (lambda maps: maps.make(V4, 1, 16, 8), None, 3, "layout is not known"),
+            (lambda maps: maps.make(V4, 1, 16, 8), None, 3, "unknown layout"),
             (lambda maps: os.chmod(maps.directory, 0), drop_privilege, 4, "CAP_DAC_READ_SEARCH"),
         ],
         ids=["another layout", "no privilege"],
