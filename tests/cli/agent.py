@@ -84,10 +84,6 @@ class Agent:
         threads, descriptors = (len(os.listdir(f"/proc/{self.process.pid}/{name}")) for name in ("task", "fd"))
         return threads, descriptors
 
-    def children(self) -> str:
-        """The processes whose parent one of its threads is."""
-        return "".join(path.read_text() for path in Path(f"/proc/{self.process.pid}/task").glob("*/children"))
-
     def _catches(self, number: int) -> bool:
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         caught = int(status.partition("SigCgt:")[2].split()[0], 16)
