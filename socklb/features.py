@@ -21,7 +21,7 @@ def has(folder: str) -> bool:
 
 def missing(what: str, folder: str) -> str:
     """The message for something that this copy cannot do."""
-    return f"{what} needs the folder {folder}/, which this copy of the package leaves out"
+    return f"{what} needs the folder {folder.replace('.', '/')}/, which this copy of the package leaves out"
 
 
 def import_name(name: str) -> object:

@@ -25,7 +25,7 @@ _COMMANDS: dict[str, tuple[str, ...]] = {  # and the folders that each needs
     "watch": ("termination", "sources"),
     "probe": (),
     "rev-nat": ("reverse_nat",),
-    "demo": (),
+    "demo": ("cli.demo",),
 }
 
 _EXIT_CODES = """\

@@ -38,8 +38,8 @@ _MOVES = 3  # how often sockets are followed to another address before they coun
 class Rounds:
     """The sockets of one namespace that one filter matches, until each has its verdict.
 
-    `pending` holds those without a verdict, by cookie. Steps return outcomes, and change nothing that an interrupt
-    could leave half done: whoever drives them calls `settle` with what has been taken into account.
+    `pending` holds those without a verdict, by cookie. Each step returns outcomes and leaves them in `pending`, so that
+    an interrupt loses nothing: the caller accounts for the outcomes and then calls `settle`.
     `why_spared` gives the reasons to spare the sockets of a batch, "" for each that is to be destroyed.
     """
 
@@ -57,7 +57,7 @@ class Rounds:
         self._why_spared = why_spared
         self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {namespace.name}"
         self._in_flight: set[int] = set()  # cookies that were sent to the kernel and are not accounted for
-        self._in_doubt: set[int] = set()  # cookies of a batch of which an answer was lost
+        self._in_doubt: set[int] = set()  # cookies of batches whose answers were lost in part
         self._progress = False  # whether the round at hand destroyed something, or may have
         self._moves_left = _MOVES
         self.refusal: KernelError | None = None
@@ -96,7 +96,7 @@ class Rounds:
         return outcomes
 
     def look_again(self) -> list[Outcome]:
-        """Of those that answered ENOENT, tell the gone from those that moved and those that hide behind a twin."""
+        """Sort those that answered ENOENT: gone, moved to another address, or hidden behind a twin."""
         there = self._still_there()
         moved = {
             cookie: row

@@ -24,7 +24,7 @@ def interface_index(name: str) -> int:
 
 
 def _raise_if_no_socket_can_be_made(name: str) -> None:
-    """if_nametoindex(3) asks through a socket; its failure for want of a descriptor looks like an unknown name."""
+    """if_nametoindex(3) needs a socket; that it could not have one looks like an unknown name."""
     try:
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close()
     except OSError as error:

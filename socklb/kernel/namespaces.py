@@ -62,9 +62,9 @@ class NetworkNamespace(Value):
         """The calling thread's; its name is "current". Without /proc it has neither path nor inode."""
         try:
             path = f"/proc/{os.readlink('/proc/thread-self')}/ns/net"  # the same for every thread that uses it
+            return cls(CURRENT_NAME, path, *nsfs_id(path, None))
         except OSError:
             return cls(CURRENT_NAME, "", 0, 0)
-        return cls.from_path(path, name=CURRENT_NAME)
 
     @classmethod
     def from_path(cls, path: str, *, name: str | None = None) -> NetworkNamespace:
@@ -80,9 +80,6 @@ class NetworkNamespace(Value):
     def from_pid(cls, pid: int) -> NetworkNamespace:
         """The one that a process is in. Raises as `from_path` does."""
         return cls.from_path(f"/proc/{pid}/ns/net", name=f"pid {pid}")
-
-    def _arguments(self) -> tuple[object, ...]:
-        return self.name, self.path, self.device, self.inode, self.alternate_paths
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NetworkNamespace):

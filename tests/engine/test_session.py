@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -175,8 +176,9 @@ class TestReadingProc:
 
     @pytest.mark.kernel
     def test_an_environment_is_the_one_that_a_process_started_with(self) -> None:
-        assert session._environment_value(os.getpid(), b"SOCKLB_TEST_WORLD") == "1"
-        assert session._environment_value(os.getpid(), b"SOCKLB_TEST") == ""
+        with subprocess.Popen(["cat"], env={"NAME": "value"}, stdin=subprocess.PIPE) as process:
+            assert session._environment_value(process.pid, b"NAME") == "value"
+            assert session._environment_value(process.pid, b"NAM") == ""
 
     @pytest.mark.kernel
     def test_what_an_sshd_above_holds_is_found_and_what_others_hold_is_not(self) -> None:

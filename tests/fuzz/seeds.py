@@ -14,7 +14,6 @@ from .. import package_under_test
 package_under_test.bind()
 
 from socklb import SocketFilter  # noqa: E402 - only now is it the package under test
-from socklb.wire.attributes import encode_value  # noqa: E402
 from socklb.wire.netlink import encode_attributes, encode_message  # noqa: E402
 from socklb.wire.request import SOCK_DIAG_BY_FAMILY  # noqa: E402
 
@@ -96,7 +95,10 @@ def _programs() -> dict[str, bytes]:
 def _datagrams() -> dict[str, bytes]:
     rows = {name.lower(): golden.joined(getattr(golden, name)) for name in _ROWS}
     rare = [(18, golden.joined(golden.MD5SIG)), (19, golden.joined(golden.ULP_INFO)), (12, bytes(128)), (999, b"new")]
-    storages = encode_value("sk_bpf_storages", (("storage", (("map_id", 3), ("map_value", b"\1"))),))
+    storages = (
+        0x8014,
+        bytes.fromhex("1400018008000200030000000500030001000000"),
+    )  # SK_BPF_STORAGES, flags of nests in it
     rows["rare_attributes"] = rows["time_wait"] + encode_attributes([*rare, storages])
     single = {name: encode_message(SOCK_DIAG_BY_FAMILY, 2, 7, row) for name, row in rows.items()}
     single.update((name.lower(), golden.joined(getattr(golden, name))) for name in _ANSWERS)

@@ -63,7 +63,7 @@ def check_plan(
         let_through = [program for program in plan.programs if not program or vm.run(program, entry)]
         assert len(let_through) <= 1 or not plan.disjoint
         if meant is not None:
-            left = plan.rest is None or plan.rest.matches(socket)
+            left = plan.residual is None or plan.residual.matches(socket)
             assert bool(let_through and left) == meant, f"{socket} and {condition}"
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional, Union
 
 from socklb.filters import Condition
 from socklb.filters.conditions import And, Host, Not, Or, Port
-from socklb.filters.traits import Autobound, Cgroup, Device, Mark
+from socklb.filters.property_conditions import Autobound, Cgroup, Device, Mark
 
 IPAddress = Union[IPv4Address, IPv6Address]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 from hypothesis import given, settings
@@ -13,113 +12,7 @@ from hypothesis import strategies as st
 from socklb import Backend, BackendState, BackendTable
 from socklb.termination.table import Instance
 
-from .. import strategies
-
 A, B, C = (Backend(f"10.0.0.{n}", 80, "tcp") for n in (1, 2, 3))
-
-backends = st.builds(
-    Backend,
-    strategies.addresses.filter(lambda address: str(address) not in ("0.0.0.0", "::", "::ffff:0:0", "::ffff:0.0.0.0")),
-    st.integers(1, 65535),
-    st.sampled_from(("tcp", "udp")),
-)
-
-
-class TestBackend:
-    """An address (a mapped one becomes v4), a port, a protocol; str() parses back."""
-
-    @given(backends)
-    def test_what_is_written_parses_back(self, backend: Backend) -> None:
-        assert Backend.parse(str(backend)) == backend
-        assert hash(Backend.parse(str(backend))) == hash(backend)
-
-    @given(st.text(max_size=30) | st.from_regex(r"\[?[0-9a-f:.]{1,20}\]?:[0-9]{1,6}/(TCP|udp|x)", fullmatch=True))
-    def test_any_text_is_a_backend_or_a_value_error_that_quotes_it(self, text: str) -> None:
-        problem = ""
-        try:
-            backend = Backend.parse(text)
-        except ValueError as error:
-            problem = str(error)
-        assert repr(text) in problem if problem else Backend.parse(str(backend)) == backend
-
-    @pytest.mark.parametrize(
-        ("text", "backend"),
-        [
-            ("10.0.0.1:80/TCP", Backend("10.0.0.1", 80, "tcp")),
-            ("10.0.0.1:80/tcp", Backend("10.0.0.1", 80, "tcp")),
-            ("[::1]:53/UDP", Backend("::1", 53, "udp")),
-            ("[::ffff:10.0.0.1]:65535/UDP", Backend("10.0.0.1", 65535, "udp")),
-        ],
-    )
-    def test_parse(self, text: str, backend: Backend) -> None:
-        assert Backend.parse(text) == backend
-
-    def test_written(self) -> None:
-        assert [str(Backend("10.0.0.1", 80, "tcp")), str(Backend("::1", 53, "udp"))] == [
-            "10.0.0.1:80/TCP",
-            "[::1]:53/UDP",
-        ]
-
-    @given(strategies.v4_addresses.filter(lambda address: not address.is_unspecified), st.integers(1, 65535))
-    def test_a_mapped_address_is_the_v4_one(self, address: IPv4Address, port: int) -> None:
-        mapped = Backend(f"::ffff:{address}", port, "tcp")
-        assert mapped == Backend(address, port, "tcp")
-        assert (mapped.address, str(mapped)) == (address, f"{address}:{port}/TCP")
-
-    def test_address_is_an_object_and_protocol_a_word_however_they_were_given(self) -> None:
-        for given_address, given_protocol in (("fd00::1", "udp"), (IPv6Address("fd00::1"), 17)):
-            backend = Backend(given_address, 53, given_protocol)
-            assert (backend.address, backend.port, backend.protocol) == (ip_address("fd00::1"), 53, "udp")
-
-    def test_hashable_and_unlike_in_each_part(self) -> None:
-        others = [Backend("10.0.0.9", 80, "tcp"), Backend("10.0.0.1", 81, "tcp"), Backend("10.0.0.1", 80, "udp")]
-        assert len({A, Backend("10.0.0.1", 80, "tcp"), *others}) == 4
-
-    @pytest.mark.parametrize(
-        ("text", "problem"),
-        [
-            ("", "names no protocol"),
-            ("10.0.0.1:80", "names no protocol"),
-            ("/TCP", "names no protocol"),
-            ("10.0.0.1:80/SCTP", "sctp"),
-            ("10.0.0.1:80/", "protocol"),
-            ("10.0.0.1/TCP", "has no port"),
-            (":80/TCP", "has no port"),
-            ("10.0.0.1:/TCP", "has no port"),
-            ("10.0.0.1:+80/TCP", "has no port"),
-            ("10.0.0.1: 80/TCP", "has no port"),
-            ("10.0.0.1:\u0668\u0660/TCP", "has no port"),
-            ("10.0.0.1:000080/TCP", "has no port"),
-            ("10.0.0.1:0/TCP", "port 0 is outside 1..65535"),
-            ("10.0.0.1:65536/TCP", "port 65536 is outside 1..65535"),
-            ("::1:53/UDP", "in brackets"),
-            ("[10.0.0.1]:53/UDP", "in brackets"),
-            ("[::1:53/UDP", "in brackets"),
-            ("web:80/TCP", "web"),
-            ("10.0.0.256:80/TCP", "10.0.0.256"),
-            ("10.0.0.0/8:80/TCP", "10.0.0.0/8"),
-            ("0.0.0.0:80/TCP", "nobody's address"),
-            ("[::]:80/TCP", "nobody's address"),
-            ("[::ffff:0.0.0.0]:80/TCP", "nobody's address"),
-            ("[fe80::1%eth0]:80/TCP", "zones are not supported"),
-        ],
-    )
-    def test_what_does_not_parse_is_quoted_with_what_is_wrong(self, text: str, problem: str) -> None:
-        with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is looked at below
-            Backend.parse(text)
-        assert repr(text) in str(caught.value)
-        assert problem in str(caught.value)
-
-    def test_wrong_types(self) -> None:
-        for arguments in ((167772161, 80, "tcp"), (b"\x0a\0\0\1", 80, "tcp"), (None, 80, "tcp")):
-            with pytest.raises(TypeError, match="address of a backend"):
-                Backend(*arguments)
-        for text in (b"10.0.0.1:80/TCP", None, A):
-            with pytest.raises(TypeError, match="parsed from a str"):
-                Backend.parse(text)  # type: ignore[arg-type]
-        for port in ("80", 80.0, True, None):
-            with pytest.raises(TypeError, match="port of a backend"):
-                Backend("10.0.0.1", port, "tcp")  # type: ignore[arg-type]
 
 
 class TestStates:

@@ -16,13 +16,7 @@ from socklb.wire import bytecode as bc
 from ...choices import Choices
 from ..sockets import CGROUPS, INTERFACES, MARKS, PACKED, PORTS, check_plan, chosen_socket
 
-_LATER = (
-    bc.INET_DIAG_BC_S_EQ,
-    bc.INET_DIAG_BC_D_EQ,
-    bc.INET_DIAG_BC_DEV_COND,
-    bc.INET_DIAG_BC_MARK_COND,
-    bc.INET_DIAG_BC_CGROUP_COND,
-)
+_LATER = (bc.INET_DIAG_BC_CGROUP_COND,)
 _MOST_LEVELS = 6
 LONGEST = 200
 

@@ -11,7 +11,7 @@ import pytest
 
 from .. import world
 from ..sockets import in_child
-from .root import Roots, interpreter, system_python
+from .roots import Roots, interpreter, system_python
 
 
 @pytest.fixture(scope="session")

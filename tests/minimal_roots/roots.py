@@ -1,7 +1,7 @@
 """The smallest roots that a CPython lives in: the interpreter, its C library, its standard library, and socklb.
 
 roots = Roots(directory, interpreter(sys.executable))
-roots.run(Place("no /proc", proc=False), "probe")        the command, and nothing else, in that root
+roots.run(BARE, "probe")        the command, and nothing else, in that root
 """
 
 from __future__ import annotations
@@ -58,32 +58,37 @@ class Interpreter(NamedTuple):
     stdlib: Path
 
 
-class Place(NamedTuple):
-    """A root that lacks something, and how the interpreter is started in it."""
+class MinimalRoot(NamedTuple):
+    """What a root has, and how the interpreter is started in it."""
 
     name: str
-    ctypes: bool = True
-    proc: bool = True
-    etc: bool = True
-    writable: bool = True
-    locale: bool = True
-    zipapp: bool = False
+    is_whole: bool = False
+    """With ctypes and /etc."""
+    is_bare: bool = False
+    """Without /proc, read-only, and in the C locale (but -I, as of the zipapp, ignores what keeps CPython in it)."""
+    is_zipapp: bool = False
 
     @property
     def flags(self) -> tuple[str, ...]:
-        return ("-W", "error", *(("-I", "-S", "-OO") if self.zipapp else ()))
+        return ("-W", "error", *(("-I", "-S", "-OO") if self.is_zipapp else ()))
 
     @property
     def command(self) -> tuple[str, ...]:
-        return ("/app/socklb.pyz",) if self.zipapp else ("-m", "socklb")
+        return ("/app/socklb.pyz",) if self.is_zipapp else ("-m", "socklb")
 
     @property
     def environment(self) -> dict[str, str]:
         libraries = {"LD_LIBRARY_PATH": "/lib"}
-        if self.locale:
+        if not self.is_bare:
             return {**libraries, "LC_ALL": "C.UTF-8"}
         # Left to itself, CPython takes the C locale for C.UTF-8 (PEP 538, PEP 540).
         return {**libraries, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+WHOLE = MinimalRoot("whole", is_whole=True)
+NO_CTYPES = MinimalRoot("no ctypes")
+BARE = MinimalRoot("bare", is_bare=True)
+ZIPAPP = MinimalRoot("bare, zipapp", is_bare=True, is_zipapp=True)
 
 
 def interpreter(executable: str) -> Interpreter:
@@ -94,43 +99,40 @@ def interpreter(executable: str) -> Interpreter:
 
 
 class Roots:
-    """Trees of one interpreter, built when first needed: the first is copied, the others are hard links to it."""
+    """Trees of one interpreter, built when first needed; the second consists of hard links to the first."""
 
     def __init__(self, directory: Path, interpreter: Interpreter) -> None:
         self.interpreter = interpreter
         self._directory = directory
 
-    def tree(self, place: Place) -> Path:
-        """The directory that is the place's root; what differs in mounts and in the start is the same tree."""
-        whole = self._directory / "whole"
+    def tree(self, root: MinimalRoot) -> Path:
+        """The directory that becomes the root."""
+        whole, partial = self._directory / "whole", self._directory / "partial"
         if not whole.exists():
             build(self.interpreter, whole)
-        if place.ctypes and place.etc:
+        if root.is_whole:
             return whole
-        tree = self._directory / f"without{'' if place.ctypes else '-ctypes'}{'' if place.etc else '-etc'}"
-        if not tree.exists():
-            shutil.copytree(whole, tree, copy_function=os.link)
-            if not place.ctypes:
-                (extension,) = tree.rglob(_CTYPES)
-                extension.unlink()
-            if not place.etc:
-                shutil.rmtree(tree / "etc")
-        return tree
+        if not partial.exists():
+            shutil.copytree(whole, partial, copy_function=os.link)
+            (extension,) = partial.rglob(_CTYPES)
+            extension.unlink()
+            shutil.rmtree(partial / "etc")
+        return partial
 
-    def run(self, place: Place, *words: str, stdin: str = "") -> Result:
+    def run(self, root: MinimalRoot, *words: str, stdin: str = "") -> Result:
         """Run `socklb WORDS...` there. The caller has to be in a user namespace that owns its network namespace."""
-        return self._run(place, [*place.command, *words], stdin)
+        return self._run(root, [*root.command, *words], stdin)
 
-    def python(self, place: Place, program: str) -> Result:
+    def python(self, root: MinimalRoot, program: str) -> Result:
         """Run a program there, in the interpreter that the command would be run by."""
-        return self._run(place, ["-c", program])
+        return self._run(root, ["-c", program])
 
-    def _run(self, place: Place, words: Sequence[str], stdin: str = "") -> Result:
-        tree = str(self.tree(place))
+    def _run(self, root: MinimalRoot, words: Sequence[str], stdin: str = "") -> Result:
+        tree = str(self.tree(root))
         done = subprocess.run(
-            ["/usr/bin/python3", *place.flags, *words],
-            env=place.environment,
-            preexec_fn=lambda: _enter(tree, place),
+            ["/usr/bin/python3", *root.flags, *words],
+            env=root.environment,
+            preexec_fn=lambda: _enter(tree, root),
             input=stdin,
             capture_output=True,
             encoding="utf-8",
@@ -139,13 +141,13 @@ class Roots:
         return Result(done.returncode, done.stdout, done.stderr)
 
 
-def _enter(tree: str, place: Place) -> None:
+def _enter(tree: str, root: MinimalRoot) -> None:
     world.unshare(world.CLONE_NEWNS)
     world.private_mounts()
     world.bind(tree, tree)
-    if place.proc:
+    if not root.is_bare:
         world.bind("/proc", f"{tree}/proc", _MS_REC)
-    if not place.writable:
+    if root.is_bare:
         kept = os.statvfs(tree).f_flag & _MOUNT_FLAGS  # a user namespace may not lift what was mounted outside
         world.bind(tree, tree, _MS_REMOUNT | _MS_RDONLY | kept)
     world.pivot_root(tree)
@@ -153,7 +155,7 @@ def _enter(tree: str, place: Place) -> None:
 
 
 def build(interpreter: Interpreter, root: Path) -> None:
-    """The whole root: /usr with the interpreter, /lib with the libraries, /app, /etc, and a place for /proc."""
+    """The whole root: /usr with the interpreter, /lib with the libraries, /app, /etc, and a mount point for /proc."""
     stdlib = root / "usr" / interpreter.stdlib.parent.name / interpreter.stdlib.name
     shutil.copytree(interpreter.stdlib, stdlib, ignore=_LEFT_OUT)
     (root / "usr/bin").mkdir()
