@@ -23,7 +23,7 @@ from socklb.reverse_nat.layout import ReverseSkKey
 
 from . import world
 from .capabilities import Capability, with_only
-from .cli.agent import second_look_after
+from .cli.agent import second_pass_after
 from .cli.runner import COMMANDS, Result, run
 from .reverse_nat.bpf_maps import Maps
 from .sockets import Sockets, cookie_of, in_child, pending_error
@@ -187,7 +187,7 @@ def attempt(row: Row, *capabilities: Capability) -> tuple[Result, tuple[str, ...
 
 
 def run_with(capabilities: Iterable[Capability], *words: str, stdin: str = "") -> Result:
-    patch = second_look_after(0.05) if words[0] == "watch" else ""
+    patch = second_pass_after(0.05) if words[0] == "watch" else ""
     return run(*words, patch=patch, preexec=with_only(*capabilities), stdin=stdin)
 
 

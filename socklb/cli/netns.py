@@ -33,12 +33,13 @@ def netns_from(word: str) -> NetworkNamespace:
     found = pinned(word)
     if found is not None:
         return found
+    unknown = f"no network namespace is pinned as {word!r} (known: {', '.join(pin_names()) or 'none'})"
     if word.isascii() and word.isdigit():
-        return NetworkNamespace.from_pid(int(word))
-    raise NoSuchNamespace(
-        f"no network namespace is pinned as {word!r} (known: {', '.join(pin_names()) or 'none'}); current, all, a PID, "
-        "or a path such as /proc/PID/ns/net can be given too"
-    )
+        try:
+            return NetworkNamespace.from_pid(int(word))
+        except NoSuchNamespace:
+            raise NoSuchNamespace(f"{unknown}, and no process has this PID") from None
+    raise NoSuchNamespace(f"{unknown}; current, all, a PID, or a path such as /proc/PID/ns/net can be given too")
 
 
 def warn_of_skipped(skipped: Iterable[SkippedNamespace]) -> None:
