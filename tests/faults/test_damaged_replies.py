@@ -144,8 +144,9 @@ _insertions: st.SearchStrategy[Any] = st.one_of(
     st.builds(
         PossibleAnswer, st.booleans(), st.integers(0, 99), _codes, st.none() | st.binary(max_size=40), st.booleans()
     ),
-    st.sampled_from((errno.ENOBUFS, errno.EINTR, errno.EIO)).map(lambda code: OSError(code, "recvmsg")),
-    st.just(socket.timeout("timed out")),
+)
+_receive_errors = st.sampled_from(
+    (*(OSError(code, "recvmsg") for code in (errno.ENOBUFS, errno.EINTR, errno.EIO)), socket.timeout("timed out"))
 )
 
 OF_BYTES: dict[str, tuple[st.SearchStrategy[Any], Callable[[bytes, int, Any], Datagram]]] = {
@@ -166,6 +167,7 @@ OF_DATAGRAMS: dict[str, tuple[st.SearchStrategy[Any], Callable[[list[Datagram], 
     "doubled": (st.integers(0, 9), lambda datagrams, which, where: datagrams.insert(where, datagrams[which])),
     "last": (st.none(), lambda datagrams, which, _: datagrams.append(datagrams.pop(which))),
     "inserted": (_insertions, lambda datagrams, which, made: datagrams.insert(which, made)),
+    "receive fails": (_receive_errors, lambda datagrams, which, error: datagrams.insert(which, error)),
 }
 
 
@@ -195,6 +197,7 @@ damages = st.sampled_from([*OF_BYTES.items(), *OF_DATAGRAMS.items()]).flatmap(
 )
 plans = st.lists(st.lists(damages, max_size=3), min_size=1, max_size=4)
 """What happens to the replies to the first send, to the second and so on; the last entry stands for all that follow."""
+LOST_FOR_EVER = [[Damage("receive fails", 0, 0, OSError(errno.ENOBUFS, "recvmsg"))]]
 
 
 class DamagedReplies:
@@ -298,6 +301,7 @@ def read(socket: InetSocket) -> None:
 
 
 @given(filters, st.sampled_from(((), ("info", "meminfo"))), plans)
+@example(SocketFilter("tcp", dport(80)), (), LOST_FOR_EVER)
 def test_find_sockets_gives_sockets_or_a_documented_error(
     filter: SocketFilter, extensions: tuple[str, ...], plan: list[list[Damage]]
 ) -> None:
@@ -311,6 +315,7 @@ def test_find_sockets_gives_sockets_or_a_documented_error(
 
 
 @given(filters, kernels, plans)
+@example(SocketFilter("tcp", dport(80)), Living(ROWS), LOST_FOR_EVER)
 @example(SocketFilter("tcp", dport(80)), moving(bytes([TcpState.LISTEN] * 7)), [[]])
 def test_destroy_sockets_reports_or_raises_with_the_report(
     filter: SocketFilter, usual: Answer, plan: list[list[Damage]]

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import os
 import re
+import signal
 import subprocess
 import sys
 import traceback
@@ -85,6 +86,7 @@ def fuzz(name: str) -> None:
         try:
             test.hypothesis.fuzz_one_input(data[1:])
         except Exception:
+            signal.alarm(0)  # which would end an input that takes too long
             try:
                 test()  # repeats it from the database, and shrinks it
             except Exception:
