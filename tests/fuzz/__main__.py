@@ -61,11 +61,9 @@ def run(name: str) -> int:
     if done.returncode or not runs:
         print("\n".join(line for line in done.stdout.splitlines() if not line.startswith(("#", "INFO:", "WARNING:"))))
         return 1
-    (count,), reached = (
-        re.findall(r"^(\d+) properties", done.stdout, re.MULTILINE),
-        re.findall(r"cov: (\d+)", done.stdout),
-    )
-    print(f"{name}: {count} properties, {int(runs[1]):,} runs in {runs[2]} s, coverage {reached[-1]}", flush=True)
+    (properties,) = re.findall(r"^\d+ properties$", done.stdout, re.MULTILINE)
+    *_, coverage = re.findall(r"cov: \d+", done.stdout)
+    print(f"{name}: {properties}, {int(runs[1]):,} runs in {runs[2]} s, {coverage}", flush=True)
     return 0
 
 
