@@ -9,7 +9,7 @@ from threading import Thread, active_count
 from typing import TypeVar
 
 from socklb import NetworkNamespace
-from socklb.kernel.namespaces import inside
+from socklb.kernel.namespaces import run_in_netns
 
 from . import world
 from .sockets import Sockets, eventually
@@ -48,7 +48,7 @@ class Network:
 
     def make(self, function: Callable[[Sockets], T]) -> T:
         """What a function makes of the maker, inside."""
-        made = inside(self.namespace, lambda: function(self._sockets))
+        made = run_in_netns(self.namespace, lambda: function(self._sockets))
         no_thread_lingers()
         return made
 

@@ -59,12 +59,13 @@ class NetworkNamespace(Value):
 
     @classmethod
     def current(cls) -> NetworkNamespace:
-        """The calling thread's; its name is "current". Without /proc it has neither path nor inode."""
+        """The calling thread's; its name is "current". It has neither path nor inode where /proc does not show them."""
         try:
             path = f"/proc/{os.readlink('/proc/thread-self')}/ns/net"  # the same for every thread that uses it
+            status = os.stat(path)
         except OSError:
             return cls(CURRENT_NAME, "", 0, 0)
-        return cls.from_path(path, name=CURRENT_NAME)
+        return cls(CURRENT_NAME, path, status.st_dev, status.st_ino)
 
     @classmethod
     def from_path(cls, path: str, *, name: str | None = None) -> NetworkNamespace:
