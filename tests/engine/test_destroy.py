@@ -92,9 +92,8 @@ class TestWhoDies:
         self, pairs: list[Pair], protocols: tuple[str, ...], where: Condition, matches: Callable[[Pair], bool]
     ) -> None:
         doomed = [pair for pair in pairs if pair.protocol in protocols and matches(pair)]
-        filters = [
-            SocketFilter(protocol, where & dport(9000, 9001)) for protocol in protocols
-        ]  # and not back from them
+        where = where & dport(9000, 9001)  # and not the way back from there
+        filters = [SocketFilter(protocol, where) for protocol in protocols]
         report = destroy_sockets(filters)
         assert (report.matched, report.destroyed) == (len(doomed), len(doomed))
         assert {outcome.socket.cookie for outcome in report.outcomes} == {cookie_of(pair.client) for pair in doomed}

@@ -85,6 +85,8 @@ class TestArguments:
             (TypeError, "a SocketFilter, not None", {"filters": [TCP, None]}),
             (TypeError, "a function that takes a dict", {"audit": "file"}),
             (ValueError, "cannot be asked for", {"extensions": ["nosuch"]}),
+            *((ValueError, "below 1", {"limit": limit}) for limit in (0, -1, -(1 << 70))),
+            *((TypeError, "limit is an int or None", {"limit": limit}) for limit in (True, False, 1.0, "1")),
         ],
     )
     def test_a_wrong_one_is_refused_before_anything_is_asked(
