@@ -59,7 +59,7 @@ class NetworkNamespace(Value):
 
     @classmethod
     def current(cls) -> NetworkNamespace:
-        """The calling thread's; its name is "current". Without /proc it has neither path nor inode."""
+        """The calling thread's; its name is "current". It has neither path nor inode where /proc does not show them."""
         try:
             path = f"/proc/{os.readlink('/proc/thread-self')}/ns/net"  # the same for every thread that uses it
             return cls(CURRENT_NAME, path, *nsfs_id(path, None))
