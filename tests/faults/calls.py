@@ -18,11 +18,10 @@ from socklb import (
     NetworkNamespace,
     NotPermitted,
     NotSupported,
-    Outcome,
+    Report,
     SocketFilter,
     SocklbError,
     TerminationLoop,
-    TerminationReport,
     destroy_sockets,
     dport,
     find_sockets,
@@ -124,7 +123,7 @@ class Call(NamedTuple):
 
     def on(self, answer: Answer) -> Result:
         probe_module = import_module("socklb.engine.probe")  # the package has the function by that name
-        with FakeKernel(answer).installed(), mock.patch.object(probe_module, "ThrowawaySocket", NoSocket):
+        with FakeKernel(answer).installed(), mock.patch.object(probe_module, "ProbeSocket", NoSocket):
             return self.run()
 
     def check(self, result: Result, end: End, reported: Reported) -> None:
@@ -139,18 +138,14 @@ _BACKENDS = [
 ]
 
 
-def outcomes_of(report: Any) -> list[Outcome]:
-    return [outcome for _, outcome in report.outcomes] if isinstance(report, TerminationReport) else report.outcomes
-
-
-def verdicts_in(report: Any) -> Reported:
+def verdicts_in(report: Report | None) -> Reported:
     """By cookie; the sums are those of the verdicts, for the whole and for the backends together."""
-    verdicts = {outcome.socket.cookie: outcome.verdict for outcome in outcomes_of(report)}
-    assert len(verdicts) == len(report.outcomes)
-    sums, counts = report.sums(), Counter(verdicts.values())
-    assert sums == {"matched": len(verdicts), **{name: counts[name] for name in sums if name != "matched"}}
-    of_backends = [counts.sums() for counts in getattr(report, "backends", {}).values()]
-    assert not of_backends or sums == {name: sum(each[name] for each in of_backends) for name in sums}
+    assert report is not None
+    verdicts = {outcome.socket.cookie: outcome.verdict for outcome in report.outcomes}
+    assert len(verdicts) == len(report.outcomes) == report.matched
+    assert report.counts._asdict() == {name: Counter(verdicts.values())[name] for name in report.counts._fields}
+    for parts in (report.backends, report.namespaces):
+        assert not parts or tuple(report.counts) == tuple(map(sum, zip(*parts.values())))
     return verdicts
 
 
@@ -163,16 +158,16 @@ def value_or_report(call: Callable[[], Any]) -> tuple[Any, End]:
         value, end = call(), GOOD
     except SocklbError as error:
         value, end = error.report, End.of(error)
-    if isinstance(value, TerminationReport) and len(value.namespaces) == 1:
-        end = End.of(*value.errors.values()) if value.errors else end
+    if isinstance(value, Report) and value.errors and len(value.namespaces) == 1:
+        end = End.of(*value.errors.values())
     return value, end
 
 
-def one_pass(backends: Sequence[Backend], namespaces: list[NetworkNamespace] | None) -> Any:
+def one_pass(backends: Sequence[Backend], namespaces: str | list[NetworkNamespace]) -> Any:
     """The report of the loop's only pass, in which all these backends go down."""
     passes: list[Pass] = []
     table = BackendTable()
-    cutting = TerminationLoop(table, namespaces=namespaces, second_look=None, on_pass=passes.append)
+    cutting = TerminationLoop(table, namespaces=namespaces, second_pass=None, on_pass=passes.append)
     for backend in backends:
         table.upsert(backend)
     table.replace([])
@@ -280,7 +275,7 @@ CALLS: dict[str, Call] = {
     "terminate_connections": Call(lambda: terminate(terminate_connections), FEW, _DESTROYED, _OF_BOTH_PROTOCOLS),
     "TerminationLoop": Call(lambda: terminate(one_pass), FEW, _DESTROYED, _OF_BOTH_PROTOCOLS),
     "terminate": Call(
-        lambda: command("terminate", "--netns", "host", *map(str, _BACKENDS)),
+        lambda: command("terminate", "--netns", "current", *map(str, _BACKENDS)),
         FEW,
         _DESTROYED,
         _OF_BOTH_PROTOCOLS,

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Union
 
 import pytest
 
@@ -31,7 +31,7 @@ from socklb.wire.request import SOCK_DESTROY
 
 from ..networks import networks, pinned
 from ..sockets import Sockets, cookie_of, in_child, pending_error, talk, without_privilege
-from .calls import End, one_pass, outcomes_of, value_or_report, verdicts_in
+from .calls import End, one_pass, value_or_report, verdicts_in
 
 pytestmark = pytest.mark.kernel
 
@@ -41,14 +41,14 @@ TCP = SocketFilter("tcp", dst(ADDRESS, PORT))
 BACKENDS = [Backend(ADDRESS, PORT, "tcp")]
 NO_DESCRIPTOR = End(KernelError, errno.EMFILE)
 
-Some = Optional[list[NetworkNamespace]]
+Some = Union[str, list[NetworkNamespace]]
 TERMINATIONS: dict[str, Callable[[Some], Any]] = {
     "terminate": lambda namespaces: terminate_connections(BACKENDS, namespaces=namespaces),
     "loop": lambda namespaces: one_pass(BACKENDS, namespaces),
 }
-CALLS: dict[str, Callable[[Some], Any]] = {
+CALLS: dict[str, Callable[[list[NetworkNamespace]], Any]] = {
     "find": lambda here: list(find_sockets(TCP)),
-    "live_cookies": lambda here: live_cookies(here or []),
+    "live_cookies": lambda here: live_cookies(here),
     "probe": lambda here: probe(),
     "dry run": lambda here: destroy_sockets(TCP, dry_run=True),
     "destroy": lambda here: destroy_sockets(TCP),
@@ -121,17 +121,17 @@ class TestNoDescriptorLeft:
     @pytest.mark.parametrize("call", TERMINATIONS.values(), ids=TERMINATIONS)
     @pytest.mark.parametrize("left", [0, 1, 2, 4, 7])
     def test_in_every_namespace(self, sockets: Sockets, call: Callable[[Some], Any], left: int) -> None:
-        """Which of two at once finds none left is chance; each has its report or its error, and who died is told."""
+        """Which of two at once finds none left is chance; each has its report or its error, and who died is reported."""
         client, server = sockets.tcp(ADDRESS, PORT)
         with networks(1) as (other,), pinned(other.namespace.path, "other"):
-            end, destroyed, searched = ending_with(left, lambda: call(None))
+            end, destroyed, searched = ending_with(left, lambda: call("all"))
         if left:
             assert end == End()
-            assert searched.keys() == {"host", "other"}
+            assert searched.keys() == {"current", "other"}
             assert set(searched.values()) <= ({End(), NO_DESCRIPTOR} if left < 7 else {End()})
         else:
             assert (end, searched) == (NO_DESCRIPTOR, {})
-        assert destroyed == (searched.get("host") == End())
+        assert destroyed == (searched.get("current") == End())
         check_client(client, server, destroyed=bool(destroyed))
 
     def test_a_name_that_cannot_be_looked_up_is_no_unknown_one(self, network: None) -> None:
@@ -210,7 +210,7 @@ def test_nobody_answers_is_a_timeout_and_no_hang(
     client, server = sockets.tcp(ADDRESS, PORT)
     report, end = value_or_report(lambda: destroy_sockets(TCP))
     assert end == End(KernelError, errno.ETIMEDOUT)
-    told = [(one.socket.cookie, one.verdict, one.reason, one.error) for one in outcomes_of(report)]
+    seen = [(one.socket.cookie, one.verdict, one.reason, one.error) for one in report.outcomes]
     why = f"{os.strerror(errno.ETIMEDOUT)}, and perhaps destroyed"
-    assert told == ([] if unheard == "dumps" else [(cookie_of(client), "failed", why, errno.ETIMEDOUT)])
+    assert seen == ([] if unheard == "dumps" else [(cookie_of(client), "failed", why, errno.ETIMEDOUT)])
     talk(client, server)

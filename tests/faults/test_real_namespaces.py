@@ -121,7 +121,7 @@ class TestDeletedDuringTheSearch:
     def test_between_the_list_of_processes_and_the_look_at_one(
         self, places: list[Place], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        usual, vanished = discovery._entries, places[1::2]
+        usual, vanished = discovery.list_directory, places[1::2]
 
         def listed(directory: str) -> list[str]:
             entries = usual(directory)
@@ -130,7 +130,7 @@ class TestDeletedDuringTheSearch:
                     place.vanish()
             return entries
 
-        monkeypatch.setattr(discovery, "_entries", listed)
+        monkeypatch.setattr(discovery, "list_directory", listed)
         check(terminate_connections(BACKENDS), places, vanished, exactly=True)
 
 
@@ -138,7 +138,7 @@ class TestDeletedDuringTheSearch:
     "call",
     [
         lambda namespace: list(find_sockets(UDP, namespace=namespace)),
-        lambda namespace: destroy_sockets(UDP, namespace=namespace),
+        lambda namespace: destroy_sockets(UDP, namespaces=namespace),
     ],
     ids=["find", "destroy"],
 )

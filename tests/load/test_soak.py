@@ -37,8 +37,9 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, agent: Agent) -> Size:
-        status = Path(f"/proc/{agent.pid}/status").read_text()
-        return cls(int(status.partition("VmRSS:")[2].split()[0]) << 10, agent.descriptors(), agent.threads())
+        status = Path(f"/proc/{agent.process.pid}/status").read_text()
+        threads, descriptors = agent.threads_and_descriptors()
+        return cls(int(status.partition("VmRSS:")[2].split()[0]) << 10, descriptors, threads)
 
 
 def run(backends: Backends, agent: Agent, seconds: float) -> tuple[Size, Size]:
@@ -73,9 +74,9 @@ def test_it_destroys_the_clients_of_what_goes_down_and_does_not_grow(
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     with networks(2) as nets:
         paths = [net.namespace.path.replace("/self/", f"/{os.getpid()}/") for net in nets]
-        words = [word for name in ("host", *paths) for word in ("--netns", name)]
-        with watching(*words, "--audit", str(audit), second_look=1.0) as agent:
-            backends = Backends([lambda function: function(sockets), *(net.make for net in nets)], agent.tell)
+        words = [word for name in ("current", *paths) for word in ("--netns", name)]
+        with watching(*words, "--audit", str(audit), second_pass=1.0) as agent:
+            backends = Backends([lambda function: function(sockets), *(net.make for net in nets)], agent.send)
             for _ in range(PASSING // AT_ONCE):
                 backends.come_and_go(AT_ONCE)
             _, before = run(backends, agent, SECONDS / 4)

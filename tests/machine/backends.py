@@ -11,10 +11,10 @@ from hypothesis.stateful import rule
 from socklb import (
     Backend,
     BackendTable,
-    DestroyReport,
     NetworkNamespace,
+    Outcome,
+    Report,
     TerminationLoop,
-    TerminationReport,
     terminate_connections,
 )
 from socklb.filters import dport, dst
@@ -114,11 +114,11 @@ class BackendMachine(SocketMachine):
     def run_loop(self, numbers: list[int], which: int) -> None:
         """A backend with a client goes down, and the loop takes that one and all that went down before."""
         self._take_down(which)
-        reports: list[TerminationReport] = []
+        reports: list[Report] = []
         loop = TerminationLoop(
             self.table,
             namespaces=self._namespaces(numbers),
-            second_look=None,
+            second_pass=None,
             on_pass=lambda done: reports.append(done.report) if done.report else None,
         )
         loop.stop()  # after the batch at hand, which does not wait for more
@@ -132,7 +132,7 @@ class BackendMachine(SocketMachine):
     def terminate(self, numbers: list[int], which: int, dry_run: bool) -> None:
         """A dry run changes nothing, so the same are still to be destroyed."""
         self._take_down(which)
-        down = self.table.take_fallen()
+        down = self.table.drain_down()
         assert sorted(map(str, down)) == sorted(map(str, self.model_table.down))
         self.model_table.down = []
         for options in (Options(dry_run=True), Options()) if dry_run else (Options(),):
@@ -153,25 +153,27 @@ class BackendMachine(SocketMachine):
     def _check_table(self) -> None:
         for backend in self.model_table.services:
             assert self.table.is_alive(backend) == self.model_table.is_up(backend)
-        assert self.table.has_fallen() == bool(self.model_table.down)
+        assert self.table.has_down() == bool(self.model_table.down)
 
     def _namespaces(self, numbers: list[int]) -> list[NetworkNamespace]:
         return [self.namespaces[number].namespace or NetworkNamespace.current() for number in numbers]
 
     def _check_termination(
-        self, report: TerminationReport, backends: Sequence[Backend], numbers: list[int], options: Options
+        self, report: Report, backends: Sequence[Backend], numbers: list[int], options: Options
     ) -> None:
         """What was connected to the backends in these namespaces is destroyed; the sums are those of the verdicts."""
         assert not report.skipped_namespaces
+        assert not report.errors
         assert not report.unrecorded
         verdicts: dict[ModelSocket, Verdict] = {}
         for number, namespace in zip(numbers if backends else (), self._namespaces(numbers)):
-            of_namespace = report.namespaces[namespace]
-            assert isinstance(of_namespace, DestroyReport), of_namespace
-            verdicts.update(self._check_netns(number, of_namespace, backends, options))
+            outcomes = [outcome for outcome in report.outcomes if outcome.namespace == namespace]
+            of_netns = self._check_netns(number, outcomes, backends, options)
+            self._check_sums(report.namespaces[namespace], of_netns.values())
+            verdicts.update(of_netns)
         assert len(report.namespaces) == (len(numbers) if backends else 0)
         assert len(report.outcomes) == len(verdicts)
-        self._check_sums(report, verdicts.values())
+        self._check_sums(report.counts, verdicts.values())
         assert set(report.backends) == set(backends)
         for backend, counts in report.backends.items():
             self._check_sums(counts, [verdict for one, verdict in verdicts.items() if _backend_of(one) == backend])
@@ -180,9 +182,9 @@ class BackendMachine(SocketMachine):
         counters["destroyed by terminations"] += report.destroyed
 
     def _check_netns(
-        self, number: int, report: DestroyReport, backends: Sequence[Backend], options: Options
+        self, number: int, outcomes: Sequence[Outcome], backends: Sequence[Backend], options: Options
     ) -> dict[ModelSocket, Verdict]:
-        verdicts = self._verdicts(self.namespaces[number], report)
+        verdicts = self._verdicts(self.namespaces[number], outcomes)
         for protocol in ("tcp", "udp"):
             to = [dst(backend.address) & dport(backend.port) for backend in backends if backend.protocol == protocol]
             filter = ModelFilter(protocol, Or(*to))

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from typing import Optional
 
 from socklb import NetworkNamespace
-from socklb.kernel.namespaces import inside
+from socklb.kernel.namespaces import run_in_netns
 
 from .. import world
 from ..proc_net import ProcNet
@@ -50,7 +50,7 @@ class Netns:
         os.close(self._descriptor)
 
     def make(self, family: int, kind: int) -> socket.socket:
-        made = inside(self.namespace, lambda: socket.socket(family, kind))
+        made = run_in_netns(self.namespace, lambda: socket.socket(family, kind))
         made.settimeout(5)
         return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Optional
 
 import pytest
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from socklb import (
-    DestroyReport,
     InetSocket,
+    Outcome,
     SocketFilter,
     UnboundedFilter,
     destroy_sockets,
@@ -281,7 +281,7 @@ class SocketMachine(RuleBasedStateMachine):
         if bounds(filter.condition):
             return False
         with pytest.raises(UnboundedFilter):
-            destroy_sockets(socket_filter(filter), namespace=netns.namespace, **options._asdict())
+            destroy_sockets(socket_filter(filter), namespaces=netns.namespace or "current", **options._asdict())
         counters["refused"] += 1
         return True
 
@@ -295,25 +295,28 @@ class SocketMachine(RuleBasedStateMachine):
     ) -> dict[ModelSocket, Verdict]:
         matching = self.world.model.matching(filter, netns.number)
         report = destroy_sockets(
-            socket_filter(filter), namespace=netns.namespace, allow_unbounded=allow_unbounded, **options._asdict()
+            socket_filter(filter),
+            namespaces=netns.namespace or "current",
+            allow_unbounded=allow_unbounded,
+            **options._asdict(),
         )
-        verdicts = self._verdicts(netns, report)
+        verdicts = self._verdicts(netns, report.outcomes)
+        self._check_sums(report.counts, verdicts.values())
         self.world.model.check_report(filter, options, matching, verdicts)
         return verdicts
 
     def _expect_destroyed(self, verdicts: dict[ModelSocket, Verdict]) -> None:
         self.world.expect_destroyed([one for one, verdict in verdicts.items() if verdict.verdict == "destroyed"])
 
-    def _verdicts(self, netns: Netns, report: DestroyReport) -> dict[ModelSocket, Verdict]:
-        verdicts = {self._identify(netns, row): Verdict(verdict, reason) for row, verdict, reason, _ in report.outcomes}
-        assert len(verdicts) == len(report.outcomes) == report.matched
-        self._check_sums(report, verdicts.values())
+    def _verdicts(self, netns: Netns, outcomes: Sequence[Outcome]) -> dict[ModelSocket, Verdict]:
+        verdicts = {self._identify(netns, one.socket): Verdict(one.verdict, one.reason) for one in outcomes}
+        assert len(verdicts) == len(outcomes)
         return verdicts
 
     @staticmethod
     def _check_sums(counts: Counts, verdicts: Iterable[Verdict]) -> None:
         expected = Counter(verdict for verdict, _ in verdicts)
-        assert counts.sums() == {"matched": sum(expected.values()), **{name: expected[name] for name in VERDICTS}}
+        assert counts.as_dict() == {"matched": sum(expected.values()), **{name: expected[name] for name in VERDICTS}}
 
 
 def _cgroup_of_all(netns: Netns) -> int:
