@@ -28,7 +28,7 @@ from socklb import (
     dport,
     find_sockets,
 )
-from socklb.engine import policy
+from socklb.engine import run
 from socklb.engine.session import OwnSession
 from socklb.wire.attributes import encode_value
 from socklb.wire.netlink import (
@@ -321,7 +321,7 @@ def test_destroy_sockets_reports_or_raises_with_the_report(
     filter: SocketFilter, usual: Answer, plan: list[list[Damage]]
 ) -> None:
     replies = DamagedReplies(usual, plan)
-    with FakeKernel(replies).installed() as kernel, mock.patch.object(policy, "own_session", return_value=_NO_SESSION):
+    with FakeKernel(replies).installed() as kernel, mock.patch.object(run, "own_session", return_value=_NO_SESSION):
         try:
             report = destroy_sockets(filter, allow_unbounded=True)
         except SocklbError as error:

@@ -79,8 +79,8 @@ def test_one_answer_too_many_is_no_part_of_the_next(
 def test_a_refused_dump_is_asked_for_in_an_older_way_if_there_is_one(
     call: Call, code: int, form: Callable[[Request, int], bytes], when: Sequence[int]
 ) -> None:
-    """Of dumps by family only the bytecode can be older. In the end the error says what the kernel lacks."""
-    ends = when is ALWAYS or (call is FIND_IN_TWO_DUMPS and code != errno.EINVAL)
+    """There is none for dumps by family. In the end the error says what the kernel lacks."""
+    ends = when is ALWAYS or call is FIND_IN_TWO_DUMPS
     error = EINVAL if code == errno.EINVAL else End(NotSupported, code)
     end, reported = (error, {}) if ends else (GOOD, call.right)
     call.check(call.against(InjectFault(lambda r, honest: [form(r[0], code)], DUMP, when)), end, reported)

@@ -121,7 +121,7 @@ class TestNoDescriptorLeft:
     @pytest.mark.parametrize("call", TERMINATIONS.values(), ids=TERMINATIONS)
     @pytest.mark.parametrize("left", [0, 1, 2, 4, 7])
     def test_in_every_namespace(self, sockets: Sockets, call: Callable[[Some], Any], left: int) -> None:
-        """Which of two at once finds none left is chance; each has its report or its error, and who died is reported."""
+        """Which of two at once finds none left is chance; each has a report or an error. The dead are reported."""
         client, server = sockets.tcp(ADDRESS, PORT)
         with networks(1) as (other,), pinned(other.namespace.path, "other"):
             end, destroyed, searched = ending_with(left, lambda: call("all"))

@@ -23,7 +23,7 @@ from socklb import (
     find_sockets,
     terminate_connections,
 )
-from socklb.kernel import discovery
+from socklb.kernel import discovery, processes
 from socklb.kernel.namespaces import NamespaceVanished
 
 from ..sockets import Sockets, cookie_of, left_behind, pending_error
@@ -121,7 +121,7 @@ class TestDeletedDuringTheSearch:
     def test_between_the_list_of_processes_and_the_look_at_one(
         self, places: list[Place], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        usual, vanished = discovery.list_directory, places[1::2]
+        usual, vanished = processes.list_directory, places[1::2]
 
         def listed(directory: str) -> list[str]:
             entries = usual(directory)
