@@ -49,13 +49,13 @@ class Followed:
     def __init__(self, source: FileSource | LineSource) -> None:
         self.source = source
         self.table = KeptTable()
-        self.complaints: list[str] = []
+        self.warnings: list[str] = []
         self.errors: list[BaseException] = []
         self.thread = threading.Thread(target=self._follow, daemon=True)  # one that does not stop fails its test alone
 
     def _follow(self) -> None:
         try:
-            self.source.follow(self.table, self.complaints.append)
+            self.source.follow(self.table, self.warnings.append)
         except BaseException as error:
             self.errors.append(error)
 

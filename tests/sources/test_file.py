@@ -47,11 +47,11 @@ def until_alive(source: Followed, *backends: Backend) -> None:
 
 
 def until_told(source: Followed, count: int) -> str:
-    """The last of so many complaints; several looks later there are no more."""
-    source.until(lambda s: len(s.complaints) >= count, f"{count} complaints")
+    """The last of so many warnings; several looks later there are no more."""
+    source.until(lambda s: len(s.warnings) >= count, f"{count} warnings")
     some_looks_later(source)
-    assert len(source.complaints) == count, source.complaints
-    return source.complaints[-1]
+    assert len(source.warnings) == count, source.warnings
+    return source.warnings[-1]
 
 
 def some_looks_later(source: Followed) -> None:
@@ -78,13 +78,13 @@ class TestChanges:
     """Replaced atomically or rewritten in place, it is read again."""
 
     def test_what_it_holds_at_the_start(self, source: Followed) -> None:
-        assert (len(source.table.told), source.complaints) == (1, [])
+        assert (len(source.table.changes), source.warnings) == (1, [])
 
     def test_renamed_over(self, source: Followed, path: Path) -> None:
         for backends in ((B,), (A, B), (A,)):
             rename_over(path, replace(*backends))
             until_alive(source, *backends)
-        assert source.complaints == []
+        assert source.warnings == []
 
     def test_rewritten_in_place(self, source: Followed, path: Path) -> None:
         for backends in ((B,), (A, B), (A,)):
@@ -97,7 +97,7 @@ class TestChanges:
     def test_what_is_left_out_falls(self, source: Followed, path: Path) -> None:
         rename_over(path, replace(B))
         until_alive(source, B)
-        assert source.table.take_fallen() == [A]
+        assert source.table.drain_down() == [A]
 
     def test_through_a_link_that_is_changed(self, tmp_path: Path, path: Path) -> None:
         """As a mounted configuration map is: a directory of links, turned over at once."""
@@ -109,7 +109,7 @@ class TestChanges:
             (tmp_path / "link").symlink_to("second")
             (tmp_path / "link").rename(path)
             until_alive(source, B)
-        assert source.complaints == []
+        assert source.warnings == []
 
     def test_it_is_not_applied_again_and_again(self, source: Followed, path: Path) -> None:
         some_looks_later(source)
@@ -117,12 +117,12 @@ class TestChanges:
         some_looks_later(source)
         rename_over(path, replace(A))
         some_looks_later(source)
-        assert len(source.table.told) == 1
+        assert len(source.table.changes) == 1
 
     def test_lines_and_blanks_within_it(self, source: Followed, path: Path) -> None:
         rename_over(path, "\n" + json.dumps(json.loads(replace(A, B)), indent=2) + "\n\n")
         until_alive(source, A, B)
-        assert source.complaints == []
+        assert source.warnings == []
 
 
 class TestSameSize:
@@ -180,14 +180,14 @@ class TestSameSize:
         monkeypatch.setattr(os, "fstat", fstat)
         with followed(FileSource(str(path))) as source:
             until_alive(source, A, B)
-        assert len(source.table.told) == 1
+        assert len(source.table.changes) == 1
 
 
 BAD = {
     "empty": ("", "is empty"),
     "blank": (" \n\t\n", "is empty"),
-    "cut": (replace(A, B)[:-5], "does not hold a replace: no JSON: "),
-    "two": (replace(A) + "\n" + replace(B), "does not hold a replace: no JSON: Extra data"),
+    "cut": (replace(A, B)[:-5], "does not hold a replace: not JSON: "),
+    "two": (replace(A) + "\n" + replace(B), "does not hold a replace: not JSON: Extra data"),
     "an upsert": ('{"op": "upsert", "backend": "10.0.0.2:80/TCP"}', 'does not hold a replace: its op is not "replace"'),
     "a delete": ('{"op": "delete", "backend": "10.0.0.1:80/TCP"}', 'does not hold a replace: its op is not "replace"'),
     "no backends": ('{"op": "replace"}', "does not hold a replace: no 'backends'"),
@@ -198,7 +198,7 @@ BAD = {
         '{"op": "replace", "backends": [{"backend": "10.0.0.2:80/TCP"}, {"backend": "10.0.0.1/TCP"}]}',
         "does not hold a replace: backend number 2: backend '10.0.0.1/TCP' has no port",
     ),
-    "NUL bytes": ("\0" * 100, "does not hold a replace: no JSON: "),  # what a crash leaves on some file systems
+    "NUL bytes": ("\0" * 100, "does not hold a replace: not JSON: "),  # what a crash leaves on some file systems
 }
 
 
@@ -214,15 +214,15 @@ class TestProblems:
             path.write_text(text)
         else:
             rename_over(path, text)
-        source.until(lambda s: any(f" {problem}" in told for told in s.complaints), problem)
+        source.until(lambda s: any(f" {problem}" in told for told in s.warnings), problem)
         some_looks_later(source)
-        told = [complaint for complaint in source.complaints if problem == "is empty" or "is empty" not in complaint]
+        told = [warning for warning in source.warnings if problem == "is empty" or "is empty" not in warning]
         assert len(told) == 1
         assert re.fullmatch(rf"{path} {re.escape(problem)}.*; the last table stays", told[0])
-        assert (source.alive(A, B), len(source.table.told)) == ([True, False], 1)
+        assert (source.alive(A, B), len(source.table.changes)) == ([True, False], 1)
         path.write_text(replace(B))
         until_alive(source, B)
-        assert source.table.take_fallen() == [A]
+        assert source.table.drain_down() == [A]
 
     def test_half_written_and_then_completed(self, source: Followed, path: Path) -> None:
         """A writer that takes its time: nothing falls that is in the second half."""
@@ -230,21 +230,21 @@ class TestProblems:
         with open(path, "w", encoding="utf-8") as opened:
             opened.write(text[:40])
             opened.flush()
-            source.until(lambda s: any("no JSON" in told for told in s.complaints), "it is told")
+            source.until(lambda s: any("not JSON" in told for told in s.warnings), "it is told")
             assert source.alive(A, B) == [True, False]
             opened.write(text[40:])
         until_alive(source, A, B)
-        assert not source.table.has_fallen()
+        assert not source.table.has_down()
 
     def test_no_utf_8(self, source: Followed, path: Path) -> None:
         path.with_suffix(".new").write_bytes(b"\xff" * 10)
         path.with_suffix(".new").rename(path)
-        assert until_told(source, 1) == f"{path} does not hold a replace: no UTF-8 at byte 0; the last table stays"
+        assert until_told(source, 1) == f"{path} does not hold a replace: not UTF-8 at byte 0; the last table stays"
 
     def test_only_an_explicit_empty_array_empties_the_table(self, source: Followed, path: Path) -> None:
         rename_over(path, replace())
         until_alive(source)
-        assert (source.table.take_fallen(), source.complaints) == ([A], [])
+        assert (source.table.drain_down(), source.warnings) == ([A], [])
 
     def test_deleted_and_created_again(self, source: Followed, path: Path) -> None:
         path.unlink()
@@ -256,20 +256,20 @@ class TestProblems:
         assert "cannot be read" in until_told(source, 2)
         rename_over(path, replace(B))
         some_looks_later(source)
-        assert (source.alive(A, B), source.table.take_fallen(), len(source.complaints)) == ([False, True], [A], 2)
+        assert (source.alive(A, B), source.table.drain_down(), len(source.warnings)) == ([False, True], [A], 2)
 
     def test_not_there_at_the_start(self, path: Path) -> None:
         with followed(FileSource(str(path))) as source:
             assert "No such file" in until_told(source, 1)
-            assert source.table.told == []
+            assert source.table.changes == []
             rename_over(path, replace(A))
             until_alive(source, A)
-        assert not source.table.has_fallen()
+        assert not source.table.has_down()
 
     def test_a_directory(self, source: Followed, path: Path) -> None:
         path.unlink()
         path.mkdir()
-        source.until(lambda s: any("is no regular file" in told for told in s.complaints), "it is told")
+        source.until(lambda s: any("is not a regular file" in told for told in s.warnings), "it is told")
         assert source.alive(A) == [True]
         path.rmdir()
         rename_over(path, replace(B))
@@ -278,7 +278,7 @@ class TestProblems:
     def test_a_pipe_is_not_waited_for(self, path: Path) -> None:
         os.mkfifo(path)
         with followed(FileSource(str(path))) as source:
-            assert until_told(source, 1) == f"{path} is no regular file; the last table stays"
+            assert until_told(source, 1) == f"{path} is not a regular file; the last table stays"
 
     def test_no_directory_and_one_that_is_a_file(self, path: Path) -> None:
         path.touch()
@@ -320,7 +320,7 @@ class TestStop:
         source.stop()
         with followed(source) as made:
             made.wait()
-        assert made.table.told == []
+        assert made.table.changes == []
 
     def test_nothing_stays_open(self, source: Followed, path: Path) -> None:
         some_looks_later(source)

@@ -127,8 +127,8 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize(
         ("line", "reason"),
         [
-            ("", "no JSON: Expecting value at column 1"),
-            ('{"op": "upsert"', "no JSON: Expecting ',' delimiter at column 16"),
+            ("", "not JSON: Expecting value at column 1"),
+            ('{"op": "upsert"', "not JSON: Expecting ',' delimiter at column 16"),
             ("[]", "a change is an object, not an array"),
             ("7", "a change is an object, not 7"),
             ("{}", "no 'op'"),
@@ -207,7 +207,7 @@ class TestWhatIsWrong:
         assert "unknown key 'op'" in refused(line)
 
     def test_no_utf_8(self) -> None:
-        assert refused(b'{"op": "\xff"}') == "no UTF-8 at byte 8"
+        assert refused(b'{"op": "\xff"}') == "not UTF-8 at byte 8"
 
     def test_too_deep(self) -> None:
         assert refused(b"[" * 200_000) == "nested too deeply"
@@ -217,7 +217,7 @@ class TestWhatIsWrong:
         assert len(refused(json.dumps({"op": "upsert", "backend": "10.0.0.1:80/TCP", "unhealthy": value}))) < 100
 
 
-def test_a_complaint_does_not_grow_with_its_input() -> None:
+def test_a_warning_does_not_grow_with_its_input() -> None:
     told = shortened(f"unknown key {'x' * 10_000!r}")
     assert told.startswith("unknown key 'xxx")
     assert told.endswith("...")

@@ -42,7 +42,7 @@ STILL_THERE = Outcome(SimpleNamespace(dst=A.address, dport=A.port, protocol=17),
 
 
 class Terminations:
-    """Stands for `terminate`: notes each call, and answers with what `answer` says: an error, an outcome or nothing."""
+    """Stands for `terminate`: notes each call, and raises or reports what `answer` says: an outcome, or errors."""
 
     def __init__(self) -> None:
         self.calls: list[set[Backend]] = []
@@ -59,6 +59,8 @@ class Terminations:
             raise answer
         if isinstance(answer, Outcome):
             report.outcomes.append(answer)
+        if isinstance(answer, dict):
+            report.errors.update(answer)
         return report
 
 
@@ -189,8 +191,8 @@ class TestFailedPasses:
 
     @pytest.mark.parametrize(
         "failure",
-        [KernelError(errno.ETIMEDOUT, "slow"), ValueError("no such namespace"), STILL_THERE],
-        ids=["an error", "no namespace", "a socket that is still there"],
+        [KernelError(errno.ETIMEDOUT, "slow"), ValueError("no such one"), {WEB: NotPermitted(1, "no")}, STILL_THERE],
+        ids=["an error", "no namespace", "a namespace that failed", "a socket that is still there"],
     )
     def test_repeated_until_it_works(self, terminations: Terminations, failure: object) -> None:
         table, passes = alive(A), list[Pass]()
