@@ -110,7 +110,7 @@ def steps(program: bytes, entry: Entry) -> int:
 
 
 def _path(program: bytes, entry: Entry) -> Iterator[int]:
-    """The offsets that a socket reaches, the last of them at the end or behind it."""
+    """The offsets that a socket reaches, the last of them at the end or past it."""
     at = 0
     yield at
     while at < len(program):

@@ -20,7 +20,7 @@ from itertools import chain
 from typing import NamedTuple, Union
 from unittest import mock
 
-from socklb import DestroyReport, InetSocket
+from socklb import InetSocket, Report
 from socklb.kernel import diag, sockstat
 from socklb.wire.bytecode import INET_DIAG_REQ_BYTECODE
 from socklb.wire.netlink import (
@@ -275,12 +275,12 @@ def _asked_for(request: Request, row: bytes) -> bool:
 # --------------------------------------------------------------------------------------------- outcomes
 
 
-def verdicts(report: DestroyReport) -> dict[int, str]:
+def verdicts(report: Report) -> dict[int, str]:
     """By cookie. Every socket has one verdict, and `matched` is the sum of the counts."""
     verdict_of = {outcome.socket.cookie: outcome.verdict for outcome in report.outcomes}
     counts = Counter(verdict_of.values())
     sums = {name: counts[name] for name in ("destroyed", "gone", "skipped", "failed")}
-    assert report.sums() == {"matched": len(verdict_of), **sums}
+    assert report.counts.as_dict() == {"matched": len(verdict_of), **sums}
     assert len(report.outcomes) == len(verdict_of)
     return verdict_of
 

@@ -51,7 +51,8 @@ def run(archive: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @only_in_checkout
 def test_the_commands_are_those_of_the_readme() -> None:
-    assert "".join(f"    {line}\n" for line in COMMANDS.splitlines()) in README.read_text(encoding="utf-8")
+    lines = [line.strip() for line in README.read_text(encoding="utf-8").splitlines()]
+    assert COMMANDS in "\n".join(lines)
 
 
 def test_it_holds_the_package_and_nothing_else_uncompressed(archive: Path) -> None:

@@ -40,23 +40,18 @@ class AuditTrail:
         self._audit, self._dry_run = audit, dry_run
         self._operation, self._actor = os.urandom(8).hex(), _actor()
         self._command = {"command": " ".join(getattr(sys, "argv", ()))}
-        self.error: BaseException | None = None  # what the audit raised; it is not called again
-        self.unrecorded: list[Outcome] = []
+        self.recorded = 0  # how many outcomes have a record
+        self.error: BaseException | None = None  # why no more are recorded
 
     def record(self, outcomes: list[Outcome], target: Target) -> None:
-        """Record the outcomes. If that fails, `error` and `unrecorded` say how far it came, and the error is raised."""
+        """Record the outcomes, unless `error` is set."""
         if self.error is not None:
             return
-        recorded = 0
-        try:
-            for outcome in outcomes:
-                stamp = {"time": _now(), "operation": self._operation, "actor": self._actor, **self._command}
-                self._audit({**stamp, **outcome_record(outcome, target(outcome.socket), self._dry_run)})
-                self._command = {}
-                recorded += 1
-        except BaseException as error:
-            self.error, self.unrecorded = error, outcomes[recorded:]
-            raise
+        for outcome in outcomes:
+            stamp = {"time": _now(), "operation": self._operation, "actor": self._actor, **self._command}
+            self._audit({**stamp, **outcome_record(outcome, target(outcome.socket), self._dry_run)})
+            self._command = {}
+            self.recorded += 1
 
 
 def _now() -> str:

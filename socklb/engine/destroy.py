@@ -38,8 +38,8 @@ _MOVES = 3  # how often sockets are followed to another address before they coun
 class Rounds:
     """The sockets of one namespace that one filter matches, until each has its verdict.
 
-    `pending` holds those without a verdict, by cookie. Each step returns outcomes and leaves them in `pending`, so that
-    an interrupt loses nothing: the caller accounts for the outcomes and then calls `settle`.
+    `pending` holds those that are not accounted for, by cookie. A step returns outcomes; the caller accounts for them and
+    then calls `settle`. After an interrupt between any two steps `left_over` has the rest.
     `why_spared` gives the reasons to spare the sockets of a batch, "" for each that is to be destroyed.
     """
 
@@ -56,7 +56,8 @@ class Rounds:
         self.pending = pending
         self._why_spared = why_spared
         self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {namespace.name}"
-        self._in_flight: set[int] = set()  # cookies that were sent to the kernel and are not accounted for
+        self._decided: list[Outcome] = []  # of the last step, for an interrupt that comes before they are settled
+        self._in_flight: set[int] = set()  # cookies that were sent to the kernel and are not answered for
         self._in_doubt: set[int] = set()  # cookies of batches whose answers were lost in part
         self._progress = False  # whether the round at hand destroyed something, or may have
         self._moves_left = _MOVES
@@ -76,6 +77,7 @@ class Rounds:
         """
         reasons = self._why_spared(self, batch)
         outcomes = [self._outcome(socket, SKIPPED, why) for socket, why in zip(batch, reasons) if why]
+        self._decided = outcomes
         doomed = [socket for socket, why in zip(batch, reasons) if not why]
         if not doomed:
             return outcomes
@@ -93,6 +95,7 @@ class Rounds:
                 outcomes.append(self._outcome(socket, FAILED, os.strerror(code), code))
             elif code != errno.ENOENT:
                 self.refusal = self.refusal or kernel_error(code, self._doing)
+        self._in_flight = set()
         return outcomes
 
     def look_again(self) -> list[Outcome]:
@@ -103,7 +106,8 @@ class Rounds:
             for cookie, row in there.items()
             if row.id_bytes != self.pending[cookie].id_bytes and self._moves_left and self.filter.accepts(row)
         }
-        outcomes = []
+        outcomes: list[Outcome] = []
+        self._decided = outcomes
         for cookie, socket in self.pending.items():
             if cookie not in there or (socket.id_bytes != there[cookie].id_bytes and cookie not in moved):
                 outcomes.append(self._outcome(socket, GONE, ANSWER_LOST if cookie in self._in_doubt else ""))
@@ -120,13 +124,16 @@ class Rounds:
         """Forget the sockets of these outcomes: they are accounted for."""
         for outcome in outcomes:
             self.pending.pop(outcome.socket.cookie, None)
-        self._in_flight = set()
 
     def left_over(self, why: str, code: int | None) -> list[Outcome]:
-        """Failures for all that is pending, where an error or an interrupt has ended the rounds."""
+        """Outcomes for all that is pending, where an error or an interrupt has ended the rounds: those that were
+        decided, and failures for the rest.
+        """
+        decided = {outcome.socket.cookie: outcome for outcome in self._decided}
         doubtful = self._in_flight | self._in_doubt
         return [
-            self._outcome(socket, FAILED, f"{why}, and perhaps destroyed" if cookie in doubtful else why, code)
+            decided.get(cookie)
+            or self._outcome(socket, FAILED, f"{why}, and perhaps destroyed" if cookie in doubtful else why, code)
             for cookie, socket in self.pending.items()
         ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock
+from contextlib import suppress
 
 from ..kernel.threads import start_thread
 
@@ -72,7 +73,7 @@ def _run_threads(work: Callable[[], None], count: int, fail: Callable[[BaseExcep
             work()
         finally:
             ended.append(None)
-            if wake.locked():
+            with suppress(RuntimeError):  # another thread that has just ended did so
                 wake.release()
 
     def wait(threads: list[None]) -> None:

@@ -61,6 +61,16 @@ class Counts(namedtuple("Counts", "destroyed gone skipped failed", defaults=(0, 
         return {"matched": self.matched, **self._asdict()}
 
 
+class _Sums(namedtuple("_Sums", "lengths total namespaces backends")):
+    """The sums of a report, and the numbers of outcomes and namespaces that they were made from."""
+
+    __slots__ = ()
+    lengths: tuple[int, int]
+    total: Counts
+    namespaces: dict[NetworkNamespace, Counts]
+    backends: dict[Backend, Counts]
+
+
 class Report:
     """What a run did: an outcome for each socket that matched, and their sums.
 
@@ -69,7 +79,7 @@ class Report:
     reason). `unrecorded`: the outcomes that the audit failed to take, at most one batch of 64.
     """
 
-    __slots__ = ("_backends", "_counted", "_sums", "_tried", "errors", "outcomes", "skipped_namespaces", "unrecorded")
+    __slots__ = ("_backends", "_sums", "_tried", "errors", "outcomes", "skipped_namespaces", "unrecorded")
 
     outcomes: list[Outcome]
     errors: dict[NetworkNamespace, BaseException]
@@ -81,18 +91,16 @@ class Report:
         self.outcomes, self.unrecorded, self.errors, self.skipped_namespaces = [], [], {}, []
         self._backends = dict.fromkeys(backends)
         self._tried: dict[NetworkNamespace, None] = {}
-        self._counted = -1
-        self._sums: tuple[Counts, dict[NetworkNamespace, Counts], dict[Backend, Counts]]
+        self._sums: _Sums | None = None
 
     def add_namespace(self, namespace: NetworkNamespace) -> None:
         """List a namespace in `namespaces`, whether or not a socket matches there."""
         self._tried[namespace] = None
-        self._counted = -1
 
     @property
     def counts(self) -> Counts:
         """The sums of the whole run."""
-        return self._summed()[0]
+        return self._summed().total
 
     @property
     def destroyed(self) -> int:
@@ -122,31 +130,33 @@ class Report:
     @property
     def namespaces(self) -> dict[NetworkNamespace, Counts]:
         """The sums of each namespace that the run went into."""
-        return self._summed()[1]
+        return self._summed().namespaces
 
     @property
     def backends(self) -> dict[Backend, Counts]:
         """The sums of each backend; empty for a run that was not about backends."""
-        return self._summed()[2]
+        return self._summed().backends
 
-    def _summed(self) -> tuple[Counts, dict[NetworkNamespace, Counts], dict[Backend, Counts]]:
-        """Count the outcomes; only if some have come since the last time."""
-        if self._counted != len(self.outcomes):
-            self._counted = len(self.outcomes)
+    def _summed(self) -> _Sums:
+        """Count the outcomes; only if there are more of them, or of namespaces, than the last time."""
+        lengths = len(self.outcomes), len(self._tried)
+        sums = self._sums
+        if sums is None or sums.lengths != lengths:
             by_namespace = {namespace: dict.fromkeys(Counts._fields, 0) for namespace in self._tried}
             by_backend = {backend: dict.fromkeys(Counts._fields, 0) for backend in self._backends}
             total = dict.fromkeys(Counts._fields, 0)
-            for outcome in self.outcomes[: self._counted]:
+            for outcome in self.outcomes[: lengths[0]]:
                 total[outcome.verdict] += 1
                 by_namespace[outcome.namespace][outcome.verdict] += 1
                 if by_backend:
                     by_backend[backend_of(outcome.socket)][outcome.verdict] += 1
-            self._sums = (
+            sums = self._sums = _Sums(
+                lengths,
                 Counts(**total),
-                {namespace: Counts(**sums) for namespace, sums in by_namespace.items()},
-                {backend: Counts(**sums) for backend, sums in by_backend.items()},
+                {namespace: Counts(**counts) for namespace, counts in by_namespace.items()},
+                {backend: Counts(**counts) for backend, counts in by_backend.items()},
             )
-        return self._sums
+        return sums
 
     def __repr__(self) -> str:
         return f"<Report {' '.join(f'{name}={count}' for name, count in self.counts.as_dict().items())}>"

@@ -138,10 +138,10 @@ class Run:
     def _run_in_one(self, namespace: NetworkNamespace) -> Report:
         try:
             self._run_in(namespace)
+            return self.report
         except BaseException as error:
             error.report = self.report  # type: ignore[attr-defined]
             raise
-        return self.report
 
     def _run_in_many(self, namespaces: list[NetworkNamespace], progress: Progress | None) -> Report:
         """A namespace that fails does not stop the others. What does: NotSupported, for the kernel is the same
@@ -171,13 +171,13 @@ class Run:
         try:
             in_parallel(run, namespaces, self._stop)
             self._raise_if_all_failed()
+            return self.report
         except BaseException as error:
             for namespace in namespaces:
-                if namespace not in begun and self._why_stopped:
+                if namespace not in begun:
                     self._note_failure(namespace, RunStopped("not begun"))
             error.report = self.report  # type: ignore[attr-defined]
             raise
-        return self.report
 
     def _note_failure(self, namespace: NetworkNamespace, error: BaseException) -> None:
         if isinstance(error, NamespaceVanished):
@@ -198,21 +198,22 @@ class Run:
             failed = [namespace for namespace, error in errors.items() if isinstance(error, kind)]
             if failed and len(failed) == len(self.report.namespaces):
                 raise errors[failed[0]]
-        for namespace, error in list(errors.items()):
-            if isinstance(error, UnknownName):  # where only some lack an interface, the others matched nothing
-                del errors[namespace]
-            elif isinstance(error, CannotEnter):
+        for namespace in [namespace for namespace, error in errors.items() if isinstance(error, UnknownName)]:
+            del errors[namespace]  # where only some lack an interface, nothing matches in these
+        for error in errors.values():
+            if isinstance(error, CannotEnter):
                 raise error
 
     def _run_in(self, namespace: NetworkNamespace) -> None:
-        def enter() -> tuple[list[SocketFilter], SocketTable]:
-            resolved = [filter if filter.is_resolved else filter.resolved(names) for filter in self._filters]
-            return resolved, SocketTable()
-
-        filters, table = run_in_netns(namespace, enter)
-        self.report.add_namespace(namespace)
+        filters: list[SocketFilter] = []
         seen: set[int] = set()
-        with table:
+
+        def enter() -> SocketTable:
+            filters.extend(filter if filter.is_resolved else filter.resolved(names) for filter in self._filters)
+            return SocketTable()
+
+        with run_in_netns(namespace, enter) as table:
+            self.report.add_namespace(namespace)
             for filter, resolved in zip(self._filters, filters):
                 found = table.collect(resolved, namespace.name, self._bits)
                 pending = {cookie: socket for cookie, socket in found.items() if cookie not in seen}
@@ -244,17 +245,24 @@ class Run:
             raise
 
     def _take(self, outcomes: list[Outcome], rounds: Rounds, target: Target) -> None:
-        """Take outcomes into the report, and then into the audit."""
-        self.report.outcomes.extend(outcomes)
-        rounds.settle(outcomes)
-        if self._audit is None:
-            return
+        """Take outcomes into the report, and then into the audit. With an audit this is one thread's at a time."""
         try:
-            self._audit.record(outcomes, target)
-        except BaseException:
-            self._stop("the audit failed")
-            self.report.unrecorded = self._audit.unrecorded
+            self.report.outcomes.extend(outcomes)
+            rounds.settle(outcomes)
+            if self._audit is not None:
+                self._audit.record(outcomes, target)
+        except BaseException as error:
+            self._note_unrecorded(error)
             raise
+
+    def _note_unrecorded(self, error: BaseException) -> None:
+        """An error or an interrupt that kept an outcome of the report from the audit ends the audit and the run."""
+        if self._audit is None or self._audit.error is not None:
+            return
+        unrecorded = self.report.outcomes[self._audit.recorded :]
+        if unrecorded:
+            self._audit.error, self.report.unrecorded = error, unrecorded
+            self._stop("the audit failed")
 
     def _stop(self, why: str) -> None:
         """Let no thread begin another batch: RunStopped is raised there, and says why."""

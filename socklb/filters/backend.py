@@ -51,7 +51,7 @@ class Backend(namedtuple("Backend", "address port protocol")):
 
     @classmethod
     def _make(cls, iterable: Iterable[Any]) -> Backend:  # type: ignore[override] # no subclass returns another type
-        """Through the checks above, which a named tuple's own `_make`, and so `_replace`, would pass over."""
+        """With the checks above, unlike that of a named tuple; `_replace` calls this."""
         return cls(*iterable)
 
     @classmethod
@@ -87,9 +87,9 @@ def check_backend(backend: Backend) -> None:
 
 def backend_of(socket: InetSocket) -> Backend:
     """The backend that a socket is connected to."""
-    return _cached(socket.dst, socket.dport, socket.protocol)
+    return _backend(socket.dst, socket.dport, socket.protocol)
 
 
 @lru_cache(maxsize=1024)  # many sockets, few backends
-def _cached(address: IPAddress, port: int, protocol: int) -> Backend:
+def _backend(address: IPAddress, port: int, protocol: int) -> Backend:
     return Backend(address, port, protocol)

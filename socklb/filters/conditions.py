@@ -36,7 +36,7 @@ PORT_MAX = 0xFFFF
 
 
 class Condition(Value):
-    """The base of every condition."""
+    """The base class of all conditions."""
 
     __slots__ = ()
 
@@ -49,7 +49,7 @@ class Condition(Value):
         raise NotImplementedError
 
     def emit(self, program: Assembler, no: Label) -> None:
-        """Append bytecode that goes on behind itself for a match, and to `no` otherwise."""
+        """Append bytecode that falls through for a match, and jumps to `no` otherwise."""
         raise NotImplementedError
 
     def supported(self, missing_ops: frozenset[int]) -> bool:
@@ -57,7 +57,7 @@ class Condition(Value):
         return True
 
     def bounds(self, negated: bool = False) -> bool:
-        """Whether this, or its negation, names an address or a port, so that it cannot match everything by mistake."""
+        """Whether this, or its negation, names an address or a port and so cannot match everything by mistake."""
         return False
 
     @property

@@ -68,7 +68,7 @@ class EndpointSet:
         return ports is not None and (ANY_PORT in ports or (socket.dport if is_dst else socket.sport) in ports)
 
     def emit(self, program: Assembler, no: Label) -> None:
-        """Append bytecode that goes on behind itself for a match, and to `no` otherwise."""
+        """Append bytecode that falls through for a match, and jumps to `no` otherwise."""
         end = Label()
         if len(self._ports) >= _WORTH_A_GUARD:
             self._emit_port_guard(program, no)
@@ -106,7 +106,7 @@ class EndpointSet:
         self._emit_node(program, addresses, no, end)
 
     def _emit_node(self, program: Assembler, addresses: Sequence[bytes], no: Label, end: Label) -> None:
-        """The last leaf goes on behind itself, the others jump to `end`."""
+        """The last leaf falls through, the others jump to `end`."""
         if len(addresses) == 1:
             self._emit_leaf(program, addresses[0], no, end)
             return

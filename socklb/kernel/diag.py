@@ -44,9 +44,6 @@ _TIMEOUT_SECONDS = 10
 _ATTEMPTS = 3
 _BUFFER_SIZE = 65536  # a dump reply is at most 32 KiB; an error without CAP_ACK carries the whole request
 
-_CHANGED = errno.EINTR, "the table changed during the dump"
-_LOST = errno.ENOBUFS, "the kernel lost replies"
-
 
 class _Interrupted(KernelError):
     """A reply was lost, or the table changed during a dump: what came is incomplete, and can be requested again."""
@@ -137,14 +134,14 @@ class DiagSocket:
                     raise KernelError(*error.args) from None  # not to be repeated: this dump is still under way
                 interrupted = error
                 continue
-            rows, end, why = _parse_dump(reply, type, sequence)
-            if why:
-                interrupted = _Interrupted(why[0], f"{doing}: {why[1]}; try again")
+            rows, end, code = _parse_dump(reply, type, sequence)
+            if code:
+                interrupted = _interrupted(code, doing)
             if rows and interrupted is None:
                 yield rows
         code = end.errno or (errno.EPROTO if isinstance(end, Ack) else 0)  # a success where rows were requested
         if code == errno.EINTR:
-            raise _Interrupted(code, f"{doing}: interrupted; try again")
+            raise _interrupted(code, doing)
         if code:
             raise _dump_error(code, doing, end.text)
         if interrupted is not None:
@@ -243,7 +240,7 @@ class DiagSocket:
             raise _timed_out(doing) from None
         except OSError as error:
             if error.errno in (errno.ENOBUFS, errno.EINTR):
-                raise _Interrupted(error.errno, f"{doing}: {_LOST[1]}; try again") from None
+                raise _interrupted(error.errno, doing) from None
             raise kernel_error(error.errno or 0, doing) from None
         reply = bytes(memoryview(self._buffer)[:size])
         if self._logger:
@@ -259,13 +256,11 @@ class DiagSocket:
         return reply
 
 
-def _parse_dump(
-    reply: bytes, type: int, sequence: int
-) -> tuple[list[bytes], Ack | Done | None, tuple[int, str] | None]:
-    """The rows of a datagram, what ended the dump if it did, and errno and reason if the dump was interrupted."""
+def _parse_dump(reply: bytes, type: int, sequence: int) -> tuple[list[bytes], Ack | Done | None, int]:
+    """The rows of a datagram, what ended the dump if anything did, and EINTR or ENOBUFS if it was interrupted."""
     rows: list[bytes] = []
     end: Ack | Done | None = None
-    interrupted: tuple[int, str] | None = None
+    interrupted = 0
     for kind, flags, answered, _, start, stop in iter_messages(reply, len(reply)):
         if kind == type and answered == sequence and end is None and not flags & NLM_F_DUMP_INTR:
             rows.append(reply[start:stop])
@@ -275,13 +270,13 @@ def _parse_dump(
         if end is not None:
             raise MalformedMessage("message behind the last", offset=start, expected="nothing", got=kind)
         if flags & NLM_F_DUMP_INTR:
-            interrupted = _CHANGED
+            interrupted = errno.EINTR
         if kind == NLMSG_DONE:
             end = decode_done(reply, start, stop, flags)
         elif kind == NLMSG_ERROR:
             end = decode_ack(reply, start, stop, flags)
         elif kind == NLMSG_OVERRUN:
-            interrupted = _LOST
+            interrupted = errno.ENOBUFS
         elif kind not in (type, NLMSG_NOOP):
             raise MalformedMessage("type of a reply", offset=start, expected=type, got=kind)
     return rows, end, interrupted
@@ -304,6 +299,11 @@ def _log(logger: Logger, direction: str, data: bytes) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- errors
+
+
+def _interrupted(code: int, doing: str) -> _Interrupted:
+    why = "the kernel lost replies" if code == errno.ENOBUFS else "interrupted"
+    return _Interrupted(code, f"{doing}: {why}; try again")
 
 
 def _timed_out(doing: str) -> KernelError:

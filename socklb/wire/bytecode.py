@@ -3,7 +3,7 @@
 
 A program is a sequence of instructions: struct inet_diag_bc_op and its argument. Each is a test that continues at
 `yes` or at `no`, forward offsets in bytes from its own start. A socket that reaches the end is sent; one that reaches 4
-bytes behind the end is not. The kernel verifies a program in inet_diag_bc_audit() and runs it in inet_diag_bc_run(),
+bytes past the end is not. The kernel verifies a program in inet_diag_bc_audit() and runs it in inet_diag_bc_run(),
 net/ipv4/inet_diag.c. All fields are in the machine's byte order, except for addresses.
 """
 
@@ -99,7 +99,7 @@ class Instruction(namedtuple("Instruction", "code yes no argument", defaults=(No
 
 
 def encode_argument(code: int, argument: Argument) -> bytes:
-    """The bytes behind the inet_diag_bc_op of an instruction. Raises ValueError for an unknown code."""
+    """The bytes after the inet_diag_bc_op of an instruction. Raises ValueError for an unknown code."""
     if isinstance(argument, HostCond):
         return _HOSTCOND.pack(argument.family, argument.prefix_len, argument.port) + bytes(argument.address)
     if isinstance(argument, MarkCond):
@@ -167,7 +167,7 @@ class Label:
 
 
 class Assembler:
-    """Builds a program of tests that continue behind themselves for yes, and at a label for no.
+    """Builds a program of tests that fall through for yes, and jump to a label for no.
 
     A socket that reaches the end is accepted, one that goes to the label `reject` is not.
     """
@@ -179,7 +179,7 @@ class Assembler:
         self._instructions: list[tuple[int, bytes, Label]] = []
 
     def test(self, code: int, argument: Argument, no: Label) -> None:
-        """Append a test: a socket that passes continues with what is appended next, any other at `no`."""
+        """Append a test: a socket that passes falls through to what is appended next, any other goes to `no`."""
         self._append(code, encode_argument(code, argument), no)
 
     def jump(self, label: Label) -> None:
@@ -205,7 +205,7 @@ class Assembler:
             length = OP.size + len(argument)
             target = no.offset
             if target is None or target <= offset:
-                raise ValueError(f"the label of the instruction at {offset} is not placed behind it")
+                raise ValueError(f"the label of the instruction at {offset} is not placed after it")
             parts.append(OP.pack(code, length, target - offset) + argument)
             offset += length
         return b"".join(parts)

@@ -1,18 +1,20 @@
-"""The audit file: one JSON line for each verdict, whole lines only, whatever the disk and other writers do."""
+"""The audit: a record of each verdict, and the file of whole lines that takes them, whatever disk and readers do."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import re
 import resource
 import select
 import signal
 import stat
 import subprocess
+import sys
 import termios
 import threading
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socklb import AuditError
+from socklb import AuditError, SocketFilter, destroy_sockets, dport
 from socklb.engine import audit as module
 from socklb.engine.audit import AuditFile
+from socklb.wire.socket_id import AF_INET6
 
+from ..fake_kernel import FakeKernel, row, table
 from ..sockets import eventually, in_child
 from ..world import small_disk
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-RECORD = {"namespace": "host", "cookie": 1, "outcome": "destroyed"}
+RECORD = {"namespace": "current", "cookie": 1, "outcome": "destroyed"}
 LINE = json.dumps(RECORD).encode() + b"\n"
 
 json_values = st.recursive(
@@ -37,6 +41,66 @@ json_values = st.recursive(
     max_leaves=5,
 )
 records = st.dictionaries(st.text(), json_values, max_size=4)
+
+
+class TestRecords:
+    """One dict for each verdict: when, which operation, who, what was done to which socket, matched by what."""
+
+    def run(self, **options: Any) -> list[dict[str, Any]]:
+        made: list[dict[str, Any]] = []
+        rows = [row(1, inode=7), row(2, family=AF_INET6, src="::ffff:10.0.0.1", dst="::ffff:10.0.0.5", sport=5000)]
+        with FakeKernel(table(rows, lambda which, _: errno.EIO if which.cookie == 2 else 0)).installed():
+            destroy_sockets(SocketFilter("tcp", dport(80)), audit=made.append, **options)
+        return made
+
+    def test_what_it_says(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SUDO_USER", "alice")
+        monkeypatch.setattr(sys, "argv", ["socklb", "destroy", "dport = 80"])
+        monkeypatch.setattr(time, "time_ns", lambda: 1_700_000_000_007_999_999)
+        first, second = self.run()
+        assert re.fullmatch("[0-9a-f]{16}", second["operation"])
+        assert second == {
+            "time": "2023-11-14T22:13:20.007Z",
+            "operation": first["operation"],
+            "actor": {"uid": os.getuid(), "pid": os.getpid(), "sudo_user": "alice"},
+            "namespace": "current",
+            "filter": "dport = 80",
+            "dry_run": False,
+            "protocol": "tcp",
+            "state": "ESTABLISHED",
+            "src": "::ffff:10.0.0.1",
+            "sport": 5000,
+            "dst": "::ffff:10.0.0.5",
+            "dport": 80,
+            "cookie": 2,
+            "uid": 0,
+            "inode": 0,
+            "outcome": "failed",
+            "reason": os.strerror(errno.EIO),
+            "error": errno.EIO,
+        }
+        assert (first["outcome"], first["reason"], first["error"], first["inode"]) == ("destroyed", "", None, 7)
+        assert first.keys() - second.keys() == {"command"}
+        assert first["command"] == "socklb destroy dport = 80"
+        assert json.loads(json.dumps(first)) == first
+
+    def test_each_run_has_an_operation_of_its_own(self) -> None:
+        real, dry = self.run(), self.run(dry_run=True)
+        assert len({record["operation"] for record in real}) == len({record["operation"] for record in dry}) == 1
+        assert real[0]["operation"] != dry[0]["operation"]
+        assert [(record["dry_run"], record["reason"]) for record in dry] == [(True, "dry run")] * 2
+        assert ["command" in record for record in real + dry] == [True, False] * 2
+
+    def test_nobody_became_root_and_an_embedded_interpreter_has_no_arguments(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("SUDO_USER", raising=False)
+        monkeypatch.delattr(sys, "argv")
+        first, _ = self.run()
+        assert (first["command"], first["actor"]["sudo_user"]) == ("", None)
+
+
+# -------------------------------------------------------------------------------------------- the file
 
 
 @pytest.fixture
@@ -66,30 +130,17 @@ def cookies_in(path: Path) -> list[int]:
 
 
 def write_until_it_fails(audit: AuditFile, longest: int = 97) -> tuple[int, AuditError]:
-    """How many records of growing cookies went in, and what the next one got."""
+    """How many records of growing cookies went in, and the error of the next one."""
     for number in range(1_000_000):
         try:
-            audit({"cookie": number, "filler": "x" * (number % longest)})
+            audit({"cookie": number, "filler": "x" * (number * 3701 % longest)})
         except AuditError as error:
             return number, error
     raise AssertionError("it never fills up")
 
 
-class TestRecords:
-    """One O_APPEND write a record."""
-
-    def test_each_is_one_line_in_one_write(self, path: Path, writes: list[bytes]) -> None:
-        with AuditFile(str(path)) as audit:
-            for _ in range(3):
-                audit(RECORD)
-        assert writes == [LINE] * 3
-        assert path.read_bytes() == LINE * 3
-
-    def test_it_can_be_read_as_soon_as_it_is_written(self, path: Path) -> None:
-        with AuditFile(str(path)) as audit:
-            for number in range(3):
-                audit({"cookie": number})
-                assert cookies_in(path) == list(range(number + 1))
+class TestAppending:
+    """Each record is a line in one O_APPEND write: whoever else writes, lines do not mix."""
 
     @given(st.lists(records, max_size=4))
     def test_any_records_read_back_a_line_each(self, several: list[dict[str, Any]]) -> None:
@@ -105,27 +156,19 @@ class TestRecords:
         assert [json.loads(line) for line in data.splitlines()] == several
         assert data.count(b"\n") == len(several)
 
-    def test_what_is_there_is_left_as_it_is(self, path: Path) -> None:
-        for number in range(3):
-            with AuditFile(str(path)) as audit:
-                audit({"cookie": number})
-        assert cookies_in(path) == [0, 1, 2]
-
-    def test_it_goes_to_the_end_even_if_another_has_appended_meanwhile(self, path: Path) -> None:
+    def test_two_writers_and_a_file_that_is_cut_meanwhile(self, path: Path, writes: list[bytes]) -> None:
+        """Cut as logrotate's copytruncate does."""
+        path.write_bytes(LINE)
         with AuditFile(str(path)) as one, AuditFile(str(path)) as two:
-            for number in range(6):
-                (one, two)[number % 2]({"cookie": number})
-        assert cookies_in(path) == list(range(6))
-
-    def test_it_begins_anew_where_it_was_cut(self, path: Path) -> None:
-        """As logrotate's copytruncate does."""
-        with AuditFile(str(path)) as audit:
-            audit({"cookie": 1})
+            for number in range(2, 6):
+                (one, two)[number % 2]({**RECORD, "cookie": number})
+                assert cookies_in(path) == list(range(1, number + 1))
             os.truncate(path, 0)
-            audit({"cookie": 2})
-        assert cookies_in(path) == [2]
+            one(RECORD)
+        assert path.read_bytes() == LINE
+        assert writes == [LINE.replace(b"1", b"%d" % number) for number in (2, 3, 4, 5, 1)]
 
-    def test_not_everybody_may_read_it(self, path: Path) -> None:
+    def test_only_owner_and_group_may_read_it(self, path: Path) -> None:
         before = os.umask(0)
         try:
             AuditFile(str(path)).close()
@@ -133,130 +176,74 @@ class TestRecords:
             os.umask(before)
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
-    def test_nothing_is_left_open(self, path: Path) -> None:
-        before = os.listdir("/proc/self/fd")
-        with AuditFile(str(path)) as audit:
-            assert len(os.listdir("/proc/self/fd")) == len(before) + 1
-            audit(RECORD)
-        assert os.listdir("/proc/self/fd") == before
-
     @pytest.mark.parametrize("name", ["file", "-"])
-    def test_children_do_not_inherit_it(self, path: Path, name: str) -> None:
-        def inherited() -> int:
-            return len(subprocess.check_output(["ls", "/proc/self/fd"], close_fds=False).split())
+    def test_it_is_closed_in_the_end_and_children_do_not_inherit_it(self, path: Path, name: str) -> None:
+        def open_files() -> tuple[int, int]:
+            inherited = subprocess.check_output(["ls", "/proc/self/fd"], close_fds=False)
+            return len(os.listdir("/proc/self/fd")), len(inherited.split())
 
-        before = inherited()
+        own, inherited = open_files()
         with AuditFile(str(path) if name == "file" else name):
-            assert inherited() == before
-
-
-class TestTwoProcesses:
-    """Their records do not mix."""
-
-    COUNT = 500
-
-    def test_appending_at_once(self, path: Path) -> None:
-        reader, writer = os.pipe()
-        children = [self.start(number, path, reader, writer) for number in range(2)]
-        os.close(reader)
-        os.close(writer)  # now all begin
-        for child in children:
-            assert os.waitpid(child, 0)[1] == 0
-        found = [json.loads(line) for line in path.read_bytes().splitlines()]
-        assert len(found) == 2 * self.COUNT
-        for who in range(2):
-            assert [record["cookie"] for record in found if record["who"] == who] == list(range(self.COUNT))
-
-    def start(self, who: int, path: Path, reader: int, writer: int) -> int:
-        child = os.fork()
-        if not child:
-            status = 1
-            try:
-                os.close(writer)
-                os.read(reader, 1)
-                with AuditFile(str(path)) as audit:
-                    for number in range(self.COUNT):
-                        audit({"who": who, "cookie": number, "filler": "x" * 300})
-                status = 0
-            finally:
-                os._exit(status)
-        return child
+            assert open_files() == (own + 1, inherited)
+        assert open_files() == (own, inherited)
 
 
 class TestCannotBeOpened:
-    """An error before anything dies."""
+    """AuditError, before anything is destroyed; nothing stays open."""
 
-    def refused(self, path: object) -> AuditError:
+    def refused(self, path: object) -> tuple[int | None, str]:
         before = os.listdir("/proc/self/fd")
         with pytest.raises(AuditError) as caught:
             AuditFile(str(path))
         assert os.listdir("/proc/self/fd") == before
-        return caught.value
+        return caught.value.errno, str(caught.value)
 
-    def test_no_such_directory(self, tmp_path: Path) -> None:
-        path = tmp_path / "missing" / "audit"
-        error = self.refused(path)
-        assert error.errno == errno.ENOENT
-        assert str(error) == f"[Errno 2] the audit file {path} cannot be opened: No such file or directory"
-
-    def test_a_directory(self, tmp_path: Path) -> None:
-        assert self.refused(tmp_path).errno == errno.EISDIR
-
-    def test_a_pipe_that_nobody_reads(self, path: Path) -> None:
-        """And it does not wait for a reader."""
-        os.mkfifo(path)
-        assert self.refused(path).errno == errno.ENXIO
+    def test_what_is_no_file(self, tmp_path: Path) -> None:
+        """A pipe that nobody reads is not waited for."""
+        missing = tmp_path / "missing" / "audit"
+        os.mkfifo(tmp_path / "pipe")
+        assert self.refused(missing) == (
+            errno.ENOENT,
+            f"[Errno 2] the audit file {missing} cannot be opened: No such file or directory",
+        )
+        assert self.refused(tmp_path)[0] == errno.EISDIR
+        assert self.refused(tmp_path / "pipe")[0] == errno.ENXIO
 
     @pytest.mark.kernel
     def test_a_half_line_that_cannot_be_ended(self, tmp_path: Path) -> None:
         with small_disk(str(tmp_path), PAGE):
-            path = tmp_path / "audit"
-            path.write_bytes(b"x" * PAGE)
-            error = self.refused(path)
-            assert error.errno == errno.ENOSPC
-            assert "cannot be written" in str(error)
+            (tmp_path / "audit").write_bytes(b"x" * PAGE)
+            code, text = self.refused(tmp_path / "audit")
+        assert (code, "cannot be written" in text) == (errno.ENOSPC, True)
 
     def test_standard_error_that_is_closed(self) -> None:
-        def look() -> str:
-            os.close(2)
-            with pytest.raises(AuditError) as caught:
-                AuditFile("-")
-            return str(caught.value)
-
-        assert in_child(look) == "[Errno 9] the audit file standard error cannot be opened: Bad file descriptor"
+        assert in_child(lambda: self.refused("-"), lambda: os.close(2)) == (
+            errno.EBADF,
+            "[Errno 9] the audit file standard error cannot be opened: Bad file descriptor",
+        )
 
 
-@pytest.mark.kernel
-class TestAFullFileSystem:
-    """A short write is cut back, so that the file holds whole lines only."""
+class TestNoRoom:
+    """A write that comes out short is cut back, if no other writer has appended meanwhile: whole lines only."""
 
-    @pytest.mark.parametrize("pages", [1, 3])
-    def test_whole_lines_only(self, tmp_path: Path, pages: int) -> None:
-        with small_disk(str(tmp_path), pages * PAGE):
-            path = tmp_path / "audit"
-            with AuditFile(str(path)) as audit:
-                count, error = write_until_it_fails(audit)
-                assert error.errno == errno.ENOSPC
-                assert str(error) == f"[Errno 28] the audit file {path} cannot be written: No space left on device"
-                assert cookies_in(path) == list(range(count))
-                assert count > 20
-
-    def test_once_there_is_room_again_it_goes_on_with_a_whole_line(self, tmp_path: Path) -> None:
-        with small_disk(str(tmp_path), 2 * PAGE):
+    @pytest.mark.kernel
+    def test_a_full_disk_and_then_room_again(self, tmp_path: Path) -> None:
+        with small_disk(str(tmp_path), 3 * PAGE):
             path, other = tmp_path / "audit", tmp_path / "other"
             other.write_bytes(b"x" * PAGE)
             with AuditFile(str(path)) as audit:
-                count, _ = write_until_it_fails(audit)
+                count, error = write_until_it_fails(audit)
+                assert str(error).startswith(f"[Errno 28] the audit file {path} cannot be written: ")
+                assert cookies_in(path) == list(range(count))
+                assert count > 20
                 other.unlink()
                 audit({"cookie": -1})
             assert cookies_in(path) == [*range(count), -1]
 
+    @pytest.mark.parametrize("limit", [len(LINE), 2 * len(LINE) + 1, 3 * len(LINE) - 1])
+    def test_a_limit_on_file_sizes(self, path: Path, limit: int) -> None:
+        """RLIMIT_FSIZE cuts writes, and then refuses them with SIGXFSZ, which Python ignores."""
 
-class TestALimitOnFileSizes:
-    """RLIMIT_FSIZE cuts writes, and then refuses them with SIGXFSZ, which Python ignores."""
-
-    @pytest.mark.parametrize("limit", [len(LINE), 2 * len(LINE), 2 * len(LINE) + 1, 3 * len(LINE) - 1])
-    def test_whole_lines_only(self, path: Path, limit: int) -> None:
         def fill() -> tuple[int, int | None]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             try:
@@ -275,105 +262,71 @@ class TestALimitOnFileSizes:
         assert code in (errno.ENOSPC, errno.EFBIG)
         assert path.read_bytes() == LINE * written
 
-
-class TestCutBack:
-    """Only one's own short write is cut back."""
-
-    @pytest.fixture
-    def short(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bytes], None]:
-        """The next writes come out so long at most; then another writer appends some bytes."""
+    @pytest.mark.parametrize("others", [b"", b"another's\n"])
+    @pytest.mark.parametrize("length", [0, 1, len(LINE) - 1])
+    def test_what_another_has_appended_is_not_cut(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, length: int, others: bytes
+    ) -> None:
         usual = os.write
 
-        def arrange(length: int, others: bytes) -> None:
-            def write(descriptor: int, data: bytes) -> int:
-                written = usual(descriptor, data[:length])
-                with open(path, "ab") as other:
-                    other.write(others)
-                return written
+        def short(descriptor: int, data: bytes) -> int:
+            written = usual(descriptor, data[:length])
+            with open(path, "ab") as other:
+                other.write(others)
+            return written
 
-            monkeypatch.setattr(os, "write", write)
-
-        return arrange
-
-    @pytest.mark.parametrize("length", [0, 1, len(LINE) - 1])
-    def test_to_where_it_began(self, path: Path, short: Callable[[int, bytes], None], length: int) -> None:
         path.write_bytes(LINE)
         with AuditFile(str(path)) as audit:
-            short(length, b"")
+            monkeypatch.setattr(os, "write", short)
             with pytest.raises(AuditError) as caught:
                 audit(RECORD)
         assert caught.value.errno == errno.ENOSPC
-        assert path.read_bytes() == LINE
-
-    def test_not_what_another_has_appended_meanwhile(self, path: Path, short: Callable[[int, bytes], None]) -> None:
-        path.write_bytes(LINE)
-        with AuditFile(str(path)) as audit:
-            short(5, b"another's\n")
-            with pytest.raises(AuditError):
-                audit(RECORD)
-        assert path.read_bytes() == LINE + LINE[:5] + b"another's\n"
+        assert path.read_bytes() == LINE + (LINE[:length] + others if others else b"")
 
 
 class TestAfterAKilledWriter:
-    """What it has left half done stands alone."""
+    """The line that it has left unfinished is ended; whole lines need nothing."""
 
-    @pytest.mark.parametrize("left", [LINE[:-1], LINE + LINE[:7], b"{"], ids=["no newline", "half", "brace"])
-    def test_a_half_line_is_ended(self, path: Path, left: bytes, writes: list[bytes]) -> None:
+    @pytest.mark.parametrize("left", [LINE[:-1], LINE + LINE[:7], b"{", b"", LINE, LINE * 2])
+    def test_the_next_record_has_its_own_line(self, path: Path, left: bytes, writes: list[bytes]) -> None:
         path.write_bytes(left)
         with AuditFile(str(path)) as audit:
             audit(RECORD)
-        assert path.read_bytes() == left + b"\n" + LINE
-        assert writes == [b"\n", LINE]
+        end = b"" if left.endswith(b"\n") or not left else b"\n"
+        assert path.read_bytes() == left + end + LINE
+        assert writes == ([end] if end else []) + [LINE]
 
-    @pytest.mark.parametrize("left", [b"", LINE, LINE * 2], ids=["empty", "one", "two"])
-    def test_whole_lines_need_nothing(self, path: Path, left: bytes, writes: list[bytes]) -> None:
-        path.write_bytes(left)
-        AuditFile(str(path)).close()
-        assert path.read_bytes() == left
-        assert writes == []
-
-    def test_one_that_may_not_be_read_is_taken_for_whole(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_may_not_be_read_is_taken_for_whole(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_bytes(b"half")
-
-        def refuse(*_: object, **__: object) -> None:
-            raise PermissionError(errno.EACCES, "open")
-
-        monkeypatch.setattr("builtins.open", refuse)
-        with AuditFile(str(path)) as audit:
-            audit(RECORD)
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr("builtins.open", refuse)
+            with AuditFile(str(path)) as audit:
+                audit(RECORD)
         assert path.read_bytes() == b"half" + LINE
 
 
+def refuse(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EACCES, "open")
+
+
 class TestStandardError:
-    """`-` is standard error."""
+    """`-` is standard error; others write there as well."""
 
-    def test_records_go_there(self, capfd: pytest.CaptureFixture[str]) -> None:
-        with AuditFile("-") as audit:
-            audit(RECORD)
-        assert capfd.readouterr() == ("", LINE.decode())
-
-    def test_it_stays_open_when_the_audit_is_closed(self, capfd: pytest.CaptureFixture[str]) -> None:
-        AuditFile("-").close()
-        os.write(2, b"still here\n")
-        assert capfd.readouterr().err == "still here\n"
-
-    def test_no_file_of_that_name_is_made(
+    def test_records_go_there_and_it_stays_as_it_was(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
+        """And never to a file of that name, whose half line is none of ours."""
+        before = os.get_blocking(2)
         monkeypatch.chdir(tmp_path)
+        (tmp_path / "-").write_bytes(b"half")
         with AuditFile("-") as audit:
             audit(RECORD)
-        assert os.listdir() == []
-
-    def test_it_is_left_as_blocking_as_it_was(self) -> None:
-        """Others write there as well."""
-        before = os.get_blocking(2)
-        with AuditFile("-"):
             assert os.get_blocking(2) == before
+        os.write(2, b"still open\n")
+        assert capfd.readouterr() == ("", LINE.decode() + "still open\n")
+        assert (tmp_path / "-").read_bytes() == b"half"
 
-    def test_what_stands_in_its_file_is_not_looked_at(self, path: Path) -> None:
-        """A half line there is another's business, who may still be at it."""
+    def test_a_half_line_there_is_somebody_else_s(self, path: Path) -> None:
         path.write_bytes(b"half")
 
         def write() -> None:
@@ -385,26 +338,25 @@ class TestStandardError:
         assert path.read_bytes() == b"half" + LINE
 
 
-class TestPipes:
-    """A reader that is slow is waited for; one that has gone is an error."""
+class TestReaders:
+    """A slow one is waited for; one that is stuck (unless it is a person at a terminal) or has gone is an error."""
 
     @pytest.fixture
     def fifo(self, path: Path) -> Path:
         os.mkfifo(path)
         return path
 
-    def test_everything_gets_through_to_a_slow_reader(self, fifo: Path) -> None:
-        """Much more than a pipe holds."""
+    def test_everything_gets_through_to_a_slow_one(self, fifo: Path) -> None:
+        """Much more than a pipe holds, in records longer than what it takes in one piece."""
         reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
         os.set_blocking(reader, True)
+        failed: list[AuditError] = []
         with AuditFile(str(fifo)) as audit:
-            record = {"filler": "x" * 5000}  # longer than what a pipe takes in one piece
-            failed: list[AuditError] = []
 
             def write() -> None:
                 try:
                     for number in range(100):
-                        audit({"cookie": number, **record})
+                        audit({"cookie": number, "filler": "x" * 5000})
                 except AuditError as error:
                     failed.append(error)
 
@@ -412,12 +364,27 @@ class TestPipes:
             writer.start()
             eventually(lambda: not writer.is_alive() or is_full(fifo), "the pipe is full")
             with os.fdopen(reader, "rb") as lines:
-                got = [json.loads(lines.readline())["cookie"] for _ in range(100)] if not failed else []
+                got = [json.loads(lines.readline()) for _ in range(100)] if not failed else []
                 writer.join()
         assert failed == []
-        assert got == list(range(100))
+        assert got == [{"cookie": number, "filler": "x" * 5000} for number in range(100)]
 
-    def test_a_reader_that_has_gone(self, fifo: Path) -> None:
+    def test_another_writer_may_take_the_room_first(self, fifo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Between poll() and write()."""
+        reader, usual, refusals = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), os.write, [BlockingIOError()]
+
+        def write(descriptor: int, data: bytes) -> int:
+            if refusals:
+                raise refusals.pop()
+            return usual(descriptor, data)
+
+        with AuditFile(str(fifo)) as audit:
+            monkeypatch.setattr(os, "write", write)
+            audit(RECORD)
+        assert os.read(reader, 1000) == LINE
+        os.close(reader)
+
+    def test_one_that_has_gone(self, fifo: Path) -> None:
         reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
         before = signal.getsignal(signal.SIGPIPE)
         with AuditFile(str(fifo)) as audit:
@@ -428,24 +395,9 @@ class TestPipes:
         assert caught.value.errno == errno.EPIPE
         assert signal.getsignal(signal.SIGPIPE) == before
 
-    @pytest.mark.parametrize("blocking", [True, False])
-    def test_standard_error_may_be_a_pipe(self, blocking: bool) -> None:
-        reader, writer = os.pipe()
-        os.set_blocking(writer, blocking)
-
-        def write() -> None:
-            os.dup2(writer, 2)
-            with AuditFile("-") as audit:
-                audit(RECORD)
-
-        in_child(write)
-        assert os.read(reader, 1000) == LINE
-        os.close(reader)
-        os.close(writer)
-
     @pytest.mark.parametrize("name", ["-", "fifo"])
     @pytest.mark.parametrize("longest", [97, 9973])
-    def test_a_reader_that_is_stuck_is_an_error(self, fifo: Path, name: str, longest: int) -> None:
+    def test_one_that_is_stuck(self, fifo: Path, name: str, longest: int) -> None:
         """Also where a write would wait for ever: standard error stays as whoever made it wants it."""
         reader, writer = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), os.open(fifo, os.O_WRONLY)
 
@@ -458,14 +410,13 @@ class TestPipes:
             assert error.errno == errno.ETIMEDOUT
             return str(error.strerror)
 
-        said = "standard error" if name == "-" else fifo
-        assert in_child(write) == f"the audit file {said} cannot be written: there was no room in it for 0.1 seconds"
+        shown = "standard error" if name == "-" else fifo
+        assert in_child(write) == f"the audit file {shown} cannot be written: there was no room in it for 0.1 seconds"
         assert os.get_blocking(writer)
         os.close(reader)
         os.close(writer)
 
-    def test_a_person_at_a_terminal_is_waited_for(self) -> None:
-        """However long the screen has been stopped."""
+    def test_a_person_at_a_stopped_terminal(self) -> None:
         reader, terminal = os.openpty()
 
         def write_to_a_stopped_one() -> tuple[bool, list[str]]:

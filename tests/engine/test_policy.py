@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,21 @@ import pytest
 
 from socklb import (
     STATE_FILTER_TCP,
-    DestroyReport,
     Outcome,
+    Report,
     SocketFilter,
     TcpState,
     UnboundedFilter,
-    cgroup,
     destroy_sockets,
     device,
     dport,
     dst,
     find_sockets,
-    mark,
     sport,
     src,
     state_mask,
 )
-from socklb.engine.destroy import destroy_each
-from socklb.engine.session import OwnSession, own_session
-from socklb.filters import Condition
+from socklb.engine.run import Run
 
 from .. import package_under_test
 from ..sockets import Sockets, add_v6_address, cookie_of, in_child, pending_error, talk
@@ -44,41 +40,31 @@ TCP, UDP = SocketFilter("tcp", dst(ADDRESS, PORT)), SocketFilter("udp", dst(ADDR
 BOTH_ENDS = dport(PORT) | sport(PORT)
 
 
-def reasons(report: DestroyReport) -> list[str]:
+def reasons(report: Report) -> list[str]:
     """Of every outcome, in order: why it was skipped, or else what became of it."""
     return [outcome.reason if outcome.verdict == "skipped" else outcome.verdict for outcome in report.outcomes]
 
 
 class TestListening:
-    """`listening`: a listening TCP socket, unless states name LISTEN explicitly."""
+    """`listening`: a listening TCP socket, unless states name LISTEN."""
+
+    SPARED = (None, "all", ["all"], "big", ["connected", "big"], STATE_FILTER_TCP)
+    NAMED = (
+        *("listening", ["LISTEN"], ["all", "listening"], [TcpState.LISTEN], [10, TcpState.ESTABLISHED]),
+        state_mask(TcpState.LISTEN, TcpState.ESTABLISHED),
+    )
 
     @pytest.mark.parametrize(
-        ("states", "spared"),
-        [
-            (None, True),
-            ("all", True),
-            (["all"], True),
-            ("big", True),
-            (["connected", "big"], True),
-            (STATE_FILTER_TCP, True),
-            ("listening", False),
-            (["LISTEN"], False),
-            (["all", "listening"], False),
-            ([TcpState.LISTEN], False),
-            ([10, TcpState.ESTABLISHED], False),
-            (state_mask(TcpState.LISTEN, TcpState.ESTABLISHED), False),
-        ],
+        ("states", "reason"),
+        [*((states, "listening") for states in SPARED), *((states, "destroyed") for states in NAMED)],
         ids=str,
     )
-    def test_only_a_name_condemns_it(self, sockets: Sockets, states: Any, spared: bool) -> None:
+    def test_only_a_name_lifts_it(self, sockets: Sockets, states: Any, reason: str) -> None:
         sockets.listen(ADDRESS, PORT)
-        report = destroy_sockets(SocketFilter("tcp", src(ADDRESS, PORT), states=states))
-        assert reasons(report) == ["listening" if spared else "destroyed"]
-
-    @pytest.mark.parametrize("options", [{"unconnected": True}, {"allow_unbounded": True}], ids=str)
-    def test_nothing_else_does(self, sockets: Sockets, options: dict[str, Any]) -> None:
-        sockets.listen(ADDRESS, PORT)
-        assert reasons(destroy_sockets(SocketFilter("tcp", src(ADDRESS, PORT)), **options)) == ["listening"]
+        report = destroy_sockets(
+            SocketFilter("tcp", src(ADDRESS, PORT), states=states), unconnected=True, allow_unbounded=True
+        )
+        assert reasons(report) == [reason]
 
     def test_its_connections_die_and_it_goes_on(self, sockets: Sockets) -> None:
         sockets.tcp(ADDRESS, PORT)
@@ -91,15 +77,12 @@ class TestNotConnected:
     """`not connected`: a UDP socket without a peer, unless `unconnected`."""
 
     @pytest.mark.parametrize("states", [None, "all", "unconnected", [TcpState.CLOSE]], ids=str)
-    def test_no_state_condemns_it(self, sockets: Sockets, states: Any) -> None:
+    def test_no_state_lifts_it(self, sockets: Sockets, states: Any) -> None:
         bound = sockets.udp_bound(ADDRESS, PORT)
-        report = destroy_sockets(SocketFilter("udp", src(ADDRESS, PORT), states=states))
-        assert reasons(report) == ["not connected"]
+        filter = SocketFilter("udp", src(ADDRESS, PORT), states=states)
+        assert reasons(destroy_sockets(filter)) == ["not connected"]
         talk(sockets.udp(ADDRESS, PORT), bound)
-
-    def test_unconnected_does(self, sockets: Sockets) -> None:
-        sockets.udp_bound(ADDRESS, PORT)
-        assert reasons(destroy_sockets(SocketFilter("udp", src(ADDRESS, PORT)), unconnected=True)) == ["destroyed"]
+        assert reasons(destroy_sockets(filter, unconnected=True)) == ["destroyed"]
 
     def test_one_that_is_bound_and_connected_is_not_spared(self, sockets: Sockets) -> None:
         sockets.udp_bound("127.0.0.1", 7000).connect((ADDRESS, PORT))
@@ -141,32 +124,14 @@ class TestSessionOfOnesEnvironment:
         assert reasons(destroy_sockets(SocketFilter("tcp", dst(address, PORT)))) == ["own session"]
         talk(client, server)
 
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"unconnected": True},
-            {"allow_unbounded": True},
-            {"limit": 5},
-            {"unconnected": True, "allow_unbounded": True, "limit": 1},
-        ],
-        ids=str,
-    )
     @pytest.mark.parametrize("states", [None, "all", ["established", "listening"]], ids=str)
-    def test_nothing_lifts_it(
-        self, sockets: Sockets, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], states: Any
-    ) -> None:
+    def test_nothing_lifts_it(self, sockets: Sockets, monkeypatch: pytest.MonkeyPatch, states: Any) -> None:
         client, server = sockets.tcp(ADDRESS, PORT)
         monkeypatch.setenv("SSH_CONNECTION", connection_text(client))
-        assert reasons(destroy_sockets(SocketFilter("tcp", dst(ADDRESS), states=states), **options)) == ["own session"]
+        filter = SocketFilter("tcp", dst(ADDRESS), states=states)
+        report = destroy_sockets(filter, unconnected=True, allow_unbounded=True, limit=1)
+        assert reasons(report) == ["own session"]
         talk(client, server)
-
-    @pytest.mark.parametrize("text", ["", "x", "1 2 3", "a 1 b 2", "127.0.0.1 x 127.0.0.2 9000", "127.0.0.1 1 ::1%% 2"])
-    def test_what_is_no_connection_spares_nobody(
-        self, sockets: Sockets, monkeypatch: pytest.MonkeyPatch, text: str
-    ) -> None:
-        sockets.tcp(ADDRESS, PORT)
-        monkeypatch.setenv("SSH_CONNECTION", text)
-        assert reasons(destroy_sockets(TCP)) == ["destroyed"]
 
 
 class TestSessionOfAnAncestor:
@@ -175,21 +140,23 @@ class TestSessionOfAnAncestor:
     def test_an_ancestors_environment(self, sockets: Sockets) -> None:
         """A shell that knows the session runs socklb in a cleaned environment, as sudo does."""
         session, other = sockets.tcp(ADDRESS, PORT), sockets.tcp(ADDRESS, PORT)
-        command = f'unset SSH_CONNECTION; "$0" -m {package_under_test.NAME} "$@"; exit $?'
+        script = (
+            f"from {package_under_test.NAME} import *\n"
+            f"report = destroy_sockets(SocketFilter('tcp', dst('{ADDRESS}', {PORT})))\n"
+            "print({outcome.socket.cookie: outcome.reason or outcome.verdict for outcome in report.outcomes})"
+        )
         shell = subprocess.run(
-            ["sh", "-c", command, sys.executable, "destroy", f"dst {ADDRESS}:{PORT}", "--tcp", "--json"],
+            ["sh", "-c", 'unset SSH_CONNECTION; "$0" -c "$1"; exit $?', sys.executable, script],
             env={**os.environ, "SSH_CONNECTION": connection_text(session[0]), "PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=subprocess.PIPE,
             check=True,
         )
-        verdicts = {row["cookie"]: row["reason"] or row["outcome"] for row in json.loads(shell.stdout)["sockets"]}
-        assert verdicts == {cookie_of(session[0]): "own session", cookie_of(other[0]): "destroyed"}
+        assert eval(shell.stdout) == {cookie_of(session[0]): "own session", cookie_of(other[0]): "destroyed"}
         talk(*session)
 
     @pytest.mark.parametrize(
-        ("name", "spared"), [("sshd", True), ("sshd-session", True), ("ssh", False), ("bash", False)]
+        ("name", "spared", "generations"), [("sshd", True, 1), ("sshd-session", True, 2), ("ssh", False, 1)]
     )
-    @pytest.mark.parametrize("generations", [1, 2])
     def test_what_an_sshd_holds_is_spared(self, sockets: Sockets, name: str, spared: bool, generations: int) -> None:
         session, other = sockets.tcp(ADDRESS, PORT), sockets.tcp("127.0.0.3", PORT)
 
@@ -202,7 +169,7 @@ class TestSessionOfAnAncestor:
                 made.close()
 
         def run() -> list[str]:
-            return reasons(destroy_each([TCP, SocketFilter("tcp", dst("127.0.0.3", PORT))]))
+            return reasons(destroy_sockets([TCP, SocketFilter("tcp", dst("127.0.0.3", PORT))]))
 
         def descend() -> list[str]:
             return in_child(run if generations == 1 else lambda: in_child(run), lambda: call_it("bash"))
@@ -223,49 +190,24 @@ def nine(sockets: Sockets) -> list[socket.socket]:
     return made + [sockets.udp(address, PORT) for address in (ADDRESS, ADDRESS, "::1", f"::ffff:{ADDRESS}")]
 
 
-class TestLimit:
-    """`limit=N`: at most N are destroyed, families and protocols together; the rest skipped("limit")."""
+EACH = (SocketFilter("tcp", dport(PORT)), SocketFilter("udp", dport(PORT)))
 
-    EACH = (SocketFilter("tcp", dport(PORT)), SocketFilter("udp", dport(PORT)))
 
-    @pytest.mark.parametrize("limit", [1, 3, 4, 5, 6, 8, 9, 10, None], ids=str)
-    def test_so_many_die(self, nine: list[socket.socket], limit: int | None) -> None:
-        report = destroy_each(self.EACH, limit=limit)
-        dying = 9 if limit is None else min(limit, 9)
-        assert sorted(reasons(report)) == ["destroyed"] * dying + ["limit"] * (9 - dying)
+class TestLimitAndDryRun:
+    """At most `limit` are destroyed, families and protocols together, the rest is skipped; in a dry run all are."""
+
+    @pytest.mark.parametrize("limit", [1, 5, 6, 9, 10, None], ids=str)
+    def test_a_dry_run_says_what_would_be_destroyed(self, nine: list[socket.socket], limit: int | None) -> None:
+        def cookies(outcomes: list[Outcome], reason: str) -> set[int]:
+            return {outcome.socket.cookie for outcome in outcomes if outcome.reason == reason}
+
+        dry = destroy_sockets(EACH, limit=limit, dry_run=True).outcomes
+        assert [pending_error(client) for client in nine] == [""] * 9
+        real = destroy_sockets(EACH, limit=limit).outcomes
         died = {cookie_of(client) for client in nine if pending_error(client) == "ECONNABORTED"}
-        assert died == {o.socket.cookie for o in report.outcomes if o.verdict == "destroyed"}
-
-    @pytest.mark.parametrize("limit", [0, -1, -(1 << 70)], ids=str)
-    def test_below_1_is_a_value_error(self, nine: list[socket.socket], limit: int) -> None:
-        with pytest.raises(ValueError, match="below 1"):
-            destroy_each(self.EACH, limit=limit)
-        assert [pending_error(client) for client in nine] == [""] * 9
-
-    @pytest.mark.parametrize("limit", [True, False, 1.0, "1"], ids=repr)
-    def test_what_is_no_int_is_a_type_error(self, nine: list[socket.socket], limit: Any) -> None:
-        with pytest.raises(TypeError, match="limit"):
-            destroy_each(self.EACH, limit=limit)
-        assert [pending_error(client) for client in nine] == [""] * 9
-
-
-class TestDryRun:
-    """`dry run`: nothing dies."""
-
-    def test_everything_is_skipped_and_lives(self, nine: list[socket.socket]) -> None:
-        report = destroy_each(TestLimit.EACH, dry_run=True)
-        assert reasons(report) == ["dry run"] * 9
-        assert {o.socket.cookie for o in report.outcomes} == set(map(cookie_of, nine))
-        assert [pending_error(client) for client in nine] == [""] * 9
-
-    def test_it_says_what_would_be_destroyed(self, nine: list[socket.socket]) -> None:
-        def split(outcomes: list[Outcome], reason: str) -> list[int]:
-            return [outcome.socket.cookie for outcome in outcomes if outcome.reason == reason]
-
-        dry = destroy_each(TestLimit.EACH, limit=4, dry_run=True).outcomes
-        real = destroy_each(TestLimit.EACH, limit=4).outcomes
-        assert sorted(split(dry, "dry run")) == sorted(split(real, ""))
-        assert sorted(split(dry, "limit")) == sorted(split(real, "limit"))
+        assert died == cookies(real, "") == cookies(dry, "dry run")
+        assert len(died) == min(limit or 9, 9)
+        assert cookies(real, "limit") == cookies(dry, "limit") == set(map(cookie_of, nine)) - died
 
 
 class TestOrder:
@@ -284,70 +226,39 @@ class TestOrder:
         session, _ = [sockets.tcp(ADDRESS, PORT)[0] for _ in range(2)]
         sockets.udp_pair(ADDRESS, PORT)
         monkeypatch.setenv("SSH_CONNECTION", connection_text(session))
-        wheres = [
-            ("udp", dst(ADDRESS)),
-            ("udp", src(ADDRESS)),
-            ("tcp", src(ADDRESS, PORT)),
-            ("tcp", dst(ADDRESS, PORT)),
-        ]
-        report = destroy_each([SocketFilter(*where) for where in wheres], limit=1, dry_run=dry_run)
+        conditions = [("udp", dst(ADDRESS)), ("udp", src(ADDRESS)), ("tcp", src(ADDRESS, PORT)), ("tcp", dst(ADDRESS))]
+        report = destroy_sockets([SocketFilter(*condition) for condition in conditions], limit=1, dry_run=dry_run)
         assert reasons(report)[:2] == [verdict, "not connected"]
         assert sorted(reasons(report)[2:]) == ["limit", "limit", "listening", "own session", "own session"]
 
 
 class TestBounded:
-    """`destroy_sockets` wants a condition that bounds the endpoint, else UnboundedFilter."""
+    """A filter has to bound the endpoint to destroy by it, and neither states nor family nor predicate do."""
 
     @pytest.mark.parametrize(
-        "where",
+        "unbounded",
         [
-            None,
-            dst("0.0.0.0/0"),
-            dst("::/0"),
-            dport(0, 65535),
-            ~dst("127.0.0.9"),
-            ~dport(1),
-            ~~dst("0.0.0.0/0"),
-            device("lo"),
-            mark(0),
-            cgroup(1),
-            dst(ADDRESS) | device("lo"),
-            dst(ADDRESS) | ~dst(ADDRESS),
-            ~(dst("127.0.0.8") | dst("127.0.0.9")),
-            ~(dst("127.0.0.8") & dst("127.0.0.9")),
+            SocketFilter("udp"),
+            SocketFilter("udp", dst("0.0.0.0/0")),
+            SocketFilter("udp", dport(0, 65535)),
+            SocketFilter("udp", ~dst("127.0.0.9")),
+            SocketFilter("udp", device("lo") | dst(ADDRESS)),
+            SocketFilter("udp", states=["established"]),
+            SocketFilter("udp", family=socket.AF_INET),
+            SocketFilter("udp", predicate=lambda row: row.dport == PORT),
         ],
         ids=str,
     )
-    @pytest.mark.parametrize("dry_run", [False, True], ids=["", "dry run"])
+    @pytest.mark.parametrize("call", [destroy_sockets, Run])
     def test_an_unbounded_one_hits_nobody(
-        self, nine: list[socket.socket], where: Condition | None, dry_run: bool
+        self, nine: list[socket.socket], call: Callable[..., object], unbounded: SocketFilter
     ) -> None:
+        """Wherever a run comes from: the default spares."""
         with pytest.raises(UnboundedFilter):
-            destroy_each([SocketFilter("tcp", dport(PORT)), SocketFilter("udp", where)], dry_run=dry_run)
-        assert [pending_error(client) for client in nine] == [""] * 9
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"states": ["established"]},
-            {"family": socket.AF_INET},
-            {"predicate": lambda row: row.dport == PORT},
-        ],
-        ids=lambda options: next(iter(options)),
-    )
-    def test_neither_states_nor_family_nor_predicate_bound(
-        self, nine: list[socket.socket], options: dict[str, Any]
-    ) -> None:
-        with pytest.raises(UnboundedFilter):
-            destroy_sockets(SocketFilter("tcp", **options))
+            call([*EACH, unbounded])
         assert [pending_error(client) for client in nine] == [""] * 9
 
     def test_allow_unbounded_allows_it(self, nine: list[socket.socket]) -> None:
         report = destroy_sockets(SocketFilter("udp"), allow_unbounded=True)
         assert reasons(report) == ["destroyed"] * 4
         assert list(find_sockets(SocketFilter("udp"))) == []
-
-
-def test_without_a_session_there_is_none_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    assert own_session() == OwnSession(frozenset(), frozenset())

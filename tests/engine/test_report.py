@@ -1,16 +1,13 @@
-"""What became of the sockets: reports, audit dicts, and the errors that end a run and carry its report."""
+"""What became of the sockets: outcomes, their sums, and the report that an error carries."""
 
 from __future__ import annotations
 
+import copy
 import errno
-import json
-import os
 import pickle
-import re
-import socket
-import sys
-from collections import Counter
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -18,226 +15,166 @@ from hypothesis import strategies as st
 
 from socklb import (
     AuditError,
-    DestroyReport,
+    Backend,
+    Counts,
+    FilterSyntaxError,
     InetSocket,
     KernelError,
+    MalformedMessage,
     NetworkNamespace,
     NotPermitted,
+    NotSupported,
     Outcome,
-    SocketFilter,
+    Report,
+    RunStopped,
+    SkippedNamespace,
+    SocklbError,
     UnboundedFilter,
-    destroy_sockets,
-    dport,
-    dst,
-    src,
 )
-from socklb.engine.destroy import Operation, destroy_each
+from socklb.engine import report as report_module
+from socklb.kernel.names import UnknownName
 
 from ..fake_kernel import row
-from ..sockets import Sockets, cookie_of, left_behind, pending_error, talk, without_privilege
 
-ADDRESS, PORT = "127.0.0.2", 9000
 VERDICTS = ("destroyed", "gone", "skipped", "failed")
-EACH = (SocketFilter("tcp", dst(ADDRESS, PORT)), SocketFilter("udp", dst(ADDRESS, PORT)))
+NAMESPACES = [NetworkNamespace(f"net{n}", f"/run/netns/net{n}", 4, n) for n in range(3)]
+BACKENDS = [Backend(f"10.0.0.{n}", 80, "tcp") for n in range(5, 8)]
+TCP = 6
+
+ways_to_copy = pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))],
+    ids=["copy", "deepcopy", "pickle"],
+)
 
 
-class TestReport:
-    """counts matched, destroyed, gone, skipped, failed (matched is the sum of the others)"""
+def outcome(verdict: str, namespace: int = 0, backend: int = 0) -> Outcome:
+    socket = InetSocket(row(1, dst=str(BACKENDS[backend].address)), TCP)
+    return Outcome(socket, verdict, namespace=NAMESPACES[namespace])
 
-    @given(st.lists(st.sampled_from(VERDICTS)))
-    def test_the_sums_are_those_of_the_outcomes(self, verdicts: list[str]) -> None:
-        report = DestroyReport()
-        for number, verdict in enumerate(verdicts):
-            report.outcomes.append(Outcome(InetSocket(row(number), socket.IPPROTO_UDP), verdict))
-        sums = report.sums()
-        assert sums == {"matched": len(verdicts), **{verdict: verdicts.count(verdict) for verdict in VERDICTS}}
-        assert sums["matched"] == sum(sums[verdict] for verdict in VERDICTS)
-        assert [outcome.verdict for outcome in report.outcomes] == verdicts
+
+def report_with(outcomes: list[Outcome]) -> Report:
+    report = Report(BACKENDS)
+    for namespace in NAMESPACES:
+        report.add_namespace(namespace)
+    report.outcomes += outcomes
+    return report
+
+
+def counts(verdicts: list[str]) -> Counts:
+    return Counts(*map(verdicts.count, VERDICTS))
+
+
+class TestSums:
+    """Of the run, of each namespace and of each backend; matched is the sum of the others."""
+
+    @given(st.lists(st.tuples(st.sampled_from(VERDICTS), st.integers(0, 2), st.integers(0, 2))))
+    def test_they_are_those_of_the_outcomes(self, drawn: list[tuple[str, int, int]]) -> None:
+        report = report_with([outcome(*one) for one in drawn])
+        sums = report.counts.as_dict()
+        assert (report.counts, sums["matched"]) == (counts([verdict for verdict, _, _ in drawn]), len(drawn))
         assert all(getattr(report, name) == count for name, count in sums.items())
-        assert all(f"{name}={count}" in repr(report) for name, count in sums.items())
-
-    def test_an_outcome_has_a_socket_a_verdict_a_reason_and_an_error(self) -> None:
-        a_socket = InetSocket(row(1), socket.IPPROTO_UDP)
-        assert Outcome(a_socket, "destroyed") == (a_socket, "destroyed", "", None)
-        assert Outcome._fields == ("socket", "verdict", "reason", "error")
-
-
-AUDIT_KEYS = {
-    *(
-        "time",
-        "operation",
-        "actor",
-        "namespace",
-        "filter",
-        "protocol",
-        "state",
-        "src",
-        "sport",
-        "dst",
-        "dport",
-        "cookie",
-        "uid",
-        "inode",
-    ),
-    *("outcome", "reason", "error", "dry_run"),
-}
-
-
-@pytest.mark.kernel
-class TestAudit:
-    """audit is called with one dict a verdict"""
-
-    def test_each_verdict_has_one_with_the_documented_keys(self, sockets: Sockets) -> None:
-        sockets.tcp(ADDRESS, PORT)
-        sockets.udp(f"::ffff:{ADDRESS}", PORT)
-        sockets.udp_bound(ADDRESS, PORT)
-        records: list[dict[str, Any]] = []
-        filters = [SocketFilter(protocol, dst(ADDRESS) | src(ADDRESS, PORT)) for protocol in ("tcp", "udp")]
-        report = destroy_each(filters, audit=records.append)
-        assert len(records) == report.matched == 5
-        assert Counter(record["outcome"] for record in records) == {
-            verdict: count for verdict, count in report.sums().items() if count and verdict != "matched"
+        assert report.namespaces == {
+            namespace: counts([verdict for verdict, where, _ in drawn if where == n])
+            for n, namespace in enumerate(NAMESPACES)
         }
-        for record, outcome in zip(records, report.outcomes):
-            assert record.keys() == AUDIT_KEYS
-            assert json.loads(json.dumps(record)) == record
-            assert record["cookie"] == outcome.socket.cookie
-            assert (record["outcome"], record["reason"], record["error"]) == outcome[1:]
+        assert report.backends == {
+            backend: counts([verdict for verdict, _, to in drawn if to == n]) for n, backend in enumerate(BACKENDS)
+        }
+        assert repr(report) == f"<Report {' '.join(f'{name}={count}' for name, count in sums.items())}>"
 
-    def test_it_says_what_the_socket_was(self, sockets: Sockets) -> None:
-        """state is the name, cookie and inode are numbers"""
-        client = sockets.udp(f"::ffff:{ADDRESS}", PORT)
-        records: list[dict[str, Any]] = []
-        (outcome,) = destroy_sockets(EACH[1], audit=records.append, dry_run=True).outcomes
-        (record,) = records
-        who = {"uid": os.getuid(), "pid": os.getpid(), "command": " ".join(sys.argv), "sudo_user": None}
-        assert record.pop("actor") == who
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record.pop("time"))
-        assert re.fullmatch("[0-9a-f]{16}", record.pop("operation"))
-        assert records == [
-            {
-                "namespace": "host",
-                "filter": f"( dst {ADDRESS} and dport = {PORT} )",
-                "protocol": "udp",
-                "state": "ESTABLISHED",
-                "src": "::ffff:127.0.0.1",
-                "sport": client.getsockname()[1],
-                "dst": f"::ffff:{ADDRESS}",
-                "dport": PORT,
-                "cookie": cookie_of(client),
-                "uid": outcome.socket.uid,
-                "inode": outcome.socket.inode,
-                "outcome": "skipped",
-                "reason": "dry run",
-                "error": None,
-                "dry_run": True,
-            }
-        ]
+    def look(self, report: Report) -> None:
+        for name in ("counts", "namespaces", "backends", "matched", *VERDICTS):
+            getattr(report, name)
 
-    def test_it_names_the_namespace(self, sockets: Sockets) -> None:
-        sockets.udp(ADDRESS, PORT)
-        records: list[dict[str, Any]] = []
-        with left_behind() as pid:
-            destroy_sockets(EACH[1], namespace=NetworkNamespace.from_pid(pid), audit=records.append)
-        assert [record["namespace"] for record in records] == [f"pid {pid}"]
+    def test_outcomes_are_counted_once_until_there_are_more(self) -> None:
+        report = report_with([outcome("destroyed")] * 1000)
+        with mock.patch.object(report_module, "backend_of", side_effect=report_module.backend_of) as looked_at:
+            for _ in range(3):
+                self.look(report)
+            assert looked_at.call_count == 1000
+            report.outcomes.append(outcome("gone"))
+            assert (report.gone, report.destroyed) == (1, 1000)
+            assert looked_at.call_count == 2001
 
+    def test_a_namespace_that_is_tried_later_counts_as_well(self) -> None:
+        report = report_with([])
+        assert report.matched == 0
+        another = NetworkNamespace("another", "/a", 4, 99)
+        report.add_namespace(another)
+        assert report.namespaces[another] == (0, 0, 0, 0)
+
+    def test_an_interrupt_while_they_are_counted_leaves_nothing_half_done(self) -> None:
+        report = report_with([outcome("destroyed")])
+        interrupted = mock.patch.object(report_module, "backend_of", side_effect=KeyboardInterrupt)
+        with interrupted, pytest.raises(KeyboardInterrupt):
+            self.look(report)
+        self.look(report)
+        assert report.counts == report.namespaces[NAMESPACES[0]] == report.backends[BACKENDS[0]] == (1, 0, 0, 0)
+
+
+ERRORS: list[BaseException] = [
+    SocklbError("x"),
+    MalformedMessage("cut header", offset=16, expected=16, got=3),
+    KernelError(errno.EINVAL, "dump: Invalid argument"),
+    NotPermitted(errno.EPERM, "destroy: not permitted"),
+    NotSupported(errno.EOPNOTSUPP, "destroy: not supported"),
+    AuditError(errno.ENOSPC, "full"),
+    RunStopped("interrupted"),
+    UnboundedFilter("no endpoint"),
+    FilterSyntaxError("dst nope", "nope", 5, "no address"),
+    UnknownName("no interface 'x'"),
+    KeyboardInterrupt(),
+]
+
+
+class TestCopies:
+    """Runs of many namespaces may be spread over processes."""
+
+    @ways_to_copy
     @pytest.mark.parametrize(
-        ("error", "why"),
+        "value",
         [
-            (AuditError(errno.ENOSPC, "the disk is full"), "the disk is full"),
-            (OSError(errno.ENOSPC, "full"), "ended by OSError"),
-            (KeyboardInterrupt(), "interrupted"),
+            outcome("skipped"),
+            Outcome(InetSocket(row(1), TCP), "failed", "why", errno.EPERM, NAMESPACES[1]),
+            Counts(1, 2, 3, 4),
+            SkippedNamespace("/run/netns/x", "vanished"),
+            NetworkNamespace("n", "/p", 4, 1000, ("/q", "/r")),
         ],
-        ids=["full", "another error", "interrupt"],
+        ids=lambda value: type(value).__name__,
     )
-    def test_when_it_cannot_be_written_the_run_stops(self, sockets: Sockets, error: BaseException, why: str) -> None:
-        """At most one batch (64) is unrecorded. What the audit met with is no errno of a socket."""
-        clients = [sockets.udp(ADDRESS, PORT) for _ in range(150)]
+    def test_a_value(self, copied: Callable[[Any], Any], value: Any) -> None:
+        other = copied(value)
+        assert (type(other), other, repr(other), hash(other)) == (type(value), value, repr(value), hash(value))
 
-        def refuse(record: dict[str, Any]) -> None:
-            raise error
-
-        with pytest.raises(type(error)) as caught:
-            destroy_sockets(EACH[1], audit=refuse)
-        assert sum(pending_error(client) == "ECONNABORTED" for client in clients) <= 64
-        report = caught.value.report  # type: ignore[attr-defined]
-        assert (report.matched, report.destroyed) == (150, 64), "the batch is in the report before it is in the audit"
-        assert [tuple(o[1:]) for o in report.outcomes if o.verdict != "destroyed"] == [("failed", why, None)] * 86
-
-
-def test_nothing_unbounded_is_destroyed_unless_that_is_said() -> None:
-    """Wherever an operation comes from: the default spares."""
-    everything = SocketFilter("udp")
-    with pytest.raises(UnboundedFilter):
-        Operation([everything])
-    with pytest.raises(UnboundedFilter):
-        destroy_each([everything])
-    Operation([everything], allow_unbounded=True)
-
-
-@pytest.mark.kernel
-@pytest.mark.parametrize("seen", range(3))
-def test_when_judging_fails_those_without_a_verdict_failed(sockets: Sockets, seen: int) -> None:
-    """A reader of maps that gives up in the middle: nobody has died, and the report has everybody."""
-    pairs = [sockets.udp_pair(ADDRESS, PORT) for _ in range(3)]
-    asked: list[InetSocket] = []
-
-    def spare(socket: InetSocket) -> str:
-        asked.append(socket)
-        if len(asked) > seen:
-            raise KernelError(errno.EIO, "read the map")
-        return "spared"
-
-    with pytest.raises(KernelError) as caught:
-        Operation(EACH[1:], spare=spare).run_in(None)
-    assert caught.value.report is not None
-    told = {outcome.socket.cookie: tuple(outcome[1:]) for outcome in caught.value.report.outcomes}
-    failed = ("failed", os.strerror(errno.EIO), errno.EIO)
-    expected = [("skipped", "spared", None)] * seen + [failed] * (3 - seen)
-    assert told.keys() == {cookie_of(client) for client, _ in pairs}
-    assert [told[socket.cookie] for socket in asked] == expected[: seen + 1]
-    assert sorted(told.values(), key=str) == sorted(expected, key=str)
-    for client, server in pairs:
-        talk(client, server)
+    @ways_to_copy
+    @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+    def test_an_error_and_the_report_that_it_carries(self, copied: Callable[[Any], Any], error: BaseException) -> None:
+        """Which has the error among those of its namespaces."""
+        error = copy.copy(error)
+        report = report_with([outcome("destroyed", 1, 2), outcome("failed", 1, 2)])
+        report.errors[NAMESPACES[1]] = error
+        report.skipped_namespaces.append(SkippedNamespace("/x", "vanished"))
+        report.unrecorded = report.outcomes[:1]
+        error.report = report  # type: ignore[attr-defined]
+        other = copied(error)
+        assert (type(other), str(other), other.args) == (type(error), str(error), error.args)
+        assert {**vars(other), "report": 0} == {**vars(error), "report": 0}
+        assert getattr(other, "errno", None) == getattr(error, "errno", None)
+        theirs = other.report
+        assert (theirs.outcomes, theirs.unrecorded) == (report.outcomes, report.unrecorded)
+        assert theirs.skipped_namespaces == report.skipped_namespaces
+        assert (theirs.counts, theirs.namespaces, theirs.backends) == (
+            report.counts,
+            report.namespaces,
+            report.backends,
+        )
+        assert copied is copy.copy or theirs.errors == {NAMESPACES[1]: other}
 
 
-@pytest.mark.kernel
-class TestPrivilege:
-    """EPERM ends the run: NotPermitted is raised and carries the report so far in `.report`."""
-
-    def test_without_it_nothing_dies_and_the_error_carries_the_report(self, sockets: Sockets) -> None:
-        pairs = [sockets.tcp(ADDRESS, PORT), sockets.udp_pair(ADDRESS, PORT)]
-
-        def run() -> list[Any]:
-            told = []
-            for filter in EACH:
-                with pytest.raises(NotPermitted, match="CAP_NET_ADMIN") as caught:
-                    destroy_sockets(filter)
-                report = caught.value.report
-                assert report is not None
-                told.append((caught.value.errno, [tuple(o[1:]) for o in report.outcomes]))
-            return told
-
-        assert without_privilege(run) == [(errno.EPERM, [("failed", "Operation not permitted", errno.EPERM)])] * 2
-        for client, server in pairs:
-            talk(client, server)
-
-    @pytest.mark.parametrize(
-        ("port", "options", "expected"),
-        [
-            pytest.param(PORT, {"dry_run": True}, {"matched": 2, "skipped": 2}, id="dry run"),
-            pytest.param(PORT + 1, {}, {"matched": 0, "skipped": 0}, id="nothing matched"),
-        ],
-    )
-    def test_what_destroys_nothing_needs_none(
-        self, sockets: Sockets, port: int, options: dict[str, Any], expected: dict[str, int]
-    ) -> None:
-        sockets.tcp(ADDRESS, PORT)
-        sockets.udp(ADDRESS, PORT)
-        filters = [SocketFilter(protocol, dport(port)) for protocol in ("tcp", "udp")]
-        assert without_privilege(lambda: destroy_each(filters, **options).sums()).items() >= expected.items()
-
-
-def test_outcomes_can_be_sent_to_another_process() -> None:
-    outcome = Outcome(InetSocket(row(1), socket.IPPROTO_UDP), "skipped", "limit")
-    assert pickle.loads(pickle.dumps(outcome)) == outcome
+def test_printed_forms() -> None:
+    assert repr(NAMESPACES[0]) == "<NetworkNamespace net0 /run/netns/net0 inode=0>"
+    assert repr(Counts(1, 0, 2, 0)) == "Counts(destroyed=1, gone=0, skipped=2, failed=0)"
+    assert repr(SkippedNamespace("/x", "vanished")) == "SkippedNamespace(path='/x', reason='vanished')"
+    assert repr(outcome("gone")).startswith("Outcome(socket=<InetSocket 6 ESTABLISHED 10.0.0.1:1025 -> 10.0.0.5:80 ")
+    assert repr(Report()) == "<Report matched=0 destroyed=0 gone=0 skipped=0 failed=0>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import assume, given
@@ -30,7 +31,7 @@ def _several(ports: st.SearchStrategy[int | None]) -> st.SearchStrategy[Or]:
 
 
 _few, _more = st.sampled_from((53, 80, 443)), st.sampled_from((53, 80, 81, 443, 8000, 8080, 9000))
-many_endpoints = _several(_few) | _several(_more) | _several(st.none() | _few)
+many_endpoints = st.one_of(*map(_several, (_few, _more, st.none() | _few, st.none() | _more)))
 mixtures = st.lists(st.builds(dst, networks(), st.none() | ports), min_size=1, max_size=30).map(lambda many: Or(*many))
 
 
@@ -83,12 +84,15 @@ class TestPrograms:
             for number in (port, port - 1, port + 1, 999, 1100):
                 assert lets_through(plan, socket_between(client, _endpoint(host, number))) is (number == port)
 
-    @pytest.mark.parametrize("port", [80, 443])
-    @pytest.mark.parametrize("whole", [0, 2, 3])
-    def test_an_endpoint_of_any_port_is_not_kept_out_by_the_ports_of_the_others(self, whole: int, port: int) -> None:
-        plan = compile_condition(Or(*(dst(f"10.0.0.{n}", None if n == whole else 80) for n in range(4))))
-        for n in range(4):
-            assert lets_through(plan, socket_between("10.9.9.9:1", f"10.0.0.{n}:{port}")) is (n == whole or port == 80)
+    @pytest.mark.parametrize("others", [[80] * 7, range(80, 87)], ids=["one port", "many ports"])
+    @pytest.mark.parametrize("whole", [0, 2, 7])
+    def test_an_endpoint_of_any_port_is_not_kept_out_by_the_ports_of_the_others(
+        self, whole: int, others: Sequence[int]
+    ) -> None:
+        named: list[int | None] = [*others[:whole], None, *others[whole:]]
+        plan = compile_condition(Or(*(dst(f"10.0.0.{n}", port) for n, port in enumerate(named))))
+        for (n, port), number in itertools.product(enumerate(named), (1, 80, 83, 443)):
+            assert lets_through(plan, socket_between("10.9.9.9:1", f"10.0.0.{n}:{number}")) is (port in (None, number))
 
     @given(st.integers(0, 65535), st.integers(0, 65535), full_sockets)
     def test_two_ports_that_exclude_each_other(self, one: int, other: int, socket: InetSocket) -> None:
@@ -247,15 +251,18 @@ class TestMoreThanAnAttributeHolds:
             (Or(*map(dst, BACKENDS)), True),
             (Or(MANY, dst(BACKENDS[0], 0)), True),
             (Or(MANY, dst(BACKENDS[0])), False),
+            (Or(MANY, dst(BACKENDS[0], 80)), False),
+            (Or(MANY, src("10.0.0.10")), False),
             (Or(MANY, sport(1)), False),
+            (Or(*(sport(0, high) for high in range(1, 700))), False),
             (And(sport(1), Or(MANY, dst(BACKENDS[0]))), False),
         ],
-        ids=["endpoints", "addresses", "two ports", "any port too", "another side", "in an and"],
+        ids=["endpoints", "addresses", "ports", "any port", "twice", "both sides", "a port", "only ports", "in an and"],
     )
     def test_only_distinct_endpoints_are_disjoint(self, condition: Condition, disjoint: bool) -> None:
         plan = compile_condition(condition)
         assert plan.disjoint is disjoint
-        entry = vm.entry_of(socket_between("10.0.0.9:1", f"{self.BACKENDS[0]}:80"))
+        entry = vm.entry_of(socket_between("10.0.0.10:1", f"{self.BACKENDS[0]}:80"))
         assert sum(vm.run(program, entry) for program in plan.programs) == (1 if disjoint else 2)
 
     @pytest.mark.parametrize("parts", [0, 1, 2, 3])

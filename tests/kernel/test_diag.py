@@ -239,6 +239,9 @@ class TestEndOfDump:
             dumped(raw(NLMSG_ERROR, payload, flags))
         assert caught.value.errno == code
 
+    def test_a_text_without_an_errno_is_no_error(self) -> None:
+        assert dumped(ENDS["done-behind-a-row"](0, "a warning")) == ([A], 1)
+
     def test_an_acknowledgement_does_not_end_a_dump(self) -> None:
         with pytest.raises(KernelError) as caught:
             dumped(acknowledge)

@@ -295,6 +295,11 @@ class TestNamespaces:
     def test_those_that_are_named(self, terminations: Terminations, choice: Any) -> None:
         assert self.searched(terminations, 2, namespaces=choice) == [choice, choice]
 
+    @pytest.mark.parametrize(("wrong", "kind"), [("web", ValueError), (None, TypeError)])
+    def test_a_wrong_choice_is_an_error_at_once(self, wrong: Any, kind: type[Exception]) -> None:
+        with pytest.raises(kind):
+            TerminationLoop(BackendTable(), namespaces=wrong)
+
     def test_an_iterator_lasts_for_every_pass(self, terminations: Terminations) -> None:
         assert self.searched(terminations, 2, namespaces=iter([WEB, DB])) == [(WEB, DB)] * 2
 

@@ -143,7 +143,7 @@ class TestInstructions:
 
 
 class TestAssembler:
-    def test_a_test_continues_behind_itself_for_yes_and_at_its_label_for_no(self) -> None:
+    def test_a_test_falls_through_for_yes_and_goes_to_its_label_for_no(self) -> None:
         program = Assembler()
         later = Label()
         program.test(INET_DIAG_BC_AUTO, None, later)
@@ -157,7 +157,7 @@ class TestAssembler:
         ]
 
     @pytest.mark.parametrize("placed", [False, True], ids=["nowhere", "before"])
-    def test_a_label_must_be_placed_behind(self, placed: bool) -> None:
+    def test_a_label_must_be_placed_after_its_use(self, placed: bool) -> None:
         program, label = Assembler(), Label()
         if placed:
             program.place(label)
@@ -202,8 +202,8 @@ class TestTheKernel:
         ("program", "accepted"),
         [
             ("01 04 0400", True),  # to the end: accepts every socket
-            ("01 04 0800", True),  # 4 bytes behind the end: rejects every socket
-            ("01 04 0c00", False),  # further behind
+            ("01 04 0800", True),  # 4 bytes past the end: rejects every socket
+            ("01 04 0c00", False),  # further past
             ("01 00 0400", False),  # would not advance
             ("01 04 04", False),  # not a multiple of 4
             ("0e 04 0400", False),  # an unknown code

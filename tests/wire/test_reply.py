@@ -42,15 +42,6 @@ class TestPlaces:
         assert decode_msg(self.BYTES) == self.VALUE
         assert len(self.BYTES) == MSG_SIZE == 72
 
-    def test_a_socket_reads_the_same_places(self) -> None:
-        socket = InetSocket(self.BYTES, IPPROTO_TCP)
-        assert (socket.family, socket.state, socket.timer, socket.retransmits) == (AF_INET6, 1, 2, 3)
-        assert (socket.sport, socket.dport) == (0xF1F1, 0xF2F2)
-        assert (socket.src, socket.dst) == (IPv6Address(b"\xf3" * 16), IPv6Address(b"\xf4" * 16))
-        assert (socket.interface, socket.cookie) == (0xF5F5F5F5, 0xF7F7F7F7F6F6F6F6)
-        assert (socket.expires_ms, socket.rqueue, socket.wqueue) == (0x04040404, 0x05050505, 0x06060606)
-        assert (socket.uid, socket.inode, socket.attributes) == (0x07070707, 0x08080808, {})
-
 
 class TestRoundTrip:
     """What was encoded is decoded: the structure, and the attributes after it."""

@@ -1,0 +1,525 @@
+"""A run: its filters and namespaces, its limit, one outcome a socket, and what an error or an interrupt leaves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from itertools import count, repeat
+from types import FrameType
+from typing import Any, Optional
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import socklb
+from socklb import (
+    InetSocket,
+    KernelError,
+    MalformedMessage,
+    NetworkNamespace,
+    NotPermitted,
+    NotSupported,
+    Report,
+    RunStopped,
+    SocketFilter,
+    destroy_sockets,
+    device,
+    dport,
+    dst,
+)
+from socklb.engine import audit as audit_module
+from socklb.engine import destroy as destroy_module
+from socklb.engine import run as run_module
+from socklb.engine.run import Run
+from socklb.kernel.diag import BATCH, DiagSocket
+from socklb.kernel.discovery import VANISHED
+from socklb.kernel.names import UnknownName
+from socklb.kernel.namespaces import CannotEnter, NamespaceVanished
+from socklb.wire.request import SOCK_DESTROY
+
+from ..fake_kernel import Datagram, FakeKernel, Living, Request, row, table, tries, verdicts
+from ..networks import pinned_networks
+from ..sockets import Sockets, pending_error
+
+PATIENCE = 30  # seconds until a test that hangs fails instead
+TCP, UDP = SocketFilter("tcp", dport(80)), SocketFilter("udp", dport(80))
+Record = dict[str, Any]
+
+
+def netns(number: int) -> NetworkNamespace:
+    """Without a path every thread is taken to be in it already: entering it needs no privilege."""
+    return NetworkNamespace(f"net{number}", "", 0, number)
+
+
+@contextmanager
+def processors(count: int) -> Iterator[None]:
+    with mock.patch.object(os, "sched_getaffinity", return_value=set(range(count))):
+        yield
+
+
+def report_of(error: BaseException) -> Report:
+    report = getattr(error, "report", None)
+    assert isinstance(report, Report)
+    return report
+
+
+class TestArguments:
+    """One filter or several; "current", "all", one namespace, or several."""
+
+    @pytest.mark.parametrize(
+        ("kind", "says", "arguments"),
+        [
+            (TypeError, "not None", {"namespaces": None}),
+            (TypeError, "NetworkNamespaces, not 'current'", {"namespaces": ["current"]}),
+            (ValueError, "not 'host'", {"namespaces": "host"}),
+            (ValueError, "not ''", {"namespaces": ""}),
+            (TypeError, "a SocketFilter, not 'd'", {"filters": "dst 10.0.0.1"}),
+            (TypeError, "None", {"filters": None}),
+            (TypeError, "a SocketFilter, not None", {"filters": [TCP, None]}),
+            (TypeError, "a function that takes a dict", {"audit": "file"}),
+            (ValueError, "cannot be asked for", {"extensions": ["nosuch"]}),
+            *((ValueError, "below 1", {"limit": limit}) for limit in (0, -1, -(1 << 70))),
+            *((TypeError, "limit is an int or None", {"limit": limit}) for limit in (True, False, 1.0, "1")),
+        ],
+    )
+    def test_a_wrong_one_is_refused_before_anything_is_asked(
+        self, kind: type[Exception], says: str, arguments: dict[str, Any]
+    ) -> None:
+        with FakeKernel(table([row(1)])).installed() as kernel, pytest.raises(kind, match=says) as caught:
+            destroy_sockets(**{"filters": TCP, **arguments})
+        assert (kernel.sent, getattr(caught.value, "report", None)) == ([], None)
+
+    @pytest.mark.parametrize("filters", [TCP, [TCP], (TCP, TCP)], ids=["one", "several", "twice"])
+    @pytest.mark.parametrize(
+        ("namespaces", "names"),
+        [
+            ("current", ["current"]),
+            (netns(1), ["net1"]),
+            ([netns(1), netns(2), netns(1)], ["net1", "net2"]),
+            ({netns(1): "a mapping"}.keys(), ["net1"]),
+            ([], []),
+        ],
+    )
+    def test_each_way_to_name_them(self, filters: Any, namespaces: Any, names: list[str]) -> None:
+        with FakeKernel(table([row(1), row(2)])).installed() as kernel:
+            report = destroy_sockets(filters, namespaces=namespaces)
+        assert sorted(namespace.name for namespace in report.namespaces) == names
+        assert all(counts == (2, 0, 0, 0) for counts in report.namespaces.values())
+        assert tries(kernel) == dict.fromkeys((1, 2), len(names)) or not names
+
+    @pytest.mark.kernel
+    def test_two_protocols_over_all_namespaces_with_one_limit(self, sockets: Sockets) -> None:
+        def connect(sockets: Sockets) -> list[Any]:
+            return [sockets.tcp("127.0.0.2", 9000)[0], sockets.udp("127.0.0.2", 9000)]
+
+        each = [SocketFilter(protocol, dst("127.0.0.2", 9000)) for protocol in ("tcp", "udp")]
+        with pinned_networks("blue", "green") as nets:
+            clients = [client for made in (connect(sockets), *(net.make(connect) for net in nets)) for client in made]
+            report = destroy_sockets(each, namespaces="all", limit=4)
+            assert [pending_error(client) for client in clients].count("ECONNABORTED") == report.destroyed == 4
+        assert [outcome.reason for outcome in report.outcomes if outcome.verdict == "skipped"] == ["limit"] * 2
+        assert {namespace.name: counts.matched for namespace, counts in report.namespaces.items()} == dict.fromkeys(
+            ("current", "blue", "green"), 2
+        )
+
+
+class TestFiltersAndLimit:
+    @given(st.lists(st.sets(st.integers(1, 9)), min_size=1, max_size=4), st.none() | st.integers(1, 9))
+    def test_a_socket_has_one_outcome_by_the_first_filter_that_matches_it(
+        self, matched: list[set[int]], limit: Optional[int]
+    ) -> None:
+        """Also one that is spared, which the next filter finds again."""
+        filters = [
+            SocketFilter("tcp", dport(80, 80 + n), predicate=lambda socket, some=some: socket.cookie in some)  # type: ignore[misc]
+            for n, some in enumerate(matched)
+        ]
+        first = {cookie: str(filter) for filter, some in reversed(list(zip(filters, matched))) for cookie in some}
+        records: list[Record] = []
+        with FakeKernel(Living([row(cookie) for cookie in range(1, 10)])).installed():
+            report = destroy_sockets(filters, limit=limit, audit=records.append)
+        assert verdicts(report).keys() == first.keys()
+        assert report.destroyed == min(len(first), limit or 9)
+        assert {record["cookie"]: record["filter"] for record in records} == first
+
+    @pytest.mark.parametrize("limit", [1, 5, 23, 24, 25])
+    @pytest.mark.parametrize("dry_run", [False, True])
+    def test_the_limit_is_that_of_all_namespaces_together(self, limit: int, dry_run: bool) -> None:
+        with FakeKernel(table([row(n) for n in range(1, 5)])).installed() as kernel, processors(3):
+            report = destroy_sockets(TCP, namespaces=map(netns, range(1, 7)), limit=limit, dry_run=dry_run)
+        reasons = [outcome.reason for outcome in report.outcomes]
+        allowed = min(24, limit)
+        assert (reasons.count("limit"), reasons.count("dry run" if dry_run else "")) == (24 - allowed, allowed)
+        assert sum(tries(kernel).values()) == (0 if dry_run else allowed)
+
+    def test_a_twin_that_is_tried_again_counts_once(self) -> None:
+        rows = [row(1, sport=7000), row(2, sport=7000), row(3)]
+        with FakeKernel(Living(rows)).installed() as kernel:
+            report = destroy_sockets(TCP, limit=2)
+        assert verdicts(report) == {1: "destroyed", 2: "destroyed", 3: "skipped"}
+        assert tries(kernel) == {1: 2, 2: 1}
+
+
+class TestTheHook:
+    """`spare` is asked before each batch about those that nothing else spares."""
+
+    def test_it_is_asked_about_a_batch_at_a_time(self) -> None:
+        asked: list[list[int]] = []
+
+        def spare(sockets: Sequence[InetSocket]) -> list[str]:
+            asked.append([socket.cookie for socket in sockets])
+            return ["odd" if socket.cookie % 2 else "" for socket in sockets]
+
+        rows = [row(n, state=10 if n == 7 else 1) for n in range(1, 101)]
+        with FakeKernel(Living(rows)).installed():
+            report = Run([TCP], spare=spare, limit=40).run("current")
+        assert [len(batch) for batch in asked] == [BATCH - 1, 100 - BATCH]
+        assert sorted(asked[0] + asked[1]) == [n for n in range(1, 101) if n != 7]
+        assert {(o.reason, o.socket.cookie % 2) for o in report.outcomes if o.socket.cookie != 7} == {
+            *(("odd", 1), ("", 0), ("limit", 0))
+        }
+        assert (report.destroyed, report.skipped) == (40, 60)
+
+    def test_where_it_fails_everybody_fails_and_nobody_is_asked_for(self) -> None:
+        def spare(sockets: Sequence[InetSocket]) -> list[str]:
+            raise KernelError(errno.EIO, "read the map")
+
+        with FakeKernel(Living([row(1), row(2)])).installed() as kernel, pytest.raises(KernelError) as caught:
+            Run([TCP], spare=spare).run("current")
+        failed = ("failed", os.strerror(errno.EIO), errno.EIO)
+        assert [outcome[1:4] for outcome in report_of(caught.value).outcomes] == [failed] * 2
+        assert kernel.destroys == []
+
+
+# ------------------------------------------------------------------------------------- many namespaces
+
+FATES: tuple[BaseException, ...] = (
+    NotPermitted(errno.EPERM, "no"),
+    UnknownName("no interface"),
+    CannotEnter(errno.ENOSYS, "no setns"),
+    NamespaceVanished(errno.ESTALE, "gone"),
+    KernelError(errno.ETIMEDOUT, "slow"),
+    MalformedMessage("x", offset=0, expected=1, got=2),
+    ValueError("no such path"),
+    NotSupported(errno.EOPNOTSUPP, "no"),
+    ZeroDivisionError(),
+    KeyboardInterrupt(),
+)
+FATE_OF = {type(error).__name__: error for error in FATES}
+ENDS_THE_RUN = ("NotSupported", "ZeroDivisionError", "KeyboardInterrupt")
+
+
+def expected_end(fates: list[str]) -> tuple[str, dict[str, str], int]:
+    """What is raised, the errors of the namespaces, and how many are begun."""
+    errors = {f"net{n}": fate for n, fate in enumerate(fates) if fate not in ("", "NamespaceVanished")}
+    for begun, fate in enumerate(fates, 1):
+        if fate in ENDS_THE_RUN:
+            not_begun = dict.fromkeys((f"net{n}" for n in range(begun, len(fates))), "RunStopped")
+            return fate, {**{name: errors[name] for name in errors if name not in not_begun}, **not_begun}, begun
+    for kind in ("NotPermitted", "UnknownName"):
+        if {fate for fate in fates if fate != "NamespaceVanished"} == {kind}:
+            return kind, errors, len(fates)
+    errors = {name: kind for name, kind in errors.items() if kind != "UnknownName"}  # nothing matched there
+    return "CannotEnter" if "CannotEnter" in errors.values() else "", errors, len(fates)
+
+
+class TestManyNamespaces:
+    """One that fails does not stop the others, unless they would fail alike."""
+
+    @pytest.mark.parametrize("first", ["", *FATE_OF])
+    def test_what_becomes_of_a_run(self, first: str) -> None:
+        self.look([first])
+        for second in ("", *FATE_OF):
+            self.look([first, second])
+
+    def look(self, fates: list[str]) -> None:
+        namespaces = [netns(number) for number in range(len(fates))]
+        steps: list[tuple[int, int, NetworkNamespace]] = []
+
+        def enter(namespace: NetworkNamespace, function: Any) -> Any:
+            fate = fates[namespace.inode]
+            if fate:
+                raise copy(FATE_OF[fate])
+            return function()
+
+        raised, errors, begun = expected_end(fates)
+        with mock.patch.object(run_module, "run_in_netns", enter), FakeKernel(table([row(1)])).installed():
+            try:
+                with processors(1):
+                    report = destroy_sockets(TCP, namespaces=namespaces, progress=lambda *step: steps.append(step))
+                    end = ""
+            except BaseException as error:
+                end, report = type(error).__name__, report_of(error)
+        assert end == raised
+        assert {namespace.name: type(error).__name__ for namespace, error in report.errors.items()} == errors
+        assert {namespace.name: counts.destroyed for namespace, counts in report.namespaces.items()} == {
+            f"net{n}": int(fate == "" and n < begun)
+            for n, fate in enumerate(fates)
+            if fate != "NamespaceVanished" or n >= begun
+        }
+        assert report.skipped_namespaces == [("", VANISHED)] * fates[:begun].count("NamespaceVanished")
+        assert steps == [(done, len(fates), namespaces[done - 1]) for done in range(1, begun + 1)]
+
+    def test_the_others_finish_the_batch_at_hand(self) -> None:
+        """One answers EOPNOTSUPP while the other is in the middle of its first batch."""
+        begun, stopped = threading.Event(), threading.Event()
+        stop = Run._stop
+
+        def noted_stop(run: Run, why: str) -> None:
+            stop(run, why)
+            stopped.set()
+
+        def destroy(diag: DiagSocket, requests: Sequence[bytes], doing: str) -> list[int]:
+            if doing.endswith("net2"):
+                assert begun.wait(PATIENCE)
+                return [errno.EOPNOTSUPP] * len(requests)
+            begun.set()
+            assert stopped.wait(PATIENCE)
+            return [0] * len(requests)
+
+        with (
+            FakeKernel(table([row(n) for n in range(1, 2 * BATCH + 1)])).installed(),
+            mock.patch.object(DiagSocket, "destroy", destroy),
+            mock.patch.object(Run, "_stop", noted_stop),
+            processors(2),
+            pytest.raises(NotSupported) as caught,
+        ):
+            destroy_sockets(TCP, namespaces=[netns(1), netns(2)])
+        report = report_of(caught.value)
+        assert report.namespaces == {netns(1): (BATCH, 0, 0, BATCH), netns(2): (0, 0, 0, 2 * BATCH)}
+        assert isinstance(report.errors[netns(1)], RunStopped)
+
+
+class NotedLock:
+    """Stands for the lock of a run: `awaited` is set once a thread has to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.awaited = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.awaited.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class TestAtOnce:
+    """Without an audit no thread waits for another's kernel call; with one, for a batch and its records."""
+
+    def test_without_an_audit(self) -> None:
+        both = threading.Barrier(2)
+
+        def destroy(diag: DiagSocket, requests: Sequence[bytes], doing: str) -> list[int]:
+            both.wait(PATIENCE)
+            return [0] * len(requests)
+
+        with (
+            FakeKernel(table([row(1)])).installed(),
+            mock.patch.object(DiagSocket, "destroy", destroy),
+            processors(2),
+        ):
+            assert destroy_sockets(TCP, namespaces=[netns(1), netns(2)]).destroyed == 2
+
+    def test_with_an_audit(self) -> None:
+        lock, events = NotedLock(), list[str]()
+
+        def destroy(diag: DiagSocket, requests: Sequence[bytes], doing: str) -> list[int]:
+            events.append("kernel")
+            if len(events) == 1:
+                assert lock.awaited.wait(PATIENCE)
+            return [0] * len(requests)
+
+        with (
+            FakeKernel(table([row(1), row(2)])).installed(),
+            mock.patch.object(DiagSocket, "destroy", destroy),
+            mock.patch.object(run_module, "RLock", return_value=lock),
+            processors(2),
+        ):
+            destroy_sockets(TCP, namespaces=[netns(1), netns(2)], audit=lambda record: events.append("record"))
+        assert events == ["kernel", "record", "record"] * 2
+
+
+class Full(Exception):
+    """What an audit raises."""
+
+
+class TestAnAuditThatFails:
+    """Destroying stops: at most one batch is unrecorded, and the report names it."""
+
+    @pytest.mark.parametrize("taken", [0, 1, BATCH - 1, BATCH, 3 * BATCH + 5])
+    @pytest.mark.parametrize("threads", [1, 2, 5])
+    @pytest.mark.parametrize("error", [Full("x"), KeyboardInterrupt()], ids=repr)
+    def test_whatever_threads_there_are(self, threads: int, taken: int, error: BaseException) -> None:
+        records: list[Record] = []
+        calls = count()
+
+        def audit(record: Record) -> None:
+            if next(calls) >= taken:
+                raise error
+            records.append(record)
+
+        kernel = FakeKernel(table([row(n) for n in range(1, 4 * BATCH + 1)]))
+        with kernel.installed(), processors(threads), pytest.raises(type(error)) as caught:
+            destroy_sockets(TCP, namespaces=[netns(n) for n in range(1, 6)], audit=audit)
+        report = report_of(caught.value)
+        assert caught.value is error
+        assert next(calls) == taken + 1, "it is left alone then"
+        destroyed = [(o.namespace.name, o.socket.cookie) for o in report.outcomes if o.verdict == "destroyed"]
+        recorded = [(record["namespace"], record["cookie"]) for record in records]
+        assert recorded + [(o.namespace.name, o.socket.cookie) for o in report.unrecorded] == destroyed
+        assert len(destroyed) == sum(map(len, kernel.destroys)) == (taken // BATCH + 1) * BATCH
+        assert 1 <= len(report.unrecorded) <= BATCH
+        assert {str(error) for error in report.errors.values()} <= {str(error), "the audit failed", "not begun"}
+        assert len(report.namespaces) == 5
+
+    def test_a_dry_run_and_what_is_spared_stop_as_well(self) -> None:
+        def audit(record: Record) -> None:
+            raise Full
+
+        with FakeKernel(table([row(n) for n in range(1, 4 * BATCH + 1)])).installed(), pytest.raises(Full) as caught:
+            destroy_sockets(TCP, dry_run=True, audit=audit)
+        report = report_of(caught.value)
+        assert (report.skipped, report.failed) == (BATCH, 3 * BATCH)
+        assert [outcome.reason for outcome in report.outcomes][BATCH:] == ["ended by Full"] * 3 * BATCH
+        assert report.unrecorded == report.outcomes[:BATCH]
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at the n-th line of the engine that runs within it; `where` is the function then."""
+
+    FILES = (run_module.__file__, destroy_module.__file__, audit_module.__file__)
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+        self.where = ""
+
+    def __enter__(self) -> Interrupt:
+        self._before = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _call(self, frame: FrameType, event: str, _: object) -> Any:
+        return self._line if frame.f_code.co_filename in self.FILES else None
+
+    def _line(self, frame: FrameType, event: str, _: object) -> Any:
+        if event == "line":
+            if not self._left:
+                self.where = frame.f_code.co_name
+                raise KeyboardInterrupt
+            self._left -= 1
+        return self._line
+
+
+class Busy(Living):
+    """Sockets of every fate: twins, one that is gone and one that has moved when they are to be destroyed."""
+
+    def __init__(self) -> None:
+        super().__init__([row(1, sport=7000), row(2, sport=7000), *map(row, range(3, 8)), row(8, state=10)])
+
+    def __call__(self, requests: Sequence[Request]) -> Iterable[Datagram]:
+        if requests[0].type == SOCK_DESTROY and len(self.rows) == 8:
+            del self.rows[2]
+            self.rows[3] = row(5, sport=7005)
+        return super().__call__(requests)
+
+
+class TestAnInterrupt:
+    """Between any two steps: each socket has one outcome, and what was destroyed is recorded or named."""
+
+    @pytest.mark.parametrize("with_audit", [False, True], ids=["", "audit"])
+    def test_at_any_line(self, monkeypatch: pytest.MonkeyPatch, with_audit: bool) -> None:
+        monkeypatch.setattr(destroy_module, "BATCH", 2)
+        interrupted = {*iter(map(self.run, count(), repeat(with_audit)).__next__, "")}
+        assert {"_destroy", "_take", "destroy", "look_again", "settle", "_why_spared"} <= interrupted
+
+    def run(self, after: int, with_audit: bool) -> str:
+        """Where it was interrupted, "" if it came to its end before."""
+        world, records, interrupt = Busy(), list[Record](), Interrupt(after)
+        with FakeKernel(world).installed() as kernel:
+            try:
+                with interrupt:
+                    report = destroy_sockets(TCP, audit=records.append if with_audit else None)
+            except KeyboardInterrupt as error:
+                for made in kernel.sockets:
+                    made.close()  # Python closes nothing if it is interrupted just as a `with` block ends
+                if kernel.sent:  # before that nothing was known
+                    report = report_of(error)
+                    self.check(report, world.killed, [r["cookie"] for r in records], interrupt.where, with_audit)
+            else:
+                self.check(report, world.killed, [r["cookie"] for r in records], "", with_audit)
+        return interrupt.where
+
+    def check(self, report: Report, killed: list[int], recorded: list[int], where: str, with_audit: bool) -> None:
+        verdict_of = verdicts(report)
+        perhaps = {o.socket.cookie for o in report.outcomes if o.reason.endswith("perhaps destroyed")}
+        destroyed = {cookie for cookie, verdict in verdict_of.items() if verdict == "destroyed"}
+        assert verdict_of.keys() in (set(range(1, 9)), set()), where
+        assert destroyed <= {*killed} <= destroyed | perhaps
+        if where in ("_take", "settle", "record"):
+            assert not perhaps, "every answer was there"
+        if with_audit:
+            unrecorded = {outcome.socket.cookie for outcome in report.unrecorded}
+            assert len(recorded) == len({*recorded})
+            assert {*killed} <= {*recorded} | unrecorded
+            assert len({*killed} - {*recorded}) <= 2
+
+
+class TestTheReportOfAnError:
+    """Whatever is raised once a run has begun has the report so far in `.report`."""
+
+    @pytest.mark.parametrize("namespaces", ["current", [netns(1), netns(2)]], ids=["one", "many"])
+    @pytest.mark.parametrize(
+        ("kind", "where", "code", "options"),
+        [
+            (NotPermitted, TCP, errno.EPERM, {}),
+            (NotSupported, TCP, errno.EOPNOTSUPP, {}),
+            (UnknownName, SocketFilter("tcp", dport(80) & device("nosuch")), 0, {}),
+            (ZeroDivisionError, SocketFilter("tcp", dport(80), predicate=lambda socket: 1 // 0), 0, {}),
+            (ZeroDivisionError, TCP, 0, {"audit": lambda record: 1 // 0}),
+            (SystemExit, TCP, 0, {"audit": lambda record: sys.exit()}),
+            (ValueError, TCP, 0, {"audit": lambda record: int("closed")}),
+        ],
+    )
+    def test_it_is_there(self, namespaces: Any, kind: type[BaseException], where: Any, code: int, options: Any) -> None:
+        with FakeKernel(table([row(1)], lambda *_: code)).installed(), pytest.raises(kind) as caught:
+            destroy_sockets(where, namespaces=namespaces, **options)
+        report = report_of(caught.value)
+        assert report.errors or namespaces == "current"
+
+    def test_of_progress_as_well(self) -> None:
+        with FakeKernel(table([row(1)])).installed(), pytest.raises(ZeroDivisionError) as caught:
+            destroy_sockets(TCP, namespaces=[netns(1)], progress=lambda *step: 1 // 0)
+        assert report_of(caught.value).destroyed == 1
+
+
+def test_few_objects_are_on_the_way_of_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run, rounds, a table, a netlink socket."""
+    send = DiagSocket._send
+    kinds: set[str] = set()
+
+    def noted_send(diag: DiagSocket, data: bytes, doing: str) -> None:
+        frame: Optional[FrameType] = sys._getframe()
+        while doing.startswith("destroy") and frame is not None:
+            kind = type(frame.f_locals.get("self", frame.f_locals.get("diag")))
+            if kind.__module__.startswith(f"{socklb.__name__}."):
+                kinds.add(kind.__name__)
+            frame = frame.f_back
+        send(diag, data, doing)
+
+    monkeypatch.setattr(DiagSocket, "_send", noted_send)
+    with FakeKernel(Living([row(1)])).installed():
+        assert destroy_sockets(TCP).destroyed == 1
+    assert "DiagSocket" in kinds
+    assert len(kinds) <= 4, kinds
