@@ -54,4 +54,3 @@ def test_follow_backends(sockets: Sockets) -> None:
 
 def test_reset_in_a_test(network: None) -> None:
     assert run("reset_in_a_test.py") == "the client got ECONNABORTED, and can reconnect\n"
-

@@ -46,7 +46,7 @@ class FilterSyntaxError(ValueError):
         super().__init__(text, word, column, why)
 
     def __str__(self) -> str:
-        position = f"{self.word!r} at column {self.column}" if self.word else f"end of filter, column {self.column}"
+        position = f"{self.word!r} at column {self.column}" if self.word else f"the end, column {self.column}"
         shown = "".join(c if c.isprintable() else " " for c in self.text)
         return f"filter: {self.why}: {position}\n  {shown}\n  {' ' * (self.column - 1)}^"
 

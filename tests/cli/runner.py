@@ -119,7 +119,7 @@ def run_on_terminal(*words: str, stream: str, columns: int = 0, patch: str = "")
             shown = screen.read(1 << 16).decode() if bytes_waiting(terminal) else ""  # an empty one would be waited for
         finally:
             os.close(inner)
-    return result._replace(**{stream[3:]: shown.replace("\r\n", "\n")})
+    return result._replace(**{stream[3:]: shown.replace("\r\n", "\n")})  # type: ignore[arg-type]
 
 
 def answers(code: int) -> str:

@@ -136,7 +136,7 @@ class TestBadInput:
             ("dst 127.0.0.2 and dprot = 9000", "'dprot'", 19),
             ("dst www.example.org", "'www.example.org'", 5),
             ("dport = 70000", "'70000'", 9),
-            ("dst 10.0.0.1 and", "the end", 17),
+            ("dst 10.0.0.1 and", "end of filter", 17),
         ],
     )
     def test_in_the_filter(self, words: list[str], text: str, word: str, column: int) -> None:
@@ -257,30 +257,23 @@ class TestAValueErrorThatComesLate:
         assert result.err == "socklb: ended by ValueError: broken\n"
 
 
-LOGS = """
-import logging
-DiagSocket = module(".kernel.diag").DiagSocket
-dump = DiagSocket.dump
-def logged(self, *arguments, **options):
-    logging.getLogger("socklb").debug("a dump")
-    return dump(self, *arguments, **options)
-DiagSocket.dump = logged
-"""
-
-
 @pytest.mark.kernel
-@pytest.mark.parametrize("words", [["list", "--udp"], ["destroy", "--udp", "--dry-run", "dst 127.0.0.2"]])
-def test_socklb_debug_shows_on_standard_error_what_is_logged(sockets: Sockets, words: list[str]) -> None:
-    """And changes nothing else."""
-    sockets.udp("127.0.0.2", 53)
-    usual = run(*words, patch=LOGS)
-    assert (usual.code, usual.err) == (0, "")
-    assert run(*words, patch=LOGS, env={"SOCKLB_DEBUG": "0"}) == usual
-    verbose = run(*words, patch=LOGS, env={"SOCKLB_DEBUG": "1"})
-    assert (verbose.code, verbose.out) == (0, usual.out)
-    assert re.search(r"^ *\d+\.\d ms socklb: a dump$", verbose.err, re.MULTILINE)
-    closed = run(*words, patch=LOGS, env={"SOCKLB_DEBUG": "1"}, preexec=lambda: os.close(2))
-    assert closed == usual
+def test_socklb_debug_shows_each_request_and_answer_and_changes_nothing_else(sockets: Sockets) -> None:
+    client = sockets.udp("127.0.0.2", 53)
+    port = client.getsockname()[1]
+    usual = run("list", "--udp")
+    assert run("list", "--udp", env={"SOCKLB_DEBUG": "0"}) == usual
+    verbose = run("list", "--udp", env={"SOCKLB_DEBUG": "1"})
+    assert verbose[:2] == usual[:2] == (0, usual.out)
+    shown = [re.fullmatch(r" *\d+\.\d ms socklb: (->|<-) (.+)", line) for line in verbose.err.splitlines()]
+    assert [line[1] for line in shown if line] == ["->", "<-", "<-"]
+    assert len(shown) == 3, "a request, a row and the end"
+    assert run("list", "--udp", env={"SOCKLB_DEBUG": "1"}, preexec=lambda: os.close(2)) == usual
+    destroyed = run("destroy", "--udp", "dst 127.0.0.2", "--json", env={"SOCKLB_DEBUG": "1"})
+    assert (destroyed.code, destroyed.json["destroyed"], pending_error(client)) == (0, 1, "ECONNABORTED")
+    *_, request, answer = [line for line in destroyed.err.splitlines() if "SOCK_DESTROY" in line or "errno" in line]
+    assert f" 127.0.0.1:{port} -> 127.0.0.2:53 " in request
+    assert answer.endswith("errno 0")
 
 
 @contextmanager

@@ -237,7 +237,7 @@ class TestMistakes:
             "  dst 10.0.0.1 and dprot = 80",
             "                   ^",
         ]
-        assert "end of filter, column 4" in str(error_of("dst"))
+        assert "the end, column 4" in str(error_of("dst"))
 
     def test_it_is_a_value_error_from_the_public_call_too(self) -> None:
         with pytest.raises(ValueError, match="'dprot' at column 1"):

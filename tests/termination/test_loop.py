@@ -42,7 +42,7 @@ STILL_THERE = Outcome(SimpleNamespace(dst=A.address, dport=A.port, protocol=17),
 
 
 class Terminations:
-    """Stands for `terminate`: notes each call, and answers with what `answer` says: an error, an outcome or nothing."""
+    """Stands for `terminate`: notes each call, and raises or reports what `answer` says: an outcome, or errors."""
 
     def __init__(self) -> None:
         self.calls: list[set[Backend]] = []
@@ -59,6 +59,8 @@ class Terminations:
             raise answer
         if isinstance(answer, Outcome):
             report.outcomes.append(answer)
+        if isinstance(answer, dict):
+            report.errors.update(answer)
         return report
 
 
@@ -189,8 +191,8 @@ class TestFailedPasses:
 
     @pytest.mark.parametrize(
         "failure",
-        [KernelError(errno.ETIMEDOUT, "slow"), ValueError("no such namespace"), STILL_THERE],
-        ids=["an error", "no namespace", "a socket that is still there"],
+        [KernelError(errno.ETIMEDOUT, "slow"), ValueError("no such one"), {WEB: NotPermitted(1, "no")}, STILL_THERE],
+        ids=["an error", "no namespace", "a namespace that failed", "a socket that is still there"],
     )
     def test_repeated_until_it_works(self, terminations: Terminations, failure: object) -> None:
         table, passes = alive(A), list[Pass]()
@@ -292,6 +294,11 @@ class TestNamespaces:
     @pytest.mark.parametrize("choice", ["current", WEB, (WEB, DB)], ids=["current", "one", "several"])
     def test_those_that_are_named(self, terminations: Terminations, choice: Any) -> None:
         assert self.searched(terminations, 2, namespaces=choice) == [choice, choice]
+
+    @pytest.mark.parametrize(("wrong", "kind"), [("web", ValueError), (None, TypeError)])
+    def test_a_wrong_choice_is_an_error_at_once(self, wrong: Any, kind: type[Exception]) -> None:
+        with pytest.raises(kind):
+            TerminationLoop(BackendTable(), namespaces=wrong)
 
     def test_an_iterator_lasts_for_every_pass(self, terminations: Terminations) -> None:
         assert self.searched(terminations, 2, namespaces=iter([WEB, DB])) == [(WEB, DB)] * 2

@@ -119,7 +119,7 @@ class TestChanges:
 
     def test_a_plain_tuple_is_an_instance_and_a_bare_backend_is_none(self) -> None:
         table = BackendTable()
-        table.replace([(A, "web")])  # type: ignore[list-item]
+        table.replace([(A, "web")])
         assert table.is_alive(A)
         for wrong in (B, "10.0.0.1:80/TCP", None, (B, "web", "active", False, 1)):
             with pytest.raises(TypeError):
