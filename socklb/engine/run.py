@@ -17,7 +17,6 @@ from _thread import RLock, allocate_lock  # as functools does: threading takes a
 from ..errors import AuditError, KernelError, NotPermitted, NotSupported, RunStopped, SocklbError
 from ..filters import SocketFilter
 from ..kernel import names
-from ..kernel.discovery import VANISHED, DiscoveredNamespaces, SkippedNamespace, discover_namespaces
 from ..kernel.names import UnknownName
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, run_in_netns
 from .destroy import Rounds
@@ -136,11 +135,12 @@ class Run:
         if namespaces == CURRENT:
             return self._run_in_one(NetworkNamespace.current())
         if namespaces == ALL:
+            from ..kernel.discovery import discover_namespaces
+
             namespaces = discover_namespaces()
         if isinstance(namespaces, str):
             raise ValueError(f'namespaces is "current", "all", or NetworkNamespaces, not {namespaces!r}')
-        if isinstance(namespaces, DiscoveredNamespaces):
-            self.report.skipped_namespaces += namespaces.skipped
+        self.report.skipped_namespaces += getattr(namespaces, "skipped", ())
         return self._run_in_many(_distinct(namespaces), progress)
 
     def _run_in_one(self, namespace: NetworkNamespace) -> Report:
@@ -189,6 +189,8 @@ class Run:
 
     def _note_failure(self, namespace: NetworkNamespace, error: BaseException) -> None:
         if isinstance(error, NamespaceVanished):
+            from ..kernel.discovery import VANISHED, SkippedNamespace
+
             self.report.skipped_namespaces.append(SkippedNamespace(namespace.path, VANISHED))
         else:
             self.report.add_namespace(namespace)
