@@ -12,7 +12,6 @@ from ..engine.find import find_sockets
 from ..engine.report import socket_record
 from ..engine.run import CURRENT
 from ..errors import NotPermitted, NotSupported, SocklbError
-from ..kernel.discovery import discover_namespaces
 from ..kernel.namespaces import CURRENT_NAME, NamespaceVanished, NetworkNamespace
 from ..states import state_word
 from ..wire.address import format_endpoint
@@ -83,6 +82,8 @@ def _namespaces(options: argparse.Namespace) -> list[NetworkNamespace | None]:
         return [None]
     if isinstance(chosen, list):
         return [*dict.fromkeys(chosen)]
+    from ..kernel.discovery import discover_namespaces
+
     found = discover_namespaces()
     warn_of_skipped(found.skipped)
     return [*found]

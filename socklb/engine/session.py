@@ -27,7 +27,7 @@ class OwnSession(namedtuple("OwnSession", "tuples inodes")):
 
     def has(self, socket: InetSocket) -> bool:
         """Whether the socket belongs to the session, at either end."""
-        if socket.inode and socket.inode in self.inodes:
+        if self.inodes and socket.inode in self.inodes:
             return True
         if not self.tuples:
             return False

@@ -7,7 +7,6 @@ import os
 import socket
 
 from ..errors import KernelError
-from .mounts import mounts
 
 
 class UnknownName(ValueError):
@@ -46,6 +45,8 @@ def cgroup_id(path: str) -> int:
 
 
 def _cgroup2_mount() -> str:
+    from .mounts import mounts  # few conditions name a cgroup
+
     for mount in mounts():
         if mount.type == "cgroup2":
             return mount.point
