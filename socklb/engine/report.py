@@ -150,7 +150,7 @@ class Report:
             if by_backend:
                 from ..filters.backend import backend_of  # most runs are not about backends
 
-                for outcome in self.outcomes[: self._counted]:
+                for outcome in self.outcomes[: lengths[0]]:
                     by_backend[backend_of(outcome.socket)][outcome.verdict] += 1
             sums = self._sums = _Sums(
                 lengths,

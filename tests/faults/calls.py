@@ -64,14 +64,11 @@ class Result(NamedTuple):
     """How a call ended (a command: with which exit code), and what it reported."""
 
     end: End | int
-    reported: Reported
+    pairs: Sequence[tuple[Any, str]]
 
-    @classmethod
-    def of(cls, end: End | int, pairs: Iterable[tuple[int, str]]) -> Result:
-        pairs = list(pairs)
-        reported = dict(pairs)
-        assert len(reported) == len(pairs), "a socket is reported once"
-        return cls(end, reported)
+    @property
+    def reported(self) -> Reported:
+        return dict(self.pairs)
 
 
 class TcpSockets(Living):
@@ -119,6 +116,7 @@ class Call(NamedTuple):
             assert destroyed <= set(kernel.killed), "what is reported as destroyed is"
             assert set(kernel.killed) <= set(result.reported), "whoever was destroyed is in the report"
         assert set(result.reported) <= set(self.right), "what does not match is not"
+        assert len(result.reported) == len(result.pairs), "nothing is reported twice"
         return result
 
     def on(self, answer: Answer) -> Result:
@@ -127,7 +125,7 @@ class Call(NamedTuple):
             return self.run()
 
     def check(self, result: Result, end: End, reported: Reported) -> None:
-        assert result == (self.as_end(end, reported), reported)
+        assert (result.end, result.reported) == (self.as_end(end, reported), reported)
 
 
 # ----------------------------------------------------------------------------------------- running a call
@@ -182,12 +180,12 @@ def one_pass(backends: Sequence[Backend], namespaces: str | list[NetworkNamespac
 def find(filter: SocketFilter) -> Result:
     pairs: list[tuple[int, str]] = []
     _, end = value_or_report(lambda: pairs.extend((one.cookie, state_word(one.state)) for one in find_sockets(filter)))
-    return Result.of(end, pairs)  # what came before an error, too
+    return Result(end, pairs)  # what came before an error, too
 
 
 def live() -> Result:
     cookies, end = value_or_report(lambda: live_cookies([NetworkNamespace.current()]))
-    return Result(end, dict.fromkeys(cookies or (), "alive"))
+    return Result(end, [(cookie, "alive") for cookie in cookies or ()])
 
 
 def destroy(filter: SocketFilter) -> Result:
@@ -195,20 +193,19 @@ def destroy(filter: SocketFilter) -> Result:
     report, end = value_or_report(
         lambda: destroy_sockets(filter, audit=lambda record: audited.append((record["cookie"], record["outcome"])))
     )
-    verdicts = verdicts_in(report)
-    assert audited == list(verdicts.items())
-    return Result(end, verdicts)
+    assert audited == list(verdicts_in(report).items())
+    return Result(end, audited)
 
 
 def terminate(call: Callable[..., Any]) -> Result:
     report, end = value_or_report(lambda: call(_BACKENDS, namespaces=[NetworkNamespace.current()]))
-    return Result(end, verdicts_in(report))
+    return Result(end, list(verdicts_in(report).items()))
 
 
 def run_probe() -> Result:
     supports, end = value_or_report(probe)
-    said = (supports or {}).items()
-    return Result(end, {f"{name}{4 if family == AF_INET else 6}": support.status for (name, family), support in said})
+    supports = (supports or {}).items()
+    return Result(end, [(f"{name}{4 if family == AF_INET else 6}", one.status) for (name, family), one in supports])
 
 
 def command(*words: str) -> Result:
@@ -219,7 +216,7 @@ def command(*words: str) -> Result:
     value = json.loads(out.getvalue())
     assert ("error" in value) == bool(errors.getvalue())
     what = "state" if words[0] == "list" else "outcome"
-    return Result.of(code, [(record["cookie"], record[what]) for record in value["sockets"]])
+    return Result(code, [(record["cookie"], record[what]) for record in value["sockets"]])
 
 
 def as_exit_code(end: End, reported: Reported) -> int:

@@ -105,11 +105,11 @@ def length(value: int) -> Callable[[bytes], bytes]:
 
 
 def other_sequence(step: int) -> Callable[[bytes], bytes]:
-    return lambda message: with_field("=I", 8, (sequence_of(message) + step) & 0xFFFFFFFF)(message)
+    def change(message: bytes) -> bytes:
+        (sequence,) = struct.unpack_from("=I", message, 8)
+        return with_field("=I", 8, (sequence + step) & 0xFFFFFFFF)(message)
 
-
-def sequence_of(message: bytes) -> int:
-    return int(struct.unpack_from("=I", message, 8)[0])
+    return change
 
 
 def raising(error: BaseException, *, after: int = 0, rest: bool = True) -> Damage:
@@ -145,12 +145,6 @@ def behind_a_row(make: Callable[[Request], bytes], *, together: bool = False, re
 def refused(code: int) -> Damage:
     """The kernel does nothing, and answers each destroy so."""
     return lambda requests, honest: [ack_message(request, code) for request in requests]
-
-
-def acknowledged_each(requests: Sequence[Request], honest: Honest) -> list[Datagram]:
-    """A kernel that acknowledges success too where it was not asked to."""
-    by_sequence = {sequence_of(one): one for one in honest()}
-    return [by_sequence.get(one.sequence, ack_message(one)) for one in requests]
 
 
 def marked(message: bytes) -> bytes:
@@ -247,7 +241,6 @@ FAULTS: dict[str, Fault] = {
     "dump: receive fails behind a row": dump(raising(OSError(errno.EIO, "recvmsg"), after=1), EIO),
     "dump: nothing behind a row": dump(lambda r, honest: [honest()[0]], SILENT),
     "dump: enobufs without end": dump(lambda r, honest: repeat(_NO_BUFFERS), LOST),
-    "destroy: acknowledged each": destroy(acknowledged_each, GOOD),
     "destroy: eperm": destroy(refused(errno.EPERM), REFUSED),
     "destroy: eopnotsupp": destroy(refused(errno.EOPNOTSUPP), NO_DESTROY),
     "destroy: einval": destroy(refused(errno.EINVAL), GOOD, verdict="failed"),

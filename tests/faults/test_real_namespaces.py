@@ -6,25 +6,15 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from random import Random
 from typing import Any, NamedTuple
 
 import pytest
 
-from socklb import (
-    Backend,
-    KernelError,
-    NetworkNamespace,
-    SocketFilter,
-    destroy_sockets,
-    dst,
-    find_sockets,
-    terminate_connections,
-)
+from socklb import Backend, NetworkNamespace, terminate_connections
 from socklb.kernel import discovery, processes
-from socklb.kernel.namespaces import NamespaceVanished
 
 from ..sockets import Sockets, cookie_of, left_behind, pending_error
 from .calls import verdicts_in
@@ -33,7 +23,6 @@ pytestmark = pytest.mark.kernel
 
 ADDRESS, PORT = "127.0.0.2", 9000
 BACKENDS = [Backend(ADDRESS, PORT, "udp")]
-UDP = SocketFilter("udp", dst(ADDRESS, PORT))
 COUNT = 6
 
 
@@ -132,18 +121,3 @@ class TestDeletedDuringTheSearch:
 
         monkeypatch.setattr(discovery, "list_directory", listed)
         check(terminate_connections(BACKENDS), places, vanished, exactly=True)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda namespace: list(find_sockets(UDP, namespace=namespace)),
-        lambda namespace: destroy_sockets(UDP, namespaces=namespace),
-    ],
-    ids=["find", "destroy"],
-)
-def test_asked_for_alone_it_is_an_error(places: list[Place], call: Callable[[NetworkNamespace], object]) -> None:
-    places[0].vanish()
-    with pytest.raises(KernelError, match="vanished") as caught:
-        call(places[0].namespace)
-    assert type(caught.value) is NamespaceVanished
