@@ -123,7 +123,7 @@ class TestReach:
         "module", [name for name in MODULES if folder_of(name) in ("wire", *BASE[:3]) or name.endswith("layout")]
     )
     def test_layouts_import_and_call_nothing_that_opens(self, module: str) -> None:
-        harmless = "__future__ collections collections.abc enum errno functools ipaddress os struct sys typing"
+        harmless = "__future__ collections collections.abc enum errno functools ipaddress itertools os struct sys typing"
         outside = {i.imported for i in imports_of(module) if not i.relative}
         assert outside <= {*harmless.split()}
         names = {node.id for node in ast.walk(tree_of(module)) if isinstance(node, ast.Name)}

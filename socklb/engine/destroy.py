@@ -38,8 +38,8 @@ _MOVES = 3  # how often sockets are followed to another address before they coun
 class Rounds:
     """The sockets of one namespace that one filter matches, until each has its verdict.
 
-    `pending` holds those that are not accounted for, by cookie. A step returns outcomes; the caller accounts for them and
-    then calls `settle`. After an interrupt between any two steps `left_over` has the rest.
+    `pending` holds those that are not accounted for, by cookie. A step returns outcomes; the caller takes them into
+    account and then calls `settle`. After an interrupt between any two steps `left_over` has the rest.
     `why_spared` gives the reasons to spare the sockets of a batch, "" for each that is to be destroyed.
     """
 

@@ -136,7 +136,7 @@ class TestBadInput:
             ("dst 127.0.0.2 and dprot = 9000", "'dprot'", 19),
             ("dst www.example.org", "'www.example.org'", 5),
             ("dport = 70000", "'70000'", 9),
-            ("dst 10.0.0.1 and", "end of filter", 17),
+            ("dst 10.0.0.1 and", "the end", 17),
         ],
     )
     def test_in_the_filter(self, words: list[str], text: str, word: str, column: int) -> None:
