@@ -123,8 +123,8 @@ class TestReach:
         "module", [name for name in MODULES if folder_of(name) in ("wire", *BASE[:3]) or name.endswith("layout")]
     )
     def test_layouts_import_and_call_nothing_that_opens(self, module: str) -> None:
-        harmless = "__future__ collections collections.abc enum errno functools ipaddress itertools os struct sys typing"
-        outside = {i.imported for i in imports_of(module) if not i.relative}
+        harmless = "__future__ collections enum errno functools ipaddress itertools os struct sys typing"
+        outside = {i.imported.partition(".")[0] for i in imports_of(module) if not i.relative}
         assert outside <= {*harmless.split()}
         names = {node.id for node in ast.walk(tree_of(module)) if isinstance(node, ast.Name)}
         assert names & {"open", "exec", "eval", "compile", "__import__", "input", "print", "breakpoint"} == set()
