@@ -253,7 +253,7 @@ class TestNamespace:
         with left_behind() as pid, Sockets() as more:
             here = [more.tcp(ADDRESS, PORT), more.udp_pair(ADDRESS, PORT)]
             namespace = NetworkNamespace.from_pid(pid) if elsewhere else NetworkNamespace.current()
-            report = destroy_sockets([TCP, UDP], **({"namespaces": namespace} if elsewhere else {}))
+            report = destroy_sockets([TCP, UDP], namespaces=namespace if elsewhere else "current")
             dead, alive = (there, here) if elsewhere else (here, there)
             assert [pending_error(client) for client, _ in dead] == ["ECONNABORTED"] * 2
             for client, server in alive:

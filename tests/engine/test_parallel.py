@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from socklb import KernelError
 from socklb.engine import parallel
 from socklb.engine.parallel import in_parallel
+from socklb.kernel.threads import start_thread
 
 from ..sockets import eventually, in_child
 
 PATIENCE = 30  # seconds until a test that hangs fails instead
-START = "start_thread"
 
 
 @contextmanager
@@ -73,7 +73,7 @@ class TestEach:
             all_at_work.wait(PATIENCE)
             at_work.remove(item)
 
-        start = mock.patch.object(parallel, START, side_effect=parallel.start_thread)
+        start = mock.patch.object(parallel, "start_thread", side_effect=start_thread)
         with start as started, processors(count):
             in_parallel(work, range(items))
         assert (max(most), started.call_count) == (expected, expected)
@@ -224,7 +224,6 @@ class TestStartingThreads:
     @pytest.mark.parametrize("starts", [1, 2])
     def test_it_fails(self, error: BaseException, starts: int) -> None:
         """After the first thread was started; the second one may have been as well."""
-        start = parallel.start_thread
         stopped, at_work = threading.Event(), threading.Event()
         calls: list[object] = []
         begun: list[int] = []
@@ -233,7 +232,7 @@ class TestStartingThreads:
         def failing(function: Callable[[], object]) -> None:
             calls.append(function)
             if len(calls) <= starts:
-                start(function)
+                start_thread(function)
             wait_for(at_work)
             if len(calls) == 2:
                 raise error
@@ -245,7 +244,7 @@ class TestStartingThreads:
             wait_until_the_main_thread_waits()
             ended.append(item)
 
-        with mock.patch.object(parallel, START, failing), pytest.raises(type(error)), processors(4):
+        with mock.patch.object(parallel, "start_thread", failing), pytest.raises(type(error)), processors(4):
             in_parallel(work, range(10), lambda why: stopped.set())
         assert len(calls) == 2
         assert sorted(begun) == sorted(ended)

@@ -32,6 +32,7 @@ from socklb import (
     UnboundedFilter,
 )
 from socklb.engine import report as report_module
+from socklb.filters.backend import backend_of
 from socklb.kernel.names import UnknownName
 
 from ..fake_kernel import row
@@ -89,7 +90,7 @@ class TestSums:
 
     def test_outcomes_are_counted_once_until_there_are_more(self) -> None:
         report = report_with([outcome("destroyed")] * 1000)
-        with mock.patch.object(report_module, "backend_of", side_effect=report_module.backend_of) as looked_at:
+        with mock.patch.object(report_module, "backend_of", side_effect=backend_of) as looked_at:
             for _ in range(3):
                 self.look(report)
             assert looked_at.call_count == 1000

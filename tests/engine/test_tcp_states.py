@@ -125,13 +125,13 @@ class TestEachState:
         if owner is not None:
             assert [pending_error(owner) for _ in range(2)] == ["ECONNABORTED", ""]
             assert owner.recv(1) == b""
-            assert error_of(lambda: owner.send(b"x")) == "EPIPE"  # type: ignore[union-attr]
+            assert error_of(lambda: owner.send(b"x")) == "EPIPE"
         if peer is not None:
             if case.reset == WHEN_IT_SENDS:
                 assert state_of(peer) == state
                 peer.send(b"x")
             if case.reset != NEVER:
-                eventually(lambda: state_of(peer) == S.CLOSE, "a reset")  # type: ignore[arg-type]
+                eventually(lambda: state_of(peer) == S.CLOSE, "a reset")
             assert pending_error(peer) == case.error
 
 
