@@ -9,7 +9,6 @@ The library prints nothing, logs to the logger "socklb", and needs nothing but t
 
 # fmt: off
 from .engine.find import find_sockets, live_cookies
-from .engine.probe import Support, probe
 from .engine.report import Counts, Outcome, Report
 from .engine.run import destroy_sockets
 from .errors import (
@@ -23,14 +22,15 @@ from .errors import (
     UnboundedFilter,
 )
 from .filters import Condition, FilterSyntaxError, SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
-from .filters.backend import Backend
-from .kernel.discovery import SkippedNamespace, discover_namespaces
 from .kernel.namespaces import NetworkNamespace
 from .states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, state_mask, states_in
 from .wire.reply import InetSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .engine.probe import Support, probe
+    from .filters.backend import Backend
+    from .kernel.discovery import SkippedNamespace, discover_namespaces
     from .reverse_nat import RevNatEntry, RevNatMaps
     from .termination import BackendState, BackendTable, TerminationLoop, terminate_connections
 
@@ -47,7 +47,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import what is in a folder that a copy may leave out when it is first asked for."""
+    """Import what a copy may leave out, or few programs need, when it is first asked for."""
     from .features import import_name
 
     value = globals()[name] = import_name(name)

@@ -3,7 +3,11 @@
 
 import sys
 
-from .cli import main
+from .features import has, missing
 
 if __name__ == "__main__":
+    if not has("cli"):
+        sys.exit(missing("the command", "cli"))
+    from .cli import main
+
     sys.exit(main())

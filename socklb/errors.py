@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What can go wrong, in two branches: what the kernel answered, and what it could not have meant."""
+"""What can go wrong, in two branches: errors that the kernel reported, and replies that no kernel sends."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .engine.report import Report
+    from typing import Any
 
 
 class SocklbError(Exception):
     """The root of every error that is not a wrong argument (those are ValueError or TypeError).
 
-    `report`: the Report of the run that this error ended, None if no run had begun.
+    `report`: the Report of the run that this error ended; None if no run had begun.
     """
 
-    report: Report | None = None
+    report: Any = None
 
 
 class MalformedMessage(SocklbError):

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""The folders that a copy of the package may leave out, and what is missing then."""
+"""What is not imported with the package: folders that a copy may leave out, and modules that few programs need."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 
 _PACKAGE = __name__.rpartition(".")[0]
 
 _NAMES = {
+    **dict.fromkeys(("SkippedNamespace", "discover_namespaces"), "kernel.discovery"),
+    **dict.fromkeys(("Support", "probe"), "engine.probe"),
+    "Backend": "filters.backend",
     **dict.fromkeys(("BackendState", "BackendTable", "TerminationLoop", "terminate_connections"), "termination"),
     **dict.fromkeys(("RevNatEntry", "RevNatMaps"), "reverse_nat"),
 }
@@ -16,19 +18,24 @@ _NAMES = {
 
 def has(folder: str) -> bool:
     """Whether this copy has a folder."""
+    from importlib.util import find_spec  # takes as long to import as half of the package
+
     return find_spec(f"{_PACKAGE}.{folder}") is not None
 
 
 def missing(what: str, folder: str) -> str:
     """The message for something that this copy cannot do."""
-    return f"{what} needs the folder {folder}/, which this copy of the package leaves out"
+    return f"{what} needs the folder {folder.replace('.', '/')}/, which this copy of the package leaves out"
 
 
 def import_name(name: str) -> object:
-    """A public name from its folder. Raises AttributeError for an unknown one, ImportError if the folder is missing."""
-    folder = _NAMES.get(name)
-    if folder is None:
+    """A public name from its module. Raises AttributeError for an unknown one, ImportError if its folder is missing."""
+    module = _NAMES.get(name)
+    if module is None:
         raise AttributeError(f"module {_PACKAGE!r} has no attribute {name!r}")
-    if not has(folder):
-        raise ImportError(missing(f"{_PACKAGE}.{name}", folder), name=f"{_PACKAGE}.{folder}")
-    return getattr(import_module(f"{_PACKAGE}.{folder}"), name)
+    try:
+        return getattr(import_module(f"{_PACKAGE}.{module}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != f"{_PACKAGE}.{module}":
+            raise
+        raise ImportError(missing(f"{_PACKAGE}.{name}", module), name=error.name) from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every value of the package is: set once by its constructor, comparable, hashable, printable, picklable."""
+"""The base of immutable values: set once by the constructor, comparable, hashable, printable, picklable."""
 
 from __future__ import annotations
 
@@ -9,39 +9,43 @@ if TYPE_CHECKING:
 
 
 class Value:
-    """The base of immutable values. The constructor takes the `__slots__` in order and sets them with `_set`.
+    """Its fields are the `__slots__` of the class without a leading underscore; the constructor takes them by name.
 
-    Equal, and of equal hash, when of one type with equal arguments; a copy or an unpickled value goes through the
-    constructor and its checks again.
+    Slots with an underscore hold what is derived from the fields. Two values are equal, and of equal hash, if they are
+    of one type and their fields are equal. Copying and unpickling call the constructor, with its checks.
     """
 
     __slots__: tuple[str, ...] = ()
 
-    def _set(self, **fields: object) -> None:
-        for name, field in fields.items():
-            object.__setattr__(self, name, field)
+    def _set(self, **slots: object) -> None:
+        """For the constructor: assignment raises."""
+        assign = object.__setattr__
+        for name, value in slots.items():
+            assign(self, name, value)
 
-    def _arguments(self) -> tuple[Any, ...]:
-        """What the constructor takes to make this value again."""
-        return tuple(getattr(self, slot) for slot in self.__slots__)
+    def _fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__ if name[0] != "_"}
 
-    def __setattr__(self, name: str, field: object) -> NoReturn:
-        raise AttributeError(f"a {type(self).__name__} cannot be changed: make another one")
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable: cannot assign or delete {name!r}")
 
     def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"a {type(self).__name__} cannot be changed: make another one")
+        self.__setattr__(name, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments()
+        return _construct, (type(self), self._fields())
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return self._arguments() == other._arguments()
+        return self._fields() == other._fields()
 
     def __hash__(self) -> int:
-        return hash((type(self), self._arguments()))
+        return hash((type(self), *self._fields().values()))
 
     def __repr__(self) -> str:
-        arguments = (f"{slot}={getattr(self, slot)!r}" for slot in self.__slots__)
-        return f"{type(self).__name__}({', '.join(arguments)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._fields().items())})"
+
+
+def _construct(kind: type[Value], fields: dict[str, Any]) -> Value:
+    return kind(**fields)

@@ -1,6 +1,6 @@
-"""What the kernel does with a program, in Python: inet_diag_bc_audit() and inet_diag_bc_run(), net/ipv4/inet_diag.c.
+"""The kernel's verifier and interpreter in Python: inet_diag_bc_audit(), inet_diag_bc_run(), net/ipv4/inet_diag.c.
 
-Written from the kernel's rules, not from the assembler: it shares nothing with it but the numbers of the codes.
+Written from the kernel's source, not from the assembler: it imports nothing of the package but the socket.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def entry_of(socket: InetSocket, *, autobound: bool = False) -> Entry:
 
 
 def verify(program: bytes) -> bool:
-    """Whether the kernel accepts it (from a caller with CAP_NET_ADMIN: without, MARK is EPERM)."""
-    if not program or len(program) & 3:  # every step is a multiple of 4, so the end would never be met
+    """Whether the kernel accepts it (from a caller with CAP_NET_ADMIN: MARK is EPERM otherwise)."""
+    if not program or len(program) & 3:  # every step is a multiple of 4, so the end would never be reached
         return False
     at = 0
     while at < len(program):
@@ -72,7 +72,7 @@ def verify(program: bytes) -> bool:
 
 
 def _smallest_size(program: bytes, at: int) -> int | None:
-    """The size of the instruction there with its argument; None if it is cut or makes no sense."""
+    """The size of the instruction there with its argument; None if it is cut off or invalid."""
     left = len(program) - at
     code = program[at]
     if code in _FIXED_SIZES:
@@ -88,7 +88,7 @@ def _smallest_size(program: bytes, at: int) -> int | None:
 
 
 def _is_reached(program: bytes, target: int) -> bool:
-    """valid_cc(): whether somebody who follows `yes` from the start comes by."""
+    """valid_cc(): whether following `yes` from the start leads there."""
     at = 0
     while at < target:
         yes = program[at + 1]
@@ -100,17 +100,17 @@ def _is_reached(program: bytes, target: int) -> bool:
 
 def run(program: bytes, entry: Entry) -> bool:
     """Whether a verified program lets the socket through. Offsets only grow, so it ends."""
-    *_, end = _way(program, entry)
+    *_, end = _path(program, entry)
     return end == len(program)
 
 
 def steps(program: bytes, entry: Entry) -> int:
     """How many instructions that takes."""
-    return len(list(_way(program, entry))) - 1
+    return len(list(_path(program, entry))) - 1
 
 
-def _way(program: bytes, entry: Entry) -> Iterator[int]:
-    """The offsets that are come by, the last of them at the end or behind it."""
+def _path(program: bytes, entry: Entry) -> Iterator[int]:
+    """The offsets that a socket reaches, the last of them at the end or past it."""
     at = 0
     yield at
     while at < len(program):

@@ -5,17 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.configuration import set_hypothesis_home_dir
 
-from . import package_under_test, world
+from . import coverage_threads, package_under_test, world
 
+coverage_threads.trace_all()
 package_under_test.bind()
 
 # Only now does `socklb` mean the package under test.
@@ -23,6 +22,7 @@ from .reverse_nat.balancer.fixture import balancer as balancer  # noqa: E402
 from .reverse_nat.balancer.fixture import clients as clients  # noqa: E402
 from .reverse_nat.bpf_maps import maps as maps  # noqa: E402
 from .sockets import Sockets  # noqa: E402
+from .xdist_worker import RunInFork  # noqa: E402
 
 # No deadline: no test of this project asserts a time. derandomize in CI: a failure there is everybody's.
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
@@ -31,60 +31,58 @@ settings.register_profile("quick", max_examples=20, derandomize=True, database=N
 settings.register_profile("full", max_examples=50, derandomize="CI" in os.environ, **_COMMON)
 settings.register_profile("deep", max_examples=5000, **_COMMON)
 settings.load_profile(os.environ.get("SOCKLB_PROFILE", "quick"))
-if world.is_inside() and settings.default is not None and settings.default.database is None:
-    set_hypothesis_home_dir(os.path.join(world.temporary_root(), "hypothesis"))  # what it reckons once a run
 
 # Here and not in a pytest.ini: beside a vendored copy that file is the host project's.
 _MARKERS = (
     "kernel: needs a network namespace of its own, and talks to the real kernel",
     "load: loads the machine for minutes; skipped unless SOCKLB_LOAD=1 (tox -e load)",
 )
+_SEEN_AT_THE_END = (
+    ResourceWarning,
+    pytest.PytestUnraisableExceptionWarning,
+    pytest.PytestUnhandledThreadExceptionWarning,
+)
 # Where libcst is installed, hypothesis imports it to report a failure, and that imports this.
-_HARMLESS = (("mypy_extensions", DeprecationWarning),)
+_HARMLESS = "ignore:mypy_extensions:DeprecationWarning"
 _SHOWN_BY_DEFAULT = "fE"  # pytest's `-r`
 
 # A run in the background of a shell ignores Ctrl-C, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_why_no_world = ""
-
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set pytest up, and move the whole run into its world, unless it is there already or only collects."""
-    global _why_no_world
+    """Move the whole run into its world, and set pytest up."""
+    _enter_world(config)
     for line in _MARKERS:
         config.addinivalue_line("markers", line)
     if config.option.reportchars == _SHOWN_BY_DEFAULT:
         config.option.reportchars = "a"  # above all what was skipped, and why
     if not config.getini("filterwarnings"):
         _make_warnings_errors(config)
-    if world.is_inside() or config.option.collectonly or config.option.help:
-        return
-    capture = config.pluginmanager.getplugin("capturemanager")
-    if capture is not None:
-        capture.suspend_global_capture(in_=True)
-    status, _why_no_world = world.run_inside(config.invocation_params.args)
-    if status is not None:
-        sys.stdout.flush()
-        os._exit(status)
-    if capture is not None:
-        capture.resume_global_capture()
+
+
+def _enter_world(config: pytest.Config) -> None:
+    if os.environ.get("SOCKLB_NO_WORLD"):
+        world.why_none = "SOCKLB_NO_WORLD is set"
+    elif hasattr(config, "workerinput"):
+        config.pluginmanager.register(RunInFork())
+    elif not (world.is_inside() or config.option.collectonly or config.getoption("dist", "no") != "no"):
+        world.enter()
 
 
 def _make_warnings_errors(config: pytest.Config) -> None:
     """A socket that is not closed, a thread that died: for each test, and for the whole run until its end."""
     config.addinivalue_line("filterwarnings", "error")
-    warnings.filterwarnings("error")
-    for message, category in _HARMLESS:
-        config.addinivalue_line("filterwarnings", f"ignore:{message}:{category.__name__}")
-        warnings.filterwarnings("ignore", message, category)
+    for category in _SEEN_AT_THE_END:
+        warnings.filterwarnings("error", category=category)
+    config.addinivalue_line("filterwarnings", _HARMLESS)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A kernel test without a world is skipped, or fails where the kernel is required."""
     if item.get_closest_marker("kernel") is not None and not world.is_inside():
-        world.cannot(f"no namespaces of one's own here: {_why_no_world}")
+        world.cannot(f"no namespaces of one's own here: {world.why_none}")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 
 from .reverse_nat.balancer.fixture import is_root
 
-OF_ROOT = ("socklb/cli/rev_nat.py", "socklb/kernel/bpf.py", "socklb/rev_nat.py")  # they read BPF maps
+OF_ROOT = ("socklb/cli/rev_nat.py", "socklb/reverse_nat/bpf.py", "socklb/reverse_nat/maps.py")  # they read BPF maps
 
 if __name__ == "__main__":
     words = ["report"]

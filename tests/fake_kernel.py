@@ -3,9 +3,9 @@
     with FakeKernel(table([row(1), row(2)])).installed() as kernel:
         find_sockets(...)
 
-An answer is any number of datagrams, each bytes (from port 0), a (bytes, port) pair, or an exception that the receive
-raises. After the last one the kernel is silent, which is a timeout. `sent` keeps what was asked, `sockets` every
-socket that was opened.
+An answer is any number of datagrams: bytes (from port 0), a (bytes, port) pair, or an exception that the receive
+raises. After the last one the kernel is silent, which is a timeout. `sent` has the requests, `sockets` every socket
+that was opened.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Datagram = Union[bytes, "tuple[bytes, int]", BaseException]
 
 
 class Request(NamedTuple):
-    """One message that was sent to the kernel."""
+    """A message that was sent to the kernel."""
 
     type: int
     flags: int
@@ -67,7 +67,7 @@ class Request(NamedTuple):
 
     @property
     def families(self) -> tuple[int, ...]:
-        """Those that a dump asks for; the older request does not choose."""
+        """Those that a dump asks for; the older request is for both."""
         return (AF_INET, AF_INET6) if self.type == TCPDIAG_GETSOCK else (self.body.family,)
 
     @property
@@ -76,19 +76,19 @@ class Request(NamedTuple):
 
     @property
     def program(self) -> bytes:
-        """The bytecode of a dump; empty if it has none."""
+        """The bytecode of a dump, empty without one."""
         start = len((InetDiagReq() if self.type == TCPDIAG_GETSOCK else InetDiagReqV2(0, 0, 0, 0)).encode())
         return dict(iter_attributes(self.payload, start, len(self.payload))).get(INET_DIAG_REQ_BYTECODE, b"")
 
 
 Answer = Callable[[Sequence[Request]], Iterable[Datagram]]
 
-_ID, _ADDRESS_SIZE = 4, 40  # where in a row the id is, and how much of it comes before the cookie
-_MOST_CALLS = 10_000  # whoever asks on and on fails here, instead of hanging
+_ID, _ADDRESS_SIZE = 4, 40  # the offset of the id in a row, and how much of it comes before the cookie
+_MOST_CALLS = 10_000  # an endless loop fails here
 
 
 class FakeSocket:
-    """What DiagSocket uses of a netlink socket."""
+    """The part of a netlink socket that DiagSocket uses."""
 
     def __init__(self, kernel: FakeKernel) -> None:
         self._kernel = kernel
@@ -158,7 +158,7 @@ class FakeKernel:
 
     @contextmanager
     def installed(self) -> Iterator[FakeKernel]:
-        """Meanwhile every DiagSocket talks to this kernel; in the end none may be open."""
+        """In this context every DiagSocket talks to this kernel; at its end none may be open."""
         with mock.patch.object(diag, "open_netlink", self.open), mock.patch.object(sockstat, "_FILES", ()):
             yield self
         assert all(made.closed for made in self.sockets), "a netlink socket was left open"
@@ -169,7 +169,7 @@ class FakeKernel:
 
     @property
     def destroys(self) -> list[list[Request]]:
-        """The batches of destroys, one for each send."""
+        """The batches of destroys, one a send."""
         return [requests for requests in self.sent if requests[0].type == SOCK_DESTROY]
 
 
@@ -188,9 +188,9 @@ def row(
     inode: int = 0,
     attributes: Sequence[tuple[int, bytes]] = (),
 ) -> bytes:
-    """A socket: unless told otherwise an established one, from a port of its own to 10.0.0.5 or fd00::5."""
+    """A socket; by default an established one, from a port of its own to 10.0.0.5 or fd00::5."""
     ends = ("10.0.0.1", "10.0.0.5") if family == AF_INET else ("fd00::1", "fd00::5")
-    source, destination = (ip_address(given or usual).packed for given, usual in zip((src, dst), ends))
+    source, destination = (ip_address(given or default).packed for given, default in zip((src, dst), ends))
     id = SocketId(sport or 1024 + cookie % 60000, dport, source, destination, 0, cookie)
     return InetDiagMsg(family, state, 0, 0, id, 0, 0, 0, 0, inode).encode(attributes)
 
@@ -212,8 +212,8 @@ def ack_message(request: Request, code: int = 0, attributes: tuple[tuple[int, by
 def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None = None) -> Answer:
     """A kernel with these rows; `destroy(id, family)` is the errno of a destroy (default: 0 for a row, else ENOENT).
 
-    A dump gives the rows of the families and states asked for that its program lets through, split over two receives
-    on purpose. A destroy takes no row out of the table by itself.
+    A dump answers with the rows of its families and states that match its program, split over two receives on purpose.
+    A destroy by itself removes no row.
     """
 
     def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
@@ -236,8 +236,8 @@ def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None 
 
 
 class Living:
-    """A table that is looked up as the kernel does it: one socket with the address is found (the last that was dumped),
-    and has to have the cookie. Destroyed it is gone; a bound UDP socket `stays`, and answers 0 each time.
+    """A table in which a destroy looks up a socket like the kernel: the last row with the address, which must have the
+    cookie too. A destroyed socket is removed, unless it `stays` as a bound UDP socket does, which answers 0 each time.
 
     `rows` are those that are left, and may be changed meanwhile; `killed` are the cookies that answered 0.
     """
@@ -272,11 +272,11 @@ def _asked_for(request: Request, row: bytes) -> bool:
     return not program or bytecode_vm.run(program, bytecode_vm.entry_of(InetSocket(row, IPPROTO_TCP)))
 
 
-# ------------------------------------------------------------------------------------ what became of it
+# --------------------------------------------------------------------------------------------- outcomes
 
 
 def verdicts(report: Report) -> dict[int, str]:
-    """By cookie. The sums law: matched is the sum of the others, and every socket has one verdict."""
+    """By cookie. Every socket has one verdict, and `matched` is the sum of the counts."""
     verdict_of = {outcome.socket.cookie: outcome.verdict for outcome in report.outcomes}
     counts = Counter(verdict_of.values())
     sums = {name: counts[name] for name in ("destroyed", "gone", "skipped", "failed")}

@@ -13,7 +13,7 @@ from typing import Any, Union
 from hypothesis import strategies as st
 
 from socklb import InetSocket, TcpState
-from socklb.wire.attributes import Md5Signature, SocketAddress, encode_value
+from socklb.wire.attributes import Md5Signature, encode_value
 from socklb.wire.netlink import Ack, Done
 from socklb.wire.records import BbrInfo, DctcpInfo, MemInfo, Record, SkMemInfo, SockOpt, TcpInfo, VegasInfo
 from socklb.wire.reply import InetDiagMsg
@@ -163,13 +163,9 @@ _MPTCP = _nests(
     },
     st.integers(11, 0xFFFF),
 )
-_STORAGE = _nests({"map_id": u32, "map_value": st.binary(max_size=40)}, st.integers(4, 0xFFFF))
 
 _md5_signatures = st.builds(Md5Signature, st.just(AF_INET), u8, packed_v4, st.binary(max_size=80)) | st.builds(
     Md5Signature, st.just(AF_INET6), u8, packed_v6, st.binary(max_size=80)
-)
-_socket_addresses = st.builds(SocketAddress, st.just(AF_INET), ports, packed_v4, st.just(0), st.just(0)) | st.builds(
-    SocketAddress, st.just(AF_INET6), ports, packed_v6, u32, u32
 )
 
 ATTRIBUTE_VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -184,15 +180,12 @@ ATTRIBUTE_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "dctcpinfo": records(DctcpInfo),
     "protocol": u8,
     "skv6only": u8,
-    "locals": st.lists(_socket_addresses, max_size=3).map(tuple),
-    "peers": st.lists(_socket_addresses, max_size=3).map(tuple),
     "pad": st.binary(max_size=8),
     "mark": u32,
     "bbrinfo": records(BbrInfo),
     "class_id": u32,
     "md5sig": st.lists(_md5_signatures, max_size=3).map(tuple),
     "ulp_info": _nests({"name": texts, "tls": _TLS, "mptcp": _MPTCP}, st.integers(4, 0xFFFF)),
-    "sk_bpf_storages": _nests({"storage": _STORAGE}, st.integers(2, 0x7FFF)),
     "cgroup_id": u64,
     "sockopt": records(SockOpt),
 }

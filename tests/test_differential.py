@@ -20,11 +20,8 @@ from socklb.filters import Condition
 from socklb.filters.conditions import EVERYTHING
 
 from .filters.trees import trees
-from .machine.endpoints import Place, make_places
-from .machine.machine import filter_of
-from .machine.model import BOUND_INACTIVE, CLOSE, CLOSING, FIN_WAIT1, LAST_ACK, STATES, Inhabitant, Wish, means
-from .machine.population import Manner
-from .machine.wishes import (
+from .machine.endpoints import Netns, make_namespaces
+from .machine.filters import (
     MARKS,
     PORTS,
     TARGETS,
@@ -34,9 +31,22 @@ from .machine.wishes import (
     aims,
     endpoint_aims,
     endpoint_conditions,
+    joined,
     matched_conditions,
-    with_trait,
 )
+from .machine.machine import socket_filter, socket_options
+from .machine.model import (
+    BOUND_INACTIVE,
+    CLOSE,
+    CLOSING,
+    FIN_WAIT1,
+    LAST_ACK,
+    STATES,
+    ModelFilter,
+    ModelSocket,
+    matches,
+)
+from .machine.population import SocketOptions
 from .machine.world import World
 from .proc_net import ProcRow
 from .ss import both, found, require_ss
@@ -46,28 +56,29 @@ pytestmark = pytest.mark.kernel
 # ------------------------------------------------------------------------------------------------- worlds
 
 
-class Deed(NamedTuple):
+class Step(NamedTuple):
     """One thing that happens in a world."""
 
     what: str
     address: str
     port: int
-    manner: Manner
+    options: SocketOptions
     which: int
 
 
-DEEDS = (
-    *("listen", "bind_tcp", "bind_udp", "send_unbound_udp", "connect", "connect", "connect_udp", "connect_udp"),
-    *("knock_in_vain", "wait_for_data", "get_stuck", "mark", "half_close", "half_close", "close", "close", "destroy"),
+STEPS = (
+    *("listen", "bind tcp", "bind udp", "send_unbound_udp", "connect tcp", "connect tcp", "connect udp", "connect udp"),
+    *("connect_in_vain", "connect_to_deferring_listener", "close_behind_data"),
+    *("mark", "half_close", "half_close", "close", "close", "destroy"),
 )
 
 populations = st.lists(
     st.builds(
-        Deed,
-        st.sampled_from(DEEDS),
+        Step,
+        st.sampled_from(STEPS),
         st.sampled_from(TARGETS),
         st.sampled_from((*PORTS, TWIN_PORT)),
-        st.builds(Manner, st.booleans(), st.booleans(), st.sampled_from(MARKS), st.booleans(), st.booleans()),
+        socket_options,
         st.integers(0, 29),
     ),
     min_size=4,
@@ -75,62 +86,63 @@ populations = st.lists(
 )
 
 
-def do(deed: Deed, world: World, place: Place) -> None:
-    what, address, port, manner, which = deed
-    if what in ("send_unbound_udp", "knock_in_vain", "wait_for_data"):
-        getattr(world, what)(place, address, manner)
-    elif what == "get_stuck":
-        world.get_stuck(place, address, (FIN_WAIT1, LAST_ACK, CLOSING)[which % 3], manner)
-    elif what in ("listen", "bind_tcp", "bind_udp", "connect", "connect_udp"):
-        getattr(world, what)(place, address, port, manner)
-    else:
-        _change(what, list(world.sockets)[which % len(world.sockets) :][:1], world, manner)
+def take(step: Step, world: World, netns: Netns) -> None:
+    what, _, protocol = step.what.partition(" ")
+    if protocol:
+        getattr(world, what)(netns, protocol, step.address, step.port, step.options)
+    elif what == "listen":
+        world.listen(netns, step.address, step.port, step.options)
+    elif what == "close_behind_data":
+        world.close_behind_data(netns, step.address, (FIN_WAIT1, LAST_ACK, CLOSING)[step.which % 3], step.options)
+    elif what in ("send_unbound_udp", "connect_in_vain", "connect_to_deferring_listener"):
+        getattr(world, what)(netns, step.address, step.options)
+    elif world.real:
+        _change(what, one_of(world.real, step.which), world, step.options)
 
 
-def _change(what: str, some: Iterable[Inhabitant], world: World, manner: Manner) -> None:
-    for one in some:
-        if what == "mark":
-            world.mark(one, manner.mark)
-        elif what == "destroy":
-            ends = sport(one.local_port) & dport(one.peer_port) & src(one.local)
-            destroy_sockets(SocketFilter(one.protocol, ends), unconnected=True)
-        elif one.other_end is not None:
-            getattr(world, what)(one)
+def _change(what: str, one: ModelSocket, world: World, options: SocketOptions) -> None:
+    if what == "mark":
+        world.mark(one, options.mark)
+    elif what == "destroy":
+        ends = sport(one.local_port) & dport(one.peer_port) & src(one.local)
+        destroy_sockets(SocketFilter(one.protocol, ends), unconnected=True)
+    elif one.other_end is not None:
+        getattr(world, what)(one)
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    (made,) = make_places(1)
+def netns() -> Iterator[Netns]:
+    (made,) = make_namespaces(1)
     yield made
     made.close()
 
 
 @contextmanager
-def inhabited(place: Place, population: list[Deed]) -> Iterator[World]:
+def inhabited(netns: Netns, population: list[Step]) -> Iterator[World]:
     """A world in which all that has happened; in the end nothing of it is left, not even what TCP keeps."""
-    world = World([place], cgroup=0)
+    world = World([netns], cgroup=0)
     try:
         for address in ("127.0.0.2", "::ffff:127.0.0.2"):
-            world.connect(place, address, PORTS[0], Manner())
-            world.connect_udp(place, address, PORTS[0], Manner())
-        for deed in population:
-            if deed.what != "destroy":
-                do(deed, world, place)
+            world.connect(netns, "tcp", address, PORTS[0], SocketOptions())
+            world.connect(netns, "udp", address, PORTS[0], SocketOptions())
+        for step in population:
+            if step.what != "destroy":
+                take(step, world, netns)
         world.check()  # what was on its way has arrived
-        for deed in population:
-            if deed.what == "destroy":  # of which the model is not told
-                do(deed, world, place)
+        for step in population:
+            if step.what == "destroy":  # which the model does not follow
+                take(step, world, netns)
         yield world
     finally:
         world.clear()
         destroy_sockets(SocketFilter("tcp", states=["time-wait"]), allow_unbounded=True)
 
 
-in_one_place = settings(suppress_health_check=list(HealthCheck))
+in_one_netns = settings(suppress_health_check=list(HealthCheck))
 
 
 class Comparisons:
-    """What they told: two that both find nothing, or everything, agree about little."""
+    """What was found: two that both find nothing, or everything, agree about little."""
 
     def __init__(self) -> None:
         self._kinds: Counter[str] = Counter()
@@ -150,8 +162,8 @@ def comparisons() -> Iterator[Comparisons]:
     made.check()
 
 
-def one_of(inhabitants: Iterable[Inhabitant], which: int) -> Inhabitant:
-    candidates = list(inhabitants)
+def one_of(sockets: Iterable[ModelSocket], which: int) -> ModelSocket:
+    candidates = list(sockets)
     return candidates[which % len(candidates)]
 
 
@@ -164,8 +176,8 @@ _which = st.integers(0, 29)
 _COMPARED = [states for states in STATES if states.argument != ["unconnected"]]
 
 
-_wishes = st.builds(
-    Wish,
+_filters = st.builds(
+    ModelFilter,
     st.sampled_from(("tcp", "udp")),
     matched_conditions,
     st.sampled_from((*_COMPARED[:2] * 4, *_COMPARED)),
@@ -177,18 +189,18 @@ _wishes = st.builds(
 class TestAFullDump:
     """find_sockets(f) is what f.matches says of every socket."""
 
-    @in_one_place
-    @given(population=populations, asked=st.lists(st.tuples(_wishes, aims, _which), min_size=4, max_size=12))
+    @in_one_netns
+    @given(population=populations, asked=st.lists(st.tuples(_filters, aims, _which), min_size=4, max_size=12))
     def test_matched_in_python(
-        self, place: Place, comparisons: Comparisons, population: list[Deed], asked: list[tuple[Wish, Aim, int]]
+        self, netns: Netns, comparisons: Comparisons, population: list[Step], asked: list[tuple[ModelFilter, Aim, int]]
     ) -> None:
-        with inhabited(place, population) as world:
+        with inhabited(netns, population) as world:
             rows = {protocol: list(find_sockets(SocketFilter(protocol, states="all"))) for protocol in ("tcp", "udp")}
-            for wish, aim, which in asked:
-                wish = aimed(wish, aim, one_of(world.model.inhabitants, which))
-                meant, everything = filter_of(wish), rows[wish.protocol]
-                here, there = list(find_sockets(meant)), list(filter(meant.matches, everything))
-                comparisons.compare(_ids(here), _ids(there), len(everything), meant)
+            for model, aim, which in asked:
+                model = aimed(model, aim, one_of(world.model.sockets, which))
+                asked_for, everything = socket_filter(model), rows[model.protocol]
+                here, there = list(find_sockets(asked_for)), list(filter(asked_for.matches, everything))
+                comparisons.compare(_ids(here), _ids(there), len(everything), asked_for)
 
 
 def _ids(rows: Iterable[InetSocket]) -> list[tuple[object, ...]]:
@@ -201,39 +213,39 @@ def _ids(rows: Iterable[InetSocket]) -> list[tuple[object, ...]]:
 class TestProcNet:
     """What /proc/net/tcp, tcp6, udp and udp6 show, but for TCP sockets that are only bound: those are not there."""
 
-    @in_one_place
+    @in_one_netns
     @given(
         population=populations,
         asked=st.lists(st.tuples(endpoint_conditions, endpoint_aims, _which), min_size=2, max_size=8),
     )
     def test_the_same_sockets(
-        self, place: Place, comparisons: Comparisons, population: list[Deed], asked: list[tuple[Condition, Aim, int]]
+        self, netns: Netns, comparisons: Comparisons, population: list[Step], asked: list[tuple[Condition, Aim, int]]
     ) -> None:
-        with inhabited(place, population) as world:
-            shown = place.table.rows()
+        with inhabited(netns, population) as world:
+            shown = netns.table.rows()
             assert Counter(_found(EVERYTHING)) == Counter(shown)
-            for where, aim, which in asked:
-                where = with_trait(where, aim, one_of(world.model.inhabitants, which))
-                expected = Counter(row for row in shown if means(where, _inhabitant(row)))
-                comparisons.compare(Counter(_found(where)), expected, len(shown), where)
+            for condition, aim, which in asked:
+                condition = joined(condition, aim, one_of(world.model.sockets, which))
+                expected = Counter(row for row in shown if matches(condition, _model_socket(row)))
+                comparisons.compare(Counter(_found(condition)), expected, len(shown), condition)
 
 
-def _found(where: Condition) -> list[ProcRow]:
+def _found(condition: Condition) -> list[ProcRow]:
     return [
         ProcRow(
             *(protocol, row.src.version, row.src, row.sport, row.dst, row.dport),
             *(row.state, row.is_time_wait, row.uid, row.inode),
         )
         for protocol in ("tcp", "udp")
-        for row in find_sockets(SocketFilter(protocol, where, states="all"))
+        for row in find_sockets(SocketFilter(protocol, condition, states="all"))
         if protocol == "udp" or row.state != CLOSE
     ]
 
 
-def _inhabitant(row: ProcRow) -> Inhabitant:
+def _model_socket(row: ProcRow) -> ModelSocket:
     """As far as /proc/net tells: addresses and ports."""
     state = BOUND_INACTIVE if row.protocol == "tcp" and row.state == CLOSE else row.state
-    return Inhabitant(0, row.protocol, state, (row.local, row.local_port), (row.peer, row.peer_port))
+    return ModelSocket(0, row.protocol, state, row.local, row.local_port, row.peer, row.peer_port)
 
 
 # ------------------------------------------------------------------------------------------------------ ss
@@ -270,19 +282,19 @@ ss_conditions = trees(_ss_leaves, fewest_parts=2)
 class TestSs:
     """What ss(8) shows for the text of the filter."""
 
-    @settings(in_one_place, max_examples=_FEWER)
+    @settings(in_one_netns, max_examples=_FEWER)
     @given(
         population=populations,
         asked=st.lists(st.tuples(ss_conditions, endpoint_aims, _which), min_size=1, max_size=4),
     )
     def test_the_same_text(
-        self, place: Place, comparisons: Comparisons, population: list[Deed], asked: list[tuple[Condition, Aim, int]]
+        self, netns: Netns, comparisons: Comparisons, population: list[Step], asked: list[tuple[Condition, Aim, int]]
     ) -> None:
         require_ss()
-        with inhabited(place, population) as world:
+        with inhabited(netns, population) as world:
             for protocol in ("tcp", "udp"):
                 everything = len(found(protocol))
-                connected = [one for one in world.model.inhabitants if one.protocol == protocol and one.peer_port]
-                for where, aim, which in asked:
-                    where = with_trait(where, aim, one_of(connected, which))
-                    comparisons.compare(*both(protocol, str(where)), everything, where)
+                connected = [one for one in world.model.sockets if one.protocol == protocol and one.peer_port]
+                for condition, aim, which in asked:
+                    condition = joined(condition, aim, one_of(connected, which))
+                    comparisons.compare(*both(protocol, str(condition)), everything, condition)

@@ -54,14 +54,9 @@ class TestMask:
     def test_each_state_sets_its_own_bit(self, states: list[int]) -> None:
         assert state_mask(*states) == sum(2**state for state in set(states))
 
-    @given(calls)
-    def test_a_mask_gives_back_its_states_as_a_set(self, states: list[int]) -> None:
-        assert states_in(state_mask(*states)) == tuple(sorted(set(states)))
-
     @given(state_masks)
     def test_a_mask_without_bit_0_comes_back_from_its_states(self, mask: int) -> None:
-        mask &= ~1
-        assert state_mask(*states_in(mask)) == mask
+        assert state_mask(*states_in(mask & ~1)) == mask & ~1
 
     @given(calls, calls)
     def test_masks_join_as_states_join_in_a_call(self, a: list[int], b: list[int]) -> None:
@@ -70,33 +65,21 @@ class TestMask:
     @given(state_masks)
     def test_states_ascend_named_where_they_have_a_name(self, mask: int) -> None:
         states = states_in(mask)
-        assert list(states) == [bit for bit in range(32) if mask >> bit & 1]
-        assert all(isinstance(state, TcpState) == (1 <= state <= 13) for state in states)
-
-    def test_the_empty_mask_has_no_state(self) -> None:
-        assert (state_mask(), states_in(0)) == (0, ())
-
-    @pytest.mark.parametrize("bit", [0, 14, 31])
-    def test_a_bit_without_a_name_comes_back_as_an_int(self, bit: int) -> None:
-        assert states_in(1 << bit) == (bit,)
-        assert type(states_in(1 << bit)[0]) is int
+        assert states == tuple(bit for bit in range(32) if mask >> bit & 1)
+        assert all(type(state) is (TcpState if 1 <= state <= 13 else int) for state in states)
 
 
 NO_INT: tuple[Any, ...] = (True, False, "1", "LISTEN", 1.0, None, b"\1", (1,))
 
 
 class TestWrongArguments:
-    """A state outside 1..31 or a mask outside 0..0xffffffff is ValueError, what is no int TypeError; both name it."""
+    """A state outside 1..31 or a mask outside 0..0xffffffff is a ValueError, another type a TypeError; both show it."""
 
-    @pytest.mark.parametrize("state", [0, -1, 32, 33, 1 << 40])
+    @given(st.sampled_from((0, 32)) | st.integers().filter(lambda state: not 1 <= state <= 31))
     def test_a_state_out_of_range(self, state: int) -> None:
-        with pytest.raises(ValueError, match=rf"state {state} is outside 1\.\.31"):
-            state_mask(TcpState.LISTEN, state)
-
-    @given(st.integers().filter(lambda state: not 1 <= state <= 31))
-    def test_no_number_out_of_range_becomes_a_bit(self, state: int) -> None:
-        with pytest.raises(ValueError, match="is outside"):
-            state_mask(state)
+        for call in (lambda: state_mask(TcpState.LISTEN, state), lambda: named_states([state])):
+            with pytest.raises(ValueError, match=rf"state {state} is outside 1\.\.31"):
+                call()
 
     @pytest.mark.parametrize("mask", [-1, 1 << 32, -(1 << 31)])
     def test_a_mask_out_of_range(self, mask: int) -> None:
@@ -115,7 +98,7 @@ class TestWrongArguments:
 
 
 class TestDefaultFilters:
-    """TCP: every state but CLOSE and TIME_WAIT (and BOUND_INACTIVE: it has no peer). UDP: upstream's value."""
+    """TCP: every state but CLOSE and TIME_WAIT (and BOUND_INACTIVE: it has no peer). UDP: Cilium's value."""
 
     def test_the_values(self) -> None:
         assert STATE_FILTER_TCP == 0x1F3E
@@ -124,14 +107,6 @@ class TestDefaultFilters:
     def test_tcp_is_every_state_but_three(self) -> None:
         out = {TcpState.CLOSE, TcpState.TIME_WAIT, TcpState.BOUND_INACTIVE}
         assert set(states_in(STATE_FILTER_TCP)) == {*TcpState} - out
-
-    @pytest.mark.parametrize("state", ["CLOSE", "TIME_WAIT", "BOUND_INACTIVE"])
-    def test_none_of_the_three_is_in_however_it_is_taken_apart(self, state: str) -> None:
-        out = TcpState[state]
-        assert STATE_FILTER_TCP & state_mask(out) == 0
-        assert STATE_FILTER_TCP >> out & 1 == 0
-        assert out not in states_in(STATE_FILTER_TCP)
-        assert state_mask(*states_in(STATE_FILTER_TCP)) | state_mask(out) != STATE_FILTER_TCP
 
     def test_udp_has_both_states_of_a_udp_socket(self) -> None:
         assert {TcpState.ESTABLISHED, TcpState.CLOSE} <= set(states_in(STATE_FILTER_UDP))
@@ -167,22 +142,17 @@ class TestWords:
         assert named_states(mask) == (mask, mask)
 
     @pytest.mark.parametrize("words", ["nope", "", "listen ing", ["established", "nope"], ["1"]])
-    def test_an_unknown_word_is_named_beside_the_known_ones(self, words: Any) -> None:
+    def test_an_unknown_word_is_shown_with_the_known_ones(self, words: Any) -> None:
         last = words if isinstance(words, str) else words[-1]
         with pytest.raises(ValueError, match=f"unknown state '{last}'; known are all, .*established.*unconnected"):
             named_states(words)
 
     @pytest.mark.parametrize("nothing", [0, [], ()])
-    def test_no_state_at_all_is_a_wrong_argument(self, nothing: Any) -> None:
+    def test_no_state_at_all_is_an_error(self, nothing: Any) -> None:
         with pytest.raises(ValueError, match="selects no socket"):
             named_states(nothing)
 
     @pytest.mark.parametrize("value", [True, None, 1.0, [True], [None], [1.0], [["established"]]], ids=repr)
-    def test_what_is_no_state_is_a_wrong_type(self, value: Any) -> None:
+    def test_what_cannot_be_a_state_is_a_type_error(self, value: Any) -> None:
         with pytest.raises(TypeError):
             named_states(value)
-
-    @pytest.mark.parametrize("state", [0, 32])
-    def test_a_number_out_of_range(self, state: int) -> None:
-        with pytest.raises(ValueError, match=r"is outside 1\.\.31"):
-            named_states([state])

@@ -1,21 +1,22 @@
-"""A world of the test run's own: new network, mount and pid namespaces, with their own /proc and /run.
+"""A world of the test run's own: new network, mount and pid namespaces, with their own /proc, /run and /dev/shm.
 
-Nothing of the host can be seen from inside, let alone destroyed. Rootless, in a user namespace; root makes do without
-one where it may. The run moves there by executing pytest anew, for only a child is in a new pid namespace.
+Nothing of the host can be seen from inside, let alone destroyed, and nothing that is left there outlives it. Rootless,
+in a user namespace; root makes do without one where it may.
+
+python -m tests.world PROGRAM [ARGUMENT ...]      run any program in one: a shell, a debugger, pytest
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
-import shutil
 import signal
 import socket
 import struct
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 CLONE_NEWNS = 0x00020000
@@ -27,20 +28,17 @@ _MS_BIND = 0x1000
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG = 1
 
-_TEMPORARY_ROOT = "PYTEST_DEBUG_TEMPROOT"  # of pytest: where tmp_path is
 _INSIDE = "SOCKLB_TEST_WORLD"
-_NO_WORLD = 97  # the exit status of a child that could not get there
+_TEMPORARY = "/dev/shm"  # a tmpfs of the world's own: there is nothing to clean up, however it ends
+
+why_none = ""
+"""Why this process is in no world."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def is_inside() -> bool:
     return os.environ.get(_INSIDE) == "1"
-
-
-def temporary_root() -> str:
-    """Of the run that is inside."""
-    return os.environ[_TEMPORARY_ROOT]
 
 
 def cannot(why: str) -> NoReturn:
@@ -52,104 +50,63 @@ def cannot(why: str) -> NoReturn:
     pytest.skip(why)
 
 
-def run_inside(arguments: Sequence[str], module: str = "pytest") -> tuple[int | None, str]:
-    """Run a module with these arguments in a new world: (exit status, ""), or (None, why there can be no world)."""
-    with _own_temporary_root() as root:
-        reader, writer = os.pipe()
-        parent = os.getpid()
-        child = os.fork()
-        if not child:
-            os.close(reader)
-            _become_world([module, *arguments], root, writer, parent)
+def enter() -> bool:
+    """Go on in a new world: returns in a fork of this process, which waits for its end and ends likewise.
+
+    Only a child can be in a new pid namespace. False if there can be no world: then `why_none` says why.
+    """
+    global why_none
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        try:
+            _unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID)
+            _die_with_parent()
+            first = os.fork()
+            if first:
+                os.close(writer)
+                _end_like(first)
+            _die_with_parent()
+            _furnish()
+        except OSError as error:
+            os.write(writer, str(error).encode())
+            os._exit(1)
         os.close(writer)
-        with os.fdopen(reader) as pipe:
-            why = pipe.read()
-        code, told_to_end = _exit_code_of(child, signal.SIGTERM)
-    if told_to_end:
-        os.kill(os.getpid(), told_to_end)
-    return (None, why) if code == _NO_WORLD else (code, "")
+        return True
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        why_none = pipe.read()
+    if not why_none:
+        _end_like(child)
+    os.waitpid(child, 0)
+    return False
 
 
-@contextmanager
-def _own_temporary_root() -> Iterator[str]:
-    """A place for tmp_path, unless somebody named one; in the end it is removed.
-
-    Not pytest's own, which it names by the user: inside everybody is root.
-    """
-    if _TEMPORARY_ROOT in os.environ:
-        yield temporary_root()
-        return
-    made = tempfile.mkdtemp(prefix="socklb-tests-")
-    try:
-        yield made
-    finally:
-        remove_tree(made)
-
-
-def remove_tree(directory: str) -> None:
-    """With the directories that nobody but root may enter, as who made them was, inside."""
-    for parent, names, _ in os.walk(directory):
-        for path in (os.path.join(parent, name) for name in names):
-            if not os.path.islink(path):
-                os.chmod(path, 0o700)
-    shutil.rmtree(directory)
-
-
-def _exit_code_of(child: int, stop: signal.Signals) -> tuple[int, int]:
-    """Wait for its end: how it ended, and the signal by which this process was to end meanwhile, or 0.
-
-    Such a signal stops the child. An interrupt from the terminal reaches the run itself, which has something to say
-    about it.
-    """
-    came = [0]
-
-    def pass_on(number: int, _: object) -> None:
-        came.append(number)
-        with suppress(ProcessLookupError):  # it has just ended
-            os.kill(child, stop)
-
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:
-            before[number] = signal.signal(number, pass_on)
+def _end_like(child: int) -> NoReturn:
+    """An interrupt from the terminal reaches the run itself, which has something to say about it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _, status = os.waitpid(child, 0)
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status), came[-1]
+    os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
 
 
-def _become_world(module: Sequence[str], root: str, writer: int, parent: int) -> None:
-    """In the child: never returns."""
-    try:
-        os.environ[_TEMPORARY_ROOT] = root
-        _unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID)
-        _die_with_parent()  # so that a run that is killed takes its world with it
-        if os.getppid() != parent:
-            os._exit(_NO_WORLD)  # it was killed before
-        grandchild = os.fork()
-        if grandchild:
-            os.close(writer)
-            # The first process of a pid namespace heeds no other signal, and its end is that of all in there.
-            os._exit(_exit_code_of(grandchild, signal.SIGKILL)[0])
-        _die_with_parent()
-        private_mounts()
-        mount("proc", "/proc")
-        mount("tmpfs", "/run")
-        loopback_up()
+def _die_with_parent() -> None:
+    """So that a run that is killed takes its world with it. New credentials undo this."""
+    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _furnish() -> None:
+    private_mounts()
+    mount("proc", "/proc")
+    mount("tmpfs", "/run")
+    loopback_up()
+    if not is_inside():  # else what is there is in use
+        mount("tmpfs", _TEMPORARY)
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _TEMPORARY)  # pytest's: where tmp_path is
         os.environ[_INSIDE] = "1"
-        if sys.dont_write_bytecode:
-            _keep_bytecode_in(root)
-        os.set_inheritable(writer, False)
-        os.execv(sys.executable, [sys.executable, "-m", *module])
-    except BaseException as error:
-        os.write(writer, str(error).encode())
-        os._exit(_NO_WORLD)
-
-
-def _keep_bytecode_in(directory: str) -> None:
-    """Where none may be left beside the source: or each of many processes would compile everything anew."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or -B said so
-    os.environ["PYTHONPYCACHEPREFIX"] = os.path.join(directory, "pycache")
+    if sys.dont_write_bytecode:  # beside the source; but each of many processes would compile everything anew
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{_TEMPORARY}/pycache"
 
 
 def _unshare(flags: int) -> None:
@@ -204,10 +161,6 @@ def pivot_root(directory: str) -> None:
     os.chdir("/")
 
 
-def _die_with_parent() -> None:
-    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _call(name: str, *arguments: object) -> None:
     if getattr(_libc, name)(*arguments) != 0:
         code = ctypes.get_errno()
@@ -215,8 +168,6 @@ def _call(name: str, *arguments: object) -> None:
 
 
 def loopback_up() -> None:
-    import fcntl
-
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack("16sH22x", b"lo", 0)
         _, flags = struct.unpack("16sH22x", fcntl.ioctl(any_socket, 0x8913, request))
@@ -230,7 +181,7 @@ def new_network() -> None:
 
 
 def enter_network() -> None:
-    """Move this process into a network namespace of its own, as `run_inside` does, without pids and mounts."""
+    """Move this process into a network namespace of its own, as `enter` does, without pids and mounts."""
     _unshare(CLONE_NEWNET)
     loopback_up()
 
@@ -248,3 +199,11 @@ def small_disk(path: str, size: int) -> Iterator[None]:
 def drop_privilege() -> None:
     """For `preexec_fn`: a user namespace of its own, which owns nothing, above all not the network namespace."""
     unshare(CLONE_NEWUSER)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
+    if not enter():
+        sys.exit(f"no namespaces of one's own here: {why_none}")
+    os.execvp(sys.argv[1], sys.argv[1:])

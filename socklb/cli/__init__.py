@@ -25,20 +25,23 @@ _COMMANDS: dict[str, tuple[str, ...]] = {  # and the folders that each needs
     "watch": ("termination", "sources"),
     "probe": (),
     "rev-nat": ("reverse_nat",),
-    "demo": (),
+    "demo": ("cli.demo",),
 }
 
 _EXIT_CODES = """\
 exit codes:
   0    done, also when there was nothing to do
-  1    some sockets or namespaces failed, the audit could not go on, or the run failed
-  2    usage, bad input, an unknown namespace, an audit file that cannot be opened; nothing was destroyed
+  1    some sockets or namespaces failed, the audit could not go on, or the run
+       failed
+  2    usage, bad input, an unknown namespace, an audit file that cannot be
+       opened; nothing was destroyed
   3    the kernel or the interpreter cannot; the message names what is missing
   4    not permitted; the message names the capability
   130  interrupted
 
 Each command has a help text with examples: socklb COMMAND --help
-SOCKLB_DEBUG=1 in the environment shows each request to the kernel and its answer on standard error.
+With SOCKLB_DEBUG=1 in the environment each request to the kernel and its answer
+are shown on standard error.
 """
 
 

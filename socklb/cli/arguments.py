@@ -28,8 +28,10 @@ FILTER, one quoted argument or several words, is the language of ss(8):
   dst 10.0.0.5:5432                 the same; [2001:db8::1]:53 for v6
   dst 10.0.0.0/8 or dst 2001:db8::/32
   ( dport = :80 or dport = :https ) and not src 10.1.0.0/16
-  sport >= 1024     dev eth0     fwmark 0x10/0xff     cgroup system.slice/ssh.service
-A v4 address matches v4-mapped v6 sockets too. States are not part of the language: use --state.
+  sport >= 1024     dev eth0     fwmark 0x10/0xff
+  cgroup system.slice/ssh.service
+A v4 address matches v4-mapped v6 sockets too. States are not part of the
+language: use --state.
 """
 
 
@@ -114,13 +116,16 @@ def add_rev_nat_arguments(parser: argparse.ArgumentParser) -> None:
     add_rev_nat_dir_argument(parser)
 
 
-def rev_nat_from(options: argparse.Namespace) -> RevNatMaps | None:
-    """The balancer's maps, if --rev-nat asks for them. Raises ValueError if a directory is given without it."""
+@contextmanager
+def rev_nat_from(options: argparse.Namespace) -> Iterator[RevNatMaps | None]:
+    """The balancer's maps if --rev-nat asks for them, or None. Raises ValueError for a directory without it."""
     if options.rev_nat:
-        return open_rev_nat(options.rev_nat_dir)
-    if options.rev_nat_dir is not None:
-        raise ValueError("--rev-nat-dir without --rev-nat: say --rev-nat too")
-    return None
+        with open_rev_nat(options.rev_nat_dir) as maps:
+            yield maps
+    elif options.rev_nat_dir is not None:
+        raise ValueError("--rev-nat-dir needs --rev-nat")
+    else:
+        yield None
 
 
 def open_rev_nat(directory: str | None) -> RevNatMaps:

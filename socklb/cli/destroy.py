@@ -34,10 +34,12 @@ examples:
   socklb destroy --tcp --limit 100 'dst 10.0.0.0/24'
   socklb destroy --netns all --audit /var/log/socklb.jsonl 'dst 10.0.0.5:5432'
 
-The owner of a destroyed socket gets an error at once (TCP and connected UDP: ECONNABORTED) and can reconnect.
-Spared are listening TCP sockets (unless --state listening), UDP sockets without a peer (unless --unconnected), and the
-ssh session that this runs in. Needs CAP_NET_ADMIN, and CAP_SYS_ADMIN to enter other namespaces; --dry-run needs
-nothing here, except for fwmark.
+The owner of a destroyed socket gets an error at once (TCP and connected UDP:
+ECONNABORTED) and can reconnect. Spared are listening TCP sockets (unless
+--state listening), UDP sockets without a peer (unless --unconnected), and the
+ssh session that this runs in.
+Needs CAP_NET_ADMIN, and CAP_SYS_ADMIN to enter other namespaces. A dry run in
+this namespace needs no privilege, except for fwmark.
 
 """
 
@@ -54,7 +56,7 @@ def add_parser(commands: Commands) -> None:
     add_filter_arguments(parser)
     add_netns_argument(parser, CURRENT)
     parser.add_argument("--dry-run", action="store_true", help="destroy nothing, show what would be destroyed")
-    parser.add_argument("--limit", metavar="N", type=_limit, help="destroy N at most, skip the rest")
+    parser.add_argument("--limit", metavar="N", type=_limit, help="destroy at most N sockets, skip the rest")
     parser.add_argument(
         "--unbounded", action="store_true", help="allow a filter without an address or port, or no filter at all"
     )
@@ -72,15 +74,14 @@ def run(options: argparse.Namespace) -> int:
     filters = filters_from(options)
     if not options.filter and not options.unbounded:
         raise ValueError("destroy needs a FILTER (or --unbounded, to match every socket)")
-    namespaces = namespaces_from(options.netns, CURRENT)
     texts = {filter.protocol: str(filter) for filter in filters}
 
     def target(socket: InetSocket) -> dict[str, str]:
         return {"filter": texts[socket.protocol]}
 
-    with audit_from(options) as audit, progress(bool(options.netns)) as report_progress:
-
-        def destroy() -> Report:
+    def destroy() -> Report:
+        namespaces = namespaces_from(options.netns, CURRENT)
+        with audit_from(options) as audit, progress(bool(options.netns)) as report_progress:
             return destroy_sockets(
                 filters,
                 namespaces=namespaces,
@@ -92,10 +93,10 @@ def run(options: argparse.Namespace) -> int:
                 progress=report_progress,
             )
 
-        try:
-            return run_and_show(destroy, target, options)
-        except UnboundedFilter:
-            raise UnboundedFilter(
-                f"'{' '.join(options.filter)}' bounds no endpoint, so it could match everything: name an address or a "
-                "port, or say --unbounded"
-            ) from None
+    try:
+        return run_and_show(destroy, target, options)
+    except UnboundedFilter:
+        raise UnboundedFilter(
+            f"'{' '.join(options.filter)}' bounds no endpoint, so it could match everything: name an address or a "
+            "port, or say --unbounded"
+        ) from None

@@ -15,13 +15,17 @@ _DEFAULT_WIDTH = 80
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps examples as they are, and fits the terminal.
+    """Fits the terminal: wraps a paragraph, and keeps a text of several lines (examples) as it is.
 
     The width is passed in, for argparse imports shutil to find it, which costs a tenth of a whole `destroy`.
     """
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=(terminal_width(sys.__stdout__) or _DEFAULT_WIDTH) - 2)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        kind = argparse.RawDescriptionHelpFormatter if "\n" in text else argparse.HelpFormatter
+        return kind._fill_text(self, text, width, indent)
 
 
 def terminal_width(stream: TextIO | None) -> int | None:

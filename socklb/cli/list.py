@@ -6,12 +6,12 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import closing
+from itertools import chain
 
 from ..engine.find import find_sockets
 from ..engine.report import socket_record
 from ..engine.run import CURRENT
 from ..errors import NotPermitted, NotSupported, SocklbError
-from ..kernel.discovery import discover_namespaces
 from ..kernel.namespaces import CURRENT_NAME, NamespaceVanished, NetworkNamespace
 from ..states import state_word
 from ..wire.address import format_endpoint
@@ -52,8 +52,9 @@ def add_parser(commands: Commands) -> None:
         "list",
         run,
         help="show the sockets that a filter matches",
-        description="Show the sockets that a filter matches, in this network namespace or those of --netns. Needs no "
-        "privilege here (fwmark does). Uid, inode and cookie are shown where the terminal is wide enough.",
+        description="Show the sockets that a filter matches, in this network namespace or those of --netns. In this "
+        "one it needs no privilege, except for fwmark. Uid, inode and cookie are shown where the terminal is wide "
+        "enough.",
         epilog=_EXAMPLES + FILTER_HELP,
     )
     add_filter_arguments(parser)
@@ -81,6 +82,8 @@ def _namespaces(options: argparse.Namespace) -> list[NetworkNamespace | None]:
         return [None]
     if isinstance(chosen, list):
         return [*dict.fromkeys(chosen)]
+    from ..kernel.discovery import discover_namespaces
+
     found = discover_namespaces()
     warn_of_skipped(found.skipped)
     return [*found]
@@ -126,10 +129,11 @@ def _texts(failures: dict[str, Exception]) -> list[str]:
 
 def _print_table(rows: Rows, *, with_netns: bool) -> None:
     """As ss(8) has it. What is not a terminal has no width, and gets all columns."""
+    first = next(rows, None)  # before the header: on bad input nothing is printed
     width = terminal_width(sys.stdout)
     row = _WIDE if width is None or width >= _WIDE_COLUMNS else _NARROW
     print(row.format(*_HEADS) + (" Netns" if with_netns else ""))
-    for netns, socket in rows:
+    for netns, socket in () if first is None else chain((first,), rows):
         columns = row.format(
             PROTOCOL_NAMES[socket.protocol],
             state_word(socket.state),
@@ -145,36 +149,38 @@ def _print_table(rows: Rows, *, with_netns: bool) -> None:
 
 
 def _print_json(rows: Rows, failures: dict[str, Exception]) -> None:
-    """One object, written while the sockets come, and complete in any case; nothing at all for bad input."""
+    """One object, written while the sockets come, and complete however it ends; nothing at all for bad input."""
     import json  # tables do without
 
-    opening = '{"sockets": ['
     waiting: list[str] = []
-    written = 0
-    ended: BaseException | None = None
+    begun = complete = False
 
-    def write(closing: str = "") -> None:
-        nonlocal written
+    def write(end: str = "") -> None:
+        """Print the rows that wait. An interrupt comes before or after it, so that no row is lost or printed twice."""
+        nonlocal begun, complete
         with interrupts_held_back():
-            separator = ",\n  " if written else opening + "\n  "
-            text = separator + ",\n  ".join(waiting) if waiting else "" if written else opening
-            print(text + closing, end="")
-            written += len(waiting) or not written
+            start = ("," if waiting else "") if begun else '{"sockets": ['
+            text = start + ",".join(waiting) + end
             waiting.clear()
+            begun, complete = True, bool(end)
+            print(text, end="")
+
+    def finish(error: BaseException | None) -> None:
+        text = "; ".join(_texts(failures)) if error is None else error_text(error)
+        with ignore_broken_pipe():
+            write(f'], "error": {json.dumps(text)}}}\n' if text else "]}\n")
 
     try:
         for netns, socket in rows:
-            waiting.append(json.dumps({"namespace": netns, **socket_record(socket)}))
+            waiting.append("\n  " + json.dumps({"namespace": netns, **socket_record(socket)}))
             if len(waiting) == _ROWS_A_WRITE:
                 write()
+        finish(None)
     except BaseException as error:
-        if isinstance(error, ValueError) and not (waiting or written):
+        if isinstance(error, ValueError) and not (waiting or begun):
             raise
-        ended = error
-    said = "; ".join(_texts(failures)) if ended is None else error_text(ended)
-    with ignore_broken_pipe():
-        write(f'], "error": {json.dumps(said)}}}\n' if said else "]}\n")
-    if isinstance(ended, ValueError):
-        raise SocklbError(f"ended by {type(ended).__name__}: {ended}") from ended
-    if ended is not None:
-        raise ended
+        if not complete:
+            finish(error)
+        if isinstance(error, ValueError):
+            raise SocklbError(f"ended by {type(error).__name__}: {error}") from error
+        raise

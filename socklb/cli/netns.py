@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 from ..engine.run import ALL, CURRENT
-from ..kernel.discovery import pin_names, pinned, unreadable
 from ..kernel.namespaces import NetworkNamespace, NoSuchNamespace
 from .output import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from ..engine.run import Namespaces
     from ..kernel.discovery import SkippedNamespace
@@ -30,27 +29,34 @@ def netns_from(word: str) -> NetworkNamespace:
         return NetworkNamespace.current()
     if "/" in word:
         return NetworkNamespace.from_path(word, name=word)
+    from ..kernel.discovery import pin_names, pinned  # most commands run in one namespace
+
     found = pinned(word)
     if found is not None:
         return found
+    unknown = f"no network namespace is pinned as {word!r} (known: {', '.join(pin_names()) or 'none'})"
     if word.isascii() and word.isdigit():
-        return NetworkNamespace.from_pid(int(word))
-    raise NoSuchNamespace(
-        f"no network namespace is pinned as {word!r} (known: {', '.join(pin_names()) or 'none'}); current, all, a PID, "
-        "or a path such as /proc/PID/ns/net can be given too"
-    )
+        try:
+            return NetworkNamespace.from_pid(int(word))
+        except NoSuchNamespace:
+            raise NoSuchNamespace(f"{unknown}, and no process has this PID") from None
+    raise NoSuchNamespace(f"{unknown}; current, all, a PID, or a path such as /proc/PID/ns/net can be given too")
 
 
-def warn_of_skipped(skipped: Iterable[SkippedNamespace]) -> None:
+def warn_of_skipped(skipped: Sequence[SkippedNamespace]) -> None:
     """Say which namespaces could not be looked at."""
     for text in skipped_texts(skipped):
         warn(text)
 
 
-def skipped_texts(skipped: Iterable[SkippedNamespace]) -> list[str]:
+def skipped_texts(skipped: Sequence[SkippedNamespace]) -> list[str]:
     """For each reason, the first path that could not be looked at and how many others there are."""
     paths_by_reason: dict[str, list[str]] = {}
-    for path, reason in unreadable(skipped):
+    if skipped:
+        from ..kernel.discovery import unreadable
+
+        skipped = unreadable(skipped)
+    for path, reason in skipped:
         paths_by_reason.setdefault(reason, []).append(path)
     return [f"namespaces not looked at: {_first(paths)}: {reason}" for reason, paths in paths_by_reason.items()]
 

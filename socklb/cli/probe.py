@@ -20,15 +20,16 @@ examples:
   socklb probe
   socklb probe --json
 
-Tries it on sockets of its own, one for each protocol and family; no other socket is touched.
-Ends with 3 if the kernel lacks something, else with 4 if the caller lacks CAP_NET_ADMIN, else with 0. A host without
-IPv6 lacks nothing: it has no such sockets.
+Tries it on sockets of its own, one for each protocol and family; no other
+socket is touched. Ends with 3 if the kernel lacks something, else with 4 if the
+caller lacks CAP_NET_ADMIN, else with 0. A host without IPv6 lacks nothing: it
+has no such sockets.
 """
 
 
 def add_parser(commands: Commands) -> None:
     parser = add_command(
-        commands, "probe", run, help="can this kernel, and this caller, destroy sockets?", epilog=_EXAMPLES
+        commands, "probe", run, help="say whether this kernel, and this caller, can destroy sockets", epilog=_EXAMPLES
     )
     parser.add_argument("--json", action="store_true", help='one JSON object: {"tcp4": {"status": ..., ...}, ...}')
 

@@ -32,8 +32,7 @@ def progress(wanted: bool) -> Iterator[Progress | None]:
 
 
 def _show(done: int, total: int, namespace: NetworkNamespace) -> None:
-    text = f"{done} of {total} namespaces: {namespace.name}"
-    sys.stderr.write(
-        _CLEAR_LINE + text[: (terminal_width(sys.stderr) or 80) - 1]
-    )  # of a line that wraps only the last row could be erased
+    width = terminal_width(sys.stderr) or 80
+    text = f"{done} of {total} namespaces: {namespace.name}"[: width - 1]  # of a longer one only the last row is erased
+    sys.stderr.write(_CLEAR_LINE + text)
     sys.stderr.flush()

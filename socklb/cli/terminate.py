@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 
 from ..engine.run import ALL
 from ..filters.backend import Backend
@@ -28,15 +27,17 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  socklb terminate --dry-run 10.0.0.5:80/TCP                 what would be cut, anywhere on this host
+  socklb terminate --dry-run 10.0.0.5:80/TCP   what would be cut on this host
   socklb terminate 10.0.0.5:80/TCP 10.0.0.6:53/UDP [2001:db8::5]:80/TCP
-  socklb terminate --rev-nat 10.0.0.5:80/TCP                 only what the balancer itself sent there
+  socklb terminate --rev-nat 10.0.0.5:80/TCP   only what the balancer sent there
   socklb terminate --netns web --audit /var/log/socklb.jsonl 10.0.0.5:80/TCP
 
-The owner of a destroyed socket gets an error at once (ECONNABORTED) and can reconnect. A v4 address matches v4-mapped
-v6 sockets too. All backends together take one pass a namespace. Needs CAP_NET_ADMIN, CAP_SYS_ADMIN to enter other
-namespaces, CAP_SYS_PTRACE to see those of other users' processes, and for --rev-nat permission to read the maps (and
-CAP_BPF before Linux 5.19); root has them all.
+The owner of a destroyed socket gets an error at once (ECONNABORTED) and can
+reconnect. A v4 address matches v4-mapped v6 sockets too. All backends together
+take one pass a namespace.
+Needs CAP_NET_ADMIN, CAP_SYS_ADMIN to enter other namespaces, CAP_SYS_PTRACE to
+see those of other users' processes, and for --rev-nat permission to read the
+maps (and CAP_BPF before Linux 5.19); root has them all.
 """
 
 
@@ -69,14 +70,9 @@ def _backend(text: str) -> Backend:
 
 
 def run(options: argparse.Namespace) -> int:
-    namespaces = namespaces_from(options.netns, ALL)
-    with ExitStack() as stack:
-        audit = stack.enter_context(audit_from(options))
-        maps = rev_nat_from(options)
-        rev_nat = None if maps is None else stack.enter_context(maps)
-        report_progress = stack.enter_context(progress(True))
-
-        def terminate() -> Report:
+    def terminate() -> Report:
+        namespaces = namespaces_from(options.netns, ALL)
+        with audit_from(options) as audit, rev_nat_from(options) as rev_nat, progress(True) as report_progress:
             return terminate_connections(
                 options.backends,
                 namespaces=namespaces,
@@ -86,4 +82,4 @@ def run(options: argparse.Namespace) -> int:
                 progress=report_progress,
             )
 
-        return run_and_show(terminate, backend_target, options)
+    return run_and_show(terminate, backend_target, options)

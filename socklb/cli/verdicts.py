@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 
 
 def run_and_show(destroy: Callable[[], Report], target: Target, options: argparse.Namespace) -> int:
-    """Run what destroys, show its report, also that of a run which an error ended, and give the exit code."""
+    """Run what destroys, show its report, and give the exit code.
+
+    The report of a run that an error ended is shown too, an empty one if no run had begun; on bad input nothing is.
+    """
     try:
         report = destroy()
     except (SocklbError, ValueError, KeyboardInterrupt) as error:
         if exit_code(error) != BAD_INPUT:
-            _show(getattr(error, "report", None) or Report(), target, options, error)
+            nothing_done = Report(getattr(options, "backends", ()))
+            _show(getattr(error, "report", None) or nothing_done, target, options, error)
         raise
     _show(report, target, options, None)
     return SOME_FAILED if report.failed or report.errors else DONE

@@ -44,13 +44,17 @@ examples:
   my-controller | socklb watch --source - --rev-nat
 
 A line on standard input is one change, a JSON object:
-  {"op": "upsert", "backend": "10.0.0.1:80/TCP", "service": "default/web", "state": "active", "unhealthy": false}
+  {"op": "upsert", "backend": "10.0.0.1:80/TCP", "service": "default/web"}
+  {"op": "upsert", "backend": "10.0.0.1:80/TCP", "unhealthy": true}
   {"op": "delete", "backend": "10.0.0.1:80/TCP", "service": "default/web"}
-  {"op": "replace", "backends": [{"backend": "10.0.0.1:80/TCP", "service": "default/web"}]}
+  {"op": "replace", "backends": [{"backend": "10.0.0.1:80/TCP"}]}
+An upsert, and each backend of a replace, can have "service", "state" (active,
+terminating, quarantined, maintenance) and "unhealthy".
 A FILE holds one replace object; write a new one and rename it over the old one.
 
-A backend is alive while a service has it active or terminating, and healthy. Its connections are destroyed when it
-stops being alive; what was never alive is left alone, and nothing is destroyed at the start. SIGTERM and SIGINT end the
+A backend is alive while a service has it active or terminating, and healthy.
+Its connections are destroyed when it stops being alive; what was never alive is
+left alone, and nothing is destroyed at the start. SIGTERM and SIGINT end the
 command after the batch at hand. Needs what `socklb terminate` needs.
 """
 
@@ -77,8 +81,7 @@ def run(options: argparse.Namespace) -> int:
     _check_support(words)
     with ExitStack() as stack:
         audit = stack.enter_context(audit_from(options))
-        maps = rev_nat_from(options)
-        rev_nat = None if maps is None else stack.enter_context(maps)
+        rev_nat = stack.enter_context(rev_nat_from(options))
         table = BackendTable()
         reporter = _Reporter()
         namespaces = ALL if ALL in words else lambda: _present(words, reporter)

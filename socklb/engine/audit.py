@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Target = Callable[[InetSocket], dict[str, str]]
 
 _PATIENCE_MS = 10_000
-# O_NONBLOCK: a pipe that nobody has open to read is an error at once.
+# O_NONBLOCK: a pipe without a reader is an error at once.
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 

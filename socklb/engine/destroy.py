@@ -38,8 +38,8 @@ _MOVES = 3  # how often sockets are followed to another address before they coun
 class Rounds:
     """The sockets of one namespace that one filter matches, until each has its verdict.
 
-    `pending` holds those that are not accounted for, by cookie. A step returns outcomes; whoever drives the rounds
-    takes them into account and then calls `settle`. After an interrupt between any two steps `left_over` has the rest.
+    `pending` holds those that are not accounted for, by cookie. A step returns outcomes; the caller takes them into
+    account and then calls `settle`. After an interrupt between any two steps `left_over` has the rest.
     `why_spared` gives the reasons to spare the sockets of a batch, "" for each that is to be destroyed.
     """
 
@@ -58,7 +58,7 @@ class Rounds:
         self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {namespace.name}"
         self._decided: list[Outcome] = []  # of the last step, for an interrupt that comes before they are settled
         self._in_flight: set[int] = set()  # cookies that were sent to the kernel and are not answered for
-        self._in_doubt: set[int] = set()  # cookies of a batch of which an answer was lost
+        self._in_doubt: set[int] = set()  # cookies of batches whose answers were lost in part
         self._progress = False  # whether the round at hand destroyed something, or may have
         self._moves_left = _MOVES
         self.refusal: KernelError | None = None
@@ -99,7 +99,7 @@ class Rounds:
         return outcomes
 
     def look_again(self) -> list[Outcome]:
-        """Of those that answered ENOENT, tell the gone from those that moved and those that hide behind a twin."""
+        """Sort those that answered ENOENT: gone, moved to another address, or hidden behind a twin."""
         there = self._still_there()
         moved = {
             cookie: row

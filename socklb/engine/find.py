@@ -14,10 +14,7 @@ from ..kernel.sockstat import sockets_in_use
 from ..states import TcpState, state_mask
 from ..wire.bytecode import (
     INET_DIAG_BC_CGROUP_COND,
-    INET_DIAG_BC_D_EQ,
-    INET_DIAG_BC_DEV_COND,
     INET_DIAG_BC_MARK_COND,
-    INET_DIAG_BC_S_EQ,
     INET_DIAG_REQ_BYTECODE,
 )
 from ..wire.netlink import encode_attribute
@@ -42,13 +39,8 @@ if TYPE_CHECKING:
 # sockstat does not count these.
 _UNCOUNTED = state_mask(TcpState.TIME_WAIT, TcpState.BOUND_INACTIVE)
 
-# Bytecodes that came to the kernel later than the rest, newest first: Linux 5.9, 5.0, 4.9, 4.3.
-_LATER_CODES = (
-    frozenset({INET_DIAG_BC_CGROUP_COND}),
-    frozenset({INET_DIAG_BC_S_EQ, INET_DIAG_BC_D_EQ}),
-    frozenset({INET_DIAG_BC_MARK_COND}),
-    frozenset({INET_DIAG_BC_DEV_COND}),
-)
+# The bytecode op that a kernel with SOCK_DESTROY for UDP (Linux 4.9) may lack: it came with 5.9.
+_LATER_OPS = frozenset({INET_DIAG_BC_CGROUP_COND})
 
 
 def find_sockets(
@@ -115,7 +107,7 @@ class SocketTable:
         # Sockets created later are out of scope, so the counts are read once.
         self._in_use = sockets_in_use()
         self.diag = DiagSocket()
-        self._lacks: frozenset[int] = frozenset()  # bytecodes that the kernel has refused
+        self._missing_ops: frozenset[int] = frozenset()  # bytecode ops that the kernel has refused
         self._takes_old_request = True
 
     def __enter__(self) -> SocketTable:
@@ -141,17 +133,16 @@ class SocketTable:
         doing = f"list {PROTOCOL_NAMES[filter.protocol]} sockets in {netns}"
         while families:
             one_walk = filter.protocol == IPPROTO_TCP and filter.family is None and self._takes_old_request
-            plan = filter.plan(self._lacks)
+            plan = filter.plan(self._missing_ops)
             rows = self._rows(plan, _requests(filter, families, states, bits, one_walk), doing, may_repeat_rows)
             try:
                 first = next(rows, None)
             except KernelError as error:
-                later = next((codes for codes in _LATER_CODES if codes & plan.codes), None)
-                if error.errno == errno.EINVAL and later is not None:
-                    self._lacks |= later
+                if error.errno == errno.EINVAL and _LATER_OPS & plan.ops:
+                    self._missing_ops = _LATER_OPS
                 elif error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT) and one_walk:
                     self._takes_old_request = False
-                elif error.errno == errno.EPERM and INET_DIAG_BC_MARK_COND in plan.codes:
+                elif error.errno == errno.EPERM and INET_DIAG_BC_MARK_COND in plan.ops:
                     raise mark_hidden(f"{doing} by mark") from None
                 else:
                     raise
@@ -185,15 +176,15 @@ def _requests(
 def _matching(
     first: list[bytes] | None, others: Iterator[list[bytes]], protocol: int, plan: Plan
 ) -> Iterator[InetSocket]:
-    rest, again = plan.rest, plan.again
+    residual, recheck = plan.residual, plan.recheck
     seen: set[int] | None = None if plan.disjoint else set()
     buffer = first
     while buffer is not None:
         for row in buffer:
             socket = InetSocket(row, protocol)
-            if again is not None and not again.matches(socket):
+            if recheck is not None and not recheck.matches(socket):
                 continue
-            if rest is not None and not rest.matches(socket):
+            if residual is not None and not residual.matches(socket):
                 continue
             if seen is not None:
                 if socket.cookie in seen:

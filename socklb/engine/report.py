@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import namedtuple
 
-from ..filters.backend import backend_of
 from ..states import state_word
 from ..wire.address import format_address
 from ..wire.request import PROTOCOL_NAMES
@@ -148,7 +147,10 @@ class Report:
             for outcome in self.outcomes[: lengths[0]]:
                 total[outcome.verdict] += 1
                 by_namespace[outcome.namespace][outcome.verdict] += 1
-                if by_backend:
+            if by_backend:
+                from ..filters.backend import backend_of  # most runs are not about backends
+
+                for outcome in self.outcomes[: lengths[0]]:
                     by_backend[backend_of(outcome.socket)][outcome.verdict] += 1
             sums = self._sums = _Sums(
                 lengths,

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import os
 from _thread import RLock, allocate_lock  # as functools does: threading takes a while to import
-from contextlib import nullcontext
 
 from ..errors import AuditError, KernelError, NotPermitted, NotSupported, RunStopped, SocklbError
 from ..filters import SocketFilter
 from ..kernel import names
-from ..kernel.discovery import VANISHED, DiscoveredNamespaces, SkippedNamespace, discover_namespaces
 from ..kernel.names import UnknownName
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, run_in_netns
-from .audit import AuditTrail
 from .destroy import Rounds
 from .find import SocketTable, extension_bits
 from .parallel import in_parallel
@@ -32,11 +29,12 @@ from .session import OwnSession, own_session
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
     from typing import Union
 
     from ..filters.backend import Backend
     from ..wire.reply import InetSocket
-    from .audit import Audit, Target
+    from .audit import Audit, AuditTrail, Target
     from .report import Outcome
 
     Progress = Callable[[int, int, NetworkNamespace], object]
@@ -110,12 +108,21 @@ class Run:
         check_filters(filters, allow_unbounded)
         check_limit(limit)
         self._filters, self._bits = filters, extension_bits(extensions)
+        self._are_resolved = [filter.is_resolved for filter in filters]
         self._dry_run, self._unconnected, self._spare, self._target = dry_run, unconnected, spare, target
         self._limit, self._limit_lock = limit, allocate_lock()
         self._within_limit: set[tuple[NetworkNamespace, int]] = set()  # (namespace, cookie) of those it counted
         self._session: OwnSession | None = None
-        self._audit = None if audit is None else AuditTrail(audit, dry_run=dry_run)
-        self._turn = nullcontext() if audit is None else RLock()  # held from a batch's question to its records
+        self._audit: AuditTrail | None = None
+        self._turn: AbstractContextManager[object]  # held from a batch's question to its records
+        if audit is None:
+            from contextlib import nullcontext  # both are imported when a run needs them
+
+            self._turn = nullcontext()
+        else:
+            from .audit import AuditTrail
+
+            self._audit, self._turn = AuditTrail(audit, dry_run=dry_run), RLock()
         self._why_stopped = ""
         self.report = Report(backends)
 
@@ -128,11 +135,12 @@ class Run:
         if namespaces == CURRENT:
             return self._run_in_one(NetworkNamespace.current())
         if namespaces == ALL:
+            from ..kernel.discovery import discover_namespaces
+
             namespaces = discover_namespaces()
         if isinstance(namespaces, str):
             raise ValueError(f'namespaces is "current", "all", or NetworkNamespaces, not {namespaces!r}')
-        if isinstance(namespaces, DiscoveredNamespaces):
-            self.report.skipped_namespaces += namespaces.skipped
+        self.report.skipped_namespaces += getattr(namespaces, "skipped", ())
         return self._run_in_many(_distinct(namespaces), progress)
 
     def _run_in_one(self, namespace: NetworkNamespace) -> Report:
@@ -181,6 +189,8 @@ class Run:
 
     def _note_failure(self, namespace: NetworkNamespace, error: BaseException) -> None:
         if isinstance(error, NamespaceVanished):
+            from ..kernel.discovery import VANISHED, SkippedNamespace
+
             self.report.skipped_namespaces.append(SkippedNamespace(namespace.path, VANISHED))
         else:
             self.report.add_namespace(namespace)
@@ -209,16 +219,20 @@ class Run:
         seen: set[int] = set()
 
         def enter() -> SocketTable:
-            filters.extend(filter if filter.is_resolved else filter.resolved(names) for filter in self._filters)
+            pairs = zip(self._filters, self._are_resolved)
+            filters.extend(filter if is_resolved else filter.resolved(names) for filter, is_resolved in pairs)
             return SocketTable()
 
         with run_in_netns(namespace, enter) as table:
             self.report.add_namespace(namespace)
             for filter, resolved in zip(self._filters, filters):
-                found = table.collect(resolved, namespace.name, self._bits)
-                pending = {cookie: socket for cookie, socket in found.items() if cookie not in seen}
-                seen.update(pending)
-                target = self._target or _constantly({"filter": str(filter)})
+                pending = table.collect(resolved, namespace.name, self._bits)
+                for cookie in seen.intersection(pending):
+                    del pending[cookie]
+                if len(filters) > 1:  # the cookies of a large crowd take memory
+                    seen.update(pending)
+                text = str(filter) if self._audit else ""  # of a thousand backends it takes as long as a walk
+                target = self._target or _constantly({"filter": text})
                 self._destroy(Rounds(table, resolved, namespace, pending, self._bits, self._why_spared), target)
 
     # ------------------------------------------------------------------------------------------- sockets

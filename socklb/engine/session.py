@@ -27,7 +27,7 @@ class OwnSession(namedtuple("OwnSession", "tuples inodes")):
 
     def has(self, socket: InetSocket) -> bool:
         """Whether the socket belongs to the session, at either end."""
-        if socket.inode and socket.inode in self.inodes:
+        if self.inodes and socket.inode in self.inodes:
             return True
         if not self.tuples:
             return False
@@ -37,7 +37,7 @@ class OwnSession(namedtuple("OwnSession", "tuples inodes")):
 def own_session() -> OwnSession:
     """SSH_CONNECTION of this process and of every ancestor, and the sockets of the sshd processes among them.
 
-    Raises KernelError where descriptors or memory have run out, for then nobody can tell.
+    Raises KernelError where descriptors or memory have run out: the session would be unknown, and unprotected.
     """
     values = [os.environ.get("SSH_CONNECTION", "")]
     inodes: set[int] = set()

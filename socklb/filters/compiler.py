@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From a condition to the programs that tell the kernel, and what is left to be matched in Python."""
+"""From a condition to bytecode for the kernel, and to what is left to match in Python."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections import namedtuple
 from errno import EOPNOTSUPP
 
 from ..errors import NotSupported
-from ..wire.bytecode import Assembler
-from .conditions import EVERYTHING, And, Condition, Host, Not, Or, Port, endpoint_of
-from .traits import Autobound
+from ..wire.bytecode import ANY_PORT, Assembler
+from .conditions import EVERYTHING, And, Condition, Host, Not, Or, Port, endpoint_of, leaves
+from .property_conditions import Autobound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,98 +17,96 @@ if TYPE_CHECKING:
     from typing import Optional
 
 
-class Plan(namedtuple("Plan", "programs codes rest disjoint again")):
-    """How to ask the kernel for what a condition means.
+class Plan(namedtuple("Plan", "programs ops residual disjoint recheck")):
+    """How to find the sockets that a condition matches.
 
-    `programs`: one dump each; an empty one takes everything. `codes`: the bytecodes in them. `rest`: what is still to
-    be matched in Python, None if the programs say it all; then they let through too much and never too little.
-    `disjoint`: whether no socket can come through two of them. `again`: what a row has to be asked again, for the
-    kernel fills it after the program has run, and a UDP socket may have been connected elsewhere in between.
+    `programs`: bytecode, one dump each; an empty one accepts every socket.
+    `ops`: the bytecode ops in them.
+    `residual`: what is left to match in Python. None if the programs are exact; otherwise they let through more, never
+    less.
+    `disjoint`: whether no socket can pass two of the programs.
+    `recheck`: the tests of addresses and ports (None if there are none), to be repeated on each row: the kernel fills
+    a row after the program has run, and a UDP socket may have been connected elsewhere in between.
     """
 
     __slots__ = ()
     programs: tuple[bytes, ...]
-    codes: frozenset[int]
-    rest: Optional[Condition]
+    ops: frozenset[int]
+    residual: Optional[Condition]
     disjoint: bool
-    again: Optional[Condition]
+    recheck: Optional[Condition]
 
 
-def compile_condition(where: Condition, lacks: frozenset[int] = frozenset()) -> Plan:
-    """The plan for a kernel that lacks these bytecodes. Conditions must be resolved."""
-    again = _relaxed(where, _is_of_endpoint) if _has_endpoint(where) else None
-    told = where if _is_expressible(where, lacks) else _relaxed(where, lambda part: part.expressible(lacks))
-    rest = None if told is where else _in_python(where, lambda part: _is_expressible(part, lacks))
-    whole = _assemble(told, lacks)
-    if whole is not None:
-        return Plan((whole.program,), whole.codes, rest, True, again)
-    pieces, complete = _split(_relaxed(told, lambda part: True), lacks)
-    programs = tuple(piece.program for piece in pieces)
-    codes = frozenset().union(*(piece.codes for piece in pieces))
-    if not complete:  # what Python cannot match was told first, and the rest is matched again
-        rest = _in_python(where, lambda part: isinstance(where, And) and not _is_matchable(part))
-    return Plan(programs, codes, rest, _are_distinct_endpoints(told), again)
+def compile_condition(condition: Condition, missing_ops: frozenset[int] = frozenset()) -> Plan:
+    """The plan for a kernel without these bytecode ops. The condition must be resolved.
 
-
-def _in_python(where: Condition, was_told: Callable[[Condition], bool]) -> Condition:
-    """What is left to be matched in Python: of an `and` the parts that were not told, else the whole.
-
-    Raises NotSupported if only the kernel can evaluate what is left.
+    Raises NotSupported if a part that only the kernel can evaluate would be left to Python.
     """
-    parts = where.parts if isinstance(where, And) else (where,)
-    left = [part for part in parts if not was_told(part)]
-    rest = left[0] if len(left) == 1 else And(*left)
-    if not _is_matchable(rest):
-        raise NotSupported(EOPNOTSUPP, f"'{where}': this kernel cannot take it as a whole, and 'autobound' needs that")
-    return rest
+
+    def is_supported(part: Condition) -> bool:
+        return all(leaf.supported(missing_ops) for leaf in leaves(part))
+
+    compiled = condition if is_supported(condition) else _relaxed(condition, is_supported)
+    residual = None if compiled is condition else _residual(condition, is_supported)
+    recheck = _recheck(condition)
+    whole = _assemble(compiled)
+    if whole is not None:
+        return Plan((whole.program,), whole.ops, residual, True, recheck)
+    pieces, complete = _split(_relaxed(compiled, lambda test: True))
+    programs = tuple(piece.program for piece in pieces)
+    ops = frozenset().union(*(piece.ops for piece in pieces))
+    if not complete:  # _split() keeps what Python cannot match, so the rest can be matched again
+        residual = _residual(condition, lambda part: isinstance(condition, And) and not _is_matchable(part))
+    return Plan(programs, ops, residual, _are_distinct_endpoints(compiled), recheck)
+
+
+def _residual(condition: Condition, is_compiled: Callable[[Condition], bool]) -> Condition:
+    """What is left to match in Python: of an `and` the parts that are not compiled, otherwise the whole condition."""
+    parts = condition.parts if isinstance(condition, And) else (condition,)
+    left = [part for part in parts if not is_compiled(part)]
+    residual = left[0] if len(left) == 1 else And(*left)
+    if not _is_matchable(residual):
+        raise NotSupported(
+            EOPNOTSUPP,
+            f"'{condition}': this kernel cannot evaluate all of it, and Python cannot evaluate 'autobound'",
+        )
+    return residual
 
 
 def _is_matchable(condition: Condition) -> bool:
     """Whether Python can evaluate it."""
-    if isinstance(condition, Not):
-        return _is_matchable(condition.part)
-    if isinstance(condition, (And, Or)):
-        return all(map(_is_matchable, condition.parts))
-    return not isinstance(condition, Autobound)
+    return not any(isinstance(leaf, Autobound) for leaf in leaves(condition))
 
 
-class _Assembled(namedtuple("_Assembled", "program codes")):
+def _recheck(condition: Condition) -> Condition | None:
+    kinds = set(map(_is_of_endpoint, leaves(condition)))
+    if True not in kinds:
+        return None
+    return _relaxed(condition, _is_of_endpoint) if False in kinds else condition
+
+
+def _is_of_endpoint(test: Condition) -> bool:
+    return isinstance(test, (Host, Port))
+
+
+class _Assembled(namedtuple("_Assembled", "program ops")):
     __slots__ = ()
     program: bytes
-    codes: frozenset[int]
+    ops: frozenset[int]
 
 
-def _assemble(condition: Condition, lacks: frozenset[int]) -> _Assembled | None:
-    assembler = Assembler(lacks)
+def _assemble(condition: Condition) -> _Assembled | None:
+    """None if the program does not fit into an attribute."""
+    assembler = Assembler()
     condition.emit(assembler, assembler.reject)
     program = assembler.assemble()
     return None if program is None else _Assembled(program, frozenset(assembler.used))
 
 
-def _is_expressible(condition: Condition, lacks: frozenset[int]) -> bool:
-    if isinstance(condition, Not):
-        return _is_expressible(condition.part, lacks)
-    if isinstance(condition, (And, Or)):
-        return all(_is_expressible(part, lacks) for part in condition.parts)
-    return condition.expressible(lacks)
-
-
-def _is_of_endpoint(condition: Condition) -> bool:
-    return isinstance(condition, (Host, Port))
-
-
-def _has_endpoint(condition: Condition) -> bool:
-    if isinstance(condition, Not):
-        return _has_endpoint(condition.part)
-    if isinstance(condition, (And, Or)):
-        return any(map(_has_endpoint, condition.parts))
-    return _is_of_endpoint(condition)
-
-
 def _relaxed(condition: Condition, is_kept: Callable[[Condition], bool], negated: bool = False) -> Condition:
-    """The condition (or its negation) with every `not` pushed inward, and tests that are not kept made "anything".
+    """The condition (or its negation) with each `not` pushed inward, and each test that is not kept made EVERYTHING.
 
-    No `not` stands above an `and` or `or` then, so that whatever is let through by one part is let through by all.
+    No `and` or `or` is negated then, so that relaxing a part can only let through more.
     """
     if isinstance(condition, Not):
         return _relaxed(condition.part, is_kept, not negated)
@@ -120,42 +118,36 @@ def _relaxed(condition: Condition, is_kept: Callable[[Condition], bool], negated
     return Not(condition) if negated else condition
 
 
-def _split(condition: Condition, lacks: frozenset[int]) -> tuple[list[_Assembled], bool]:
-    """Pieces that fit into an attribute each and together mean the same (False: more, for want of an `or` to cut)."""
-    whole = _assemble(condition, lacks)
+def _split(condition: Condition) -> tuple[list[_Assembled], bool]:
+    """Programs that each fit into an attribute and together match the same.
+
+    With False they match more: a part without an `or` was too long, and some of its tests were left out.
+    """
+    whole = _assemble(condition)
     if whole is not None:
         return [whole], True
     halves = _halves(condition)
     if halves is None:
         parts = sorted(condition.parts, key=_is_matchable)  # type: ignore[attr-defined]
-        return _split(And(*parts[: len(parts) // 2]), lacks)[0], False
-    pieces: list[_Assembled] = []
-    complete = True
-    for half in halves:
-        its_pieces, its_complete = _split(half, lacks)
-        pieces += its_pieces
-        complete = complete and its_complete
-    return pieces, complete
+        return _split(And(*parts[: len(parts) // 2]))[0], False
+    (left, left_complete), (right, right_complete) = map(_split, halves)
+    return left + right, left_complete and right_complete
 
 
 def _halves(condition: Condition) -> tuple[Condition, Condition] | None:
-    """Two conditions that come to the same when joined by `or`; None if there is no `or` to be cut."""
+    """Two conditions that match the same when joined by `or`; None if there is no `or` to divide."""
     if isinstance(condition, Or) and len(condition.parts) > 1:
         middle = len(condition.parts) // 2
         return Or(*condition.parts[:middle]), Or(*condition.parts[middle:])
     if isinstance(condition, (And, Or)):
-        for index in sorted(range(len(condition.parts)), key=lambda i: -_size(condition.parts[i])):
+        sizes = [sum(1 for _ in leaves(part)) for part in condition.parts]
+        for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
             halves = _halves(condition.parts[index])
             if halves is not None:
-                before, behind = condition.parts[:index], condition.parts[index + 1 :]
-                first, second = (type(condition)(*before, half, *behind) for half in halves)
+                before, after = condition.parts[:index], condition.parts[index + 1 :]
+                first, second = (type(condition)(*before, half, *after) for half in halves)
                 return first, second
     return None
-
-
-def _size(condition: Condition) -> int:
-    """How many tests it has."""
-    return sum(map(_size, condition.parts)) if isinstance(condition, (And, Or)) else 1
 
 
 def _are_distinct_endpoints(condition: Condition) -> bool:
@@ -164,9 +156,9 @@ def _are_distinct_endpoints(condition: Condition) -> bool:
         return False
     found = [endpoint_of(part) for part in condition.parts]
     endpoints = {endpoint for _, endpoint in found if endpoint is not None}
-    with_any_port = {endpoint[:2] for endpoint in endpoints if endpoint.port < 0}
+    with_any_port = {endpoint.address for endpoint in endpoints if endpoint.port == ANY_PORT}
     return (
         len({side for side, _ in found}) == 1
         and len(endpoints) == len(found)
-        and not any(endpoint.port >= 0 and endpoint[:2] in with_any_port for endpoint in endpoints)
+        and not any(endpoint.port != ANY_PORT and endpoint.address in with_any_port for endpoint in endpoints)
     )

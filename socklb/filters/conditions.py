@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""Conditions on a socket: small values, joined with & | ~ into a tree.
+"""Conditions on a socket: immutable values, joined with & | ~ into a tree.
 
-Each says what it means in Python (`matches`) and how the kernel is told (`emit`), whether it bounds the endpoint
-(`bounds`), and how it is written in the language of ss(8) (`str`). Names that depend on a namespace (an interface, a
-cgroup path) are replaced by their numbers (`resolved`) before anything is matched or emitted.
+A condition is evaluated in Python (`matches`) or in the kernel (`emit` appends its bytecode), tells whether it bounds
+the sockets it matches (`bounds`), and is written in the language of ss(8) (`str`). Names whose meaning depends on the
+network namespace (an interface, a cgroup path) must be replaced by their numbers (`resolved`) before it is evaluated.
+The functions in constructors.py check the arguments; the classes here do not.
 """
 
 from __future__ import annotations
 
-from ..wire import bytecode as bc
-from ..wire.address import V4_MAPPED, format_address
+from ..values import Value
+from ..wire.address import format_address, unmapped_network, unmapped_packed
 from ..wire.bytecode import ANY_PORT, HostCond, Label
 from ..wire.socket_id import AF_INET, AF_INET6
-from .endpoints import GE_CODES, HOST_CODES, LE_CODES, Endpoint, EndpointSet
+from .endpoints import GE_OPS, HOST_OPS, LE_OPS, Endpoint, EndpointSet, port_alone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ipaddress import IPv4Network, IPv6Network
-    from typing import Any, Protocol, Union
+    from collections.abc import Iterator
+    from typing import Any, Protocol
 
+    from ..wire.address import Network
     from ..wire.bytecode import Assembler
     from ..wire.reply import InetSocket
 
-    Network = Union[IPv4Network, IPv6Network]
-
     class Names(Protocol):
-        """Turns names into numbers, inside the namespace that is searched. Raises ValueError for an unknown one."""
+        """Looks up names in the namespace that is searched. Both raise ValueError for an unknown one."""
 
         def interface_index(self, name: str) -> int: ...
 
@@ -33,42 +33,41 @@ if TYPE_CHECKING:
 
 
 PORT_MAX = 0xFFFF
-_EQ_CODES = {"src": bc.INET_DIAG_BC_S_EQ, "dst": bc.INET_DIAG_BC_D_EQ}
 
 
-class Condition:
-    """The base of every condition. Equal, and of equal hash, when of one kind with equal arguments."""
+class Condition(Value):
+    """The base class of all conditions."""
 
-    __slots__: tuple[str, ...] = ()
-    code = bc.INET_DIAG_BC_NOP  # the bytecode that a test cannot do without, if it is one that not every kernel has
+    __slots__ = ()
 
     def matches(self, socket: InetSocket) -> bool:
-        """Whether the socket is one of those meant."""
+        """Whether the socket matches.
+
+        Raises ValueError for a name that is not resolved and for `autobound`, NotPermitted for a mark that the kernel
+        did not report.
+        """
         raise NotImplementedError
 
     def emit(self, program: Assembler, no: Label) -> None:
-        """Append what tells the kernel: a match goes on behind it, anything else goes to `no`."""
+        """Append bytecode that falls through for a match, and jumps to `no` otherwise."""
         raise NotImplementedError
 
-    def expressible(self, lacks: frozenset[int]) -> bool:
-        """Whether a kernel that lacks these bytecodes can be told."""
-        return self.code not in lacks
+    def supported(self, missing_ops: frozenset[int]) -> bool:
+        """Whether a kernel without these bytecode ops can evaluate this test (of an And, Or or Not, ask its leaves)."""
+        return True
 
     def bounds(self, negated: bool = False) -> bool:
-        """Whether this, or its negation, names an endpoint, so that a destroy cannot hit everything by mistake."""
+        """Whether this, or its negation, names an address or a port and so cannot match everything by mistake."""
         return False
 
     @property
     def is_resolved(self) -> bool:
-        """Whether there is no name in it that depends on a namespace."""
+        """Whether it contains no name that depends on the namespace."""
         return True
 
     def resolved(self, names: Names) -> Condition:
         """The same with every name replaced by its number."""
         return self
-
-    def _arguments(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, slot) for slot in self.__slots__)
 
     def __and__(self, other: Condition) -> Condition:
         return And(self, other) if isinstance(other, Condition) else NotImplemented
@@ -82,75 +81,82 @@ class Condition:
     def __bool__(self) -> bool:
         raise TypeError("a condition has no truth value: join conditions with & | ~, not with and, or, not")
 
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return self._arguments() == other._arguments()
-
-    def __hash__(self) -> int:
-        return hash((type(self), self._arguments()))
-
-    def __repr__(self) -> str:
-        arguments = (f"{slot}={getattr(self, slot)!r}" for slot in self.__slots__)
-        return f"{type(self).__name__}({', '.join(arguments)})"
-
 
 class Host(Condition):
-    """An address prefix on one side ("src" or "dst"); with v4 prefixes, v4-mapped v6 sockets match too.
+    """An address prefix on one side, "src" or "dst".
 
-    A v6 prefix compares the 128 bits of v6 sockets and never matches a v4 socket (kernel: inet_diag_bc_run()).
+    Mapped addresses follow the rule of wire/address.py: a mapped prefix becomes the v4 one, a v4 prefix matches mapped
+    sockets too, a v6 prefix compares the 128 bits of v6 sockets and never matches a v4 socket.
     """
 
-    __slots__ = ("network", "side")
+    __slots__ = ("_mask", "_prefix", "_size", "network", "side")
+    side: str
+    network: Network
+    _size: int  # of the addresses, in bytes
+    _mask: int
+    _prefix: int
 
     def __init__(self, side: str, network: Network) -> None:
-        self.side, self.network = side, network
+        network = unmapped_network(network)
+        packed = network.network_address.packed
+        self._set(
+            side=side,
+            network=network,
+            _size=len(packed),
+            _mask=int(network.netmask),
+            _prefix=int.from_bytes(packed, "big"),
+        )
 
     def matches(self, socket: InetSocket) -> bool:
         packed = socket.dst_packed if self.side == "dst" else socket.src_packed
-        network = self.network
-        if len(packed) * 8 != network.max_prefixlen:
-            if len(packed) == 4 or packed[:12] != V4_MAPPED:
-                return False
-            packed = packed[12:]
-        return int.from_bytes(packed, "big") & int(network.netmask) == int(network.network_address)
+        if self._size == 4:
+            packed = unmapped_packed(packed)
+        return len(packed) == self._size and int.from_bytes(packed, "big") & self._mask == self._prefix
 
     def emit(self, program: Assembler, no: Label, port: int = ANY_PORT) -> None:
-        """The kernel takes a port along with an address."""
+        """One instruction, which can test a port as well."""
         network = self.network
         family = AF_INET if network.version == 4 else AF_INET6
-        argument = HostCond(family, network.prefixlen, port, network.network_address.packed)
-        program.test(HOST_CODES[self.side], argument, no)
+        host = HostCond(family, network.prefixlen, port, network.network_address.packed)
+        program.test(HOST_OPS[self.side], host, no)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is one address."""
+        return self.network.prefixlen == self._size * 8
 
     def bounds(self, negated: bool = False) -> bool:
         return not negated and self.network.prefixlen > 0
 
     def __str__(self) -> str:
         address = format_address(self.network.network_address)
-        if self.network.prefixlen < self.network.max_prefixlen:
+        if not self.is_exact:
             return f"{self.side} {address}/{self.network.prefixlen}"
         return f"{self.side} [{address}]" if self.network.version == 6 else f"{self.side} {address}"
 
 
 class Port(Condition):
-    """A range of ports on one side ("src" or "dst"), both ends included."""
+    """A range of ports on one side, "src" or "dst", both ends included."""
 
     __slots__ = ("high", "low", "side")
+    side: str
+    low: int
+    high: int
 
     def __init__(self, side: str, low: int, high: int) -> None:
-        self.side, self.low, self.high = side, low, high
+        self._set(side=side, low=low, high=high)
 
     def matches(self, socket: InetSocket) -> bool:
         return self.low <= (socket.dport if self.side == "dst" else socket.sport) <= self.high
 
     def emit(self, program: Assembler, no: Label) -> None:
-        if self.is_exact and _EQ_CODES[self.side] not in program.lacks:
-            program.test(_EQ_CODES[self.side], self.low, no)
+        if self.is_exact:
+            program.test(HOST_OPS[self.side], port_alone(self.low), no)
             return
         if self.low > 0:
-            program.test(GE_CODES[self.side], self.low, no)
+            program.test(GE_OPS[self.side], self.low, no)
         if self.high < PORT_MAX:
-            program.test(LE_CODES[self.side], self.high, no)
+            program.test(LE_OPS[self.side], self.high, no)
 
     @property
     def is_exact(self) -> bool:
@@ -172,19 +178,20 @@ class Port(Condition):
 
 
 class _Group(Condition):
+    """Joins its parts; parts of its own kind are flattened: (a & b) & c is a & b & c."""
+
     __slots__ = ("parts",)
     _word = ""
     parts: tuple[Condition, ...]
 
     def __init__(self, *parts: Condition) -> None:
-        """Groups of the same kind are flattened: (a & b) & c is a & b & c."""
         flat: list[Condition] = []
         for part in parts:
             if type(part) is type(self):
                 flat.extend(part.parts)
             else:
                 flat.append(part)
-        self.parts = tuple(flat)
+        self._set(parts=tuple(flat))
 
     @property
     def is_resolved(self) -> bool:
@@ -193,8 +200,11 @@ class _Group(Condition):
     def resolved(self, names: Names) -> Condition:
         return type(self)(*(part.resolved(names) for part in self.parts))
 
-    def _arguments(self) -> tuple[Any, ...]:
-        return self.parts
+    def _fields(self) -> dict[str, Any]:
+        return {"parts": self.parts}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.parts
 
     def __str__(self) -> str:
         return "( " + f" {self._word} ".join(map(str, self.parts)) + " )"
@@ -213,7 +223,7 @@ class And(_Group):
         return all(part.matches(socket) for part in self.parts)
 
     def emit(self, program: Assembler, no: Label) -> None:
-        """One part after another; an exact port is told along with an address of its side."""
+        """One part after another; an address of one side takes an exact port of that side along."""
         ports = {part.side: part for part in self.parts if isinstance(part, Port) and part.is_exact}
         hosts = {part.side for part in self.parts if isinstance(part, Host)}
         for part in self.parts:
@@ -234,10 +244,11 @@ class Or(_Group):
 
     __slots__ = ("_alternatives",)
     _word = "or"
+    _alternatives: list[Condition | EndpointSet]
 
     def __init__(self, *parts: Condition) -> None:
         super().__init__(*parts)
-        self._alternatives = self._gathered()
+        self._set(_alternatives=_gather_endpoints(self.parts))
 
     def matches(self, socket: InetSocket) -> bool:
         return any(part.matches(socket) for part in self._alternatives)
@@ -253,18 +264,6 @@ class Or(_Group):
         last.emit(program, no)
         program.place(end)
 
-    def _gathered(self) -> list[Condition | EndpointSet]:
-        """The parts, with the endpoints of each side among them gathered into one."""
-        endpoints: dict[str, list[Endpoint]] = {}
-        others: list[Condition | EndpointSet] = []
-        for part in self.parts:
-            side, endpoint = endpoint_of(part)
-            if endpoint is None:
-                others.append(part)
-            else:
-                endpoints.setdefault(side, []).append(endpoint)
-        return [EndpointSet(side, several) for side, several in endpoints.items()] + others
-
     def bounds(self, negated: bool = False) -> bool:
         return (any if negated else all)(part.bounds(negated) for part in self.parts)
 
@@ -276,9 +275,10 @@ class Not(Condition):
     """The part does not match."""
 
     __slots__ = ("part",)
+    part: Condition
 
     def __init__(self, part: Condition) -> None:
-        self.part = part
+        self._set(part=part)
 
     def __invert__(self) -> Condition:
         return self.part
@@ -307,17 +307,43 @@ class Not(Condition):
 
 
 EVERYTHING = And()
-"""The condition without a condition."""
+"""Matches every socket."""
+
+
+def leaves(condition: Condition) -> Iterator[Condition]:
+    """The single tests in a condition, in no particular order."""
+    pending = [condition]
+    while pending:
+        condition = pending.pop()
+        if isinstance(condition, _Group):
+            pending.extend(condition.parts)
+        elif isinstance(condition, Not):
+            pending.append(condition.part)
+        else:
+            yield condition
 
 
 def endpoint_of(condition: Condition) -> tuple[str, Endpoint | None]:
-    """(side, endpoint) of a condition that is a whole address, or one and a port of its side; else ("", None)."""
+    """(side, endpoint) of a condition that is one address, or one address and one port of a side; else ("", None)."""
     host, port = condition, ANY_PORT
     if isinstance(condition, And) and len(condition.parts) == 2:
         host, exact = condition.parts
         if not (isinstance(host, Host) and isinstance(exact, Port) and exact.is_exact and exact.side == host.side):
             return "", None
         port = exact.low
-    if not isinstance(host, Host) or host.network.prefixlen != host.network.max_prefixlen:
+    if not (isinstance(host, Host) and host.is_exact):
         return "", None
-    return host.side, Endpoint(host.network.version, int(host.network.network_address), port)
+    return host.side, Endpoint(host.network.network_address.packed, port)
+
+
+def _gather_endpoints(parts: tuple[Condition, ...]) -> list[Condition | EndpointSet]:
+    """The parts of an `or`, with the endpoints of each side among them gathered into one set."""
+    endpoints: dict[str, list[Endpoint]] = {}
+    others: list[Condition | EndpointSet] = []
+    for part in parts:
+        side, endpoint = endpoint_of(part)
+        if endpoint is None:
+            others.append(part)
+        else:
+            endpoints.setdefault(side, []).append(endpoint)
+    return [EndpointSet(side, several) for side, several in endpoints.items()] + others

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""The filter language of ss(8), read into conditions.
+"""The filter language of ss(8), parsed into conditions.
 
     filter  = term { ["and" | "&" | "&&"] term }  or  term { ("or" | "|" | "||") term }
     term    = ("not" | "!") term | "(" filter ")" | test
     test    = ("dst" | "src") [eq | ne] host | ("dport" | "sport") [operator] port
-            | "autobound" | "dev" [eq | ne] interface | "fwmark" [eq | ne] value["/"mask] | "cgroup" [eq | ne] path
+            | "dev" [eq | ne] interface | "fwmark" [eq | ne] value["/"mask] | "cgroup" [eq | ne] path | "autobound"
     host    = "*" | address ["/" prefix] [":" port] | "[" v6 ["/" prefix] "]" [":" port] | v6 ["/" prefix] | "*:" port
 
-ss reads a line of `and` and `or` strictly from left to right, most people read `and` first. Where the two readings
-differ (an `and` behind an `or` without parentheses) this language has no opinion: it asks for parentheses.
+ss evaluates `and` and `or` strictly from left to right; most people expect `and` to bind tighter. Where the two
+readings differ (an `and` after an `or`, without parentheses), this parser asks for parentheses.
 """
 
 from __future__ import annotations
 
 from collections import namedtuple
 
-from . import vocabulary
+from . import constructors
 from .conditions import EVERYTHING, PORT_MAX, And, Condition, Not, Or, Port
 
 TYPE_CHECKING = False
@@ -31,20 +31,24 @@ _OPERATORS = {
 }  # fmt: skip
 _TESTS = ("dst", "src", "dport", "sport", "dev", "fwmark", "cgroup", "autobound")
 _SYMBOLS = ("&&", "||", "==", "!=", "<=", ">=", "(", ")", "!", "&", "|", "=", "<", ">")
-_MAX_DEPTH = 100  # of parentheses and nots: deeper ones are a mistake, and the reader is recursive
+_MAX_DEPTH = 100  # of parentheses and nots: more is a mistake, and the parser is recursive
 
 
 class FilterSyntaxError(ValueError):
-    """A filter text that cannot be read: the `word` at fault ("" at the end) and its `column`, counted from 1."""
+    """A filter text that cannot be parsed.
+
+    `text` is the whole filter, `word` the word at fault ("" if the text ends too early), `column` where it begins,
+    counted from 1, `why` what is wrong with it.
+    """
 
     def __init__(self, text: str, word: str, column: int, why: str) -> None:
         self.text, self.word, self.column, self.why = text, word, column, why
         super().__init__(text, word, column, why)
 
     def __str__(self) -> str:
-        place = f"{self.word!r} at column {self.column}" if self.word else f"the end, column {self.column}"
+        position = f"{self.word!r} at column {self.column}" if self.word else f"the end, column {self.column}"
         shown = "".join(c if c.isprintable() else " " for c in self.text)
-        return f"filter: {self.why}: {place}\n  {shown}\n  {' ' * (self.column - 1)}^"
+        return f"filter: {self.why}: {position}\n  {shown}\n  {' ' * (self.column - 1)}^"
 
 
 class _Word(namedtuple("_Word", "text column")):
@@ -52,16 +56,16 @@ class _Word(namedtuple("_Word", "text column")):
 
 
 def parse(text: str, protocol: str) -> Condition:
-    """Read a filter. `protocol` ("tcp" or "udp") is where service names are looked up first.
+    """The condition that a text describes; an empty text matches everything.
 
-    An empty text is the condition that matches everything. Raises FilterSyntaxError, a ValueError.
+    Service names are looked up for `protocol` ("tcp" or "udp") first. Raises FilterSyntaxError, a ValueError.
     """
-    reader = _Reader(text, protocol)
-    if reader.word is None:
+    parser = _Parser(text, protocol)
+    if parser.word is None:
         return EVERYTHING
-    condition = reader.filter(0)
-    if reader.word is not None:
-        reader.fail("nothing is open that this could close")
+    condition = parser.filter(0)
+    if parser.word is not None:
+        parser.fail('unmatched ")"')
     return condition
 
 
@@ -82,8 +86,8 @@ def _words(text: str) -> list[_Word]:
     return words
 
 
-class _Reader:
-    """Reads words from left to right; every method leaves `word` at the first one that it did not use."""
+class _Parser:
+    """Goes through the words from left to right; each method leaves `word` at the first one that it did not use."""
 
     def __init__(self, text: str, protocol: str) -> None:
         self._text, self._protocol = text, protocol
@@ -109,22 +113,22 @@ class _Reader:
 
     def filter(self, depth: int) -> Condition:
         alternatives: list[Condition] = []
-        together = [self._term(depth)]
+        conjunction = [self._term(depth)]
         while self.word is not None and self.word.text != ")":
             joined = self.word
             if self._accept(*_OR):
-                alternatives.append(_join(And, together))
-                together = [self._term(depth)]
+                alternatives.append(_join(And, conjunction))
+                conjunction = [self._term(depth)]
                 continue
             self._accept(*_AND)
-            together.append(self._term(depth))
+            conjunction.append(self._term(depth))
             if alternatives:
-                self.fail("'or' and then 'and' is read in different ways; say which with parentheses", joined)
-        return _join(Or, [*alternatives, _join(And, together)])
+                self.fail("'and' after 'or' is ambiguous, use parentheses", joined)
+        return _join(Or, [*alternatives, _join(And, conjunction)])
 
     def _term(self, depth: int) -> Condition:
         if depth > _MAX_DEPTH:
-            self.fail(f"more than {_MAX_DEPTH} parentheses and nots within each other")
+            self.fail(f"parentheses and nots are nested more than {_MAX_DEPTH} deep")
         if self._accept(*_NOT):
             return ~self._term(depth + 1)
         opened = self._accept("(")
@@ -132,26 +136,26 @@ class _Reader:
             return self._test()
         inner = self.filter(depth + 1)
         if not self._accept(")"):
-            self.fail("this parenthesis is never closed", opened)
+            self.fail('unmatched "("', opened)
         return inner
 
     def _test(self) -> Condition:
         word = self.word
         if word is None:
-            self.fail("a test is missing")
+            self.fail("expected a condition")
         test = self._accept(*_TESTS)
         if test is None:
-            self.fail(_why_no_test(word.text.lower()))
+            self.fail(_why_not_a_test(word.text.lower()))
         kind = test.text.lower()
         if kind == "autobound":
-            return vocabulary.autobound()
+            return constructors.autobound()
         operator = self._accept(*_OPERATORS)
         sign = _OPERATORS[operator.text.lower()] if operator else "="
         if operator and sign not in ("=", "!=") and not kind.endswith("port"):
-            self.fail(f"{kind} can be compared with = and != alone", operator)
+            self.fail(f"{kind} can only be compared with = and !=", operator)
         value = self.word
         if value is None or value.text in _SYMBOLS or value.text.lower() in _AND + _OR + _NOT:
-            self.fail(f"{kind} needs a value behind it")
+            self.fail(f"{kind} needs a value")
         self._next()
         try:
             if kind.endswith("port"):
@@ -176,20 +180,20 @@ class _Reader:
         ports = EVERYTHING if port in (None, "*") else Port(side, *[self._port_number(port or "", value)] * 2)
         if host in ("", "*"):
             return ports
-        hosts = vocabulary.src(host) if side == "src" else vocabulary.dst(host)
+        hosts = constructors.src(host) if side == "src" else constructors.dst(host)
         return hosts if ports is EVERYTHING else And(hosts, ports)
 
     def _split_endpoint(self, value: _Word) -> tuple[str, str | None]:
-        """(address or prefix, port); a port needs brackets around a v6 address, or it would be a part of it."""
+        """(address or prefix, port). A v6 address with a port is in brackets: without, the port is part of it."""
         text = value.text
         if "%" in text:
-            self.fail("zones are not supported; name the interface with 'dev'", value)
+            self.fail("zones are not supported, name the interface with 'dev'", value)
         if text.startswith("["):
             host, bracket, rest = text[1:].partition("]")
             if not bracket:
-                self.fail("this bracket is never closed", value)
+                self.fail('unmatched "["', value)
             if not host or (rest and not rest.startswith((":", "/"))):
-                self.fail("a v6 address in brackets is followed by :port or nothing", value)
+                self.fail("expected [ADDRESS] or [ADDRESS]:PORT", value)
             prefix, colon, port = rest.partition(":")
             return self._address(host + prefix, value), port if colon else None
         if text.count(":") > 1:
@@ -200,18 +204,18 @@ class _Reader:
         return host, port if colon else None
 
     def _address(self, text: str, value: _Word) -> str:
-        """Checked, and with the zeros that 10/8 leaves out."""
+        """The address or prefix, checked; 10/8 is completed to 10.0.0.0/8."""
         address, slash, prefix = text.partition("/")
         if slash and not (prefix.isascii() and prefix.isdigit()):
-            self.fail("a prefix length is a number", value)
+            self.fail("the prefix length must be a number", value)
         if slash and ":" not in address:
             address += ".0" * (3 - address.count("."))
         try:
-            vocabulary.dst(address + slash + prefix)
+            constructors.dst(address + slash + prefix)
         except ValueError:
             if any(c.isalpha() for c in address) and ":" not in address:
-                self.fail("host names are not looked up; give the address", value)
-            self.fail("not an address", value)
+                self.fail("host names are not resolved, give the address", value)
+            self.fail("not an IP address", value)
         return address + slash + prefix
 
     def _port_test(self, side: str, sign: str, value: _Word) -> Condition:
@@ -232,7 +236,7 @@ class _Reader:
     def _port_number(self, text: str, value: _Word) -> int:
         if text.isascii() and text.isdigit():
             if int(text) > PORT_MAX:
-                self.fail(f"a port is 0 to {PORT_MAX}", value)
+                self.fail(f"a port must be in 0..{PORT_MAX}", value)
             return int(text)
         number = _service_port(text, self._protocol) if text else None
         if number is None:
@@ -241,19 +245,19 @@ class _Reader:
 
     def _dev(self, value: _Word) -> Condition:
         text = value.text
-        return vocabulary.device(int(text) if text.isascii() and text.isdigit() else text)
+        return constructors.device(int(text) if text.isascii() and text.isdigit() else text)
 
     def _fwmark(self, value: _Word) -> Condition:
         number, slash, mask = value.text.partition("/")
         try:
             numbers = (int(number, 0), int(mask, 0) if slash else 0xFFFFFFFF)
         except ValueError:
-            self.fail("a mark is VALUE or VALUE/MASK, numbers both", value)
-        return vocabulary.mark(*numbers)
+            self.fail("expected VALUE or VALUE/MASK, both numbers", value)
+        return constructors.mark(*numbers)
 
     def _cgroup(self, value: _Word) -> Condition:
         text = value.text
-        return vocabulary.cgroup(int(text) if text.isascii() and text.isdigit() else text)
+        return constructors.cgroup(int(text) if text.isascii() and text.isdigit() else text)
 
 
 def _join(kind: type[And] | type[Or], parts: list[Condition]) -> Condition:
@@ -261,16 +265,16 @@ def _join(kind: type[And] | type[Or], parts: list[Condition]) -> Condition:
     return joined.parts[0] if len(joined.parts) == 1 else joined
 
 
-def _why_no_test(word: str) -> str:
+def _why_not_a_test(word: str) -> str:
     if word in ("state", "exclude"):
-        return "states are not part of the filter; use --state"
+        return "states are not part of the filter, use --state"
     if word in _AND + _OR + tuple(_OPERATORS) or word == ")":
-        return "a test is missing before this"
-    return f"unknown word; a test starts with one of {', '.join(_TESTS)}"
+        return "expected a condition before this"
+    return f"unknown word, expected one of {', '.join(_TESTS)}"
 
 
 def _service_port(name: str, protocol: str) -> int | None:
-    """From /etc/services: of this protocol, else of any; None if there is none (or no such file)."""
+    """From /etc/services: for this protocol, else for any; None if it is not there, or the file is missing."""
     from socket import getservbyname  # only names need it
 
     for protocols in ((protocol,), ()):

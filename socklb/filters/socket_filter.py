@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""SocketFilter: which sockets of one protocol are meant."""
+"""SocketFilter: which sockets of one protocol match."""
 
 from __future__ import annotations
 
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states, state_mask
+from ..values import Value
 from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
 from .compiler import compile_condition
-from .conditions import EVERYTHING, Condition, Or, endpoint_of
+from .conditions import EVERYTHING, And, Condition, Host, Or
+from .constructors import dport, dst
 from .language import parse
-from .vocabulary import dport, dst
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,23 +21,26 @@ if TYPE_CHECKING:
     from ..wire.reply import InetSocket
     from .compiler import Plan
     from .conditions import Names
-    from .vocabulary import Address
+    from .constructors import Address
 
+    Predicate = Callable[[InetSocket], object]
     Protocol = Union[str, int]
 
 _DEFAULT_STATES = {IPPROTO_TCP: STATE_FILTER_TCP, IPPROTO_UDP: STATE_FILTER_UDP}
 _IPPROTO_MPTCP = 262
 
 _TIME_WAIT = state_mask(TcpState.TIME_WAIT)
+_FIN_WAIT2 = state_mask(TcpState.FIN_WAIT2)
 _LISTEN = state_mask(TcpState.LISTEN)
-# A request socket reports SYN_RECV and answers to either bit; a bound one reports CLOSE and answers to BOUND_INACTIVE.
-_ANSWERS_TO = [state_mask(state) if 1 <= state < 32 else 0 for state in range(256)]  # by the state that a row reports
+# By the state of a row, the bits of a request's mask that it answers to: a request socket reports SYN_RECV and answers
+# to NEW_SYN_RECV too, a bound one reports CLOSE and answers to BOUND_INACTIVE too.
+_ANSWERS_TO = [state_mask(state) if 1 <= state < 32 else 0 for state in range(256)]
 _ANSWERS_TO[TcpState.SYN_RECV] |= state_mask(TcpState.NEW_SYN_RECV)
 _ANSWERS_TO[TcpState.CLOSE] |= state_mask(TcpState.BOUND_INACTIVE)
 
 
 def protocol_number(protocol: Protocol) -> int:
-    """IPPROTO_TCP or IPPROTO_UDP for "tcp", "udp" or the number itself, else ValueError."""
+    """IPPROTO_TCP or IPPROTO_UDP for "tcp", "udp" (in any case) or the number itself, else ValueError."""
     if isinstance(protocol, str):
         number = PROTOCOLS.get(protocol.lower())
         if number is not None:
@@ -44,19 +48,30 @@ def protocol_number(protocol: Protocol) -> int:
     elif isinstance(protocol, int) and not isinstance(protocol, bool) and protocol in PROTOCOL_NAMES:
         return protocol
     if protocol in ("mptcp", "MPTCP", _IPPROTO_MPTCP):
-        raise ValueError("the kernel cannot destroy MPTCP sockets as such: destroy their TCP subflows, protocol 'tcp'")
-    raise ValueError(f"protocol is 'tcp' or 'udp', not {protocol!r}")
+        raise ValueError("the kernel cannot destroy MPTCP sockets: destroy their TCP subflows, protocol 'tcp'")
+    raise ValueError(f"protocol must be 'tcp' or 'udp', not {protocol!r}")
 
 
-class SocketFilter:
-    """A value that says which sockets of one protocol are meant.
+class SocketFilter(Value):
+    """Which sockets of one protocol match: an immutable value.
 
     `where` is a condition (None: every socket), `states` a mask, or an iterable of states and words of ss(8) (None:
-    the protocol's filter), `family` AF_INET, AF_INET6 or None for both; `predicate` takes an InetSocket and is asked
-    last, in Python, about what all else has accepted.
+    the protocol's default), `family` AF_INET, AF_INET6 or None for both. `predicate` takes an InetSocket and is called
+    last, in Python, for sockets that match all else. Without a predicate, or with one that can be pickled, a filter can
+    be pickled.
+
+    Raises ValueError for a value that is out of range or unknown, TypeError for one of another type.
     """
 
-    __slots__ = ("_planned", "_plans", "family", "names_listen", "predicate", "protocol", "states", "where")
+    __slots__ = ("_plans", "family", "names_listen", "predicate", "protocol", "states", "where")
+    protocol: int
+    where: Condition
+    states: int
+    names_listen: bool
+    """Whether LISTEN was asked for on purpose: not by a group word, nor by a mask with all of the default's states."""
+    family: int | None
+    predicate: Predicate | None
+    _plans: dict[frozenset[int], Plan]  # by the ops that the kernel lacks
 
     def __init__(
         self,
@@ -65,45 +80,66 @@ class SocketFilter:
         *,
         states: States | None = None,
         family: int | None = None,
-        predicate: Callable[[InetSocket], object] | None = None,
+        predicate: Predicate | None = None,
     ) -> None:
-        self.protocol = protocol_number(protocol)
+        number = protocol_number(protocol)
         if where is not None and not isinstance(where, Condition):
-            raise TypeError(f"where is a condition such as dst('10.0.0.1'), not {where!r}")
-        self.where = EVERYTHING if where is None else where
-        default = _DEFAULT_STATES[self.protocol]
-        self.states, named = (default, 0) if states is None else named_states(states)
-        # Whether LISTEN was asked for on purpose: not by a group word, nor by a mask of all that the default has.
-        is_wide_mask = isinstance(states, int) and not isinstance(states, TcpState) and states & default == default
-        self.names_listen = bool(named & _LISTEN) and not is_wide_mask
+            raise TypeError(f"where must be a condition such as dst('10.0.0.1'), not {where!r}")
         if family is not None and (not isinstance(family, int) or family not in (AF_INET, AF_INET6)):
-            raise ValueError(f"family is AF_INET, AF_INET6 or None for both, not {family!r}")
-        self.family = family
+            raise ValueError(f"family must be AF_INET, AF_INET6, or None for both, not {family!r}")
         if predicate is not None and not callable(predicate):
-            raise TypeError(f"predicate is a function from an InetSocket to a bool, not {predicate!r}")
-        self.predicate = predicate
-        self._plans: dict[frozenset[int], Plan] = {}  # by what the kernel lacks, of the condition `_planned`
-        self._planned = self.where
+            raise TypeError(f"predicate must be a function from an InetSocket to a bool, not {predicate!r}")
+        default = _DEFAULT_STATES[number]
+        mask, named = (default, 0) if states is None else named_states(states)
+        is_wide_mask = isinstance(states, int) and not isinstance(states, TcpState) and states & default == default
+        self._set(protocol=number, where=EVERYTHING if where is None else where, family=family, predicate=predicate)
+        self._set(states=mask, names_listen=bool(named & _LISTEN) and not is_wide_mask, _plans={})
 
     @classmethod
-    def to_backend(cls, address: Address, port: int, protocol: Protocol, **options: Any) -> SocketFilter:
+    def to_backend(
+        cls,
+        address: Address,
+        port: int,
+        protocol: Protocol,
+        *,
+        states: States | None = None,
+        family: int | None = None,
+        predicate: Predicate | None = None,
+    ) -> SocketFilter:
         """The sockets whose peer is this address and port."""
-        return cls(protocol, _backend(address, port), **options)
+        return cls(protocol, _backend(address, port), states=states, family=family, predicate=predicate)
 
     @classmethod
-    def to_backends(cls, backends: Iterable[tuple[Address, int, Protocol]], **options: Any) -> SocketFilter:
-        """The sockets whose peer is one of these (address, port, protocol), which are all of one protocol."""
+    def to_backends(
+        cls,
+        backends: Iterable[tuple[Address, int, Protocol]],
+        *,
+        states: States | None = None,
+        family: int | None = None,
+        predicate: Predicate | None = None,
+    ) -> SocketFilter:
+        """The sockets whose peer is one of these (address, port, protocol), which all have one protocol."""
         triples = list(backends)
         protocols = {protocol_number(protocol) for _, _, protocol in triples}
         if len(protocols) != 1:
-            raise ValueError("the backends of one filter are at least one, and of one protocol")
-        return cls(protocols.pop(), Or(*(_backend(address, port) for address, port, _ in triples)), **options)
+            raise ValueError("a filter takes at least one backend, and backends of one protocol only")
+        where = Or(*(_backend(address, port) for address, port, _ in triples))
+        return cls(protocols.pop(), where, states=states, family=family, predicate=predicate)
 
     @classmethod
-    def parse(cls, text: str, protocol: Protocol, **options: Any) -> SocketFilter:
+    def parse(
+        cls,
+        text: str,
+        protocol: Protocol,
+        *,
+        states: States | None = None,
+        family: int | None = None,
+        predicate: Predicate | None = None,
+    ) -> SocketFilter:
         """From the filter language of ss(8). Raises FilterSyntaxError, a ValueError with the word and its column."""
         number = protocol_number(protocol)
-        return cls(number, parse(text, PROTOCOL_NAMES[number]), **options)
+        where = parse(text, PROTOCOL_NAMES[number])
+        return cls(number, where, states=states, family=family, predicate=predicate)
 
     @property
     def families(self) -> tuple[int, ...]:
@@ -111,37 +147,35 @@ class SocketFilter:
 
     @property
     def request_states(self) -> int:
-        """The mask to ask the kernel with: time-wait mini-sockets in FIN_WAIT2 come with that bit alone."""
-        return self.states | state_mask(TcpState.FIN_WAIT2) if self.states & _TIME_WAIT else self.states
+        """The mask for the kernel: time-wait mini-sockets whose substate is FIN_WAIT2 answer to that bit alone."""
+        return self.states | _FIN_WAIT2 if self.states & _TIME_WAIT else self.states
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the condition names an endpoint; states, family and predicate do not count."""
+        """Whether the condition names an address or a port; states, family and predicate do not count."""
         return self.where.bounds()
 
     def accepts_state(self, socket: InetSocket) -> bool:
-        """Whether the socket's state is meant; a mini-socket is, whatever its substate, if TIME_WAIT is."""
+        """Whether the mask has the socket's state; a mini-socket's is TIME_WAIT, even if its substate is FIN_WAIT2."""
         answers_to = _TIME_WAIT if socket.is_time_wait else _ANSWERS_TO[socket.row[1]]
         return self.states & answers_to != 0
 
     def accepts(self, socket: InetSocket) -> bool:
-        """What is left to ask about a socket that the kernel sent for the condition: state and predicate."""
+        """What is left to check of a socket that matches the condition: state and predicate."""
         return self.accepts_state(socket) and (self.predicate is None or bool(self.predicate(socket)))
 
-    def plan(self, lacks: frozenset[int] = frozenset()) -> Plan:
-        """How to ask a kernel that lacks these bytecodes for what the condition means; worked out once."""
-        if self._planned is not self.where:
-            self._planned = self.where
-            self._plans.clear()
-        if lacks not in self._plans:
-            self._plans[lacks] = compile_condition(self.where, lacks)
-        return self._plans[lacks]
+    def plan(self, missing_ops: frozenset[int] = frozenset()) -> Plan:
+        """How to find what matches the condition, for a kernel without these bytecode ops; compiled once."""
+        plan = self._plans.get(missing_ops)
+        if plan is None:
+            plan = self._plans[missing_ops] = compile_condition(self.where, missing_ops)
+        return plan
 
     def matches(self, socket: InetSocket) -> bool:
-        """Whether this very socket is meant.
+        """Whether this socket matches, all of it evaluated in Python.
 
         Raises ValueError for a condition that only the kernel can evaluate or whose name is not yet resolved, and
-        NotPermitted for a mark that the kernel did not tell.
+        NotPermitted for a mark that the kernel did not report.
         """
         return (
             socket.protocol == self.protocol
@@ -153,23 +187,15 @@ class SocketFilter:
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the condition means the same in every namespace: it has no interface or cgroup by name."""
+        """Whether the condition has no interface or cgroup by name, and so is the same in every namespace."""
         return self.where.is_resolved
 
     def resolved(self, names: Names) -> SocketFilter:
         """The same with the names of interfaces and cgroups replaced by their numbers."""
-        copy = SocketFilter(self.protocol, self.where.resolved(names), family=self.family, predicate=self.predicate)
-        copy.states, copy.names_listen = self.states, self.names_listen
-        return copy
+        return _construct({**self._fields(), "where": self.where.resolved(names)})
 
-    def _key(self) -> tuple[object, ...]:
-        return self.protocol, self.where, self.states, self.names_listen, self.family, self.predicate
-
-    def __eq__(self, other: object) -> bool:
-        return self._key() == other._key() if isinstance(other, SocketFilter) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._key())
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _construct, (self._fields(),)
 
     def __str__(self) -> str:
         """The condition in the language of ss(8)."""
@@ -179,9 +205,17 @@ class SocketFilter:
         return f"<SocketFilter {PROTOCOL_NAMES[self.protocol]} {self} states={self.states:#x}>"
 
 
+def _construct(fields: dict[str, Any]) -> SocketFilter:
+    """From all fields: `names_listen` does not follow from the mask alone."""
+    names_listen = fields.pop("names_listen")
+    filter = SocketFilter(**fields)
+    filter._set(names_listen=names_listen)
+    return filter
+
+
 def _backend(address: Address, port: int) -> Condition:
-    """One address and one port: a prefix, or no port, would mean more than a backend."""
-    backend = dst(address) & dport(port)
-    if endpoint_of(backend)[1] is None:
-        raise ValueError(f"the address of a backend is a single one, not {address}")
-    return backend
+    """One address and one port: a prefix, or no port, would match more than a backend."""
+    host = dst(address)
+    if not (isinstance(host, Host) and host.is_exact):
+        raise ValueError(f"the address of a backend must be a single one, not {address}")
+    return And(host, dport(port))

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The netlink socket to the kernel's sock_diag: dumps that stream, destroys that go out many at once."""
+"""The netlink socket to the kernel's sock_diag: dumps that stream, and destroys in batches."""
 
 from __future__ import annotations
 
 import errno
 import socket
+import sys
 
 from ..errors import KernelError, MalformedMessage, NotPermitted, NotSupported, kernel_error
 from ..wire.netlink import (
@@ -16,6 +17,7 @@ from ..wire.netlink import (
     NLMSG_ERROR,
     NLMSG_NOOP,
     NLMSG_OVERRUN,
+    Ack,
     decode_ack,
     decode_done,
     encode_message,
@@ -26,7 +28,9 @@ from ..wire.request import SOCK_DESTROY
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Any
+    from logging import Logger
+
+    from ..wire.netlink import Done
 
 NETLINK_SOCK_DIAG = 4
 SOL_NETLINK = 270
@@ -42,7 +46,7 @@ _BUFFER_SIZE = 65536  # a dump reply is at most 32 KiB; an error without CAP_ACK
 
 
 class _Interrupted(KernelError):
-    """The table changed under a dump, or a reply was lost: what came is not the whole, and may be asked for again."""
+    """A reply was lost, or the table changed during a dump: what came is incomplete, and can be requested again."""
 
 
 def open_netlink() -> socket.socket:
@@ -51,10 +55,11 @@ def open_netlink() -> socket.socket:
 
 
 class DiagSocket:
-    """A conversation with sock_diag, in the network namespace that it was opened in. A context manager.
+    """A netlink socket to sock_diag, in the network namespace that it was opened in. A context manager.
 
-    Raises KernelError for what the kernel answers (ETIMEDOUT when it does not answer within 10 seconds), and
-    MalformedMessage for what it could not have meant; after that one the socket is closed.
+    Raises KernelError for an errno that the kernel answers (ETIMEDOUT if it does not answer within 10 seconds), and
+    MalformedMessage for a reply that it cannot have meant; then the socket is closed. Requests and replies are logged
+    if the logger "socklb" was enabled for DEBUG when the socket was opened.
     """
 
     def __init__(self) -> None:
@@ -65,6 +70,7 @@ class DiagSocket:
         self._sequence = 0
         self.destroy_was_repeated = False
         self._buffer = bytearray(_BUFFER_SIZE)
+        self._logger = _debug_logger()
         try:
             self._socket.settimeout(_TIMEOUT_SECONDS)
             for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
@@ -75,7 +81,7 @@ class DiagSocket:
             raise _open_error(error) from None
 
     def _set_option(self, option: int) -> None:
-        """Kernels before 4.3 and 4.12 lack these options; acknowledgements are longer then, or say less."""
+        """Kernels before 4.3 and 4.12 lack these options: their acknowledgements are longer, or carry no text."""
         try:
             self._socket.setsockopt(SOL_NETLINK, option, 1)
         except OSError as error:
@@ -94,80 +100,61 @@ class DiagSocket:
     # --------------------------------------------------------------------------------------------- dumps
 
     def dump(self, type: int, request: bytes, doing: str, *, may_repeat_rows: bool = False) -> Iterator[list[bytes]]:
-        """Dump with a request of this message type; yields the rows of each reply buffer as lists of payloads.
+        """Dump with a request of this message type; yields the rows of each datagram, as payloads.
 
-        A dump that was interrupted is repeated, up to three times in all; once rows have been given out, only if they
-        `may_repeat`, for then the same row can come again. `doing` says in errors what was tried.
+        An interrupted dump is repeated, up to three attempts in all; once rows were yielded, only if they
+        `may_repeat`, because the new attempt yields them again. `doing` says in errors what was attempted.
         """
         for attempt in range(1, _ATTEMPTS + 1):
-            given = False
+            yielded = False
             try:
                 for rows in self._dump_once(type, request, doing):
-                    given = given or bool(rows)
+                    yielded = True
                     yield rows
                 return
             except _Interrupted:
-                if attempt == _ATTEMPTS or (given and not may_repeat_rows):
+                if attempt == _ATTEMPTS or (yielded and not may_repeat_rows):
                     raise
+            except MalformedMessage:
+                self.close()
+                raise
 
     def _dump_once(self, type: int, request: bytes, doing: str) -> Iterator[list[bytes]]:
         sequence = self._next_sequence(1)
         self._send(encode_message(type, NLM_F_REQUEST | NLM_F_DUMP, sequence, request), doing)
-        lost: _Interrupted | None = None  # said when the dump is over, so that the next one starts clean
+        interrupted: _Interrupted | None = None  # raised when the dump is over, so that the next one starts clean
         losses = 0
-        done = False
-        while not done:
-            rows: list[bytes] = []
+        end: Ack | Done | None = None
+        while end is None:
             try:
                 reply = self._receive(doing)
             except _Interrupted as error:
                 losses += 1
                 if losses == _ATTEMPTS:
-                    raise KernelError(*error.args) from None  # not repeated: the end of this dump was not seen
-                lost = error
+                    raise KernelError(*error.args) from None  # not to be repeated: this dump is still under way
+                interrupted = error
                 continue
-            try:
-                for kind, flags, answered, _, start, end in iter_messages(reply, len(reply)):
-                    if kind == type and answered == sequence and not done and not flags & NLM_F_DUMP_INTR:
-                        rows.append(reply[start:end])
-                        continue
-                    if answered != sequence:
-                        raise MalformedMessage("sequence of a reply", offset=start, expected=sequence, got=answered)
-                    if done:
-                        raise MalformedMessage("message behind the last", offset=start, expected="nothing", got=kind)
-                    if flags & NLM_F_DUMP_INTR:
-                        lost = _Interrupted(errno.EINTR, f"{doing}: the table changed during the dump; try again")
-                    if kind == NLMSG_DONE:
-                        done = True
-                        code, text = _error_of(decode_done(reply, start, end, flags))
-                    elif kind == NLMSG_ERROR:
-                        done = True
-                        code, text = _error_of(decode_ack(reply, start, end, flags))
-                        code = code or errno.EPROTO  # an acknowledgement where rows were asked for
-                    elif kind == NLMSG_OVERRUN:
-                        lost = _Interrupted(errno.ENOBUFS, f"{doing}: the kernel lost replies; try again")
-                    elif kind not in (type, NLMSG_NOOP):
-                        raise MalformedMessage("type of a reply", offset=start, expected=type, got=kind)
-            except MalformedMessage:
-                self.close()
-                raise
-            if rows and lost is None:
+            rows, end, code = _parse_dump(reply, type, sequence)
+            if code:
+                interrupted = _interrupted(code, doing)
+            if rows and interrupted is None:
                 yield rows
+        code = end.errno or (errno.EPROTO if isinstance(end, Ack) else 0)  # a success where rows were requested
         if code == errno.EINTR:
-            raise _Interrupted(code, f"{doing}: interrupted; try again")
+            raise _interrupted(code, doing)
         if code:
-            raise _dump_error(code, doing, text)
-        if lost is not None:
-            raise lost
+            raise _dump_error(code, doing, end.text)
+        if interrupted is not None:
+            raise interrupted
 
     # ------------------------------------------------------------------------------------------ destroys
 
     def destroy(self, requests: Sequence[bytes], doing: str) -> list[int]:
-        """Send up to BATCH destroys in one go; the errno of each in order, 0 for a socket that was destroyed.
+        """Send up to BATCH destroys at once; the errno of each in order, 0 for a socket that was destroyed.
 
-        The acknowledgement is asked for the last alone, the kernel reports the failures of the others by itself. When
-        an answer was lost all are sent again, and `destroy_was_repeated` tells: what the first attempt destroyed then
-        answers ENOENT.
+        Only the last requests an acknowledgement; failures of the others are reported by the kernel unasked. If an
+        answer was lost, all are sent again and `destroy_was_repeated` is set: whatever the first attempt destroyed
+        answers ENOENT then.
         """
         oldest = self._sequence + 1
         self.destroy_was_repeated = False
@@ -179,38 +166,20 @@ class DiagSocket:
                 self._drain()
         return self._destroy_once(requests, doing, oldest)
 
-    def _drain(self) -> None:
-        """Take what is left of the answers: as long as one waits, the kernel drops new ones without a further ENOBUFS
-        (NETLINK_S_CONGESTED).
-        """
-        self._socket.settimeout(0)
-        try:
-            for _ in range(2 * BATCH):
-                try:
-                    self._socket.recvmsg_into([self._buffer])
-                except BlockingIOError:
-                    break
-                except OSError:
-                    continue  # the next attempt runs into it again, if it stays
-        finally:
-            self._socket.settimeout(_TIMEOUT_SECONDS)
-
     def _destroy_once(self, requests: Sequence[bytes], doing: str, oldest: int) -> list[int]:
-        """`oldest` is the first sequence of the batch's first attempt: late answers to it are passed over."""
+        """`oldest` is the first sequence of the batch's first attempt: late answers to it are ignored."""
         first = self._next_sequence(len(requests))
         last = first + len(requests) - 1
-        self._send(
-            b"".join(
-                encode_message(SOCK_DESTROY, NLM_F_REQUEST | (NLM_F_ACK if n == last else 0), n, request)
-                for n, request in enumerate(requests, first)
-            ),
-            doing,
+        messages = (
+            encode_message(SOCK_DESTROY, NLM_F_REQUEST | (NLM_F_ACK if n == last else 0), n, request)
+            for n, request in enumerate(requests, first)
         )
+        self._send(b"".join(messages), doing)
         codes = [0] * len(requests)
         answered = first - 1
         while answered != last:
-            reply = self._receive(doing)
             try:
+                reply = self._receive(doing)
                 for kind, flags, sequence, _, start, end in iter_messages(reply, len(reply)):
                     if kind == NLMSG_NOOP or oldest <= sequence < first:
                         continue
@@ -227,7 +196,23 @@ class DiagSocket:
                 raise
         return codes
 
-    # --------------------------------------------------------------------------------------- one datagram
+    def _drain(self) -> None:
+        """Discard the answers that are left: as long as one is queued, the kernel drops new ones without a further
+        ENOBUFS (NETLINK_S_CONGESTED).
+        """
+        self._socket.settimeout(0)
+        try:
+            for _ in range(2 * BATCH):
+                try:
+                    self._socket.recvmsg_into([self._buffer])
+                except BlockingIOError:
+                    break
+                except OSError:
+                    continue  # if it persists, the next attempt meets it too
+        finally:
+            self._socket.settimeout(_TIMEOUT_SECONDS)
+
+    # ----------------------------------------------------------------------------------------- datagrams
 
     def _next_sequence(self, count: int) -> int:
         first = self._sequence + 1
@@ -235,6 +220,8 @@ class DiagSocket:
         return first
 
     def _send(self, data: bytes, doing: str) -> None:
+        if self._logger:
+            _log(self._logger, "->", data)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 self._socket.send(data)
@@ -253,23 +240,70 @@ class DiagSocket:
             raise _timed_out(doing) from None
         except OSError as error:
             if error.errno in (errno.ENOBUFS, errno.EINTR):
-                raise _Interrupted(error.errno, f"{doing}: the kernel lost replies; try again") from None
+                raise _interrupted(error.errno, doing) from None
             raise kernel_error(error.errno or 0, doing) from None
-        wrong: dict[str, Any] | None = None
+        reply = bytes(memoryview(self._buffer)[:size])
+        if self._logger:
+            _log(self._logger, "<-", reply)
         if sender[0] != 0:
-            wrong = {"what": "sender of a reply", "expected": "the kernel, port 0", "got": f"port {sender[0]}"}
-        elif flags & socket.MSG_TRUNC:
-            wrong = {"what": "cut reply", "expected": f"at most {len(self._buffer)} bytes", "got": "more"}
-        elif not size:
-            wrong = {"what": "empty reply", "expected": "a netlink message", "got": "nothing"}
-        if wrong:
-            self.close()
-            raise MalformedMessage(offset=0, **wrong)
-        return bytes(memoryview(self._buffer)[:size])
+            raise MalformedMessage(
+                "sender of a reply", offset=0, expected="the kernel, port 0", got=f"port {sender[0]}"
+            )
+        if flags & socket.MSG_TRUNC:
+            raise MalformedMessage("cut reply", offset=0, expected=f"at most {len(self._buffer)} bytes", got="more")
+        if not size:
+            raise MalformedMessage("empty reply", offset=0, expected="a netlink message", got="nothing")
+        return reply
 
 
-def _error_of(answer: Any) -> tuple[int, str]:
-    return answer.errno, answer.text
+def _parse_dump(reply: bytes, type: int, sequence: int) -> tuple[list[bytes], Ack | Done | None, int]:
+    """The rows of a datagram, what ended the dump if anything did, and EINTR or ENOBUFS if it was interrupted."""
+    rows: list[bytes] = []
+    end: Ack | Done | None = None
+    interrupted = 0
+    for kind, flags, answered, _, start, stop in iter_messages(reply, len(reply)):
+        if kind == type and answered == sequence and end is None and not flags & NLM_F_DUMP_INTR:
+            rows.append(reply[start:stop])
+            continue
+        if answered != sequence:
+            raise MalformedMessage("sequence of a reply", offset=start, expected=sequence, got=answered)
+        if end is not None:
+            raise MalformedMessage("message behind the last", offset=start, expected="nothing", got=kind)
+        if flags & NLM_F_DUMP_INTR:
+            interrupted = errno.EINTR
+        if kind == NLMSG_DONE:
+            end = decode_done(reply, start, stop, flags)
+        elif kind == NLMSG_ERROR:
+            end = decode_ack(reply, start, stop, flags)
+        elif kind == NLMSG_OVERRUN:
+            interrupted = errno.ENOBUFS
+        elif kind not in (type, NLMSG_NOOP):
+            raise MalformedMessage("type of a reply", offset=start, expected=type, got=kind)
+    return rows, end, interrupted
+
+
+def _debug_logger() -> Logger | None:
+    """The logger "socklb" if it is enabled for DEBUG. While nobody has imported `logging`, nobody listens."""
+    if "logging" not in sys.modules:
+        return None
+    import logging
+
+    logger = logging.getLogger("socklb")
+    return logger if logger.isEnabledFor(logging.DEBUG) else None
+
+
+def _log(logger: Logger, direction: str, data: bytes) -> None:
+    from ..wire.describe import describe  # takes a while to import, and few debug
+
+    logger.debug("%s %s", direction, describe(data))
+
+
+# -------------------------------------------------------------------------------------------------- errors
+
+
+def _interrupted(code: int, doing: str) -> _Interrupted:
+    why = "the kernel lost replies" if code == errno.ENOBUFS else "interrupted"
+    return _Interrupted(code, f"{doing}: {why}; try again")
 
 
 def _timed_out(doing: str) -> KernelError:
@@ -288,7 +322,7 @@ def _open_error(error: OSError) -> KernelError:
 
 
 def _dump_error(code: int, doing: str, text: str) -> KernelError:
-    """ENOENT at the end of a dump is no empty table: no handler for the protocol and family is there."""
+    """ENOENT at the end of a dump does not mean an empty table: the protocol and family have no diag handler."""
     if code == errno.ENOENT:
         return NotSupported(
             code,

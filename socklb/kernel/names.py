@@ -7,7 +7,6 @@ import os
 import socket
 
 from ..errors import KernelError
-from .mounts import mounts
 
 
 class UnknownName(ValueError):
@@ -24,7 +23,7 @@ def interface_index(name: str) -> int:
 
 
 def _raise_if_no_socket_can_be_made(name: str) -> None:
-    """if_nametoindex(3) asks through a socket; its failure for want of a descriptor looks like an unknown name."""
+    """if_nametoindex(3) needs a socket; that it could not have one looks like an unknown name."""
     try:
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close()
     except OSError as error:
@@ -46,6 +45,8 @@ def cgroup_id(path: str) -> int:
 
 
 def _cgroup2_mount() -> str:
+    from .mounts import mounts  # few conditions name a cgroup
+
     for mount in mounts():
         if mount.type == "cgroup2":
             return mount.point

@@ -62,10 +62,9 @@ class NetworkNamespace(Value):
         """The calling thread's; its name is "current". It has neither path nor inode where /proc does not show them."""
         try:
             path = f"/proc/{os.readlink('/proc/thread-self')}/ns/net"  # the same for every thread that uses it
-            status = os.stat(path)
-        except OSError:
+            return cls(CURRENT_NAME, path, *nsfs_id(path, None))
+        except (OSError, NoSuchNamespace):  # NoSuchNamespace: a kernel without network namespaces
             return cls(CURRENT_NAME, "", 0, 0)
-        return cls(CURRENT_NAME, path, status.st_dev, status.st_ino)
 
     @classmethod
     def from_path(cls, path: str, *, name: str | None = None) -> NetworkNamespace:
@@ -81,9 +80,6 @@ class NetworkNamespace(Value):
     def from_pid(cls, pid: int) -> NetworkNamespace:
         """The one that a process is in. Raises as `from_path` does."""
         return cls.from_path(f"/proc/{pid}/ns/net", name=f"pid {pid}")
-
-    def _arguments(self) -> tuple[object, ...]:
-        return self.name, self.path, self.device, self.inode, self.alternate_paths
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NetworkNamespace):
@@ -142,10 +138,11 @@ def _open(namespace: NetworkNamespace) -> int:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno in _NOT_THERE:
+            problem = _path_error(error, path)
+            if isinstance(problem, NoSuchNamespace):
                 vanished.append(f"nothing is at {path}")
             else:
-                refused = refused or _path_error(error, path)
+                refused = refused or problem
             continue
         status = os.fstat(descriptor)
         if (status.st_dev, status.st_ino) == (namespace.device, namespace.inode):
@@ -243,9 +240,20 @@ def _check_kind(path: str) -> None:
 
 
 def _path_error(error: OSError, path: str) -> Exception:
-    if error.errno in _NOT_THERE:
+    if error.errno in _NOT_THERE or (error.errno == errno.EACCES and _has_ended(path)):
         return NoSuchNamespace(f"no network namespace at {path}")
     if error.errno in (errno.EACCES, errno.EPERM):
         need = "CAP_SYS_PTRACE, for a process of another user" if path.startswith("/proc/") else "another permission"
         return NotPermitted(error.errno, f"open namespace {path}: not permitted: it needs {need}")
     return KernelError(error.errno or 0, f"open namespace {path}: {os.strerror(error.errno or 0)}")
+
+
+def _has_ended(path: str) -> bool:
+    """Whether a process is gone whose namespace could not be looked at. proc_ns_get_link() answers EACCES both for one
+    that ends while its link is followed, and for one that may not be looked at.
+    """
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno in _NOT_THERE
+    return False

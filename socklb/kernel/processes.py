@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What /proc says of a process. What cannot be read (no /proc, another user's process) reads as empty.
 
-Every function raises KernelError where descriptors or memory have run out: nobody can tell then.
+Every function raises KernelError where descriptors or memory have run out, rather than seem to have found nothing.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""How many sockets are in use in a network namespace: told for nothing, where a dump would walk a table."""
+"""How many sockets a network namespace has: cheap to read, where a dump would walk the whole table."""
 
 from __future__ import annotations
 
 from ..wire.request import IPPROTO_TCP, IPPROTO_UDP
 from ..wire.socket_id import AF_INET, AF_INET6
 
-_FILES = (  # /proc/net would be the main thread's, whatever namespace this one is in
+_FILES = (  # /proc/net would show the namespace of the main thread, not of the calling one
     "/proc/thread-self/net/sockstat",
     "/proc/thread-self/net/sockstat6",
 )
@@ -19,9 +19,10 @@ _LINES = {
 
 
 def sockets_in_use() -> dict[tuple[int, int], int]:
-    """By (protocol, family), in the namespace of the calling thread; what cannot be read is left out.
+    """By (protocol, family), in the namespace of the calling thread; without those that cannot be read.
 
-    Time-wait mini-sockets and TCP sockets that are only bound are not counted (net/ipv4/proc.c: sockstat_seq_show()).
+    The kernel counts neither time-wait mini-sockets nor TCP sockets that are only bound (net/ipv4/proc.c:
+    sockstat_seq_show()).
     """
     counts = {}
     for path in _FILES:

@@ -259,5 +259,5 @@ def _capability() -> str:
 
 def _open_error(code: int, path: str) -> Exception:
     if code == errno.EACCES and os.access(path, os.R_OK):  # bpf_inode_type() answers so for any other file
-        return ValueError(f"{path} is no pinned BPF map, or a security module forbids opening it")
+        return ValueError(f"{path} is not a pinned BPF map, or a security module forbids opening it")
     return bpf_error(code, f"open {path}")

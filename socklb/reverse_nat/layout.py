@@ -61,7 +61,7 @@ _MAP_INFO = Struct(
     "I"  # value_size
     "I"  # max_entries
     "I"  # map_flags
-)  # then, since Linux 4.15, name: 16 bytes and NULs behind it; then what nobody needs here
+)  # then, since Linux 4.15, name: 16 bytes and NULs behind it; then what is not needed here
 _NAME_SIZE = 16  # BPF_OBJ_NAME_LEN
 
 MAP_INFO_ROOM = 256
@@ -81,7 +81,7 @@ class MapInfo(namedtuple("MapInfo", "type id key_size value_size max_entries map
 def decode_map_info(buffer: Buffer) -> MapInfo:
     """The start of a structure that grows from kernel to kernel; a name that is not there yet is "".
 
-    Raises MalformedMessage for less than Linux 4.13, the first to answer at all, tells.
+    Raises MalformedMessage for less than Linux 4.13 writes, the first kernel to answer at all.
     """
     if len(buffer) < _MAP_INFO.size:
         raise MalformedMessage("cut bpf_map_info", offset=0, expected=f"{_MAP_INFO.size} bytes", got=f"{len(buffer)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Changes as lines: the watch protocol on a descriptor, standard input as a rule."""
+"""Changes as lines: the watch protocol on a descriptor, usually standard input."""
 
 from __future__ import annotations
 

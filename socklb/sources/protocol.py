@@ -125,7 +125,7 @@ def shortened(text: str) -> str:
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a key that comes twice nobody knows which one counts."""
+    """A key that comes twice is an error: it is unknown which one counts."""
     members = dict(pairs)
     if len(members) < len(pairs):
         raise ValueError("a key comes twice")

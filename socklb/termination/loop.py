@@ -7,7 +7,7 @@ from collections import namedtuple
 from queue import Empty, SimpleQueue
 from time import monotonic
 
-from ..engine.run import ALL
+from ..engine.run import ALL, CURRENT
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
 from ..kernel.discovery import DiscoveredNamespaces, discover_namespaces
 from ..kernel.namespaces import NetworkNamespace
@@ -102,6 +102,8 @@ class TerminationLoop:
     ) -> None:
         if second_pass is not None and second_pass < 0:
             raise ValueError(f"second_pass {second_pass} is below 0")
+        if isinstance(namespaces, str) and namespaces not in (CURRENT, ALL):
+            raise ValueError(f'namespaces is "current", "all", or NetworkNamespaces, not {namespaces!r}')
         self._table = table
         is_one = callable(namespaces) or isinstance(namespaces, (str, NetworkNamespace))
         self._namespaces = namespaces if is_one else tuple(namespaces)  # type: ignore[arg-type]

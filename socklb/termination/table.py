@@ -13,6 +13,7 @@ from ..filters.backend import check_backend
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
 
     from ..filters.backend import Backend
 
@@ -84,7 +85,7 @@ class BackendTable:
             self._put(backend, services)
         self._notify()
 
-    def replace(self, entries: Iterable[Instance]) -> None:
+    def replace(self, entries: Iterable[tuple[Any, ...]]) -> None:
         """Let these be the instances, and no others. If one of them is wrong, nothing changes.
 
         An entry has what `upsert` takes, in that order; the last three may be missing.

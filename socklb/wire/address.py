@@ -1,19 +1,30 @@
 # SPDX-License-Identifier: MIT
-"""Addresses: packed (4 or 16 bytes) or as ipaddress objects, v4-mapped ones as the v4 addresses that they are."""
+"""Addresses, packed (4 or 16 bytes) or as ipaddress objects, and the rule for v4-mapped ones.
+
+A v6 socket whose peer is ::ffff:a.b.c.d (RFC 4291, 2.5.5.2) speaks IPv4 to a.b.c.d. The kernel lists it as AF_INET6 and
+tests it against v4 conditions as well as v6 ones (inet_diag_bc_run()). The rule, everywhere in this package:
+
+- a mapped address in a condition or a backend is the v4 address, and a mapped prefix of at least /96 the v4 prefix;
+- a v4 condition matches v4 sockets and mapped ones;
+- a v6 condition compares the 128 bits of any v6 socket, mapped or not: ::/0 matches mapped sockets too;
+- a socket keeps the address that the kernel reported.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ipaddress import IPv6Network
     from typing import Union
 
     IPAddress = Union[IPv4Address, IPv6Address]
+    Network = Union[IPv4Network, IPv6Network]
 
 V4_MAPPED = bytes(10) + b"\xff\xff"
-"""The first 12 bytes of a v4-mapped v6 address, ::ffff:a.b.c.d (RFC 4291, 2.5.5.2)."""
+"""The first 12 bytes of a v4-mapped address."""
 
 
 def unmapped_packed(packed: bytes) -> bytes:
@@ -22,8 +33,15 @@ def unmapped_packed(packed: bytes) -> bytes:
 
 
 def unmapped(address: IPAddress) -> IPAddress:
-    """A v4-mapped address as the v4 address that it is; any other unchanged."""
+    """A v4-mapped address as its v4 address; any other unchanged."""
     return (address.version == 6 and address.ipv4_mapped) or address
+
+
+def unmapped_network(network: Network) -> Network:
+    """A prefix of v4-mapped addresses alone (::ffff:0:0/96 or longer) as the v4 prefix; any other unchanged."""
+    if network.version == 4 or network.network_address.ipv4_mapped is None:
+        return network
+    return IPv4Network((int(network.network_address.ipv4_mapped), network.prefixlen - 96))
 
 
 @lru_cache(maxsize=1024)  # a dump repeats the same few addresses

@@ -1,27 +1,25 @@
 # SPDX-License-Identifier: MIT
 """The response attributes of inet_diag (the INET_DIAG_* enum of linux/inet_diag.h), both ways.
 
-One law holds for every attribute: what decodes to a value encodes to the very bytes it came from. What would not (a
-number of another size, a text without its NUL, a nest with foreign flags) is kept as the raw bytes, so that nothing is
-lost. Structures that grow from kernel to kernel are decoded as far as they go (`records`).
+One law holds for every attribute: what decodes to a value encodes to the very bytes it came from. A payload for which
+that would not hold (a number of another size, a text without its NUL, a nest that is cut) stays raw bytes, so nothing
+is lost. Structures that grow from kernel to kernel are decoded as far as they go (`records`).
 """
 
 from __future__ import annotations
 
 from collections import namedtuple
-from enum import IntEnum
-from functools import lru_cache
 from struct import Struct
 from struct import error as struct_error
 
 from ..errors import MalformedMessage
-from .netlink import NLA_F_NESTED, NLA_TYPE_MASK, encode_attributes, iter_attributes
+from .netlink import NLA_TYPE_MASK, encode_attributes, iter_attributes
 from .records import BbrInfo, DctcpInfo, MemInfo, Record, SkMemInfo, SockOpt, TcpInfo, VegasInfo
-from .socket_id import AF_INET, AF_INET6
+from .socket_id import AF_INET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Any, Protocol, Union
 
     class Codec(Protocol):
@@ -32,33 +30,6 @@ if TYPE_CHECKING:
         def encode(self, value: Any) -> bytes: ...
 
     AttributeKey = Union[str, int]
-
-
-class Attribute(IntEnum):
-    """INET_DIAG_*; the lower-case name is the key in `InetSocket.attributes`."""
-
-    MEMINFO = 1
-    INFO = 2
-    VEGASINFO = 3
-    CONG = 4
-    TOS = 5
-    TCLASS = 6
-    SKMEMINFO = 7
-    SHUTDOWN = 8
-    DCTCPINFO = 9  # asked for as VEGASINFO
-    PROTOCOL = 10
-    SKV6ONLY = 11
-    LOCALS = 12
-    PEERS = 13
-    PAD = 14
-    MARK = 15  # with CAP_NET_ADMIN alone
-    BBRINFO = 16  # asked for as VEGASINFO
-    CLASS_ID = 17  # asked for as TCLASS
-    MD5SIG = 18
-    ULP_INFO = 19
-    SK_BPF_STORAGES = 20
-    CGROUP_ID = 21
-    SOCKOPT = 22
 
 
 # ------------------------------------------------------------------------------------------------ codecs
@@ -88,7 +59,7 @@ class _Text:
 
 
 class _Flag:
-    """An attribute that says all by being there."""
+    """An attribute without a payload: its presence is the value."""
 
     def decode(self, payload: bytes) -> bool | None:
         return None if payload else True
@@ -97,7 +68,7 @@ class _Flag:
         return b""
 
 
-class _Bytes:
+class _Raw:
     def decode(self, payload: bytes) -> bytes:
         return payload
 
@@ -118,108 +89,47 @@ class _Struct:
         return value.raw
 
 
-class _Array:
-    """Structures of one size, one after another."""
-
-    def __init__(self, size: int, decode: Any, encode: Any) -> None:
-        self._size, self._decode, self._encode = size, decode, encode
-
-    def decode(self, payload: bytes) -> tuple[Any, ...] | None:
-        if len(payload) % self._size:
-            return None
-        items = tuple(self._decode(payload[i : i + self._size]) for i in range(0, len(payload), self._size))
-        return None if None in items else items
-
-    def encode(self, value: tuple[Any, ...]) -> bytes:
-        return b"".join(map(self._encode, value))
-
-
 class _Nest:
-    """Attributes within an attribute: (name or number, value) pairs in the order they came."""
+    """Attributes within an attribute: (name, value) pairs in the order they came, (number, bytes) of unknown ones."""
 
-    def __init__(self, members: Mapping[int, tuple[str, Codec]], *, flagged: bool = False) -> None:
+    def __init__(self, members: Mapping[int, tuple[str, Codec]]) -> None:
         self._members = members
-        self._numbers = {name: number for number, (name, _) in members.items()}
-        self._inner_flag = NLA_F_NESTED if flagged else 0
+        self.numbers = {name: number for number, (name, _) in members.items()}
 
     def decode(self, payload: bytes) -> tuple[tuple[AttributeKey, Any], ...] | None:
         try:
-            pairs = tuple(self._decode_member(*pair) for pair in iter_attributes(payload, 0, len(payload)))
+            pairs = tuple(self.decode_member(*pair) for pair in iter_attributes(payload, 0, len(payload)))
         except MalformedMessage:
             return None
         return pairs if self.encode(pairs) == payload else None
 
-    def _decode_member(self, type: int, payload: bytes) -> tuple[AttributeKey, Any]:
-        number = type & ~self._inner_flag
-        if number not in self._members:
-            return type, payload
-        name, codec = self._members[number]
-        return name, decode_or_keep(codec, payload)
-
     def encode(self, value: tuple[tuple[AttributeKey, Any], ...]) -> bytes:
-        return encode_attributes(self._encode_member(*pair) for pair in value)
+        return encode_attributes(self.encode_member(*pair) for pair in value)
 
-    def _encode_member(self, key: AttributeKey, value: Any) -> tuple[int, bytes]:
+    def decode_member(self, number: int, payload: bytes) -> tuple[AttributeKey, Any]:
+        member = self._members.get(number)
+        if member is None:
+            return number, payload
+        name, codec = member
+        value = codec.decode(payload)
+        return name, payload if value is None else value
+
+    def encode_member(self, key: AttributeKey, value: Any) -> tuple[int, bytes]:
         if isinstance(key, int):
-            return key, value
-        number = self._numbers[key]
-        codec = self._members[number][1]
-        flag = self._inner_flag if isinstance(codec, _Nest) else 0
-        return number | flag, encode_or_keep(codec, value)
-
-
-def decode_or_keep(codec: Codec, payload: bytes) -> Any:
-    value = codec.decode(payload)
-    return payload if value is None else value
-
-
-def encode_or_keep(codec: Codec, value: Any) -> bytes:
-    return value if isinstance(value, bytes) else codec.encode(value)
-
-
-# ------------------------------------------------------------------------------- structures in an array
-
-
-class SocketAddress(namedtuple("SocketAddress", "family port address flow_label scope_id")):
-    """struct sockaddr_storage with an inet address in it: a packed address of 4 or 16 bytes, and its port."""
-
-    __slots__ = ()
-
-
-_SOCKADDR_STORAGE = 128
-_FAMILY = Struct("=H")
-_SOCKADDR_IN = Struct(">H4s")
-_SOCKADDR_IN6 = Struct(">HI16s")
-_SCOPE_ID = Struct("=I")
-
-
-def _decode_address(payload: bytes) -> SocketAddress | None:
-    (family,) = _FAMILY.unpack_from(payload)
-    if family == AF_INET:
-        port, address = _SOCKADDR_IN.unpack_from(payload, _FAMILY.size)
-        value = SocketAddress(family, port, address, 0, 0)
-    elif family == AF_INET6:
-        port, flow_label, address = _SOCKADDR_IN6.unpack_from(payload, _FAMILY.size)
-        (scope_id,) = _SCOPE_ID.unpack_from(payload, _FAMILY.size + _SOCKADDR_IN6.size)
-        value = SocketAddress(family, port, address, flow_label, scope_id)
-    else:
-        return None
-    return value if _encode_address(value) == payload else None
-
-
-def _encode_address(value: SocketAddress) -> bytes:
-    if value.family == AF_INET:
-        used = _FAMILY.pack(value.family) + _SOCKADDR_IN.pack(value.port, value.address)
-    else:
-        used = _FAMILY.pack(value.family) + _SOCKADDR_IN6.pack(value.port, value.flow_label, value.address)
-        used += _SCOPE_ID.pack(value.scope_id)
-    return used.ljust(_SOCKADDR_STORAGE, b"\0")
+            return key, _RAW.encode(value)
+        number = self.numbers[key]
+        _, codec = self._members[number]
+        return number, value if isinstance(value, bytes) else codec.encode(value)
 
 
 class Md5Signature(namedtuple("Md5Signature", "family prefix_len address key")):
     """struct tcp_diag_md5sig (linux/tcp.h): whose segments (packed address, prefix) are signed with which key."""
 
     __slots__ = ()
+    family: int
+    prefix_len: int
+    address: bytes
+    key: bytes
 
 
 _MD5SIG = Struct(
@@ -227,24 +137,31 @@ _MD5SIG = Struct(
     "B"  # tcpm_family
     "B"  # tcpm_prefixlen
     "H"  # tcpm_keylen
-    "16s"  # tcpm_addr: 16 bytes, or 4 and zeros behind them
+    "16s"  # tcpm_addr: 16 bytes, or 4 and zeros after them
     "80s"  # tcpm_key, TCP_MD5SIG_MAXKEYLEN
 )
 
 
-def _decode_md5(payload: bytes) -> Md5Signature | None:
-    family, prefix_len, key_length, address, key = _MD5SIG.unpack(payload)
-    value = Md5Signature(family, prefix_len, address[: 4 if family == AF_INET else 16], key[:key_length])
-    return value if _encode_md5(value) == payload else None
+class _Md5Signatures:
+    """One struct tcp_diag_md5sig after another."""
+
+    def decode(self, payload: bytes) -> tuple[Md5Signature, ...] | None:
+        if len(payload) % _MD5SIG.size:
+            return None
+        value = tuple(
+            Md5Signature(family, prefix_len, address[: 4 if family == AF_INET else 16], key[:key_len])
+            for family, prefix_len, key_len, address, key in _MD5SIG.iter_unpack(payload)
+        )
+        return value if self.encode(value) == payload else None
+
+    def encode(self, value: Iterable[Md5Signature]) -> bytes:
+        return b"".join(_MD5SIG.pack(one.family, one.prefix_len, len(one.key), one.address, one.key) for one in value)
 
 
-def _encode_md5(value: Md5Signature) -> bytes:
-    return _MD5SIG.pack(value.family, value.prefix_len, len(value.key), value.address, value.key)
+# ------------------------------------------------------------------------------ which attribute has which
 
-
-# ------------------------------------------------------------------------------------------- which is what
-
-_U8, _U16, _U32, _U64, _TEXT = _Number("B"), _Number("H"), _Number("I"), _Number("Q"), _Text()
+_U8, _U16, _U32, _U64 = _Number("B"), _Number("H"), _Number("I"), _Number("Q")
+_TEXT, _RAW = _Text(), _Raw()
 
 _ULP_TLS = _Nest(  # linux/tls.h: TLS_INFO_*
     {
@@ -271,82 +188,73 @@ _ULP_MPTCP = _Nest(  # linux/mptcp.h: MPTCP_SUBFLOW_ATTR_*
     }
 )
 _ULP = _Nest({1: ("name", _TEXT), 2: ("tls", _ULP_TLS), 3: ("mptcp", _ULP_MPTCP)})  # INET_ULP_INFO_*
-_BPF_STORAGE = _Nest({2: ("map_id", _U32), 3: ("map_value", _Bytes())})  # linux/sock_diag.h: SK_DIAG_BPF_STORAGE_*
-_BPF_STORAGES = _Nest({1: ("storage", _BPF_STORAGE)}, flagged=True)
 
-_CODECS_BY_ATTRIBUTE: dict[Attribute, Codec] = {
-    Attribute.MEMINFO: _Struct(MemInfo),
-    Attribute.INFO: _Struct(TcpInfo),
-    Attribute.VEGASINFO: _Struct(VegasInfo),
-    Attribute.CONG: _TEXT,
-    Attribute.TOS: _U8,
-    Attribute.TCLASS: _U8,
-    Attribute.SKMEMINFO: _Struct(SkMemInfo),
-    Attribute.SHUTDOWN: _U8,
-    Attribute.DCTCPINFO: _Struct(DctcpInfo),
-    Attribute.PROTOCOL: _U8,
-    Attribute.SKV6ONLY: _U8,
-    Attribute.LOCALS: _Array(_SOCKADDR_STORAGE, _decode_address, _encode_address),
-    Attribute.PEERS: _Array(_SOCKADDR_STORAGE, _decode_address, _encode_address),
-    Attribute.MARK: _U32,
-    Attribute.BBRINFO: _Struct(BbrInfo),
-    Attribute.CLASS_ID: _U32,
-    Attribute.MD5SIG: _Array(_MD5SIG.size, _decode_md5, _encode_md5),
-    Attribute.ULP_INFO: _ULP,
-    Attribute.SK_BPF_STORAGES: _BPF_STORAGES,
-    Attribute.CGROUP_ID: _U64,
-    Attribute.SOCKOPT: _Struct(SockOpt),
+# INET_DIAG_*, by the lower-case names that are the keys of `InetSocket.attributes`. LOCALS and PEERS (sent for SCTP
+# alone) and SK_BPF_STORAGES (sent only if a request names the maps) are missing on purpose.
+_RESPONSE = _Nest(
+    {
+        1: ("meminfo", _Struct(MemInfo)),
+        2: ("info", _Struct(TcpInfo)),
+        3: ("vegasinfo", _Struct(VegasInfo)),
+        4: ("cong", _TEXT),
+        5: ("tos", _U8),
+        6: ("tclass", _U8),
+        7: ("skmeminfo", _Struct(SkMemInfo)),
+        8: ("shutdown", _U8),
+        9: ("dctcpinfo", _Struct(DctcpInfo)),
+        10: ("protocol", _U8),
+        11: ("skv6only", _U8),
+        14: ("pad", _RAW),
+        15: ("mark", _U32),  # sent only to CAP_NET_ADMIN
+        16: ("bbrinfo", _Struct(BbrInfo)),
+        17: ("class_id", _U32),
+        18: ("md5sig", _Md5Signatures()),
+        19: ("ulp_info", _ULP),
+        21: ("cgroup_id", _U64),
+        22: ("sockopt", _Struct(SockOpt)),
+    }
+)
+NUMBERS = _RESPONSE.numbers
+"""INET_DIAG_* by name."""
+
+# A bit of VEGASINFO gets whichever of the three the socket's congestion control has; CLASS_ID comes with TCLASS.
+_REQUESTED_AS = {"dctcpinfo": "vegasinfo", "bbrinfo": "vegasinfo", "class_id": "tclass"}
+EXTENSION_BITS = {
+    name: 1 << number - 1
+    for name, number in ((name, NUMBERS[_REQUESTED_AS.get(name, name)]) for name in NUMBERS)
+    if number <= 8
 }
-_CODECS = {int(attribute): codec for attribute, codec in _CODECS_BY_ATTRIBUTE.items()}
-_NAMES = {int(attribute): attribute.name.lower() for attribute in Attribute}
-_NUMBERS = {name: number for number, name in _NAMES.items()}
+"""The attributes that come on request, and the bit of idiag_ext that requests each: bit N - 1 for INET_DIAG_N."""
 
 
 def decode_attribute(type: int, payload: bytes) -> tuple[AttributeKey, Any]:
     """(name, value) of one attribute; an unknown one as (number, raw bytes)."""
-    number = type & NLA_TYPE_MASK
-    codec = _CODECS.get(number)
-    return _NAMES.get(number, number), payload if codec is None else decode_or_keep(codec, payload)
+    return _RESPONSE.decode_member(type & NLA_TYPE_MASK, payload)
 
 
-@lru_cache(maxsize=256)  # unless extensions are asked for, most sockets of a host carry the very same bytes
 def decode_attributes(data: bytes) -> tuple[tuple[AttributeKey, Any], ...]:
-    """(name, value) of each attribute of a run. Raises MalformedMessage if one is cut."""
-    return tuple(decode_attribute(type_, payload) for type_, payload in iter_attributes(data, 0, len(data)))
+    """(name, value) of each attribute in a row. Raises MalformedMessage if one is cut."""
+    return tuple(decode_attribute(*pair) for pair in iter_attributes(data, 0, len(data)))
 
 
 def encode_value(key: AttributeKey, value: Any) -> tuple[int, bytes]:
     """(type, payload) of what `decode_attribute` gave. Raises ValueError for an unknown name or an unfit value."""
-    number = key if isinstance(key, int) else _NUMBERS.get(key)
-    if number is None:
-        raise ValueError(f"unknown attribute {key!r}; known are {', '.join(_NUMBERS)}")
-    codec = _CODECS.get(number, _Bytes())
+    if isinstance(key, str) and key not in NUMBERS:
+        raise ValueError(f"unknown attribute {key!r}; known are {', '.join(NUMBERS)}")
     try:
-        payload = encode_or_keep(codec, value)
-    except (struct_error, AttributeError, KeyError, TypeError) as error:
+        return _RESPONSE.encode_member(key, value)
+    except (struct_error, AttributeError, KeyError, TypeError, UnicodeError) as error:
         raise ValueError(f"attribute {key} cannot be {value!r}: {error}") from None
-    flag = NLA_F_NESTED if number == Attribute.SK_BPF_STORAGES else 0
-    return number | flag, payload
 
 
-_ASKED_AS = {  # an extension is asked for by bit N - 1 of eight bits; some share the bit of another
-    Attribute.DCTCPINFO: Attribute.VEGASINFO,
-    Attribute.BBRINFO: Attribute.VEGASINFO,
-    Attribute.CLASS_ID: Attribute.TCLASS,
-}
+def extension_bits(names: Iterable[str]) -> int:
+    """idiag_ext of a request for these attributes, named as in `InetSocket.attributes`; one name may stand alone.
 
-
-def extension_bits(names: Any) -> int:
-    """idiag_ext of a request for these attributes, named as in `InetSocket.attributes`.
-
-    Raises ValueError for a name that is unknown or comes without being asked for.
+    Raises ValueError for a name that is unknown, or of an attribute that cannot be requested.
     """
     bits = 0
     for name in (names,) if isinstance(names, str) else names:
-        number = _NUMBERS.get(name)
-        number = _ASKED_AS.get(number, number)  # type: ignore[call-overload]
-        if number is None or number > 8:
-            askable = (known for known, of in _NUMBERS.items() if _ASKED_AS.get(Attribute(of), of) <= 8)
-            raise ValueError(f"extension {name!r} cannot be asked for; those that can are {', '.join(askable)}")
-        bits |= 1 << number - 1
+        if name not in EXTENSION_BITS:
+            raise ValueError(f"extension {name!r} cannot be asked for; those that can are {', '.join(EXTENSION_BITS)}")
+        bits |= EXTENSION_BITS[name]
     return bits

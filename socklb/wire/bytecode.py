@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The little language in which the kernel is told which rows of a dump to send (INET_DIAG_REQ_BYTECODE).
+"""Bytecode with which the kernel selects the rows of a dump (INET_DIAG_REQ_BYTECODE, linux/inet_diag.h).
 
-A program is a run of instructions, struct inet_diag_bc_op and its argument. Each is a test with two ways on, `yes` and
-`no`, forward offsets in bytes from the instruction's own start. Who arrives at the end is sent; who arrives 4 bytes
-behind the end is not. The kernel checks a program in inet_diag_bc_audit() and runs it in inet_diag_bc_run(),
-net/ipv4/inet_diag.c. All fields are in the machine's byte order, but for addresses.
+A program is a sequence of instructions: struct inet_diag_bc_op and its argument. Each is a test that continues at
+`yes` or at `no`, forward offsets in bytes from its own start. A socket that reaches the end is sent; one that reaches 4
+bytes past the end is not. The kernel verifies a program in inet_diag_bc_audit() and runs it in inet_diag_bc_run(),
+net/ipv4/inet_diag.c. All fields are in the machine's byte order, except for addresses.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
     Argument = Union[None, int, "HostCond", "MarkCond"]
 
-INET_DIAG_REQ_BYTECODE = 1  # the type of the attribute that carries a program
-MAX_SIZE = (0xFFFF - 4) & ~3  # what fits into one attribute
+INET_DIAG_REQ_BYTECODE = 1  # the type of the attribute with a program
+MAX_SIZE = (0xFFFF - 4) & ~3  # of a program: what fits into one attribute
 
 INET_DIAG_BC_NOP = 0
-INET_DIAG_BC_JMP = 1  # always `no`
+INET_DIAG_BC_JMP = 1  # always continues at `no`
 INET_DIAG_BC_S_GE = 2
 INET_DIAG_BC_S_LE = 3
 INET_DIAG_BC_D_GE = 4
 INET_DIAG_BC_D_LE = 5
-INET_DIAG_BC_AUTO = 6  # the system chose the local port
+INET_DIAG_BC_AUTO = 6  # the kernel chose the local port
 INET_DIAG_BC_S_COND = 7
 INET_DIAG_BC_D_COND = 8
 INET_DIAG_BC_DEV_COND = 9
 INET_DIAG_BC_MARK_COND = 10  # EPERM without CAP_NET_ADMIN
-INET_DIAG_BC_S_EQ = 11
+INET_DIAG_BC_S_EQ = 11  # Linux 5.0; not emitted, for a host condition of family 0 does the same everywhere
 INET_DIAG_BC_D_EQ = 12
-INET_DIAG_BC_CGROUP_COND = 13
+INET_DIAG_BC_CGROUP_COND = 13  # Linux 5.9
 
 PORT_COMPARISONS = frozenset(
     {
@@ -55,17 +55,17 @@ HOST_CONDITIONS = frozenset({INET_DIAG_BC_S_COND, INET_DIAG_BC_D_COND})
 OP = Struct(
     "="
     "B"  # code
-    "B"  # yes: 8 bits, and so the instruction's own length, or little more
+    "B"  # yes: with 8 bits no more than a few instructions away, here always the next one
     "H"  # no
 )
 _HOSTCOND = Struct(
     "="
-    "B"  # family: AF_UNSPEC (then no address follows), AF_INET or AF_INET6
+    "B"  # family: AF_UNSPEC (no address follows), AF_INET or AF_INET6
     "B"  # prefix_len
     "2x"
     "i"  # port, -1 for any
-)  # and the address behind it
-_PORT = Struct("=2xH")  # the `no` of an inet_diag_bc_op that is no instruction
+)  # then the address
+_PORT = Struct("=2xH")  # the `no` of a second inet_diag_bc_op, which is not executed
 _IFINDEX = Struct("=I")
 _MARKCOND = Struct("=II")  # value, mask
 _CGROUP = Struct("=Q")
@@ -81,7 +81,7 @@ _WITHOUT_ARGUMENT = frozenset({INET_DIAG_BC_NOP, INET_DIAG_BC_JMP, INET_DIAG_BC_
 
 
 class HostCond(namedtuple("HostCond", "family prefix_len port address")):
-    """struct inet_diag_hostcond: a packed address of the family's length; port -1 is any."""
+    """struct inet_diag_hostcond: a packed address of the family's size; port -1 is any port."""
 
     __slots__ = ()
 
@@ -93,13 +93,13 @@ class MarkCond(namedtuple("MarkCond", "mark mask")):
 
 
 class Instruction(namedtuple("Instruction", "code yes no argument", defaults=(None,))):
-    """One instruction. The argument is a port, an interface index, a cgroup id, a HostCond, a MarkCond or None."""
+    """One instruction. The argument is a port, an interface index, a cgroup id, a HostCond, a MarkCond, or None."""
 
     __slots__ = ()
 
 
 def encode_argument(code: int, argument: Argument) -> bytes:
-    """What follows the inet_diag_bc_op of an instruction. Raises ValueError for an unknown code."""
+    """The bytes after the inet_diag_bc_op of an instruction. Raises ValueError for an unknown code."""
     if isinstance(argument, HostCond):
         return _HOSTCOND.pack(argument.family, argument.prefix_len, argument.port) + bytes(argument.address)
     if isinstance(argument, MarkCond):
@@ -107,7 +107,7 @@ def encode_argument(code: int, argument: Argument) -> bytes:
     if code in _FIXED_ARGUMENTS:
         return _FIXED_ARGUMENTS[code].pack(argument)
     if code not in _WITHOUT_ARGUMENT:
-        raise ValueError(f"bytecode {code} is unknown, or its argument cannot be {argument!r}")
+        raise ValueError(f"unknown bytecode {code}, or one that does not take {argument!r}")
     return b""
 
 
@@ -117,7 +117,7 @@ def encode_instruction(instruction: Instruction) -> bytes:
 
 
 def decode_instruction(program: bytes, offset: int) -> Instruction:
-    """The instruction at an offset. Raises MalformedMessage if it is cut, or its code or family is unknown."""
+    """The instruction at an offset. Raises MalformedMessage if it is cut off, or its code or family is unknown."""
     _need(program, offset, OP.size)
     code, yes, no = OP.unpack_from(program, offset)
     at = offset + OP.size
@@ -149,7 +149,7 @@ def _need(program: bytes, offset: int, size: int) -> None:
 
 
 def decode_program(program: bytes) -> Iterator[tuple[int, Instruction]]:
-    """(offset, instruction) of each, moving on by the length of what was read."""
+    """(offset, instruction) of each, read one after the other; `yes` and `no` are not followed."""
     offset = 0
     while offset < len(program):
         instruction = decode_instruction(program, offset)
@@ -158,7 +158,7 @@ def decode_program(program: bytes) -> Iterator[tuple[int, Instruction]]:
 
 
 class Label:
-    """A place in a program, known when everything before it is."""
+    """A position in a program, to which tests can refer before it is placed."""
 
     __slots__ = ("offset",)
 
@@ -167,28 +167,26 @@ class Label:
 
 
 class Assembler:
-    """Puts a program together: a test goes on behind itself for yes and to a label for no.
+    """Builds a program of tests that fall through for yes, and jump to a label for no.
 
-    `reject` is the label of those who are not sent; the end of the program accepts. `lacks` holds the codes that the
-    kernel at hand does not know.
+    A socket that reaches the end is accepted, one that goes to the label `reject` is not.
     """
 
-    def __init__(self, lacks: frozenset[int] = frozenset()) -> None:
-        self.lacks = lacks
+    def __init__(self) -> None:
         self.reject = Label()
         self.used: set[int] = set()
         self._size = 0
         self._instructions: list[tuple[int, bytes, Label]] = []
 
     def test(self, code: int, argument: Argument, no: Label) -> None:
-        """Append a test: who passes goes on with what is appended next, who does not goes to `no`."""
+        """Append a test: a socket that passes falls through to what is appended next, any other goes to `no`."""
         self._append(code, encode_argument(code, argument), no)
 
     def jump(self, label: Label) -> None:
         self._append(INET_DIAG_BC_JMP, b"", label)
 
     def place(self, label: Label) -> None:
-        """The label means here."""
+        """Make the label refer to what is appended next."""
         label.offset = self._size
 
     def _append(self, code: int, argument: bytes, no: Label) -> None:
@@ -197,7 +195,7 @@ class Assembler:
         self._size += OP.size + len(argument)
 
     def assemble(self) -> bytes | None:
-        """The program, or None if it does not fit into an attribute. Empty if it accepts everything."""
+        """The program, or None if it does not fit into an attribute. An empty one accepts every socket."""
         if self._size > MAX_SIZE:
             return None
         self.reject.offset = self._size + OP.size
@@ -207,7 +205,7 @@ class Assembler:
             length = OP.size + len(argument)
             target = no.offset
             if target is None or target <= offset:
-                raise ValueError(f"the label of the instruction at {offset} was not placed behind it")
+                raise ValueError(f"the label of the instruction at {offset} is not placed after it")
             parts.append(OP.pack(code, length, target - offset) + argument)
             offset += length
         return b"".join(parts)

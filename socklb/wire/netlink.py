@@ -30,20 +30,19 @@ NLM_F_ACK_TLVS = 0x200
 
 NLMSGERR_ATTR_MSG = 1
 
-NLA_F_NESTED = 0x8000
-NLA_TYPE_MASK = 0x3FFF
+NLA_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 NLMSGHDR = Struct(
     "="
-    "I"  # nlmsg_len: header and payload, without the padding behind it
+    "I"  # nlmsg_len: header and payload, without the padding after it
     "H"  # nlmsg_type
     "H"  # nlmsg_flags
     "I"  # nlmsg_seq
-    "I"  # nlmsg_pid: the port of who asked
+    "I"  # nlmsg_pid: the port of the socket that sent the request
 )
 NLATTR = Struct(
     "="
-    "H"  # nla_len: header and payload, without the padding behind it
+    "H"  # nla_len: header and payload, without the padding after it
     "H"  # nla_type, its two highest bits are flags
 )
 _ERRNO = Struct("=i")
@@ -58,14 +57,14 @@ def align(length: int) -> int:
 
 
 def encode_message(type: int, flags: int, sequence: int, payload: Buffer, port: int = 0) -> bytes:
-    """Header, payload, and the padding that lets another message follow."""
+    """Header, payload, and padding so that another message can follow."""
     length = NLMSGHDR.size + len(payload)
     return NLMSGHDR.pack(length, type, flags, sequence, port) + bytes(payload) + bytes(align(length) - length)
 
 
 def iter_messages(buffer: Buffer, size: int) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """(type, flags, sequence, port, start, end) of each message in the first `size` bytes: its header, and where in the
-    buffer its payload starts and ends. Raises MalformedMessage at what is cut or does not move on.
+    """(type, flags, sequence, port, start, end) of each message in the first `size` bytes: its header, and the offsets
+    in the buffer at which its payload starts and ends. Raises MalformedMessage at one that is cut or does not advance.
     """
     unpack_from, header_size = NLMSGHDR.unpack_from, NLMSGHDR.size
     offset = 0
@@ -96,9 +95,9 @@ def encode_attribute(type: int, payload: Buffer) -> bytes:
 
 
 def iter_attributes(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """(nla_type, payload) of each attribute between two offsets, flags left in the type.
+    """(nla_type with its flags, payload) of each attribute between two offsets.
 
-    Raises MalformedMessage at what is cut or does not move on.
+    Raises MalformedMessage at one that is cut or does not advance.
     """
     unpack_from, header_size = NLATTR.unpack_from, NLATTR.size
     while start < end:
@@ -116,7 +115,7 @@ def iter_attributes(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int,
 
 
 def encode_attributes(pairs: Iterable[tuple[int, Buffer]]) -> bytes:
-    """A run of attributes, each padded so that the next can follow."""
+    """Attributes one after another, each padded so that the next can follow."""
     return b"".join(encode_attribute(type_, payload) for type_, payload in pairs)
 
 
@@ -124,12 +123,20 @@ def encode_attributes(pairs: Iterable[tuple[int, Buffer]]) -> bytes:
 
 
 class Ack(namedtuple("Ack", "errno type flags sequence port request attributes length", defaults=(0,))):
-    """struct nlmsgerr: errno (0 is success), the header of the request, the request's payload if it came back, and
+    """struct nlmsgerr: errno (0 is success), the header of the request, the request's payload if it is echoed, and
     the extended-ack attributes as (type, payload) pairs. `length` is that of the request, header included, whether it
-    came back or not; 0 leaves it to `encode_ack`.
+    is echoed or not; with 0, `encode_ack` computes it.
     """
 
     __slots__ = ()
+    errno: int
+    type: int
+    flags: int
+    sequence: int
+    port: int
+    request: bytes
+    attributes: tuple[tuple[int, bytes], ...]
+    length: int
 
     @property
     def text(self) -> str:
@@ -137,9 +144,11 @@ class Ack(namedtuple("Ack", "errno type flags sequence port request attributes l
 
 
 class Done(namedtuple("Done", "errno attributes")):
-    """What ends a dump: errno (0 is success) and the extended-ack attributes as (type, payload) pairs."""
+    """The end of a dump: errno (0 is success) and the extended-ack attributes as (type, payload) pairs."""
 
     __slots__ = ()
+    errno: int
+    attributes: tuple[tuple[int, bytes], ...]
 
     @property
     def text(self) -> str:
@@ -170,14 +179,14 @@ def decode_ack(buffer: Buffer, start: int, end: int, flags: int) -> Ack:
         )
     code = _decode_errno(buffer, start)
     length, type_, request_flags, sequence, port = NLMSGHDR.unpack_from(buffer, start + _ERRNO.size)
-    behind = start + _ERRNO.size + NLMSGHDR.size
-    echoed = 0 if flags & NLM_F_CAPPED or not code else length - NLMSGHDR.size
-    if not 0 <= echoed <= end - behind:
+    echo = start + _ERRNO.size + NLMSGHDR.size
+    size = 0 if flags & NLM_F_CAPPED or not code else length - NLMSGHDR.size
+    if not 0 <= size <= end - echo:
         raise MalformedMessage(
-            "request echoed by NLMSG_ERROR", offset=behind, expected=f"0..{end - behind} bytes", got=echoed
+            "request echoed by NLMSG_ERROR", offset=echo, expected=f"0..{end - echo} bytes", got=size
         )
-    request = bytes(buffer[behind : behind + echoed])
-    attributes = _decode_extended_ack(buffer, behind + align(echoed), end, flags)
+    request = bytes(buffer[echo : echo + size])
+    attributes = _decode_extended_ack(buffer, echo + align(size), end, flags)
     return Ack(code, type_, request_flags, sequence, port, request, attributes, length)
 
 
@@ -196,7 +205,7 @@ def decode_done(buffer: Buffer, start: int, end: int, flags: int) -> Done:
 
 
 def _decode_errno(buffer: Buffer, start: int) -> int:
-    """The kernel sends errnos negated; above zero they are none, and none is below -4095 (MAX_ERRNO)."""
+    """Errnos are sent negated: from -4095 (MAX_ERRNO, linux/err.h) to 0."""
     (negated,) = _ERRNO.unpack_from(buffer, start)
     if not -4095 <= negated <= 0:
         raise MalformedMessage("errno of a reply", offset=start, expected="-4095..0", got=negated)

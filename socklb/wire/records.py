@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Structures inside response attributes; they grow from kernel to kernel, and old kernels send less of them.
 
-A record keeps the bytes that came and decodes a field when it is looked at. A field that was not sent is None; what
-lies behind the last known field is `unknown`. So whatever is decoded encodes to the same bytes.
+A record keeps the bytes that came, and decodes a field when it is read. A field that was not sent is None; what
+follows the last known field is `unknown`. So whatever is decoded encodes to the same bytes.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 class Record:
-    """The base: a subclass names its fields in `LAYOUT`, `format:field` words in the order and size of the kernel's.
+    """The base: a subclass lists the kernel's fields in `LAYOUT`, as `format:name` words in the kernel's order.
 
-    Two records are equal when they are of one kind with the same bytes.
+    Two records are equal when they are of one class with the same bytes. A record cannot be changed.
     """
 
-    __slots__ = ("raw",)
+    __slots__ = ("_raw",)
     LAYOUT = ""
     FIELDS: tuple[str, ...] = ()
     SIZE = 0
 
     def __init__(self, raw: bytes) -> None:
-        self.raw = raw
+        self._raw = raw
 
     def __init_subclass__(cls) -> None:
         offset = 0
@@ -42,28 +42,36 @@ class Record:
 
     @classmethod
     def of(cls, *values: int) -> Record:
-        """From the values of the first fields, in order; fields without a value are not sent."""
+        """From the values of the first fields, in order; the rest counts as not sent."""
         if len(values) > len(cls.FIELDS):
             raise ValueError(f"{cls.__name__} has {len(cls.FIELDS)} fields, not {len(values)}")
         fields: list[_Field] = [cls.__dict__[name] for name in cls.FIELDS[: len(values)]]
         return cls(b"".join(field.struct.pack(value) for field, value in zip(fields, values)))
 
     @property
+    def raw(self) -> bytes:
+        """The bytes that the kernel sent."""
+        return self._raw
+
+    @property
     def unknown(self) -> bytes:
-        """The bytes behind the last field that is known here."""
-        return self.raw[self.SIZE :]
+        """The bytes after the last field that is known here."""
+        return self._raw[self.SIZE :]
 
     def _asdict(self) -> dict[str, int | None]:
         """Every known field by name."""
         return {name: getattr(self, name) for name in self.FIELDS}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._raw,)
+
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return self.raw == other.raw
+        return self._raw == other._raw
 
     def __hash__(self) -> int:
-        return hash((type(self), self.raw))
+        return hash((type(self), self._raw))
 
     def __repr__(self) -> str:
         sent = (f"{name}={value}" for name, value in self._asdict().items() if value is not None)
@@ -75,7 +83,7 @@ class Record:
 
 
 class _Field:
-    """One field of a record, at its place."""
+    """One field of a record."""
 
     def __init__(self, struct: Struct, offset: int) -> None:
         self.struct, self.offset, self.end = struct, offset, offset + struct.size
@@ -83,7 +91,7 @@ class _Field:
     def __get__(self, record: Record | None, owner: type[Record]) -> Any:
         if record is None:
             return self
-        return self.struct.unpack_from(record.raw, self.offset)[0] if len(record.raw) >= self.end else None
+        return self.struct.unpack_from(record._raw, self.offset)[0] if len(record._raw) >= self.end else None
 
 
 class _Bits:

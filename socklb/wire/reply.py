@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from functools import cache, lru_cache
 from struct import Struct
 
 from ..errors import MalformedMessage
@@ -14,7 +15,7 @@ from .socket_id import ADDRESSES, AF_INET, AF_INET6, SIZE, SocketId, decode_id, 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from .address import IPAddress
@@ -28,7 +29,7 @@ _HEAD = Struct(
 )  # then the id, then
 _TAIL = Struct(
     "="
-    "I"  # idiag_expires: when the timer does, in ms
+    "I"  # idiag_expires: milliseconds until the timer expires
     "I"  # idiag_rqueue
     "I"  # idiag_wqueue
     "I"  # idiag_uid
@@ -53,17 +54,26 @@ class InetDiagMsg(namedtuple("InetDiagMsg", "family state timer retransmits id e
     """struct inet_diag_msg, field by field."""
 
     __slots__ = ()
+    family: int
+    state: int
+    timer: int
+    retransmits: int
     id: SocketId
+    expires_ms: int
+    rqueue: int
+    wqueue: int
+    uid: int
+    inode: int
 
     def encode(self, attributes: Iterable[tuple[int, bytes]] = ()) -> bytes:
-        """The payload of a row: the structure, and (type, payload) attributes behind it."""
+        """The payload of a row: the structure, and (type, payload) attributes after it."""
         head = _HEAD.pack(self.family, self.state, self.timer, self.retransmits)
         tail = _TAIL.pack(self.expires_ms, self.rqueue, self.wqueue, self.uid, self.inode)
         return head + encode_id(self.id) + tail + encode_attributes(attributes)
 
 
 def decode_msg(row: bytes) -> InetDiagMsg:
-    """The structure at the start of a row, apart from its attributes."""
+    """The structure at the start of a row, without the attributes."""
     _check(row)
     family, state, timer, retransmits = _HEAD.unpack_from(row)
     return InetDiagMsg(
@@ -80,142 +90,166 @@ def _check(row: bytes) -> None:
 
 
 class InetSocket:
-    """One socket as the kernel told it: a row's own bytes, decoded when looked at.
+    """One socket as the kernel reported it: the bytes of a row, decoded when a property is read. It cannot be changed.
 
-    `row` is the payload of a SOCK_DIAG_BY_FAMILY reply (struct inet_diag_msg and its attributes); `protocol` comes
-    from the request, for the row does not tell. Two are equal when their bytes and protocol are.
+    `row` is the payload of a SOCK_DIAG_BY_FAMILY reply: struct inet_diag_msg and its attributes. `protocol` is that of
+    the request, for a row does not carry it. Two are equal when both are. Raises MalformedMessage for a row that is
+    too short, or of a family that is neither AF_INET nor AF_INET6; what else is in it raises nothing until it is read.
     """
 
-    __slots__ = ("protocol", "row")
+    __slots__ = ("_protocol", "_row")
 
     def __init__(self, row: bytes, protocol: int) -> None:
         if len(row) < MSG_SIZE or (row[0] != AF_INET and row[0] != AF_INET6):
             _check(row)
-        self.row = row
-        self.protocol = protocol
+        self._row = row
+        self._protocol = protocol
+
+    @property
+    def row(self) -> bytes:
+        """The bytes that the kernel sent."""
+        return self._row
+
+    @property
+    def protocol(self) -> int:
+        """IPPROTO_TCP or IPPROTO_UDP."""
+        return self._protocol
 
     @property
     def family(self) -> int:
         """AF_INET or AF_INET6; a v4-mapped socket is AF_INET6."""
-        return self.row[0]
+        return self._row[0]
 
     @property
     def state(self) -> int:
-        """A TcpState, or a plain int where the kernel has one that is unknown here; UDP uses ESTABLISHED and CLOSE."""
-        return _STATES[self.row[1]]
+        """A TcpState, or a plain int for a state that is unknown here. UDP uses ESTABLISHED and CLOSE."""
+        return _STATES[self._row[1]]
 
     @property
     def timer(self) -> int:
         """0 none, 1 retransmit, 2 keepalive, 3 time-wait, 4 zero-window probe."""
-        return self.row[2]
+        return self._row[2]
 
     @property
     def retransmits(self) -> int:
-        return self.row[3]
+        """Unanswered retransmissions (timer 1) or probes (timers 2 and 4)."""
+        return self._row[3]
 
     @property
     def is_time_wait(self) -> bool:
-        """A time-wait mini-socket, its substate FIN_WAIT2 included: it has no owner."""
-        return self.row[1] == _TIME_WAIT or self.row[2] == _TIMER_TIME_WAIT
+        """Whether this is a time-wait mini-socket, in its substate FIN_WAIT2 too. It has no owner."""
+        return self._row[1] == _TIME_WAIT or self._row[2] == _TIMER_TIME_WAIT
 
     @property
     def id_bytes(self) -> bytes:
-        """struct inet_diag_sockid as it came, 48 bytes: what a request about this very socket carries."""
-        return self.row[_ID:_TAIL_AT]
+        """struct inet_diag_sockid, 48 bytes: a request that carries them is about this very socket."""
+        return self._row[_ID:_TAIL_AT]
 
     @property
     def src_packed(self) -> bytes:
         """The local address, 4 or 16 bytes."""
-        return self.row[_SRC : _SRC + 4] if self.row[0] == AF_INET else self.row[_SRC : _SRC + 16]
+        return self._row[_SRC : _SRC + 4] if self._row[0] == AF_INET else self._row[_SRC : _SRC + 16]
 
     @property
     def dst_packed(self) -> bytes:
-        """The peer's address, 4 or 16 bytes; all zeros where there is no peer."""
-        return self.row[_DST : _DST + 4] if self.row[0] == AF_INET else self.row[_DST : _DST + 16]
+        """The peer's address, 4 or 16 bytes; all zeros without a peer."""
+        return self._row[_DST : _DST + 4] if self._row[0] == AF_INET else self._row[_DST : _DST + 16]
 
     @property
     def src(self) -> IPAddress:
-        """The local address as the kernel gave it: a mapped one stays ::ffff:a.b.c.d."""
+        """The local address as the kernel sent it: a mapped one stays ::ffff:a.b.c.d."""
         return from_packed(self.src_packed)
 
     @property
     def dst(self) -> IPAddress:
-        """The peer's address as the kernel gave it: a mapped one stays ::ffff:a.b.c.d."""
+        """The peer's address as the kernel sent it: a mapped one stays ::ffff:a.b.c.d."""
         return from_packed(self.dst_packed)
 
     @property
     def sport(self) -> int:
-        return int(_PORTS.unpack_from(self.row, _ID)[0])
+        """The local port."""
+        return int(_PORTS.unpack_from(self._row, _ID)[0])
 
     @property
     def dport(self) -> int:
-        return int(_PORTS.unpack_from(self.row, _ID)[1])
+        """The peer's port; 0 without a peer."""
+        return int(_PORTS.unpack_from(self._row, _ID)[1])
 
     @property
     def interface(self) -> int:
-        """Index of the interface that the socket is bound to; 0 for none."""
-        return int(_IFACE_COOKIE.unpack_from(self.row, _IFACE)[0])
+        """The index of the interface that the socket is bound to; 0 for none."""
+        return int(_IFACE_COOKIE.unpack_from(self._row, _IFACE)[0])
 
     @property
     def cookie(self) -> int:
-        """The number that no other socket has or will have, u64."""
-        _, low, high = _IFACE_COOKIE.unpack_from(self.row, _IFACE)
+        """A u64 that no other socket has, or will have until the next boot (sock_gen_cookie())."""
+        _, low, high = _IFACE_COOKIE.unpack_from(self._row, _IFACE)
         return int(low | high << 32)
 
     @property
     def expires_ms(self) -> int:
-        return int(_TAIL.unpack_from(self.row, _TAIL_AT)[0])
+        """Milliseconds until the timer expires."""
+        return int(_TAIL.unpack_from(self._row, _TAIL_AT)[0])
 
     @property
     def rqueue(self) -> int:
-        """Bytes not yet read; of a listening socket, connections not yet accepted."""
-        return int(_TAIL.unpack_from(self.row, _TAIL_AT)[1])
+        """Bytes not yet read; for a listening socket, connections not yet accepted."""
+        return int(_TAIL.unpack_from(self._row, _TAIL_AT)[1])
 
     @property
     def wqueue(self) -> int:
-        """Bytes not yet acknowledged; of a listening socket, its backlog."""
-        return int(_TAIL.unpack_from(self.row, _TAIL_AT)[2])
+        """Bytes not yet acknowledged; for a listening socket, its backlog."""
+        return int(_TAIL.unpack_from(self._row, _TAIL_AT)[2])
 
     @property
     def uid(self) -> int:
-        return int(_TAIL.unpack_from(self.row, _TAIL_AT)[3])
+        """The uid of the owner, as seen from the user namespace of the process that asked."""
+        return int(_TAIL.unpack_from(self._row, _TAIL_AT)[3])
 
     @property
     def inode(self) -> int:
-        """The socket's inode, as in /proc/PID/fd; 0 where no process owns it."""
-        return int(_TAIL.unpack_from(self.row, _TAIL_AT)[4])
+        """The socket's inode, as in /proc/PID/fd; 0 if no process owns it."""
+        return int(_TAIL.unpack_from(self._row, _TAIL_AT)[4])
 
     @property
     def attributes(self) -> dict[str | int, Any]:
-        """Every response attribute, decoded anew at each look: by lower-case kernel name, an unknown one by number.
+        """The response attributes by lower-case kernel name, those that are unknown by number; decoded at each access.
 
-        Of one that comes twice the last counts, as with nla_parse(). Raises MalformedMessage if they are cut.
+        If one comes twice the last counts, as with nla_parse(). Raises MalformedMessage if one is cut.
         """
         try:
-            return dict(_decode_attributes(self.row[MSG_SIZE:]))
+            return dict(_decode_attributes(self._row[MSG_SIZE:]))
         except MalformedMessage as error:
             offset = MSG_SIZE + error.offset
             raise MalformedMessage(error.what, offset=offset, expected=error.expected, got=error.got) from None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._row, self._protocol)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, InetSocket):
             return NotImplemented
-        return self.row == other.row and self.protocol == other.protocol
+        return self._row == other._row and self._protocol == other._protocol
 
     def __hash__(self) -> int:
-        return hash((self.row, self.protocol))
+        return hash((self._row, self._protocol))
 
     def __repr__(self) -> str:
         state = getattr(self.state, "name", self.state)
         return (
-            f"<InetSocket {self.protocol} {state} {format_endpoint(self.src, self.sport)} -> "
+            f"<InetSocket {self._protocol} {state} {format_endpoint(self.src, self.sport)} -> "
             f"{format_endpoint(self.dst, self.dport)} cookie={self.cookie}>"
         )
 
 
-def _decode_attributes(data: bytes) -> Iterable[tuple[str | int, Any]]:
-    """Few look at attributes, and their codecs take a while to import: what is imported takes the place of this."""
-    global _decode_attributes
-    from .attributes import decode_attributes as _decode_attributes
+@lru_cache(maxsize=256)  # unless extensions are requested, most sockets of a host carry the very same bytes
+def _decode_attributes(data: bytes) -> tuple[tuple[str | int, Any], ...]:
+    return _decoder()(data)
 
-    return _decode_attributes(data)
+
+@cache
+def _decoder() -> Callable[[bytes], tuple[tuple[str | int, Any], ...]]:
+    """Imported when first needed: few programs read attributes, and the codecs take long to import."""
+    from .attributes import decode_attributes
+
+    return decode_attributes

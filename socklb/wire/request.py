@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Requests: inet_diag_req_v2 for a protocol and family, the older inet_diag_req for TCP of both (linux/inet_diag.h)."""
+"""Requests: inet_diag_req_v2 for one protocol and family, the older inet_diag_req for TCP of both families
+(linux/inet_diag.h).
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,20 @@ PROTOCOLS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 TCPDIAG_GETSOCK = 18  # linux/inet_diag.h: the message type of the older request
-SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h: dump or look up; also the type of every row
+SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h: dump or look up; also the type of the rows
 SOCK_DESTROY = 21  # linux/sock_diag.h
 
 _V2 = Struct(
     "="
     "B"  # sdiag_family
     "B"  # sdiag_protocol
-    "B"  # idiag_ext: bit N - 1 asks for INET_DIAG_N, N up to 8
+    "B"  # idiag_ext: bit N - 1 requests INET_DIAG_N, N up to 8
     "x"  # pad
     "I"  # idiag_states: a mask, bit N for state N
-)  # and the id behind it
+)  # then the id
 _OLD = Struct(
     "="
-    "B"  # idiag_family: ignored by the kernel, it answers for both
+    "B"  # idiag_family: ignored by the kernel, which answers for both
     "B"  # idiag_src_len: ignored
     "B"  # idiag_dst_len: ignored
     "B"  # idiag_ext
@@ -48,6 +50,10 @@ class InetDiagReqV2(namedtuple("InetDiagReqV2", "family protocol extensions stat
     """struct inet_diag_req_v2: what SOCK_DIAG_BY_FAMILY and SOCK_DESTROY take."""
 
     __slots__ = ()
+    family: int
+    protocol: int
+    extensions: int
+    states: int
     id: SocketId
 
     def encode(self) -> bytes:
@@ -60,7 +66,13 @@ class InetDiagReq(
     """struct inet_diag_req: what TCPDIAG_GETSOCK takes. One walk of the TCP table answers for both families."""
 
     __slots__ = ()
+    family: int
+    src_len: int
+    dst_len: int
+    extensions: int
     id: SocketId
+    states: int
+    dbs: int
 
     def encode(self) -> bytes:
         head = _OLD.pack(self.family, self.src_len, self.dst_len, self.extensions)
@@ -68,7 +80,7 @@ class InetDiagReq(
 
 
 def destroy_request(protocol: int, family: int, id_bytes: bytes) -> bytes:
-    """The payload of a SOCK_DESTROY for the socket whose row carried these 48 bytes of id. States are not looked at."""
+    """The payload of a SOCK_DESTROY for the socket whose row had this id of 48 bytes. The kernel ignores the states."""
     return _V2.pack(family, protocol, 0, 0) + id_bytes
 
 

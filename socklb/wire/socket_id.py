@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""struct inet_diag_sockid, which requests and replies share (linux/inet_diag.h)."""
+"""struct inet_diag_sockid (linux/inet_diag.h), the part that requests and replies have in common."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ADDRESSES = Struct(
     ">"
     "H"  # idiag_sport
     "H"  # idiag_dport
-    "16s"  # idiag_src: 16 bytes, or 4 and zeros behind them
+    "16s"  # idiag_src: 16 bytes, or 4 and zeros after them
     "16s"  # idiag_dst, likewise
 )
 HANDLE = Struct(
@@ -33,13 +33,19 @@ NO_COOKIE = 0xFFFFFFFFFFFFFFFF
 
 
 class SocketId(namedtuple("SocketId", "sport dport src dst interface cookie")):
-    """One socket's identity. Addresses are packed, 4 bytes or 16; ports are numbers; the cookie is a u64."""
+    """The identity of one socket. Addresses are packed, 4 or 16 bytes; the cookie is a u64."""
 
     __slots__ = ()
+    sport: int
+    dport: int
+    src: bytes
+    dst: bytes
+    interface: int
+    cookie: int
 
 
 ANY = SocketId(0, 0, bytes(4), bytes(4), 0, NO_COOKIE)
-"""The id of a request that names no socket; a dump looks at nothing of it but the ports."""
+"""The id of a request that names no socket. A dump uses nothing of an id but the ports."""
 
 
 def encode_id(id: SocketId) -> bytes:
@@ -53,7 +59,7 @@ def encode_id(id: SocketId) -> bytes:
 
 
 def decode_id(buffer: Buffer, offset: int, family: int) -> SocketId:
-    """The id at `offset`, which must have SIZE bytes; the family tells how long its addresses are."""
+    """The SIZE bytes at `offset`; the family says how long the addresses are."""
     sport, dport, src, dst = ADDRESSES.unpack_from(buffer, offset)
     interface, low, high = HANDLE.unpack_from(buffer, offset + ADDRESSES.size)
     length = 4 if family == AF_INET else 16

@@ -11,7 +11,7 @@ from unittest import mock
 from socklb import Backend, BackendTable, TerminationLoop, destroy_sockets, terminate_connections
 from socklb.filters import SocketFilter
 from socklb.kernel.diag import DiagSocket
-from socklb.kernel.namespaces import inside
+from socklb.kernel.namespaces import run_in_netns
 from socklb.termination import loop as loop_module
 
 from ..networks import Network, networks
@@ -30,8 +30,8 @@ _ONE_BY_ONE = "one pass a backend and namespace"
 def measure_everywhere(rounds: int) -> tuple[dict[str, float], list[Ratio]]:
     backends = [Backend(f"127.0.2.{number + 1}", PORT, "tcp") for number in range(BACKENDS)]
     with networks(NAMESPACES) as nets, ExitStack() as stack:
-        places = [net.namespace for net in nets]
-        diags = [stack.enter_context(inside(place, DiagSocket)) for place in places]
+        namespaces = [net.namespace for net in nets]
+        diags = [stack.enter_context(run_in_netns(namespace, DiagSocket)) for namespace in namespaces]
 
         def connect() -> None:
             for number, net in enumerate(nets):
@@ -43,14 +43,14 @@ def measure_everywhere(rounds: int) -> tuple[dict[str, float], list[Ratio]]:
 
         def terminate() -> None:
             with mock.patch.object(DiagSocket, "dump", autospec=True, side_effect=DiagSocket.dump) as dump:
-                report = terminate_connections(backends, namespaces=places)
+                report = terminate_connections(backends, namespaces=namespaces)
             assert report.destroyed == NAMESPACES * CLIENTS, report
             assert dump.call_count == NAMESPACES, "one walk a namespace and protocol"
 
         def one_by_one() -> None:
             filters = [SocketFilter.to_backend(*backend) for backend in backends]
-            done = sum(destroy_sockets(filter, namespace=place).destroyed for place in places for filter in filters)
-            assert done == NAMESPACES * CLIENTS
+            reports = [destroy_sockets(filter, namespaces=one) for one in namespaces for filter in filters]
+            assert sum(report.destroyed for report in reports) == NAMESPACES * CLIENTS
 
         subjects = {
             _WALKS: Subject(walks),
@@ -72,11 +72,11 @@ def _connect(sockets: object, backends: list[Backend], number: int) -> None:
 
 
 def _batches(nets: list[Network]) -> float:
-    """A loop cuts one backend again and again; how many threads and descriptors it then has, against the tenth time."""
+    """Threads and descriptors of a loop after 1,000 batches, over those after ten."""
     backend, table, counts = Backend("127.0.3.1", PORT, "udp"), BackendTable(), list[int]()
     done = threading.Semaphore(0)
     loop = TerminationLoop(
-        table, namespaces=[net.namespace for net in nets], second_look=None, on_pass=lambda _: done.release()
+        table, namespaces=[net.namespace for net in nets], second_pass=None, on_pass=lambda _: done.release()
     )
     thread = threading.Thread(target=loop.run)
     with mock.patch.object(loop_module, "GATHER_SECONDS", 0):
@@ -85,7 +85,7 @@ def _batches(nets: list[Network]) -> float:
             table.upsert(backend)
             table.delete(backend)
             done.acquire()
-            time.sleep(0.0005)  # the pass is told while its thread is still on its way back to waiting
+            time.sleep(0.0005)  # on_pass is called before the loop waits again
             counts.append(threading.active_count() + len(os.listdir("/proc/self/fd")))
         loop.stop()
         thread.join()

@@ -19,7 +19,7 @@ class Watched:
     """A running `watch`, and a client of the backend, which is alive but during `fall`; `rise` before each."""
 
     def __init__(self, root: str) -> None:
-        command = [sys.executable, "-S", "-m", package_under_test.NAME, "watch", "--source", "-", "--netns", "host"]
+        command = [sys.executable, "-S", "-m", package_under_test.NAME, "watch", "--source", "-", "--netns", "current"]
         self._process = subprocess.Popen(
             command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8"
         )
@@ -42,7 +42,7 @@ class Watched:
         poll = select.poll()
         poll.register(self._client, 0)  # errors alone
         assert poll.poll(10_000), "the client was not told within ten seconds"
-        self._say(op="upsert")  # or the second look would cut connections of the others that are measured
+        self._say(op="upsert")  # or the second pass would cut connections of the others that are measured
 
     def close_client(self) -> None:
         if self._client is not None:

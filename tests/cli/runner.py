@@ -3,7 +3,7 @@
 run("list", "--json")                              root of the test's world
 run("destroy", "...", preexec=drop_privilege)      without privilege
 run("list", flags=("-I", "-S"))                    another kind of interpreter
-run("list", patch="module('.find').dump = ...")    with a fault put in before the command starts
+run("list", patch="module('.engine.find').x = 1")  with a fault put in before the command starts
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pty
 import struct
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def run(
 
 
 def command(words: Sequence[str], flags: Sequence[str] = (), patch: str = "") -> list[str]:
-    """The argument vector. In a patch, `module(".find")` is that module of the package under test."""
+    """The argument vector. In a patch, `module(".engine.find")` is that module of the package under test."""
     python = [sys.executable, "-W", "error", *flags]
     if patch:
         import_it = f"import importlib, sys\nmodule = lambda name: importlib.import_module({NAME!r} + name)\n"
@@ -87,8 +88,9 @@ def command(words: Sequence[str], flags: Sequence[str] = (), patch: str = "") ->
 
 
 def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """This process's, but for what would make standard output another one than users have."""
-    values: dict[str, str | None] = {**os.environ, "PYTHONUNBUFFERED": None, **(changes or {})}
+    """This process's, but for what would change what is printed."""
+    changes = {"PYTHONUNBUFFERED": None, "COLUMNS": None, "SOCKLB_DEBUG": None, **(changes or {})}
+    values: dict[str, str | None] = {**os.environ, **changes}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -104,3 +106,34 @@ def closed_pipe() -> Iterator[int]:
 def bytes_waiting(descriptor: int) -> int:
     """How much a pipe holds."""
     return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0])
+
+
+def run_on_terminal(*words: str, stream: str, columns: int = 0, patch: str = "") -> Result:
+    """Run it with a terminal of so many columns (0: one that does not know) as "stdout" or "stderr"."""
+    terminal, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    with os.fdopen(terminal, "rb", buffering=0) as screen:
+        try:
+            result = run(*words, patch=patch, **{stream: inner})  # type: ignore[arg-type]
+            termios.tcdrain(inner)
+            shown = screen.read(1 << 16).decode() if bytes_waiting(terminal) else ""  # an empty one would be waited for
+        finally:
+            os.close(inner)
+    return result._replace(**{stream[3:]: shown.replace("\r\n", "\n")})  # type: ignore[arg-type]
+
+
+def answers(code: int) -> str:
+    """A patch: a kernel that answers this errno to each destroy."""
+    return f"module('.kernel.diag').DiagSocket.destroy = lambda self, requests, doing: [{code}] * len(requests)\n"
+
+
+INTERRUPTED_AT_UDP = """
+DiagSocket = module(".kernel.diag").DiagSocket
+destroy = DiagSocket.destroy
+def interrupted(self, requests, doing):
+    if "udp" in doing:
+        raise KeyboardInterrupt
+    return destroy(self, requests, doing)
+DiagSocket.destroy = interrupted
+"""
+"""A patch: an interrupt comes while UDP sockets are destroyed, which is after TCP sockets."""

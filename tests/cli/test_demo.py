@@ -22,23 +22,17 @@ def become(uid: int, namespaces: str = "10") -> Preexec:
     return enter
 
 
-KILLS_NOBODY = "module('.cli.demo_world').destroy_each = lambda filters: module('.report').DestroyReport()"
-KILLS_TOO_MANY = """
-demo = module(".cli.demo_world")
-destroy_each = demo.destroy_each
-demo.destroy_each = lambda filters: destroy_each(
-    [*filters, module(".filters").SocketFilter.parse("dst [fd00::1]:9000", "udp")]
+DESTROYS = """
+world, SocketFilter = module(".cli.demo.world"), module(".filters").SocketFilter
+destroy_sockets = world.destroy_sockets
+world.destroy_sockets = lambda filters: destroy_sockets([{filters}])
+"""
+NOBODY = DESTROYS.format(filters="")
+TOO_MANY = DESTROYS.format(filters="*filters, SocketFilter.parse('dst [fd00::1]:9000', 'udp')")
+TOO_FEW = DESTROYS.format(
+    filters="SocketFilter.parse(str(each), each.protocol, predicate=lambda s: not getattr(s.dst, 'ipv4_mapped', 0))"
+    " for each in filters"
 )
-"""
-FORGETS_MAPPED = """
-demo = module(".cli.demo_world")
-destroy_each = demo.destroy_each
-def v4_alone(filters):
-    for each in filters:
-        each.predicate = lambda socket: not getattr(socket.dst, "ipv4_mapped", None)
-    return destroy_each(filters)
-demo.destroy_each = v4_alone
-"""
 OLD_PYTHON_WITHOUT_CTYPES = """
 import os
 for name in ("unshare", "setns"):
@@ -49,7 +43,7 @@ sys.modules["ctypes"] = None
 NO_V6 = """
 def refuse(address):
     raise OSError(97, "Address family not supported by protocol")
-module(".cli.demo_world").add_loopback_address = refuse
+module(".cli.demo.world").add_loopback_address = refuse
 """
 
 ANYBODY = pytest.mark.parametrize(
@@ -95,30 +89,23 @@ class TestOneBackendDies:
 
 @pytest.mark.parametrize(
     ("patch", "wrong", "destroyed"),
-    [(KILLS_NOBODY, 6, 0), (KILLS_TOO_MANY, 1, 7), (FORGETS_MAPPED, 2, 4)],
+    [(NOBODY, 6, 0), (TOO_MANY, 1, 7), (TOO_FEW, 2, 4)],
     ids=["nobody", "too many", "too few"],
 )
-class TestWrongDeaths:
-    """One too many or too few is 1, and the clients in question are marked."""
-
-    def test_as_json(self, network: None, patch: str, wrong: int, destroyed: int) -> None:
-        result = run("demo", "--json", patch=patch)
-        assert result.code == 1
-        assert (result.json["wrong"], result.json["destroyed"]) == (wrong, destroyed)
-        assert sum(not row["as_expected"] for row in result.json["clients"]) == wrong
-
-    def test_as_a_table(self, network: None, patch: str, wrong: int, destroyed: int) -> None:
-        result = run("demo", patch=patch)
-        assert result.code == 1
-        assert result.out.count("WRONG") == wrong
-        assert f"{wrong} died or lived by mistake" in result.out
+def test_one_death_too_many_or_too_few_is_1_and_marked(network: None, patch: str, wrong: int, destroyed: int) -> None:
+    result, table = run("demo", "--json", patch=patch), run("demo", patch=patch)
+    assert (result.code, table.code) == (1, 1)
+    assert (result.json["wrong"], result.json["destroyed"]) == (wrong, destroyed)
+    assert sum(not row["as_expected"] for row in result.json["clients"]) == wrong
+    assert table.out.count("WRONG") == wrong
+    assert f"{wrong} died or lived by mistake" in table.out
 
 
 class TestNoWorld:
     """Where there can be no namespace of one's own: 3, why, and how to go on."""
 
     @pytest.mark.parametrize(
-        ("preexec", "patch", "said"),
+        ("preexec", "patch", "text"),
         [
             (drop_privilege, "", "Operation not permitted"),
             (become(1000, "0"), "", "No space left on device"),
@@ -127,9 +114,9 @@ class TestNoWorld:
         ids=["nobody", "namespaces forbidden", "no ctypes"],
     )
     @pytest.mark.parametrize("json", [[], ["--json"]], ids=["table", "json"])
-    def test_is_3(self, network: None, json: list[str], preexec: Preexec, patch: str, said: str) -> None:
+    def test_is_3(self, network: None, json: list[str], preexec: Preexec, patch: str, text: str) -> None:
         result = run("demo", *json, preexec=preexec, patch=patch)
         assert result.code == 3
-        assert said in result.err
+        assert text in result.err
         assert ("run the demo with a newer Python" if patch else "as root, or allow user namespaces") in result.err
         assert result.out == "" if not json else f"socklb: {result.json['error']}\n" == result.err

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -51,14 +52,15 @@ def fail_for_udp(self, type, request, doing, **options):
 diag.DiagSocket.dump = fail_for_udp
 """
 ASCII: dict[str, str | None] = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+UDP = "127.0.0.2:53/UDP"
 ANY_COMMAND = pytest.mark.parametrize(
     "words",
     [
         ["list"],
         ["list", "--netns", "all"],
         ["destroy", "dst 127.0.0.2"],
-        ["destroy", "--dry-run", "--all"],
-        ["terminate", "127.0.0.2:53/UDP"],
+        ["destroy", "--dry-run", "--unbounded"],
+        ["terminate", UDP],
         ["probe"],
         ["demo"],
     ],
@@ -70,6 +72,7 @@ ANY_COMMAND = pytest.mark.parametrize(
 class TestExitCodes:
     """0 done (nothing to do included), 2 usage, 3 the kernel cannot, 4 not permitted, 130 interrupted.
 
+    `--json`: standard output carries one JSON object and nothing else, also on 3, 4 and 130 (then with `error`).
     What ends with 1 is in test_destroy, test_terminate and test_demo; watch and rev-nat have files of their own.
     """
 
@@ -79,14 +82,26 @@ class TestExitCodes:
         assert (result.code, result.err) == (0, "")
 
     @ANY_COMMAND
-    def test_a_kernel_that_cannot_is_3_and_what_it_lacks_is_named(self, network: None, words: list[str]) -> None:
-        result = run(*words, patch=NO_NETLINK)
-        assert result.code == 3
-        assert "CONFIG_INET_DIAG" in result.out + result.err
+    @pytest.mark.parametrize(
+        ("patch", "code", "text"),
+        [(NO_NETLINK, 3, "CONFIG_INET_DIAG"), (INTERRUPTED, 130, "interrupted")],
+        ids=["no netlink", "interrupted"],
+    )
+    def test_what_ends_any_command(self, network: None, words: list[str], patch: str, code: int, text: str) -> None:
+        result, lines = run(*words, "--json", patch=patch), run(*words, patch=patch)
+        assert (result.code, lines.code, lines.err) == (code, code, result.err)
+        assert text in result.json["error"]
+        if words == ["probe"] and code == 3:  # that is its answer, and not only an error
+            said = result.json
+            del said["error"]
+            assert {entry["status"] for entry in said.values()} == {"no_diag"}
+            assert text in lines.out
+        else:
+            assert result.err == f"socklb: {result.json['error']}\n"
 
     @pytest.mark.parametrize(
         "words",
-        [["destroy", "dst 127.0.0.2"], ["terminate", "127.0.0.2:53/UDP"], ["watch", "--source", "-"], ["probe"]],
+        [["destroy", "dst 127.0.0.2"], ["terminate", UDP], ["watch", "--source", "-"], ["probe"]],
         ids=" ".join,
     )
     def test_without_privilege_is_4_and_the_capability_is_named(self, sockets: Sockets, words: list[str]) -> None:
@@ -95,11 +110,6 @@ class TestExitCodes:
         assert result.code == 4
         assert "CAP_NET_ADMIN" in result.out + result.err
 
-    @ANY_COMMAND
-    def test_interrupted_is_130(self, network: None, words: list[str]) -> None:
-        result = run(*words, patch=INTERRUPTED)
-        assert (result.code, result.err) == (130, "socklb: interrupted\n")
-
     def test_an_answer_that_no_kernel_gives_is_1(self, network: None) -> None:
         no_counts = "module('.kernel.sockstat')._FILES = ()\n"
         cut = no_counts + "module('.kernel.diag').DiagSocket._receive = lambda self, doing: b'cut'"
@@ -107,24 +117,7 @@ class TestExitCodes:
         assert result.code == 1
         assert result.json["error"] in result.err
 
-
-@pytest.mark.kernel
-class TestJsonOnErrors:
-    """`--json`: standard output carries one JSON object and nothing else, also on 3, 4 and 130 (then with `error`)."""
-
-    @ANY_COMMAND
-    @pytest.mark.parametrize(("patch", "code"), [(NO_NETLINK, 3), (INTERRUPTED, 130)], ids=["3", "130"])
-    def test_one_object_with_the_error(self, network: None, words: list[str], patch: str, code: int) -> None:
-        result = run(*words, "--json", patch=patch)
-        assert result.code == code
-        if words == ["probe"] and code == 3:  # that is its answer, and not only an error
-            said = result.json
-            assert "CONFIG_INET_DIAG" in said.pop("error")
-            assert {entry["status"] for entry in said.values()} == {"no_diag"}
-        else:
-            assert f"socklb: {result.json['error']}\n" == result.err
-
-    def test_sockets_seen_before_the_error_are_in_it(self, sockets: Sockets) -> None:
+    def test_sockets_seen_before_an_error_are_in_the_object(self, sockets: Sockets) -> None:
         sockets.tcp("127.0.0.2", 80)
         sockets.udp_bound("127.0.0.2", 53)
         result = run("list", "--json", patch=NO_UDP)
@@ -134,21 +127,16 @@ class TestJsonOnErrors:
 
 
 class TestBadInput:
-    """On 2 standard output is empty, and standard error names the word and its column; nothing dies."""
+    """On 2 standard output is empty, and standard error names the word (in a filter its column too)."""
 
-    @pytest.mark.parametrize("words", [["list", "--json"], ["destroy"], ["destroy", "--json", "--all"]], ids=" ".join)
+    @pytest.mark.parametrize("words", [["list"], ["destroy", "--json"]], ids=" ".join)
     @pytest.mark.parametrize(
         ("text", "word", "column"),
         [
             ("dst 127.0.0.2 and dprot = 9000", "'dprot'", 19),
-            ("dst 127.0.0.300", "'127.0.0.300'", 5),
             ("dst www.example.org", "'www.example.org'", 5),
-            ("dst fe80::1%lo", "'fe80::1%lo'", 5),
             ("dport = 70000", "'70000'", 9),
             ("dst 10.0.0.1 and", "the end", 17),
-            ("( dst 10.0.0.1", "'('", 1),
-            ("dport = 1 or dport = 2 and src 10.0.0.1", "'and'", 24),
-            ("state established", "'state'", 1),
         ],
     )
     def test_in_the_filter(self, words: list[str], text: str, word: str, column: int) -> None:
@@ -162,9 +150,9 @@ class TestBadInput:
         assert pointer.index("^") == shown.index(text) + column - 1
         assert run(*words, *text.split()) == result
 
-    @pytest.mark.parametrize("words", [["list"], ["destroy", "--all", "--dry-run"]], ids=" ".join)
+    @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["destroy", "--unbounded"]], ids=" ".join)
     def test_in_a_name_that_is_looked_up(self, words: list[str]) -> None:
-        result = run(*words, "--json", "dst 10.0.0.1 and dev nosuchdev0")
+        result = run(*words, "dst 10.0.0.1 and dev nosuchdev0")
         assert (result.code, result.out) == (2, "")
         assert "'nosuchdev0'" in result.err
 
@@ -175,7 +163,7 @@ class TestBadInput:
         assert "Traceback" not in result.err
 
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("words", "text"),
         [
             ([], "COMMAND"),
             (["lits"], "lits"),
@@ -184,25 +172,108 @@ class TestBadInput:
             (["list", "--state"], "--state"),
             (["list", "--state", "opne"], "'opne'"),
             (["list", "dst 10.0.0.1", "--tcp", "and dport = 1"], "and dport = 1"),
-            (["probe", "udp"], "udp"),
-            (["demo", "--limit", "1"], "--limit"),
-            (["destroy", "dst 10.0.0.1", "--limit", "0"], "'0'"),
-            (["destroy", "dst 10.0.0.1", "--limit", "-1"], "'-1'"),
-            (["destroy", "dst 10.0.0.1", "--limit", "x"], "'x'"),
-            (["destroy", "dst 10.0.0.1", "--limit", "1.5"], "'1.5'"),
-            (["destroy", "dst 10.0.0.1", "--limit", "\u0661"], ""),
-            (["destroy", "--state", "listenin", "dst 10.0.0.1"], "'listenin'"),
-            (["destroy", "--rev-nat", "dst 10.0.0.1"], "--rev-nat"),
             (["list", "--audit", "x"], "--audit"),
             (["list", "--netns"], "--netns"),
-            (["terminate", "10.0.0.1:80/TCP", "--tcp"], "--tcp"),
+            (["destroy"], "FILTER"),
+            (["destroy", "--state", "established", "--tcp"], "FILTER"),
+            (["destroy", ""], "'' bounds no endpoint"),
+            (["destroy", "not dst 10.0.0.1"], "'not dst 10.0.0.1' bounds no endpoint"),
+            (["destroy", "dst 127.0.0.2 or dev lo", "--json"], "bounds no endpoint"),
+            (["destroy", "dst 10.0.0.1", "--all"], "--all"),
+            (["destroy", "dst 10.0.0.1", "--limit", "0"], "'0'"),
+            (["destroy", "dst 10.0.0.1", "--limit", "-1"], "'-1'"),
+            (["destroy", "dst 10.0.0.1", "--limit", "1.5"], "'1.5'"),
+            (["destroy", "dst 10.0.0.1", "--limit", "\u0661"], "--limit"),
+            (["destroy", "--state", "listenin", "dst 10.0.0.1"], "'listenin'"),
+            (["destroy", "--rev-nat", "dst 10.0.0.1"], "--rev-nat"),
+            (["terminate"], "BACKEND"),
+            (["terminate", UDP, "127.0.0.2:9000"], "'127.0.0.2:9000' names no protocol"),
+            (["terminate", "127.0.0.2:65536/UDP", "--json"], "'127.0.0.2:65536/UDP'"),
+            (["terminate", "--rev-nat", "/sys/fs/bpf", UDP], "a directory of maps is --rev-nat-dir /sys/fs/bpf"),
+            (["terminate", "--", "--rev-nat"], "backend '--rev-nat' names no protocol"),
+            (["terminate", "--rev-nat=/sys/fs/bpf", UDP], "--rev-nat: ignored explicit argument '/sys/fs/bpf'"),
+            (["terminate", "--rev-nat-dir", "/sys/fs/bpf", UDP, "--json"], "--rev-nat-dir needs --rev-nat"),
+            (["terminate", "--rev-nat", "--rev-nat-dir", "/nonexistent", UDP, "--json"], "no directory /nonexistent"),
+            (["terminate", "--rev-nat", "--rev-nat-dir", "/proc/self/net", UDP], "no reverse-NAT map in /proc/self/"),
+            (["terminate", "--tcp", UDP], "--tcp"),
+            (["terminate", "--net", "current", UDP], "--net"),
+            (["terminate", "--audit"], "--audit"),
+            (["watch"], "--source"),
+            (["watch", "--source"], "--source"),
+            (["watch", "--source", "-", "--netns", "nosuch"], "'nosuch'"),
+            (["watch", "--source", "-", "--audit", "/nonexistent/audit"], "/nonexistent/audit cannot be opened"),
+            (["watch", "--source", "-", "--rev-nat-dir", "/sys/fs/bpf"], "--rev-nat-dir needs --rev-nat"),
+            (["watch", "--source", "-", "--rev-nat", "--rev-nat-dir", "/nonexistent"], "no directory /nonexistent"),
+            (["watch", "--source", "-", UDP], UDP),
+            (["rev-nat", "x"], "x"),
+            (["rev-nat", "--rev-nat"], "--rev-nat"),
+            (["rev-nat", "--rev-nat-dir", "/nonexistent", "--json"], "no directory /nonexistent"),
+            (["rev-nat", "--stale=1"], "--stale"),
+            (["rev-nat", "--netns", "current"], "--netns"),
+            (["probe", "udp"], "udp"),
+            (["demo", "--limit", "1"], "--limit"),
         ],
-    )
-    def test_on_the_command_line(self, words: list[str], said: str) -> None:
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )  # fmt: skip
+    def test_on_the_command_line(self, words: list[str], text: str) -> None:
         result = run(*words)
         assert (result.code, result.out) == (2, "")
-        assert said in result.err
+        assert text in result.err
         assert "Traceback" not in result.err
+
+
+VALUE_ERROR_AT_UDP = """
+SocketTable = module(".engine.find").SocketTable
+search = SocketTable.search
+def broken(self, filter, *rest, **options):
+    if filter.protocol == 17:
+        raise ValueError("broken")
+    return search(self, filter, *rest, **options)
+SocketTable.search = broken
+"""
+
+
+@pytest.mark.kernel
+class TestAValueErrorThatComesLate:
+    """2 only if nothing was destroyed or printed, else 1, and what was done is shown."""
+
+    def test_destroy(self, sockets: Sockets) -> None:
+        words = ("destroy", "dst 127.0.0.2", "--state", "established")
+        assert run(*words, "--json", patch=VALUE_ERROR_AT_UDP) == (2, "", "socklb: broken\n")
+        clients = [sockets.tcp("127.0.0.2", 9000)[0] for _ in range(2)]
+        result = run(*words, "--limit", "1", "--json", patch=VALUE_ERROR_AT_UDP)
+        assert (result.code, result.err) == (1, "socklb: broken\n")
+        assert (result.json["destroyed"], result.json["skipped"], result.json["error"]) == (1, 1, "broken")
+        lines = run(*words, patch=VALUE_ERROR_AT_UDP)
+        assert (lines.code, lines.err) == (1, "socklb: broken\n")
+        assert lines.out.endswith("1 matched: 1 destroyed, 0 gone, 0 skipped, 0 failed\n")
+        assert {pending_error(client) for client in clients} == {"ECONNABORTED"}
+
+    def test_list(self, sockets: Sockets) -> None:
+        assert run("list", "--json", patch=VALUE_ERROR_AT_UDP) == (2, "", "socklb: broken\n")
+        sockets.listen("127.0.0.2", 9000)
+        result = run("list", "--json", patch=VALUE_ERROR_AT_UDP)
+        assert (result.code, [row["sport"] for row in result.json["sockets"]]) == (1, [9000])
+        assert result.err == "socklb: ended by ValueError: broken\n"
+
+
+@pytest.mark.kernel
+def test_socklb_debug_shows_each_request_and_answer_and_changes_nothing_else(sockets: Sockets) -> None:
+    client = sockets.udp("127.0.0.2", 53)
+    port = client.getsockname()[1]
+    usual = run("list", "--udp")
+    assert run("list", "--udp", env={"SOCKLB_DEBUG": "0"}) == usual
+    verbose = run("list", "--udp", env={"SOCKLB_DEBUG": "1"})
+    assert verbose[:2] == usual[:2] == (0, usual.out)
+    shown = [re.fullmatch(r" *\d+\.\d ms socklb: (->|<-) (.+)", line) for line in verbose.err.splitlines()]
+    assert [line[1] for line in shown if line] == ["->", "<-", "<-"]
+    assert len(shown) == 3, "a request, a row and the end"
+    assert run("list", "--udp", env={"SOCKLB_DEBUG": "1"}, preexec=lambda: os.close(2)) == usual
+    destroyed = run("destroy", "--udp", "dst 127.0.0.2", "--json", env={"SOCKLB_DEBUG": "1"})
+    assert (destroyed.code, destroyed.json["destroyed"], pending_error(client)) == (0, 1, "ECONNABORTED")
+    *_, request, answer = [line for line in destroyed.err.splitlines() if "SOCK_DESTROY" in line or "errno" in line]
+    assert f" 127.0.0.1:{port} -> 127.0.0.2:53 " in request
+    assert answer.endswith("errno 0")
 
 
 @contextmanager
@@ -252,11 +323,11 @@ BUFFERED = pytest.mark.parametrize("changes", [{}, {"PYTHONUNBUFFERED": "1"}], i
 
 @pytest.mark.kernel
 class TestPipes:
-    """A closed pipe is quiet; it changes no exit code. An interrupt leaves whole JSON."""
+    """A closed pipe is silent, and changes no exit code. An interrupt leaves whole JSON."""
 
     @BUFFERED
     @pytest.mark.parametrize("json", [[], ["--json"]], ids=["table", "json"])
-    @pytest.mark.parametrize("words", [["list"], ["destroy", "--dry-run", "--all"]], ids=" ".join)
+    @pytest.mark.parametrize("words", [["list"], ["destroy", "--dry-run", "--unbounded"]], ids=" ".join)
     def test_a_reader_that_leaves_after_a_line(
         self, many: int, words: list[str], json: list[str], changes: dict[str, str]
     ) -> None:
@@ -275,7 +346,7 @@ class TestPipes:
             assert run(*words, env=changes, stdout=writer) == Result(0, "", "")
 
     @BUFFERED
-    def test_what_was_refused_is_told_without_a_reader_too(self, many: int, changes: dict[str, str]) -> None:
+    def test_what_was_refused_is_reported_without_a_reader_too(self, many: int, changes: dict[str, str]) -> None:
         with closed_pipe() as writer:
             result = run("destroy", "dst 127.0.0.2", env=changes, stdout=writer, preexec=drop_privilege)
         assert result.code == 4
@@ -288,7 +359,7 @@ class TestPipes:
             ["list"],
             ["list", "--json"],
             ["destroy", "dst 127.0.0.2", "--json"],
-            ["terminate", "127.0.0.2:53/UDP"],
+            ["terminate", UDP],
             ["probe"],
         ],
     )
@@ -298,12 +369,12 @@ class TestPipes:
         assert pending_error(client) == ("ECONNABORTED" if words[0] in ("destroy", "terminate") else "")
 
     @BUFFERED
-    def test_what_is_told_to_a_closed_standard_error_changes_no_exit_code(
+    def test_a_warning_to_a_closed_standard_error_changes_no_exit_code(
         self, sockets: Sockets, changes: dict[str, str]
     ) -> None:
         sockets.udp("127.0.0.2", 53)
         with closed_pipe() as writer:
-            for words in (["destroy", "dst 127.0.0.2"], ["terminate", "127.0.0.2:53/UDP"]):
+            for words in (["destroy", "dst 127.0.0.2"], ["terminate", UDP]):
                 result = run(*words, "--json", env=changes, stderr=writer, preexec=drop_privilege)
                 assert (result.code, result.json["failed"]) == (4, 1)
 
@@ -333,14 +404,12 @@ class TestPipes:
     ("flags", "env"),
     [
         (["-I", "-S"], {}),
-        (["-S"], {}),
-        (["-OO"], {}),
         (["-I", "-S", "-OO", "-B", "-X", "dev"], {}),
         ([], ASCII),
         ([], {"HOME": None, "USER": None, "LANG": None, "PATH": None}),
         ([], {"SSH_CONNECTION": "\udcff not an address"}),
     ],
-    ids=["isolated", "without site", "without docstrings", "all of them", "ASCII", "no HOME", "odd SSH_CONNECTION"],
+    ids=["isolated", "without docstrings", "ASCII", "no HOME", "odd SSH_CONNECTION"],
 )
 class TestEveryInterpreter:
     """A minimal container image has no site-packages, no locale and no home."""
@@ -353,10 +422,7 @@ class TestEveryInterpreter:
         assert (result.code, result.err, result.json["destroyed"]) == (0, "", 1)
         assert pending_error(client) == "ECONNABORTED"
 
-    @pytest.mark.parametrize("words", [["--help"], ["destroy", "--help"], ["probe"], ["demo"]], ids=" ".join)
-    def test_helps_probes_and_shows(
-        self, network: None, flags: list[str], env: dict[str, str | None], words: list[str]
-    ) -> None:
-        result = run(*words, flags=flags, env=env)
-        assert (result.code, result.err) == (0, "")
-        assert result.out
+    def test_helps_probes_and_shows(self, network: None, flags: list[str], env: dict[str, str | None]) -> None:
+        for words in (["--help"], ["destroy", "--help"], ["probe"], ["demo"]):
+            result = run(*words, flags=flags, env=env)
+            assert (result.code, result.err, bool(result.out)) == (0, "", True), words

@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from ..sockets import Sockets, pending_error, talk
-from .runner import Preexec, drop_privilege, run
+from .runner import Preexec, answers, drop_privilege, run
 
 pytestmark = pytest.mark.kernel
 
 KINDS = ["tcp4", "tcp6", "udp4", "udp6"]
-NO_V6 = """
-import errno, socket
-real = socket.socket
-def without_v6(family=-1, *rest, **options):
-    if family == socket.AF_INET6:
+NO_FAMILY = """
+import errno
+def refuse(self, family, *rest, usual=module(".engine.probe").ProbeSocket.__init__):
+    if family in {families}:
         raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
-    return real(family, *rest, **options)
-socket.socket = without_v6
+    usual(self, family, *rest)
+module(".engine.probe").ProbeSocket.__init__ = refuse
 """
+NO_V6, NO_V4, NO_IP = (NO_FAMILY.format(families=families) for families in ((10,), (2,), (2, 10)))
 NO_UDP_DIAG = """
 diag = module(".kernel.diag").DiagSocket
 dump = diag.dump
@@ -28,45 +28,47 @@ def without_udp(self, type, request, doing, **options):
     return dump(self, type, request, doing, **options)
 diag.dump = without_udp
 """
-NO_DESTROY = "module('.kernel.diag').DiagSocket.destroy = lambda self, requests, doing: [95] * len(requests)"
 
 
 @pytest.mark.parametrize(
     ("code", "preexec", "patch", "statuses", "missing"),
     [
-        (0, None, "", ["supported"] * 4, ""),
-        (4, drop_privilege, "", ["not_permitted"] * 4, "CAP_NET_ADMIN"),
-        (3, None, NO_DESTROY, ["no_destroy"] * 4, "CONFIG_INET_DIAG_DESTROY"),
-        (3, None, NO_UDP_DIAG, ["supported", "supported", "no_diag", "no_diag"], "udp_diag"),
-        (3, drop_privilege, NO_V6, ["not_permitted", "no_family", "not_permitted", "no_family"], "IPv6"),
+        (0, None, "", ["supported"] * 4, []),
+        (4, drop_privilege, "", ["not_permitted"] * 4, ["CAP_NET_ADMIN"]),
+        (3, None, answers(95), ["no_destroy"] * 4, ["CONFIG_INET_DIAG_DESTROY"]),
+        (3, None, NO_UDP_DIAG, ["supported", "supported", "no_diag", "no_diag"], ["udp_diag"]),
+        (0, None, NO_V6, ["supported", "no_family"] * 2, []),
+        (0, None, NO_V4, ["no_family", "supported"] * 2, []),
+        (4, drop_privilege, NO_V6, ["not_permitted", "no_family"] * 2, ["CAP_NET_ADMIN"]),
+        (3, None, NO_V6 + answers(95), ["no_destroy", "no_family"] * 2, ["CONFIG_INET_DIAG_DESTROY"]),
+        (3, None, NO_IP, ["no_family"] * 4, ["CONFIG_INET", "IPv6"]),
     ],
-    ids=["all well", "no privilege", "no destroy", "no udp_diag", "no IPv6"],
-)
-class TestAnswers:
-    """3 if anything is no_*, else 4 if not_permitted, else 0; each kind with its status and what it lacks."""
-
-    def test_as_json(
-        self, network: None, code: int, preexec: Preexec, patch: str, statuses: list[str], missing: str
-    ) -> None:
-        result = run("probe", "--json", preexec=preexec, patch=patch)
-        assert (result.code, result.err) == (code, "")
-        said = result.json
-        error = said.pop("error", "")
-        assert [(kind, entry["status"]) for kind, entry in said.items()] == list(zip(KINDS, statuses))
-        for entry in said.values():
-            assert set(entry) == {"status", "missing"}
-            assert (entry["missing"] == "") is (entry["status"] == "supported")
-            assert entry["missing"] in error
-        assert missing in error
-        assert bool(error) is bool(code)
-
-    def test_as_a_table(
-        self, network: None, code: int, preexec: Preexec, patch: str, statuses: list[str], missing: str
-    ) -> None:
-        result = run("probe", preexec=preexec, patch=patch)
-        assert (result.code, result.err) == (code, "")
-        assert [tuple(line.split()[:2]) for line in result.out.splitlines()] == list(zip(KINDS, statuses))
-        assert missing in result.out
+    ids=["all well", "no privilege", "no destroy", "no udp_diag", "no IPv6", "no IPv4", "no IPv6, no privilege",
+         "no IPv6, no destroy", "no IP at all"],
+)  # fmt: skip
+def test_answers(
+    network: None, code: int, preexec: Preexec, patch: str, statuses: list[str], missing: list[str]
+) -> None:
+    """3 if the kernel lacks something, else 4 if not permitted, else 0; a family that is not there lacks nothing,
+    unless there is none at all.
+    """
+    result = run("probe", "--json", preexec=preexec, patch=patch)
+    assert (result.code, result.err) == (code, "")
+    said = result.json
+    error = said.pop("error", "")
+    assert [(kind, entry["status"]) for kind, entry in said.items()] == list(zip(KINDS, statuses))
+    for entry in said.values():
+        assert set(entry) == {"status", "missing"}
+        assert (entry["missing"] == "") is (entry["status"] == "supported")
+        is_named = entry["status"] not in ("supported", "no_family") or {*statuses} == {"no_family"}
+        assert bool(error and entry["missing"] and entry["missing"] in error) is is_named
+    assert bool(error) is bool(missing)
+    assert all(name in error for name in missing)
+    table = run("probe", preexec=preexec, patch=patch)
+    assert (table.code, table.err) == (code, "")
+    rows = [line.split(None, 2) for line in table.out.splitlines()]
+    assert [row[:2] for row in rows] == [list(row) for row in zip(KINDS, statuses)]
+    assert ["".join(row[2:]) for row in rows] == [entry["missing"] for entry in said.values()]
 
 
 @pytest.mark.parametrize("preexec", [None, drop_privilege], ids=["privileged", "unprivileged"])

@@ -253,27 +253,28 @@ class TestOneWalk:
 
 
 class TestAnOldKernel:
-    """What a kernel answers EINVAL to is asked for in older ways, until it is matched in Python."""
+    """What a kernel answers EINVAL to is asked for in older ways, and what it cannot evaluate is matched in Python."""
 
     @staticmethod
-    def refusing(lacks: set[int], inner: Answer, *, old_request: bool) -> Answer:
+    def refusing(missing_ops: set[int], inner: Answer, *, old_request: bool) -> Answer:
         def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
             (request,) = requests
-            codes = {instruction.code for _, instruction in decode_program(request.program)}
-            if codes & lacks or (request.type == TCPDIAG_GETSOCK and not old_request):
+            ops = {instruction.code for _, instruction in decode_program(request.program)}
+            if ops & missing_ops or (request.type == TCPDIAG_GETSOCK and not old_request):
                 return [ack_message(request, errno.EINVAL)]
             return inner(requests)
 
         return answer
 
     @pytest.mark.parametrize("old_request", [True, False], ids=["one walk", "a walk a family"])
-    @pytest.mark.parametrize("lacks", [set(), {13}, {11, 12, 13}, {10, 11, 12, 13}, {9, 10, 11, 12, 13}], ids=str)
-    def test_finds_the_same(self, lacks: set[int], old_request: bool) -> None:
+    @pytest.mark.parametrize("missing_ops", [set(), {11, 12}, {11, 12, 13}], ids=["none", "4.20", "4.9"])
+    def test_finds_the_same(self, missing_ops: set[int], old_request: bool) -> None:
+        """CGROUP_COND (13) came with Linux 5.9, S_EQ and D_EQ (11, 12) with 5.0."""
         rows = [
             socket_between(f"10.0.0.1:{n}", f"10.0.0.{2 + n % 2}:80", interface=n % 3, cgroup_id=n % 4, mark=n % 5)
             for n in range(60)
         ]
-        kernel = FakeKernel(self.refusing(lacks, table([r.row for r in rows]), old_request=old_request))
+        kernel = FakeKernel(self.refusing(missing_ops, table([r.row for r in rows]), old_request=old_request))
         filter_ = SocketFilter("tcp", dport(80) & (device(1) | cgroup(2)) & ~mark(3))
         with kernel.installed():
             assert {s.sport for s in find_sockets(filter_)} == {s.sport for s in rows if filter_.matches(s)}

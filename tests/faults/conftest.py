@@ -5,24 +5,22 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    descriptors, threads = open_files(), set(threading.enumerate())
+    before = open_files(), set(threading.enumerate())
     yield
-    assert open_files() == descriptors
-    assert set(threading.enumerate()) == threads
+    assert (open_files(), set(threading.enumerate())) == before
 
 
 def open_files() -> dict[str, str]:
-    """What each descriptor of this process leads to."""
+    """By descriptor."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
-        try:
+        with suppress(OSError):  # the one that lists them
             found[name] = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue  # the one that listed them
     return found

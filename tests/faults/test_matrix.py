@@ -1,75 +1,142 @@
-"""Every public call x every fault: the right outcome or the documented error."""
+"""Every fault for the calls that can differ, some faults for every public call: the right result or a known error."""
 
 from __future__ import annotations
 
+import errno
+import sys
 from collections.abc import Iterator, Sequence
+from types import CodeType, FrameType
+from typing import Any
 
 import pytest
 
-from .calls import GOOD, KILL, LIST, PROBE, SET, Call, End, Told, twins
-from .damages import ALWAYS, DUMP, FAULTS, Befalls, Fault
-from .table import CALLS, each
+import socklb
+
+from .calls import (
+    CALLS,
+    DESTROY,
+    DESTROY_FEW,
+    DESTROY_IN_BATCHES,
+    DESTROY_IN_ROUNDS,
+    DUMP,
+    FIND,
+    FIND_IN_TWO_DUMPS,
+    GOOD,
+    Call,
+    End,
+    each,
+)
+from .faults import ALWAYS, EINVAL, FAULTS, Fault, InjectFault
 
 FIRST, SECOND, TWICE = (1,), (2,), (1, 2)
 
 
-def occasions(call: Call, fault: Fault) -> Iterator[tuple[str, Sequence[int]]]:
-    """When a fault befalls a call. An end is an end, however often it would have come again."""
-    if (fault.on, 1) in call.so_far:
-        yield "first", FIRST
-        if fault.repeats:
-            yield "twice", TWICE
-        if fault.repeats or fault.only_looks_different:
-            yield "always", ALWAYS
-    if (fault.on, 2) in call.so_far:
-        yield "second", SECOND
+def cases() -> Iterator[Any]:
+    """All calls share one netlink socket: they differ in whether rows are streamed, and in what they ask next."""
+    for name, fault in FAULTS.items():
+        calls = {"find": FIND, "destroy": DESTROY_FEW} if fault.on == DUMP else {"destroy": DESTROY_FEW}
+        occasions = {"first": FIRST, **({"twice": TWICE, "always": ALWAYS} if fault.repeats else {})}
+        for call_name, call in calls.items():
+            for occasion, when in occasions.items():
+                yield pytest.param(call, fault, when, id=f"{name}, {call_name}, {occasion}")
+        later = {"two dumps": FIND_IN_TWO_DUMPS, "rounds": DESTROY_IN_ROUNDS, "batches": DESTROY_IN_BATCHES}
+        for call_name, call in later.items():
+            if (fault.on, 2) in call.so_far:
+                yield pytest.param(call, fault, SECOND, id=f"{name}, {call_name}, second")
 
 
-def end_of(call: Call, fault: Fault, when: Sequence[int]) -> End:
-    if fault.repeats and when is ALWAYS:
-        return fault.in_the_end
-    return {LIST: fault.lists, SET: fault.kills, KILL: fault.kills, PROBE: fault.probes}[call.kind]
+@pytest.mark.parametrize(("call", "fault", "when"), list(cases()))
+def test_every_fault(call: Call, fault: Fault, when: Sequence[int]) -> None:
+    check(call, fault, when, fault.end)
 
 
-def told_by(call: Call, fault: Fault, when: Sequence[int], hit: Befalls) -> Told:
-    """What a call tells that goes on: only what was hit is any different."""
-    if call.kind == KILL and fault.on != DUMP:
-        return {**call.right, **each((one.body.id.cookie for requests in hit.hit for one in requests), fault.verdict)}
-    if call.kind == PROBE:
-        return {label: fault.status if n in when else said for n, (label, said) in enumerate(call.right.items(), 1)}
-    return call.right
-
-
-CASES = [
-    pytest.param(call, fault, when, id=f"{call_name}-{fault_name}-{occasion}")
-    for call_name, call in CALLS.items()
-    for fault_name, fault in FAULTS.items()
-    for occasion, when in occasions(call, fault)
-]
-
-
-@pytest.mark.parametrize(("call", "fault", "when"), CASES)
-def test_the_right_outcome_or_the_documented_error(call: Call, fault: Fault, when: Sequence[int]) -> None:
-    befallen = Befalls(fault.damage, fault.on, when)
-    ended = call.against(befallen)
-    assert befallen.hit, "it happened"
-    end = end_of(call, fault, when)
-    assert ended.end == call.as_end(end, ended.told)
-    if end == GOOD:
-        expected = told_by(call, fault, when, befallen)
-        if call.make_world is twins and fault.verdict == "gone":
-            # The attempt that was lost has made the way free to another twin.
-            assert set(ended.told.values()) <= {"gone", "destroyed"}
-            assert ended.told.keys() == expected.keys()
+def check(call: Call, fault: Fault, when: Sequence[int], end: End) -> None:
+    injected = InjectFault(fault.damage, fault.on, when)
+    result = call.against(injected)
+    assert injected.hit, "it happened"
+    streams = not call.destroys and "alive" not in call.right.values()
+    goes_on = end == GOOD or (fault.repeats and when is not ALWAYS and not (fault.after_a_row and streams))
+    if goes_on:
+        hit = {} if fault.on == DUMP else each((one.body.id.cookie for one in injected.hit), fault.verdict)
+        if call is DESTROY_IN_ROUNDS and fault.verdict == "gone":
+            # The attempt whose answer was lost made the way free to another twin.
+            assert result.end == GOOD
+            assert result.reported.keys() == call.right.keys()
+            assert set(result.reported.values()) <= {"gone", "destroyed"}
         else:
-            assert ended.told == expected
-    elif call.kind == LIST:
-        assert call.so_far[fault.on, when[0]].items() <= ended.told.items()
+            reported = {**call.right, **hit}
+            call.check(result, GOOD, reported)
+    elif streams:  # it may have reported more of that dump
+        assert result.end == call.as_end(end, result.reported)
+        assert call.so_far[fault.on, when[0]].items() <= result.reported.items()
     else:
-        assert ended.told == call.so_far[fault.on, when[0]]
+        call.check(result, end, call.so_far[fault.on, when[0]])
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_without_a_fault_everything_is_right(call: Call) -> None:
-    ended = call.against(lambda usual: usual)
-    assert (ended.end, ended.told) == (call.as_end(GOOD, call.right), call.right)
+PROBED: dict[str, tuple[End, str]] = {
+    "dump: done enoent": (GOOD, "no_diag"),
+    "destroy: eperm": (GOOD, "not_permitted"),
+    "destroy: eopnotsupp": (GOOD, "no_destroy"),
+    "destroy: einval": (EINVAL, ""),
+    "destroy: enobufs": (End(socklb.KernelError, errno.ENOENT), ""),
+}
+"""How a probe ends where other calls end otherwise, and what it says of the first that it tries."""
+
+SOME = ("in one datagram", "cut", "foreign port", "silent", "receive fails", "send enobufs", "enobufs")
+
+
+@pytest.mark.parametrize(
+    ("call_name", "name"),
+    [
+        (call_name, name)
+        for call_name, call in CALLS.items()
+        for name in (*(f"{on}: {name}" for on in (DUMP, DESTROY) for name in SOME), *PROBED)
+        if (FAULTS[name].on, 1) in call.so_far
+    ],
+)
+def test_every_public_call(call_name: str, name: str) -> None:
+    call, fault = CALLS[call_name], FAULTS[name]
+    if call_name != "probe":
+        check(call, fault, FIRST, fault.end)
+        return
+    end, status = PROBED.get(name, (GOOD if fault.repeats else fault.end, "supported"))
+    result = call.against(InjectFault(fault.damage, fault.on, FIRST))
+    call.check(result, end, {**call.right, "tcp4": status} if end == GOOD else {})
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_without_a_fault_everything_is_right(name: str) -> None:
+    call = CALLS[name]
+    call.check(call.against(lambda usual: usual), GOOD, call.right)
+
+
+TALKS_TO_NO_KERNEL = {
+    *("AuditError", "KernelError", "MalformedMessage", "NotPermitted", "NotSupported", "RunStopped"),
+    *("SocklbError", "UnboundedFilter"),
+    *("Backend", "BackendState", "BackendTable", "Condition", "Counts", "InetSocket", "Outcome", "Report"),
+    *("RevNatEntry", "SkippedNamespace", "Support", "TcpState", "FilterSyntaxError"),
+    *("SocketFilter", "autobound", "cgroup", "device", "dport", "dst", "mark", "sport", "src"),
+    *("state_mask", "states_in"),
+    *("NetworkNamespace", "RevNatMaps", "discover_namespaces"),  # but not over netlink
+}
+
+
+@pytest.mark.parametrize("name", [name for name in socklb.__all__ if callable(getattr(socklb, name))])
+def test_no_public_name_is_left_out(name: str) -> None:
+    """What may talk to the kernel has a call here, which goes through it."""
+    assert (name in CALLS) != (name in TALKS_TO_NO_KERNEL)
+    if name in CALLS:
+        public: Any = getattr(socklb, name)
+        code: CodeType = getattr(public, "run", public).__code__
+        seen: set[CodeType] = set()
+
+        def see(frame: FrameType, *_: object) -> None:
+            seen.add(frame.f_code)
+
+        before = sys.getprofile()
+        sys.setprofile(see)
+        try:
+            CALLS[name].against(lambda usual: usual)
+        finally:
+            sys.setprofile(before)
+        assert code in seen

@@ -1,19 +1,20 @@
-"""The filter language of ss(8): what each form means, and what each mistake is told."""
+"""The filter language of ss(8): the condition that each form stands for, and the error for each mistake."""
 
 from __future__ import annotations
 
+import re
 import socket
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from socklb import InetSocket, SocketFilter, cgroup, device, dport, dst, mark, sport, src
+from socklb import InetSocket, SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
 from socklb.filters import Condition, FilterSyntaxError
 from socklb.filters.conditions import EVERYTHING, And, Or
 from socklb.filters.language import parse
 
-from .trees import conditions, told_sockets, written_conditions
+from .trees import conditions, full_sockets, written_conditions
 
 A, B, C = dst("10.0.0.1"), dport(80), sport(1024)
 
@@ -32,64 +33,51 @@ class TestTests:
     """The forms of a single test."""
 
     @pytest.mark.parametrize(
-        ("text", "meant"),
+        ("condition", "texts"),
         [
-            ("dst 10.0.0.1", dst("10.0.0.1")),
-            ("src 10.0.0.1", src("10.0.0.1")),
-            ("dst = 10.0.0.1", dst("10.0.0.1")),
-            ("dst == 10.0.0.1", dst("10.0.0.1")),
-            ("dst eq 10.0.0.1", dst("10.0.0.1")),
-            ("dst != 10.0.0.1", ~dst("10.0.0.1")),
-            ("src neq 10.0.0.1:80", ~src("10.0.0.1", 80)),
-            ("dst 10.0.0.0/8", dst("10.0.0.0/8")),
-            ("dst 10.1.2.3/8", dst("10.0.0.0/8")),
-            ("dst 10/8", dst("10.0.0.0/8")),
-            ("dst 10.1/16", dst("10.1.0.0/16")),
-            ("dst 10.1.2/24", dst("10.1.2.0/24")),
-            ("dst 0/0", dst("0.0.0.0/0")),
-            ("dst 10.0.0.1:80", dst("10.0.0.1", 80)),
-            ("src 10.0.0.1:0", src("10.0.0.1", 0)),
-            ("dst 10.0.0.1:*", dst("10.0.0.1")),
-            ("dst 10/8:80", dst("10.0.0.0/8", 80)),
-            ("dst *:80", dport(80)),
-            ("src *:80", sport(80)),
-            ("dst :80", dport(80)),
-            ("dst *", EVERYTHING),
-            ("dst *:*", EVERYTHING),
-            ("dst ::1", dst("::1")),
-            ("dst ::", dst("::")),
-            ("dst 2001:db8::1:80", dst("2001:db8::1:80")),
-            ("dst 2001:db8::/32", dst("2001:db8::/32")),
-            ("dst [2001:db8::1]", dst("2001:db8::1")),
-            ("dst [2001:db8::1]:53", dst("2001:db8::1", 53)),
-            ("dst [2001:db8::1]:*", dst("2001:db8::1")),
-            ("dst [2001:db8::/32]:53", dst("2001:db8::/32", 53)),
-            ("dst [2001:db8::]/32:53", dst("2001:db8::/32", 53)),
-            ("dst [::ffff:10.0.0.1]:80", dst("10.0.0.1", 80)),
-            ("dst ::ffff:10.0.0.1", dst("10.0.0.1")),
-            ("dst 2001:DB8::A", dst("2001:db8::a")),
-            ("dport 80", dport(80)),
-            ("dport :80", dport(80)),
-            ("dev lo", device("lo")),
-            ("dev = eth0.100", device("eth0.100")),
-            ("dev eq 2", device(2)),
-            ("dev != lo", ~device("lo")),
-            ("fwmark 19", mark(19)),
-            ("fwmark = 0x13", mark(0x13)),
-            ("fwmark = 0x10/0xf0", mark(0x10, 0xF0)),
-            ("fwmark != 1/1", ~mark(1, 1)),
-            ("cgroup system.slice/ssh.service", cgroup("system.slice/ssh.service")),
-            ("cgroup = /sys/fs/cgroup/user@1000", cgroup("/sys/fs/cgroup/user@1000")),
-            ("cgroup == 77", cgroup(77)),
-            ("cgroup != 77", ~cgroup(77)),
+            (dst("10.0.0.1"), ["dst 10.0.0.1", "dst = 10.0.0.1", "dst == 10.0.0.1", "dst eq 10.0.0.1",
+                               "dst 10.0.0.1:*", "dst ::ffff:10.0.0.1"]),
+            (src("10.0.0.1"), ["src 10.0.0.1"]),
+            (~dst("10.0.0.1"), ["dst != 10.0.0.1"]),
+            (~src("10.0.0.1", 80), ["src neq 10.0.0.1:80"]),
+            (dst("10.0.0.0/8"), ["dst 10.0.0.0/8", "dst 10.1.2.3/8", "dst 10/8"]),
+            (dst("10.1.0.0/16"), ["dst 10.1/16"]),
+            (dst("10.1.2.0/24"), ["dst 10.1.2/24"]),
+            (dst("0.0.0.0/0"), ["dst 0/0"]),
+            (dst("10.0.0.1", 80), ["dst 10.0.0.1:80", "dst [::ffff:10.0.0.1]:80"]),
+            (src("10.0.0.1", 0), ["src 10.0.0.1:0"]),
+            (dst("10.0.0.0/8", 80), ["dst 10/8:80"]),
+            (dport(80), ["dst *:80", "dst :80", "dport 80", "dport :80"]),
+            (sport(80), ["src *:80"]),
+            (EVERYTHING, ["dst *", "dst *:*"]),
+            (dst("::1"), ["dst ::1"]),
+            (dst("::"), ["dst ::"]),
+            (dst("2001:db8::1:80"), ["dst 2001:db8::1:80"]),
+            (dst("2001:db8::/32"), ["dst 2001:db8::/32", "dst 2001:DB8::/32"]),
+            (dst("2001:db8::1"), ["dst [2001:db8::1]", "dst [2001:db8::1]:*"]),
+            (dst("2001:db8::1", 53), ["dst [2001:db8::1]:53"]),
+            (dst("2001:db8::/32", 53), ["dst [2001:db8::/32]:53", "dst [2001:db8::]/32:53"]),
+            (device("lo"), ["dev lo"]),
+            (device("eth0.100"), ["dev = eth0.100"]),
+            (device(2), ["dev eq 2"]),
+            (~device("lo"), ["dev != lo"]),
+            (mark(0x13), ["fwmark 19", "fwmark = 0x13"]),
+            (mark(0x10, 0xF0), ["fwmark = 0x10/0xf0"]),
+            (~mark(1, 1), ["fwmark != 1/1"]),
+            (cgroup("system.slice/ssh.service"), ["cgroup system.slice/ssh.service"]),
+            (cgroup("/sys/fs/cgroup/user@1000"), ["cgroup = /sys/fs/cgroup/user@1000"]),
+            (cgroup(77), ["cgroup == 77"]),
+            (~cgroup(77), ["cgroup != 77"]),
+            (autobound(), ["autobound", "AutoBound"]),
         ],
-    )
-    def test_form(self, text: str, meant: Condition) -> None:
-        assert read(text) == meant
+        ids=str,
+    )  # fmt: skip
+    def test_forms(self, condition: Condition, texts: list[str]) -> None:
+        assert [read(text) for text in texts] == [condition] * len(texts)
 
     @pytest.mark.parametrize("value", ["80", ":80"])
     @pytest.mark.parametrize(
-        ("operators", "meant"),
+        ("operators", "condition"),
         [
             ("= == eq", dport(80)),
             ("!= ne neq", ~dport(80)),
@@ -100,14 +88,13 @@ class TestTests:
         ],
         ids=str,
     )
-    def test_comparison_of_ports(self, operators: str, value: str, meant: Condition) -> None:
+    def test_comparison_of_ports(self, operators: str, value: str, condition: Condition) -> None:
         for operator in operators.split():
-            assert read(f"dport {operator} {value}") == meant
-            assert read(f"dport {operator.upper()} {value}") == meant
+            assert read(f"dport {operator} {value}") == condition
+            assert read(f"dport {operator.upper()} {value}") == condition
         symbol = operators.split()[0]
-        assert (
-            read(f"dport{symbol}{value}") == read(f"dport {symbol}{value}") == read(f"dport{symbol} {value}") == meant
-        )
+        for text in (f"dport{symbol}{value}", f"dport {symbol}{value}", f"dport{symbol} {value}"):
+            assert read(text) == condition
 
     def test_the_ends_of_the_range(self) -> None:
         assert read("dport > 65534") == read("dport = 65535") == dport(65535)
@@ -150,61 +137,35 @@ class TestStructure:
     TESTS = {"a": "dst 10.0.0.1", "b": "dport = 80", "c": "sport = 1024"}  # noqa: RUF012
 
     @pytest.mark.parametrize(
-        ("text", "meant"),
+        ("condition", "texts"),
         [
-            ("", EVERYTHING),
-            (" \t\n ", EVERYTHING),
-            ("( {a} )", A),
-            ("(({a}))", A),
-            ("{a} and {b}", A & B),
-            ("{a} & {b}", A & B),
-            ("{a} && {b}", A & B),
-            ("{a} {b}", A & B),
-            ("{a} And {b}", A & B),
-            ("{a}&{b}", A & B),
-            ("({a})({b})", A & B),
-            ("{a} and {b} {c}", A & B & C),
-            ("{a} and dst *", A),
-            ("{a} or {b}", A | B),
-            ("{a} | {b}", A | B),
-            ("{a} || {b}", A | B),
-            ("{a} OR {b}", A | B),
-            ("{a}|{b}||{c}", A | B | C),
-            ("not {a}", ~A),
-            ("! {a}", ~A),
-            ("!{a}", ~A),
-            ("NOT {a}", ~A),
-            ("not ! {a}", ~~A),
-            ("!!{a}", ~~A),
-            ("not {a} {b}", ~A & B),
-            ("not {a} or {b}", ~A | B),
-            ("not ( {a} or {b} )", ~(A | B)),
-            ("!({a}|{b})", ~(A | B)),
-            ("{a} and not {b}", A & ~B),
-            ("{a} !{b}", A & ~B),
-            ("{a} and {b} or {c}", (A & B) | C),
-            ("{a} {b} || {c}", (A & B) | C),
-            ("{a} or ( {b} and {c} )", A | (B & C)),
-            ("( {a} or {b} ) and {c}", (A | B) & C),
-            ("( {a} or {b} ) {c}", (A | B) & C),
-            ("{a} ( {b} or {c} )", A & (B | C)),
+            (EVERYTHING, ["", " \t\n "]),
+            (A, ["( {a} )", "(({a}))", "{a} and dst *"]),
+            (A & B, ["{a} and {b}", "{a} & {b}", "{a} && {b}", "{a} {b}", "{a} And {b}", "{a}&{b}", "({a})({b})"]),
+            (A & B & C, ["{a} and {b} {c}"]),
+            (A | B, ["{a} or {b}", "{a} | {b}", "{a} || {b}", "{a} OR {b}"]),
+            (A | B | C, ["{a}|{b}||{c}"]),
+            (~A, ["not {a}", "! {a}", "!{a}", "NOT {a}"]),
+            (~~A, ["not ! {a}", "!!{a}"]),
+            (~A & B, ["not {a} {b}"]),
+            (~A | B, ["not {a} or {b}"]),
+            (~(A | B), ["not ( {a} or {b} )", "!({a}|{b})"]),
+            (A & ~B, ["{a} and not {b}", "{a} !{b}"]),
+            ((A & B) | C, ["{a} and {b} or {c}", "{a} {b} || {c}"]),
+            (A | (B & C), ["{a} or ( {b} and {c} )"]),
+            ((A | B) & C, ["( {a} or {b} ) and {c}", "( {a} or {b} ) {c}"]),
+            (A & (B | C), ["{a} ( {b} or {c} )"]),
         ],
+        ids=str,
     )
-    def test_structure(self, text: str, meant: Condition) -> None:
-        assert read(text.format(**self.TESTS)) == meant
-
-    @pytest.mark.parametrize(
-        "text", ["{a} or {b} and {c}", "{a} or {b} {c}", "{a} | !{b} && {c}", "{a} {b} or {b} {c}"]
-    )
-    def test_an_and_behind_an_or_wants_parentheses(self, text: str) -> None:
-        """ss reads from left to right, most people read `and` first."""
-        assert "parentheses" in error_of(text.format(**self.TESTS)).why
+    def test_structure(self, condition: Condition, texts: list[str]) -> None:
+        assert [read(text.format(**self.TESTS)) for text in texts] == [condition] * len(texts)
 
     def test_words_may_be_upper_case(self) -> None:
         assert read("DST 10.0.0.1 AND NOT ( DPORT GE 80 OR DEV Lo )") == A & ~(dport(80, 65535) | device("Lo"))
 
     @pytest.mark.parametrize(("opened", "closed", "most"), [("not ", "", 100), ("(", ")", 100), ("!(", ")", 50)])
-    def test_100_levels_are_read_and_one_more_is_told(self, opened: str, closed: str, most: int) -> None:
+    def test_100_levels_are_parsed_and_one_more_is_an_error(self, opened: str, closed: str, most: int) -> None:
         assert isinstance(read(opened * most + "dport 80" + closed * most), Condition)
         assert "more than 100" in error_of(opened * (most + 1) + "dport 80" + closed * (most + 1)).why
 
@@ -212,95 +173,66 @@ class TestStructure:
     def test_any_depth_is_an_error_and_no_recursion_error(self, text: str) -> None:
         error_of(text * 20_000)
 
-    def test_any_length_is_read(self) -> None:
+    def test_any_length_is_parsed(self) -> None:
         assert read(" or ".join(["dport 80"] * 5000)) == Or(*[B] * 5000)
         assert read(" ".join(["dport 80"] * 5000)) == And(*[B] * 5000)
 
 
 class TestMistakes:
-    """Every error names the word and its column, and hints at what would do."""
+    """Every error names the word and its column, and hints at what is accepted."""
 
     @pytest.mark.parametrize(
-        ("text", "word", "column", "hint"),
+        ("hint", "texts"),  # the word at fault is in quotation marks
         [
-            ("dst example.com", "example.com", 5, "host names are not looked up"),
-            ("dst example.com:80", "example.com:80", 5, "host names are not looked up"),
-            ("dport 80 dst = localhost", "localhost", 16, "host names are not looked up"),
-            ("dst fe80::1%eth0", "fe80::1%eth0", 5, "dev"),
-            ("dst [fe80::1%eth0]:80", "[fe80::1%eth0]:80", 5, "zones are not supported"),
-            ("src 10.0.0.1%lo", "10.0.0.1%lo", 5, "zones are not supported"),
-            ("state established", "state", 1, "--state"),
-            ("dst 10.0.0.1 state established", "state", 14, "--state"),
-            ("dst 10.0.0.1 or State established", "State", 17, "--state"),
-            ("dst 10.0.0.1 or dst 10.0.0.2 state established", "state", 30, "--state"),
-            ("exclude time-wait", "exclude", 1, "--state"),
-            ("port 80", "port", 1, "dst, src, dport, sport, dev, fwmark, cgroup"),
-            ("dst 10.0.0.1 dprot 80", "dprot", 14, "unknown word"),
-            ("10.0.0.1", "10.0.0.1", 1, "unknown word"),
-            ("dst 10.0.0.1 80", "80", 14, "unknown word"),
-            ("dst", "", 4, "dst needs a value"),
-            ("dst 10.0.0.1 and dport ", "", 24, "dport needs a value"),
-            ("dport =", "", 8, "dport needs a value"),
-            ("( sport )", ")", 9, "sport needs a value"),
-            ("dev & dport 80", "&", 5, "dev needs a value"),
-            ("dport = = 80", "=", 9, "dport needs a value"),
-            ("fwmark !", "!", 8, "fwmark needs a value"),
-            ("dst 10.0.0.1 and", "", 17, "a test is missing"),
-            ("dst 10.0.0.1 or ", "", 17, "a test is missing"),
-            ("not", "", 4, "a test is missing"),
-            ("dport 80 or sport 1 and", "", 24, "a test is missing"),
-            ("and dport 80", "and", 1, "a test is missing before"),
-            ("dport 80 and or dport 81", "or", 14, "a test is missing before"),
-            ("= 80", "=", 1, "a test is missing before"),
-            ("()", ")", 2, "a test is missing before"),
-            ("( dport 80", "(", 1, "this parenthesis is never closed"),
-            ("dport 80 and ( ( sport 1 )", "(", 14, "this parenthesis is never closed"),
-            ("dport 80 )", ")", 10, "nothing is open"),
-            (")", ")", 1, "a test is missing before"),
-            ("dst [::1", "[::1", 5, "this bracket is never closed"),
-            ("dst []:80", "[]:80", 5, "brackets"),
-            ("dst [::1]80", "[::1]80", 5, "brackets"),
-            ("dst ::1]:80", "::1]:80", 5, "not an address"),
-            ("dst 10.0.0", "10.0.0", 5, "not an address"),
-            ("dst 10.0.0.256", "10.0.0.256", 5, "not an address"),
-            ("dst 10.0.0.1/33", "10.0.0.1/33", 5, ""),
-            ("dst 10.0.0.1/", "10.0.0.1/", 5, "a prefix length is a number"),
-            ("dst 10.0.0.1/255.0.0.0", "10.0.0.1/255.0.0.0", 5, "a prefix length is a number"),
-            ("dst ::1/x", "::1/x", 5, "a prefix length is a number"),
-            ("dst :::", ":::", 5, "not an address"),
-            ("dst 10.0.0.1:", "10.0.0.1:", 5, "port"),
-            ("dst 10.0.0.1:65536", "10.0.0.1:65536", 5, "0 to 65535"),
-            ("dport 65536", "65536", 7, "0 to 65535"),
-            ("dport = :99999", ":99999", 9, "0 to 65535"),
-            ("dport " + "9" * 5000, "9" * 5000, 7, ""),
-            ("dport :", ":", 7, "port"),
-            ("dport < 0", "0", 9, "no port is < 0"),
-            ("dport > 65535", "65535", 9, "no port is > 65535"),
-            ("dst >= 10.0.0.1", ">=", 5, "= and != alone"),
-            ("dev lt lo", "lt", 5, "= and != alone"),
-            ("fwmark >1", ">", 8, "= and != alone"),
-            ("dev an-interface-name", "an-interface-name", 5, "15 bytes"),
-            ("dev 4294967296", "4294967296", 5, "outside"),
-            ("fwmark one", "one", 8, "VALUE/MASK"),
-            ("fwmark 1/", "1/", 8, "VALUE/MASK"),
-            ("fwmark -1", "-1", 8, "outside"),
-            ("fwmark 0x100000000", "0x100000000", 8, "outside"),
-            ("fwmark 0x13/0x10", "0x13/0x10", 8, "outside its mask"),
-            ("cgroup 18446744073709551616", "18446744073709551616", 8, "outside"),
-            ("dport 1 or sport 2 and dst 10.0.0.1", "and", 20, "parentheses"),
-            ("dport 1 or sport 2 dst 10.0.0.1", "dst", 20, "parentheses"),
-            ("dport 1 or sport 2 ( dst 10.0.0.1 )", "(", 20, "parentheses"),
-            ("dport 1 or ( dport 2 or dport 3 and sport 1 )", "and", 33, "parentheses"),
+            ("host names are not resolved", ["dst «example.com»", "dst «example.com:80»", "src = «localhost»"]),
+            ("zones are not supported, name the interface with 'dev'",
+             ["dst «fe80::1%eth0»", "dst «[fe80::1%eth0]:80»", "src «10.0.0.1%lo»"]),
+            ("--state", ["«state» established", "dst 10.0.0.1 «state» established", "«exclude» time-wait",
+                         "dst ::1 or «State» established", "dst ::1 or dst ::2 «state» established"]),
+            ("unknown word, expected one of dst, src, dport, sport, dev, fwmark, cgroup, autobound",
+             ["«port» 80", "dst 10.0.0.1 «dprot» 80", "«10.0.0.1»", "dst 10.0.0.1 «80»"]),
+            ("dst needs a value", ["dst«»"]),
+            ("dport needs a value", ["dst 10.0.0.1 and dport «»", "dport =«»", "dport = «=» 80"]),
+            ("sport needs a value", ["( sport «)»"]),
+            ("dev needs a value", ["dev «&» dport 80"]),
+            ("fwmark needs a value", ["fwmark «!»"]),
+            ("expected a condition",
+             ["dst 10.0.0.1 and«»", "dst 10.0.0.1 or «»", "not«»", "dport 80 or sport 1 and«»"]),
+            ("expected a condition before this",
+             ["«and» dport 80", "dport 80 and «or» dport 81", "«=» 80", "(«)»", "«)»"]),
+            ('unmatched "("', ["«(» dport 80", "dport 80 and «(» ( sport 1 )"]),
+            ('unmatched ")"', ["dport 80 «)»"]),
+            ('unmatched "["', ["dst «[::1»"]),
+            ("expected [ADDRESS] or [ADDRESS]:PORT", ["dst «[]:80»", "dst «[::1]80»"]),
+            ("not an IP address",
+             ["dst «::1]:80»", "dst «10.0.0»", "dst «10.0.0.256»", "dst «10.0.0.1/33»", "dst «:::»"]),
+            ("the prefix length must be a number", ["dst «10.0.0.1/»", "dst «10.0.0.1/255.0.0.0»", "dst «::1/x»"]),
+            ("neither a port number nor a service name", ["dst «10.0.0.1:»", "dport «:»"]),
+            ("a port must be in 0..65535", ["dst «10.0.0.1:65536»", "dport «65536»", "dport = «:99999»"]),
+            ("", [f"dport «{'9' * 5000}»"]),
+            ("no port is < 0", ["dport < «0»"]),
+            ("no port is > 65535", ["dport > «65535»"]),
+            ("only be compared with = and !=", ["dst «>=» 10.0.0.1", "dev «lt» lo", "fwmark «>»1"]),
+            ("15 bytes", ["dev «an-interface-name»"]),
+            ("expected VALUE or VALUE/MASK", ["fwmark «one»", "fwmark «1/»"]),
+            ("is outside", ["dev «4294967296»", "fwmark «-1»", "fwmark «0x100000000»", f"cgroup «{1 << 64}»"]),
+            ("outside its mask", ["fwmark «0x13/0x10»"]),
+            ("'and' after 'or' is ambiguous, use parentheses",
+             ["dport 1 or sport 2 «and» dst ::1", "dport 1 or sport 2 «dst» ::1", "dport 1 | !sport 2 «&&» dst ::1",
+              "dport 1 or sport 2 «(» dst ::1 )", "dport 1 sport 2 or dport 3 «sport» 4",
+              "dport 1 or ( dport 2 or dport 3 «and» sport 1 )"]),
         ],
     )  # fmt: skip
-    def test_mistake(self, text: str, word: str, column: int, hint: str) -> None:
-        error = error_of(text)
-        assert (error.text, error.word, error.column) == (text, word, column)
-        assert hint in error.why
+    def test_mistake(self, hint: str, texts: list[str]) -> None:
+        for marked in texts:
+            before, word, after = re.split("[«»]", marked)
+            error = error_of(before + word + after)
+            assert (error.text, error.word, error.column) == (before + word + after, word, len(before) + 1)
+            assert hint in error.why
 
-    def test_the_message_shows_the_place(self) -> None:
+    def test_the_message_points_at_the_word(self) -> None:
         assert str(error_of("dst 10.0.0.1\tand dprot = 80")).splitlines() == [
-            "filter: unknown word; a test starts with one of dst, src, dport, sport, dev, fwmark, cgroup, autobound: "
+            "filter: unknown word, expected one of dst, src, dport, sport, dev, fwmark, cgroup, autobound: "
             "'dprot' at column 18",
             "  dst 10.0.0.1 and dprot = 80",
             "                   ^",
@@ -335,8 +267,8 @@ class TestLaws:
     def test_what_is_written_reads_back(self, condition: Condition) -> None:
         assert read(str(condition)) == condition
 
-    @given(conditions, told_sockets)
-    def test_any_tree_reads_back_to_the_same_meaning(self, condition: Condition, socket: InetSocket) -> None:
+    @given(conditions, full_sockets)
+    def test_any_tree_reads_back_to_one_that_matches_the_same(self, condition: Condition, socket: InetSocket) -> None:
         back = read(str(condition))
         assert back.matches(socket) == condition.matches(socket)
         assert back.bounds() == condition.bounds()

@@ -1,4 +1,4 @@
-"""Sockets written by hand, and trees of conditions over them, for the laws that filters keep."""
+"""Sockets, backends, and trees of conditions, for the laws that filters keep."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Union
 
 from hypothesis import strategies as st
 
-from socklb import InetSocket, cgroup, device, dport, dst, mark, sport, src
+from socklb import Backend, InetSocket, cgroup, device, dport, dst, mark, sport, src
 from socklb.filters import Condition
 from socklb.filters.conditions import And, Or
 from socklb.wire.reply import InetDiagMsg
@@ -43,8 +43,15 @@ def _endpoint(text: str) -> tuple[bytes, int]:
     return ip_address(host.strip("[]")).packed, int(port)
 
 
-told_sockets = sockets(with_attributes=("mark", "cgroup_id"))
-"""Sockets about which the kernel told all that a condition may ask."""
+full_sockets = sockets(with_attributes=("mark", "cgroup_id"))
+"""Sockets whose rows have every attribute that a condition tests."""
+
+backends = st.builds(
+    Backend,
+    addresses.filter(lambda address: int(address) not in (0, 0xFFFF << 32)),
+    st.integers(1, 65535),
+    st.sampled_from(("tcp", "udp")),
+)
 
 # ---------------------------------------------------------------------------------------------- networks
 
@@ -94,7 +101,7 @@ def trees(leaves: st.SearchStrategy[Condition], fewest_parts: int) -> st.SearchS
 _resolved_leaves = _endpoints | _one_sided_ports | _two_sided_ports | _marks | _indices | _cgroups
 
 conditions = trees(_resolved_leaves, fewest_parts=0)
-"""Trees that can be asked about a socket: every name is resolved."""
+"""Trees that can be matched: every name is resolved."""
 
 written_conditions = trees(
     _endpoints | _one_sided_ports | _marks | _indices | _cgroups | _names | _paths, fewest_parts=2

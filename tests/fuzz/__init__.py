@@ -1,1 +1,1 @@
-"""Any bytes, for everything that reads what came from elsewhere: `targets` says what, `__main__` how to run it."""
+"""Coverage-guided fuzzing of the properties that the other tests have: python -m tests.fuzz"""

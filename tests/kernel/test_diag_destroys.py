@@ -1,4 +1,4 @@
-"""DiagSocket, in conversation with a fake kernel: what goes out, many destroys at once above all, and who answers."""
+"""DiagSocket against a fake kernel: batches of destroys, and sends that fail."""
 
 from __future__ import annotations
 
@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 
 from socklb.errors import KernelError, MalformedMessage
 from socklb.kernel.diag import BATCH, DiagSocket
-from socklb.wire.netlink import (
-    NLM_F_ACK,
-    NLM_F_REQUEST,
-    NLMSG_NOOP,
-    Ack,
-    encode_ack,
-    encode_message,
-)
+from socklb.wire.netlink import NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, NLMSG_NOOP, Ack, encode_ack, encode_message
 from socklb.wire.request import SOCK_DESTROY
 
 from ..fake_kernel import Answer, Datagram, FakeKernel, Request, ack_message, done_message, row_message, table
@@ -29,27 +22,24 @@ Codes = list[int]
 
 FAILURES = (errno.ENOENT, errno.EPERM, errno.EINVAL)
 
-REQUESTS = [bytes([n]) * 56 for n in range(BATCH)]  # DiagSocket does not look into them
+REQUESTS = [bytes([n]) * 56 for n in range(BATCH)]  # DiagSocket does not decode them
 
 batches = st.lists(st.sampled_from([0, *FAILURES]), min_size=1, max_size=BATCH)
 
 
 def acks(requests: Sequence[Request], codes: Sequence[int], *, echo: bool = False) -> list[bytes]:
-    """As the kernel answers: in order, failures always, successes only where NLM_F_ACK is set.
-
-    `echo` is a kernel without CAP_ACK: an error carries the whole request.
-    """
+    """What the kernel answers: failures always, successes only to NLM_F_ACK; `echo` is a kernel without CAP_ACK."""
     messages = []
     for request, code in zip(requests, codes):
         if code or request.flags & NLM_F_ACK:
             echoed = request.payload if echo and code else b""
             flags, payload = encode_ack(Ack(code, request.type, request.flags, request.sequence, 0, echoed, ()))
-            messages.append(encode_message(2, flags, request.sequence, payload))
+            messages.append(encode_message(NLMSG_ERROR, flags, request.sequence, payload))
     return messages
 
 
 def fragments(messages: Sequence[bytes], cuts: Iterable[bool]) -> Iterator[bytes]:
-    """The messages in datagrams of one or more: `cuts` says behind which one a datagram ends."""
+    """The messages in datagrams of one or more: `cuts` says after which of them a datagram ends."""
     datagram = b""
     for message, cut in zip(messages, cuts):
         datagram += message
@@ -61,16 +51,16 @@ def fragments(messages: Sequence[bytes], cuts: Iterable[bool]) -> Iterator[bytes
 
 
 def destroyed(answer: Answer, count: int) -> tuple[Codes, FakeKernel]:
-    """The errno of each destroy, and the kernel that was asked."""
+    """The errno of each destroy, and the kernel."""
     with FakeKernel(answer).installed() as kernel, DiagSocket() as diag_socket:
         return diag_socket.destroy(REQUESTS[:count], "destroy"), kernel
 
 
 class TestABatch:
-    """Many destroys in one send, NLM_F_ACK on the last alone; each failure is tied to its socket by its sequence."""
+    """Many destroys in one send, with NLM_F_ACK on the last alone; the sequence says which one failed."""
 
     @pytest.mark.parametrize("count", [1, 2, BATCH])
-    def test_it_is_one_send_with_an_acknowledgement_asked_for_the_last(self, count: int) -> None:
+    def test_it_is_one_send_and_the_last_requests_an_acknowledgement(self, count: int) -> None:
         codes, kernel = destroyed(lambda requests: acks(requests, [0] * count), count)
         assert codes == [0] * count
         (sent,) = kernel.sent
@@ -86,7 +76,7 @@ class TestABatch:
         assert got == codes
         assert len(kernel.sent) == 1
 
-    def test_a_no_operation_is_passed_over(self) -> None:
+    def test_a_noop_is_ignored(self) -> None:
         noop = encode_message(NLMSG_NOOP, 0, 0, b"")
         got, _ = destroyed(lambda requests: [noop, *acks(requests, [errno.ENOENT, 0]), noop], 2)
         assert got == [errno.ENOENT, 0]
@@ -113,7 +103,7 @@ REFUSED: dict[str, tuple[Answer, str]] = {
 
 
 class TestRefusedAnswers:
-    """What the kernel could not have meant is MalformedMessage, and the socket is closed."""
+    """A reply that the kernel cannot have meant is MalformedMessage, and closes the socket."""
 
     @pytest.mark.parametrize(("answer", "what"), REFUSED.values(), ids=REFUSED)
     def test_it_is_refused_at_once(self, answer: Answer, what: str) -> None:
@@ -124,27 +114,21 @@ class TestRefusedAnswers:
             assert kernel.sockets[0].closed
             assert len(kernel.sent) == 1
 
-    def test_an_answer_to_the_batch_before_is_none_to_this_one(self) -> None:
-        answers = iter([[0], [0]])
-        first: list[Request] = []
-
-        def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
-            first.extend(requests)
-            return acks(first[:1], next(answers))
-
-        with FakeKernel(answer).installed(), DiagSocket() as diag_socket:
+    def test_an_answer_to_the_batch_before(self) -> None:
+        with FakeKernel(lambda requests: acks(kernel.sent[0], [0])).installed() as kernel, DiagSocket() as diag_socket:
             assert diag_socket.destroy(REQUESTS[:1], "destroy") == [0]
             with pytest.raises(MalformedMessage, match="sequence of a reply"):
                 diag_socket.destroy(REQUESTS[:1], "destroy")
 
 
-class TestLostAnswers:
-    """When an answer was lost the batch is sent again, at most three times in all."""
+PASSING = pytest.mark.parametrize("code", [errno.ENOBUFS, errno.EINTR])
 
-    LOST = pytest.mark.parametrize("code", [errno.ENOBUFS, errno.EINTR])
+
+class TestLostAnswers:
+    """If an answer was lost the batch is sent again, three attempts in all."""
 
     @given(data=st.data())
-    def test_the_second_answer_counts_and_late_answers_to_the_first_do_not(self, data: st.DataObject) -> None:
+    def test_answers_to_the_second_attempt_count_and_late_ones_to_the_first_do_not(self, data: st.DataObject) -> None:
         codes = st.lists(st.sampled_from([0, *FAILURES]), min_size=BATCH, max_size=BATCH)
         first, second = data.draw(codes), data.draw(codes)
         late: list[Datagram] = []
@@ -162,15 +146,15 @@ class TestLostAnswers:
         assert len(kernel.sent) == 2
         assert kernel.sockets[0].timeout == 10
 
-    @LOST
-    def test_every_attempt_asks_for_the_same(self, code: int) -> None:
+    @PASSING
+    def test_every_attempt_sends_the_same(self, code: int) -> None:
         kernel = FakeKernel(lambda requests: [OSError(code, "recvmsg")])
         with kernel.installed(), DiagSocket() as diag_socket, pytest.raises(KernelError) as caught:
             diag_socket.destroy(REQUESTS, "destroy")
         assert caught.value.errno == code
         assert [[request.payload for request in sent] for sent in kernel.sent] == [REQUESTS] * 3
 
-    def test_a_silent_kernel_is_a_timeout_and_not_asked_again(self) -> None:
+    def test_silence_is_a_timeout_and_the_batch_is_not_repeated(self) -> None:
         kernel = FakeKernel(lambda requests: acks(requests, [FAIL] * len(requests))[:-1])
         with kernel.installed(), DiagSocket() as diag_socket, pytest.raises(KernelError) as caught:
             diag_socket.destroy(REQUESTS, "destroy")
@@ -178,35 +162,30 @@ class TestLostAnswers:
 
 
 class TestSending:
-    """ENOBUFS and EINTR on a send: tried again, at most three times in all."""
-
-    PASSING = pytest.mark.parametrize("code", [errno.ENOBUFS, errno.EINTR])
+    """ENOBUFS and EINTR on a send: three attempts in all; any other error is raised at once."""
 
     @PASSING
     @pytest.mark.parametrize("times", [1, 2])
-    def test_tried_again(self, code: int, times: int) -> None:
+    def test_it_is_repeated(self, code: int, times: int) -> None:
         kernel = FakeKernel(table([A]))
         kernel.send_errors = [OSError(code, "send") for _ in range(times)]
         with kernel.installed(), DiagSocket() as diag_socket:
             assert flat(dump_of(diag_socket)) == [A]
         assert len(kernel.sent) == 1
 
-    @PASSING
-    def test_an_error_in_the_end(self, code: int) -> None:
-        assert self.error_of_sending([OSError(code, "send") for _ in range(3)]) == (code, 0)
-
-    @pytest.mark.parametrize("code", [errno.ENOMEM, errno.ECONNREFUSED, errno.EMSGSIZE])
-    def test_any_other_is_an_error_at_once(self, code: int) -> None:
-        assert self.error_of_sending([OSError(code, "send"), OSError(errno.EIO, "send")]) == (code, 1)
-
-    def test_a_send_that_does_not_end_is_a_timeout(self) -> None:
-        assert self.error_of_sending([socket.timeout("timed out")]) == (errno.ETIMEDOUT, 0)
-
-    def error_of_sending(self, errors: list[BaseException]) -> tuple[int | None, int]:
-        """The errno of the KernelError that comes of it, and how many errors nobody ran into."""
+    @pytest.mark.parametrize(
+        ("errors", "code", "left"),
+        [
+            ([OSError(errno.ENOBUFS, "send")] * 3, errno.ENOBUFS, 0),
+            ([OSError(errno.EINTR, "send")] * 3, errno.EINTR, 0),
+            ([OSError(errno.ENOMEM, "send"), OSError(errno.EIO, "send")], errno.ENOMEM, 1),
+            ([socket.timeout("timed out"), OSError(errno.EIO, "send")], errno.ETIMEDOUT, 1),
+        ],
+        ids=["ENOBUFS", "EINTR", "ENOMEM", "timeout"],
+    )
+    def test_it_is_an_error(self, errors: list[BaseException], code: int, left: int) -> None:
         kernel = FakeKernel(table([A]))
-        kernel.send_errors = errors
+        kernel.send_errors = errors.copy()
         with kernel.installed(), DiagSocket() as diag_socket, pytest.raises(KernelError) as caught:
             flat(dump_of(diag_socket))
-        assert kernel.sent == []
-        return caught.value.errno, len(kernel.send_errors)
+        assert (caught.value.errno, len(kernel.send_errors), kernel.sent) == (code, left, [])

@@ -1,21 +1,25 @@
-"""DiagSocket and the real kernel."""
+"""DiagSocket on the real kernel."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import socket
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import socklb
 from socklb import (
     InetSocket,
     KernelError,
     MalformedMessage,
-    NotPermitted,
     NotSupported,
     SocketFilter,
     destroy_sockets,
@@ -50,29 +54,22 @@ def diag(network: None) -> Iterator[DiagSocket]:
         yield opened
 
 
-class TestTheSocket:
-    def test_it_waits_for_ten_seconds_and_asks_for_short_and_telling_acknowledgements(self, diag: DiagSocket) -> None:
-        real = diag._socket
-        assert real.gettimeout() == 10
-        assert [real.getsockopt(SOL_NETLINK, option) for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK)] == [1, 1]
-        assert not os.get_inheritable(real.fileno())
-
-    def test_a_context_closes_it(self, network: None) -> None:
-        before = os.listdir("/proc/self/fd")
-        with DiagSocket():
-            assert len(os.listdir("/proc/self/fd")) == len(before) + 1
-        assert os.listdir("/proc/self/fd") == before
+def test_it_has_a_timeout_and_both_options_and_is_not_inherited(diag: DiagSocket) -> None:
+    real = diag._socket
+    assert real.gettimeout() == 10
+    assert [real.getsockopt(SOL_NETLINK, option) for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK)] == [1, 1]
+    assert not os.get_inheritable(real.fileno())
 
 
 class TestDumps:
     @pytest.mark.parametrize("protocol", [IPPROTO_TCP, IPPROTO_UDP], ids=["tcp", "udp"])
     @pytest.mark.parametrize("family", [AF_INET, AF_INET6], ids=["v4", "v6"])
-    def test_each_dump_is_whole_and_one_socket_does_for_all(
+    def test_each_dump_is_complete_and_one_socket_serves_several(
         self, diag: DiagSocket, sockets: Sockets, protocol: int, family: int
     ) -> None:
         address = "127.0.0.1" if family == AF_INET else "::1"
         kind = socket.SOCK_STREAM if protocol == IPPROTO_TCP else socket.SOCK_DGRAM
-        made = [sockets.make(family, kind) for _ in range(500)]  # some replies' worth
+        made = [sockets.make(family, kind) for _ in range(500)]  # they fill several datagrams
         for one in made:
             one.bind((address, 0))
         expected = {cookie_of(one) for one in made}
@@ -89,13 +86,13 @@ class TestDumps:
             pytest.param(0, IPPROTO_TCP, id="no-such-family"),
         ],
     )
-    def test_what_has_no_handler_is_not_supported_and_no_empty_table(
+    def test_without_a_handler_it_is_not_supported_and_not_an_empty_table(
         self, diag: DiagSocket, family: int, protocol: int
     ) -> None:
         with pytest.raises(NotSupported, match="CONFIG_INET_DIAG") as caught:
             rows(diag, request(family, protocol))
         assert caught.value.errno == errno.ENOENT
-        assert rows(diag, request(AF_INET, IPPROTO_TCP)) == [], "the socket is fit for use"
+        assert rows(diag, request(AF_INET, IPPROTO_TCP)) == [], "the socket can still be used"
 
     @pytest.mark.parametrize(
         ("type", "asked"),
@@ -104,21 +101,23 @@ class TestDumps:
             pytest.param(4242, request(AF_INET, IPPROTO_TCP), id="unknown-type"),
         ],
     )
-    def test_what_the_kernel_does_not_accept_is_an_error_with_its_errno(
+    def test_a_request_that_the_kernel_refuses_is_an_error_with_its_errno(
         self, diag: DiagSocket, type: int, asked: bytes
     ) -> None:
         with pytest.raises(KernelError) as caught:
             rows(diag, asked, type)
         assert caught.value.errno == errno.EINVAL
 
-    def test_a_buffer_that_is_too_small_is_told_from_a_short_table(self, diag: DiagSocket, sockets: Sockets) -> None:
+    def test_a_buffer_that_is_too_small_is_not_taken_for_a_short_table(
+        self, diag: DiagSocket, sockets: Sockets
+    ) -> None:
         for _ in range(10):
             sockets.udp("127.0.0.1", 5000)
         diag._buffer = bytearray(1024)
         with pytest.raises(MalformedMessage, match="cut reply"):
             rows(diag, request(AF_INET, IPPROTO_UDP))
 
-    def test_an_answer_to_another_question_is_refused(self, diag: DiagSocket) -> None:
+    def test_an_answer_to_another_request_is_refused(self, diag: DiagSocket) -> None:
         asked = request(AF_INET, IPPROTO_TCP)
         diag._socket.send(encode_message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 4711, asked))
         with pytest.raises(MalformedMessage, match="sequence of a reply"):
@@ -149,7 +148,7 @@ class TestDestroys:
         assert codes == [0 if n % 3 else errno.ENOENT for n in range(BATCH)]
         assert [pending_error(one) for one in made] == ["ECONNABORTED" if n % 3 else "" for n in range(BATCH)]
 
-    def test_without_privilege_what_is_there_answers_eperm_and_what_is_not_enoent(self, sockets: Sockets) -> None:
+    def test_without_privilege_a_socket_answers_eperm_and_a_missing_one_enoent(self, sockets: Sockets) -> None:
         client = sockets.udp("127.0.0.1", 5000)
 
         def destroy() -> list[int]:
@@ -161,13 +160,7 @@ class TestDestroys:
         assert without_privilege(destroy) == [errno.EPERM, errno.ENOENT, errno.EPERM]
         assert pending_error(client) == ""
 
-    def test_answers_that_find_no_room_are_never_taken_for_success(self, diag: DiagSocket) -> None:
-        no_room(diag)
-        with pytest.raises(KernelError) as caught:
-            diag.destroy([request(AF_INET, IPPROTO_UDP)] * BATCH, "destroy")
-        assert caught.value.errno == errno.ENOBUFS
-
-    def test_answers_that_were_lost_come_when_there_is_room_again(
+    def test_a_batch_whose_answers_were_lost_is_repeated_once_there_is_room(
         self, diag: DiagSocket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         drain = diag._drain
@@ -176,83 +169,71 @@ class TestDestroys:
             drain()
             diag._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
 
-        no_room(diag)
+        diag._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel sets the smallest size it allows
         monkeypatch.setattr(diag, "_drain", make_room)
         assert diag.destroy([request(AF_INET, IPPROTO_UDP)] * BATCH, "destroy") == [errno.ENOENT] * BATCH
+        assert diag.destroy_was_repeated
 
 
-def no_room(diag: DiagSocket) -> None:
-    diag._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel makes it the least it allows
+class TestDebugLog:
+    """Each request and each reply is a line at DEBUG; where nobody imported `logging`, it is not imported either."""
 
-
-class TestDescriptors:
-    """Each call owns its netlink socket, closed on exhaustion, close() or error."""
-
-    def test_none_is_left_whatever_happens(self, sockets: Sockets) -> None:
-        for _ in range(3):
-            sockets.udp("127.0.0.1", 5000)
+    @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+    def test_a_find_and_a_destroy(self, sockets: Sockets, caplog: pytest.LogCaptureFixture, address: str) -> None:
+        client = sockets.udp(address, 5000)
+        family, host = (AF_INET6, "[::1]") if ":" in address else (AF_INET, address)
+        id = f"{host}:{client.getsockname()[1]} -> {host}:5000 interface 0 cookie {cookie_of(client):#x}"
         filter = SocketFilter("udp", dport(5000))
-        before = os.listdir("/proc/self/fd")
+        with caplog.at_level(logging.DEBUG, "socklb"):
+            assert len(list(find_sockets(filter, extensions=["meminfo"]))) == 1
+            asked, row, done = caplog.messages
+            assert destroy_sockets(filter).destroyed == 1
+        assert asked.startswith(f"-> seq 1 SOCK_DIAG_BY_FAMILY: udp family {int(family)} ")
+        assert asked.endswith(" bytes of attributes")
+        assert row == f"<- seq 1 SOCK_DIAG_BY_FAMILY: {id} ESTABLISHED"
+        assert done == "<- seq 1 NLMSG_DONE: errno 0"
+        killed = f"-> seq 2 SOCK_DESTROY: udp family {int(family)} {id} "
+        assert any(line.startswith(killed) for line in caplog.messages)
+        assert "<- seq 2 NLMSG_ERROR: errno 0" in caplog.messages
 
-        assert len(list(find_sockets(filter))) == 3
-        abandoned = find_sockets(filter)
-        next(abandoned)
-        assert len(os.listdir("/proc/self/fd")) == len(before) + 1
-        abandoned.close()
-        assert os.listdir("/proc/self/fd") == before
-
-        failing = SocketFilter("udp", dport(5000), predicate=lambda socket: 1 // 0)
-        for call in (lambda: list(find_sockets(failing)), lambda: destroy_sockets(failing)):
-            with pytest.raises(ZeroDivisionError):
-                call()
-            assert os.listdir("/proc/self/fd") == before
-
-        assert destroy_sockets(filter).destroyed == 3
-        assert os.listdir("/proc/self/fd") == before
-
-    def test_none_is_left_by_a_refusal(self, sockets: Sockets) -> None:
+    def test_logging_is_not_imported(self, sockets: Sockets) -> None:
         sockets.udp("127.0.0.1", 5000)
+        name = socklb.__name__
+        program = (
+            f"import sys; sys.path.insert(0, {str(Path(socklb.__file__).parents[name.count('.') + 1])!r})\n"
+            f"from {name} import SocketFilter, destroy_sockets, dport\n"
+            "report = destroy_sockets(SocketFilter('udp', dport(5000)))\n"
+            f"print(report.destroyed, [name for name in ('logging', '{name}.wire.describe') if name in sys.modules])\n"
+        )
+        done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ("1 []\n", "")
 
-        def refused() -> bool:
-            before = os.listdir("/proc/self/fd")
-            with pytest.raises(NotPermitted):
-                destroy_sockets(SocketFilter("udp", dport(5000)))
-            return os.listdir("/proc/self/fd") == before
 
-        assert without_privilege(refused)
+def test_memory_does_not_grow_with_the_number_of_sockets(network: None) -> None:
+    """The peak of a find, for several datagrams of rows and for five times as many."""
+    few, many = 600, 3000
+    filter = SocketFilter("udp", dport(5000), family=AF_INET)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < many + 100:
+        world.cannot(f"only {hard} descriptors")
 
-
-class TestMemory:
-    """Streamed: memory does not grow with the number of sockets."""
-
-    FEW, MANY = 600, 3000  # some replies' worth, and five times that
-
-    @pytest.fixture(autouse=True)
-    def _descriptors(self) -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if hard != resource.RLIM_INFINITY and hard < self.MANY + 100:
-            world.cannot(f"only {hard} descriptors")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, self.MANY + 100), hard))
-        yield
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-    def peak(self, count: int) -> int:
-        """The most memory that was in use while so many sockets were found, one after another."""
-        filter = SocketFilter("udp", dport(5000), family=AF_INET)
+    def peak(count: int) -> int:
         tracemalloc.start()
         try:
-            found = sum(1 for _ in find_sockets(filter))
+            assert sum(1 for _ in find_sockets(filter)) == count
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-            assert found == count
 
-    def test_five_times_the_sockets_take_no_more(self, network: None) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, many + 100), hard))
+    try:
         with Sockets() as made:
-            for _ in range(self.FEW):
+            for _ in range(few):
                 made.udp("127.0.0.1", 5000)
-            self.peak(self.FEW)  # what is imported and cached at first use
-            few = self.peak(self.FEW)
-            for _ in range(self.MANY - self.FEW):
+            peak(few)  # fills caches
+            of_few = peak(few)
+            for _ in range(many - few):
                 made.udp("127.0.0.1", 5000)
-            assert self.peak(self.MANY) < 1.5 * few
+            assert peak(many) < 1.5 * of_few
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

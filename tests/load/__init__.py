@@ -1,1 +1,1 @@
-"""What many sockets, many of them coming and going, or a long run bring to light: `tox -e load`."""
+"""Many sockets, sockets that come and go, and a long run: `tox -e load`."""

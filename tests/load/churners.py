@@ -1,4 +1,4 @@
-"""Processes that open and close connections at full speed, and tell which of them died of what they did not do."""
+"""Processes that open and close connections at full speed, and notice which of them somebody else closed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import NamedTuple
 from ..children import Child
 from ..sockets import Sockets, cookie_of, family_of, pending_error, reset_on_close
 
-_KEPT = 64  # connections that are open at a time
-_COUNT = 8  # bytes of the number that is shared
+_OPEN = 64  # connections at a time
+_COUNTER = 8  # bytes of the number that is shared
 
 
 class Death(NamedTuple):
@@ -25,40 +25,37 @@ class Death(NamedTuple):
     server: str
 
 
-class Told(NamedTuple):
-    """What a churner tells in the end: the cookies of all its clients, and those that died."""
+class Churned(NamedTuple):
+    """The cookies of all clients that there were, and the connections that somebody else closed."""
 
     cookies: set[int]
     deaths: list[Death]
 
 
 class Churner:
-    """A process that connects to an address and port, where it listens itself, and closes with resets.
-
-    `made` is how many connections it has made, at any time.
-    """
+    """A process that connects to an address and port, where it listens itself, and closes with resets."""
 
     def __init__(self, child: Child, shared: mmap.mmap) -> None:
         self._child, self._shared = child, shared
 
     @property
     def made(self) -> int:
-        return int.from_bytes(self._shared[:_COUNT], "little")
+        """How many connections so far."""
+        return int.from_bytes(self._shared[:_COUNTER], "little")
 
-    def stop(self) -> Told:
-        """Let it look at what it still has, close that, and tell."""
-        told: Told = self._child.ask("stop")
-        return told
+    def stop(self) -> Churned:
+        churned: Churned = self._child.ask("stop")
+        return churned
 
 
 @contextmanager
 def churner(address: str, port: int, source: str, source_ports: Sequence[int] = ()) -> Iterator[Churner]:
     """Clients have this source address, and these ports again and again: the tuple of one that has just been closed.
 
-    Without ports, the ones that the system gives, as everybody's.
+    Without ports, the ones that the system gives.
     """
     with (
-        mmap.mmap(-1, _COUNT) as shared,
+        mmap.mmap(-1, _COUNTER) as shared,
         Child(lambda pipe: _churn(address, port, source, source_ports, shared, pipe)) as child,
     ):
         yield Churner(child, shared)
@@ -74,20 +71,20 @@ class _Pair(NamedTuple):
 def _churn(address: str, port: int, source: str, ports: Sequence[int], shared: mmap.mmap, pipe: Connection) -> None:
     with Sockets() as sockets:
         listener = sockets.listen(address, port)
-        kept: deque[_Pair] = deque()
-        told = Told(set(), [])
+        pairs: deque[_Pair] = deque()
+        churned = Churned(set(), [])
         while not pipe.poll():
             # With ports of its own it closes one that has the port before it takes that again.
-            if len(kept) == (len(ports) or _KEPT):
-                _close(kept.popleft(), told)
-            number = len(told.cookies)
-            kept.append(_open(listener, address, port, source, ports[number % len(ports)] if ports else 0))
-            told.cookies.add(kept[-1].cookie)
-            shared[:_COUNT] = (number + 1).to_bytes(_COUNT, "little")
-        for pair in kept:
-            _close(pair, told)
+            if len(pairs) == (len(ports) or _OPEN):
+                _close(pairs.popleft(), churned)
+            number = len(churned.cookies)
+            pairs.append(_open(listener, address, port, source, ports[number % len(ports)] if ports else 0))
+            churned.cookies.add(pairs[-1].cookie)
+            shared[:_COUNTER] = (number + 1).to_bytes(_COUNTER, "little")
+        for pair in pairs:
+            _close(pair, churned)
     pipe.recv()
-    pipe.send(told)
+    pipe.send(churned)
 
 
 def _open(listener: socket, address: str, port: int, source: str, source_port: int) -> _Pair:
@@ -96,8 +93,7 @@ def _open(listener: socket, address: str, port: int, source: str, source_port: i
     client.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     client.setsockopt(0, 24, 1)  # IP_BIND_ADDRESS_NO_PORT: a port is taken when the peer is known
     cookie = cookie_of(client)
-    server = None
-    failed = ""
+    server, failed = None, ""
     try:
         client.bind((source, source_port))
         client.connect((address, port))
@@ -112,11 +108,11 @@ def _open(listener: socket, address: str, port: int, source: str, source_port: i
     return _Pair(cookie, client, server, failed)
 
 
-def _close(pair: _Pair, told: Told) -> None:
+def _close(pair: _Pair, churned: Churned) -> None:
     client = pair.failed or pending_error(pair.client)
     server = pending_error(pair.server) if pair.server is not None else ""
     if client or server:
-        told.deaths.append(Death(pair.cookie, client, server))
+        churned.deaths.append(Death(pair.cookie, client, server))
     pair.client.close()
     if pair.server is not None:
         pair.server.close()

@@ -1,10 +1,11 @@
-"""Processes that hold connections, both ends of each, and tell what became of them."""
+"""Processes that hold connections, both ends of each."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from socket import socket
 
@@ -15,18 +16,18 @@ _AT_MOST = 7_500  # connections in a process
 
 
 class Holder:
-    """A process with `count` connections to each of the addresses in turn, none before `renew`."""
+    """A process with `count` connections to each of the addresses in turn, none before `reconnect`."""
 
     def __init__(self, child: Child) -> None:
         self._child = child
 
-    def renew(self) -> list[int]:
+    def reconnect(self) -> list[int]:
         """Close all that is left, and connect anew. The cookies of the clients."""
-        cookies: list[int] = self._child.ask("renew")
+        cookies: list[int] = self._child.ask("reconnect")
         return cookies
 
     def errors(self) -> Counter[tuple[str, str]]:
-        """How many connections had which errors waiting at the client and at the server; they are taken away."""
+        """How many connections had which errors pending at the client and at the server; each is reported once."""
         errors: Counter[tuple[str, str]] = self._child.ask("errors")
         return errors
 
@@ -41,8 +42,8 @@ def holders(count: int, addresses: Sequence[str], port: int) -> Iterator[list[Ho
         most = min(_AT_MOST, allow_descriptors() // 2)
         shares = [min(most, count - start) for start in range(0, count, most)]
         yield [
-            Holder(stack.enter_context(Child(lambda pipe, n=n, k=k: _hold(k, addresses, port + n, pipe))))  # type: ignore[misc]
-            for n, k in enumerate(shares)
+            Holder(stack.enter_context(Child(partial(_hold, share, addresses, port + number))))
+            for number, share in enumerate(shares)
         ]
 
 
@@ -50,7 +51,7 @@ def _hold(count: int, addresses: Sequence[str], port: int, pipe: Connection) -> 
     with Sockets() as sockets:
         connections: list[tuple[socket, socket]] = []
         for question in questions(pipe):
-            if question == "renew":
+            if question == "reconnect":
                 for client, server in connections:
                     client.close()
                     server.close()

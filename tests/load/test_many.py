@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -20,13 +19,13 @@ pytestmark = [pytest.mark.kernel, pytest.mark.load]
 
 CONNECTIONS = 60_000
 BYTES_A_SOCKET = 512
-"""What a report may hold of a socket at most: its row as the kernel told it, and its verdict."""
+"""What a report may hold of a socket at most: its row as the kernel sent it, and its verdict."""
 
 _ADDRESSES = ("127.1.0.1", "::1", "::ffff:127.1.0.2", "127.1.0.3")
 _PORT, _LAST_PORT = 7000, 7099
 
-# The peak of a fresh process, told by its own memory map: that of getrusage() begins with what forked it. What a run
-# imports is in memory before, and the report is not printed before the peak is known.
+# The peak of a fresh process, from its own memory map: that of getrusage() begins with what forked it. What a run
+# imports is in memory before, and the report is printed after the peak is known.
 _SCRIPT = f"""
 import json, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -36,15 +35,11 @@ def peak():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
 
-def by_filter(addresses, ports):
-    return destroy_sockets(SocketFilter("tcp", (dst("127.1.0.0/16") | dst("::1")) & dport(*ports))).outcomes
-
-def by_backends(addresses, ports):
+def destroy(addresses, ports):
+    if sys.argv[1] == "destroy_sockets":
+        return destroy_sockets(SocketFilter("tcp", (dst("127.1.0.0/16") | dst("::1")) & dport(*ports))).outcomes
     backends = [Backend(address, port, "tcp") for address in addresses for port in range(ports[0], ports[1] + 1)]
     return [o for _, o in terminate_connections(backends, namespaces=[NetworkNamespace.current()]).outcomes]
-
-def destroy(addresses, ports):
-    return {{"destroy_sockets": by_filter, "terminate_connections": by_backends}}[sys.argv[1]](addresses, ports)
 
 destroy(["127.1.0.1"], [1, 1])
 before = peak()
@@ -62,11 +57,11 @@ def crowd(network: None) -> Iterator[list[Holder]]:
 
 @pytest.mark.parametrize("call", ["destroy_sockets", "terminate_connections"])
 def test_all_are_gone_and_all_are_in_the_report(crowd: list[Holder], call: str) -> None:
-    cookies = [cookie for holder in crowd for cookie in holder.renew()]
+    cookies = [cookie for holder in crowd for cookie in holder.reconnect()]
     assert len(cookies) == CONNECTIONS
 
-    said = _destroy(call)
-
+    done = subprocess.run([sys.executable, "-c", _SCRIPT, call], check=True, stdout=subprocess.PIPE)
+    said = json.loads(done.stdout)
     assert sorted(map(tuple, said["verdicts"])) == [(cookie, "destroyed") for cookie in sorted(cookies)]
     errors: Counter[tuple[str, str]] = sum((holder.errors() for holder in crowd), Counter())
     assert errors == {("ECONNABORTED", "ECONNRESET"): CONNECTIONS}
@@ -74,9 +69,3 @@ def test_all_are_gone_and_all_are_in_the_report(crowd: list[Holder], call: str) 
 
     print(f"{call}: {said['growth'] / CONNECTIONS:.0f} bytes a socket")
     assert said["growth"] <= CONNECTIONS * BYTES_A_SOCKET
-
-
-def _destroy(call: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", _SCRIPT, call], check=True, stdout=subprocess.PIPE)
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said

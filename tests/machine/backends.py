@@ -1,4 +1,4 @@
-"""The rules by which backends come and go in a table, and the connections to those that fell are cut."""
+"""The rules by which backends come and go in a table, and the connections to those that go down are destroyed."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from hypothesis.stateful import rule
 from socklb import (
     Backend,
     BackendTable,
-    DestroyReport,
     NetworkNamespace,
+    Outcome,
+    Report,
     TerminationLoop,
-    TerminationReport,
     terminate_connections,
 )
 from socklb.filters import dport, dst
 from socklb.filters.conditions import Or
 from socklb.termination.table import Instance
 
-from .endpoints import Place
-from .machine import PLACES, SocketMachine
-from .model import Inhabitant, Options, Verdict, Wish, unmapped
-from .tallies import tally
-from .wishes import PORTS, TARGETS
+from .counters import counters
+from .filters import PORTS, TARGETS
+from .machine import NAMESPACES, SocketMachine
+from .model import ModelFilter, ModelSocket, Options, Verdict, unmapped
 
-_ALIVE_STATES = ("active", "terminating")
+_UP_STATES = ("active", "terminating")
 
 
-class Told(NamedTuple):
-    """What somebody says of one service's instance of a backend, in plain words."""
+class ModelInstance(NamedTuple):
+    """One service's instance of a backend, in plain words."""
 
     address: str
     port: int
@@ -45,154 +44,155 @@ class Told(NamedTuple):
         return Backend(self.address, self.port, self.protocol)
 
     @property
-    def is_alive(self) -> bool:
-        return self.state in _ALIVE_STATES and not self.unhealthy
+    def is_up(self) -> bool:
+        return self.state in _UP_STATES and not self.unhealthy
 
 
-_told = st.builds(
-    Told,
+_instances = st.builds(
+    ModelInstance,
     st.sampled_from(TARGETS),
     st.sampled_from(PORTS),
     st.sampled_from(("tcp", "udp")),
     st.sampled_from(("", "web")),
-    st.sampled_from((*_ALIVE_STATES, "active", "quarantined", "maintenance")),
+    st.sampled_from((*_UP_STATES, "active", "quarantined", "maintenance")),
     st.sampled_from((False, False, False, True)),
 )
-_some_places = st.lists(st.integers(0, PLACES - 1), min_size=1, max_size=PLACES, unique=True) | st.just([0, 1, 2])
+_numbers = st.lists(st.integers(0, NAMESPACES - 1), min_size=1, max_size=NAMESPACES, unique=True) | st.just([0, 1, 2])
 _dry_run = st.sampled_from((False, False, False, True))
 
 
-class PlainTable:
-    """A backend is alive while any service's instance of it is; it falls on the step from alive to not alive."""
+class ModelTable:
+    """A backend is up while any service's instance of it is; it goes down on the step from up to not up."""
 
     def __init__(self) -> None:
         self.services: dict[Backend, dict[str, bool]] = {}
-        self.fallen: list[Backend] = []
+        self.down: list[Backend] = []
 
-    def is_alive(self, backend: Backend) -> bool:
+    def is_up(self, backend: Backend) -> bool:
         return True in self.services.get(backend, {}).values()
 
-    def let_be(self, backend: Backend, services: dict[str, bool]) -> None:
-        was_alive = self.is_alive(backend)
+    def put(self, backend: Backend, services: dict[str, bool]) -> None:
+        was_up = self.is_up(backend)
         self.services[backend] = services
-        if self.is_alive(backend) and backend in self.fallen:
-            self.fallen.remove(backend)
-        if was_alive and not self.is_alive(backend):
-            self.fallen.append(backend)
+        if self.is_up(backend) and backend in self.down:
+            self.down.remove(backend)
+        if was_up and not self.is_up(backend):
+            self.down.append(backend)
 
 
 class BackendMachine(SocketMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.plain = BackendTable(), PlainTable()
+        self.table, self.model_table = BackendTable(), ModelTable()
 
-    @rule(told=_told)
-    def upsert(self, told: Told) -> None:
-        self.table.upsert(told.backend, told.service, told.state, told.unhealthy)
-        known = self.plain.services.get(told.backend, {})
-        self.plain.let_be(told.backend, {**known, told.service: told.is_alive})
+    @rule(instance=_instances)
+    def upsert(self, instance: ModelInstance) -> None:
+        self.table.upsert(instance.backend, instance.service, instance.state, instance.unhealthy)
+        known = self.model_table.services.get(instance.backend, {})
+        self.model_table.put(instance.backend, {**known, instance.service: instance.is_up})
         self._check_table()
 
-    @rule(told=_told, all_services=st.booleans())
-    def delete(self, told: Told, all_services: bool) -> None:
-        self.table.delete(told.backend, None if all_services else told.service)
-        known = self.plain.services.get(told.backend, {})
-        rest = {} if all_services else {name: alive for name, alive in known.items() if name != told.service}
-        self.plain.let_be(told.backend, rest)
+    @rule(instance=_instances, all_services=st.booleans())
+    def delete(self, instance: ModelInstance, all_services: bool) -> None:
+        self.table.delete(instance.backend, None if all_services else instance.service)
+        known = self.model_table.services.get(instance.backend, {})
+        rest = {} if all_services else {name: is_up for name, is_up in known.items() if name != instance.service}
+        self.model_table.put(instance.backend, rest)
         self._check_table()
 
-    @rule(all_told=st.lists(_told, max_size=4))
-    def replace(self, all_told: list[Told]) -> None:
-        self.table.replace(Instance(told.backend, told.service, told.state, told.unhealthy) for told in all_told)
-        wanted: dict[Backend, dict[str, bool]] = {told.backend: {} for told in all_told}
-        for told in all_told:
-            wanted[told.backend][told.service] = told.is_alive
-        for backend in {*self.plain.services, *wanted}:
-            self.plain.let_be(backend, wanted.get(backend, {}))
+    @rule(instances=st.lists(_instances, max_size=4))
+    def replace(self, instances: list[ModelInstance]) -> None:
+        self.table.replace(Instance(one.backend, one.service, one.state, one.unhealthy) for one in instances)
+        wanted: dict[Backend, dict[str, bool]] = {one.backend: {} for one in instances}
+        for one in instances:
+            wanted[one.backend][one.service] = one.is_up
+        for backend in {*self.model_table.services, *wanted}:
+            self.model_table.put(backend, wanted.get(backend, {}))
         self._check_table()
 
-    @rule(where=_some_places, which=st.integers(0, 59))
-    def lose_a_backend(self, where: list[int], which: int) -> None:
-        """One that somebody is connected to was alive, and is no more; the loop is told of that and of all before."""
-        self._lose(which)
-        reports: list[TerminationReport] = []
+    @rule(numbers=_numbers, which=st.integers(0, 59))
+    def run_loop(self, numbers: list[int], which: int) -> None:
+        """A backend with a client goes down, and the loop takes that one and all that went down before."""
+        self._take_down(which)
+        reports: list[Report] = []
         loop = TerminationLoop(
             self.table,
-            namespaces=self._namespaces(where),
-            second_look=None,
+            namespaces=self._namespaces(numbers),
+            second_pass=None,
             on_pass=lambda done: reports.append(done.report) if done.report else None,
         )
         loop.stop()  # after the batch at hand, which does not wait for more
         loop.run()
-        fallen, self.plain.fallen = self.plain.fallen, []
-        assert len(reports) == bool(fallen)
+        down, self.model_table.down = self.model_table.down, []
+        assert len(reports) == bool(down)
         for report in reports:
-            self._check_termination(report, fallen, where, Options())
+            self._check_termination(report, down, numbers, Options())
 
-    @rule(where=_some_places, which=st.integers(0, 59), dry_run=_dry_run)
-    def terminate(self, where: list[int], which: int, dry_run: bool) -> None:
-        """A dry run changes nothing, so that the same are still to be cut."""
-        self._lose(which)
-        fallen = self.table.take_fallen()
-        assert sorted(map(str, fallen)) == sorted(map(str, self.plain.fallen))
-        self.plain.fallen = []
+    @rule(numbers=_numbers, which=st.integers(0, 59), dry_run=_dry_run)
+    def terminate(self, numbers: list[int], which: int, dry_run: bool) -> None:
+        """A dry run changes nothing, so the same are still to be destroyed."""
+        self._take_down(which)
+        down = self.table.drain_down()
+        assert sorted(map(str, down)) == sorted(map(str, self.model_table.down))
+        self.model_table.down = []
         for options in (Options(dry_run=True), Options()) if dry_run else (Options(),):
-            report = terminate_connections(fallen, namespaces=self._namespaces(where), dry_run=options.dry_run)
-            self._check_termination(report, fallen, where, options)
+            report = terminate_connections(down, namespaces=self._namespaces(numbers), dry_run=options.dry_run)
+            self._check_termination(report, down, numbers, options)
 
     # ------------------------------------------------------------------------------------------------ parts
 
-    def _lose(self, which: int) -> None:
-        one = self._pick(which, [one for one in self.world.model.inhabitants if one.peer_port])
+    def _take_down(self, which: int) -> None:
+        one = self._pick(which, [one for one in self.world.model.sockets if one.peer_port])
         if one is not None:
             backend = _backend_of(one)
-            for alive in (True, False):
-                state = "active" if alive else "quarantined"
-                self.table.replace([Instance(backend, "", state)])
-                for known in {*self.plain.services, backend}:
-                    self.plain.let_be(known, {"": alive} if known == backend else {})
+            for is_up in (True, False):
+                self.table.replace([Instance(backend, "", "active" if is_up else "quarantined")])
+                for known in {*self.model_table.services, backend}:
+                    self.model_table.put(known, {"": is_up} if known == backend else {})
 
     def _check_table(self) -> None:
-        for backend in self.plain.services:
-            assert self.table.is_alive(backend) == self.plain.is_alive(backend)
-        assert self.table.has_fallen() == bool(self.plain.fallen)
+        for backend in self.model_table.services:
+            assert self.table.is_alive(backend) == self.model_table.is_up(backend)
+        assert self.table.has_down() == bool(self.model_table.down)
 
-    def _namespaces(self, where: list[int]) -> list[NetworkNamespace]:
-        return [self.places[number].namespace or NetworkNamespace.current() for number in where]
+    def _namespaces(self, numbers: list[int]) -> list[NetworkNamespace]:
+        return [self.namespaces[number].namespace or NetworkNamespace.current() for number in numbers]
 
     def _check_termination(
-        self, report: TerminationReport, backends: Sequence[Backend], where: list[int], options: Options
+        self, report: Report, backends: Sequence[Backend], numbers: list[int], options: Options
     ) -> None:
-        """Who was connected to one of the backends died, in these places; the sums are those of the verdicts."""
+        """What was connected to the backends in these namespaces is destroyed; the sums are those of the verdicts."""
         assert not report.skipped_namespaces
+        assert not report.errors
         assert not report.unrecorded
-        if not backends:
-            assert not report.namespaces
-        said: dict[Inhabitant, Verdict] = {}
-        for number, namespace in zip(where if backends else (), self._namespaces(where)):
-            found = report.namespaces[namespace]
-            assert isinstance(found, DestroyReport), found
-            said.update(self._check_place(self.places[number], found, backends, options))
-        self._check_sums(report, said.values())
-        assert len(report.outcomes) == len(said)
+        verdicts: dict[ModelSocket, Verdict] = {}
+        for number, namespace in zip(numbers if backends else (), self._namespaces(numbers)):
+            outcomes = [outcome for outcome in report.outcomes if outcome.namespace == namespace]
+            of_netns = self._check_netns(number, outcomes, backends, options)
+            self._check_sums(report.namespaces[namespace], of_netns.values())
+            verdicts.update(of_netns)
+        assert len(report.namespaces) == (len(numbers) if backends else 0)
+        assert len(report.outcomes) == len(verdicts)
+        self._check_sums(report.counts, verdicts.values())
         assert set(report.backends) == set(backends)
         for backend, counts in report.backends.items():
-            self._check_sums(counts, [verdict for one, verdict in said.items() if _backend_of(one) == backend])
-        self._bury(said)
-        tally["terminations"] += 1
-        tally["cut"] += report.destroyed
+            self._check_sums(counts, [verdict for one, verdict in verdicts.items() if _backend_of(one) == backend])
+        self._expect_destroyed(verdicts)
+        counters["terminations"] += 1
+        counters["destroyed by terminations"] += report.destroyed
 
-    def _check_place(
-        self, place: Place, report: DestroyReport, backends: Sequence[Backend], options: Options
-    ) -> dict[Inhabitant, Verdict]:
-        said = self._said(place, report)
+    def _check_netns(
+        self, number: int, outcomes: Sequence[Outcome], backends: Sequence[Backend], options: Options
+    ) -> dict[ModelSocket, Verdict]:
+        verdicts = self._verdicts(self.namespaces[number], outcomes)
         for protocol in ("tcp", "udp"):
             to = [dst(backend.address) & dport(backend.port) for backend in backends if backend.protocol == protocol]
-            wish = Wish(protocol, Or(*to))
-            of_protocol = {one: verdict for one, verdict in said.items() if one.protocol == protocol}
-            self.world.model.check_report(wish, options, self.world.model.meant(wish, place.number), of_protocol)
-        return said
+            filter = ModelFilter(protocol, Or(*to))
+            of_protocol = {one: verdict for one, verdict in verdicts.items() if one.protocol == protocol}
+            matching = self.world.model.matching(filter, number)
+            self.world.model.check_report(filter, options, matching, of_protocol)
+        return verdicts
 
 
-def _backend_of(one: Inhabitant) -> Backend:
+def _backend_of(one: ModelSocket) -> Backend:
     return Backend(unmapped(one.peer), one.peer_port, one.protocol)

@@ -1,12 +1,13 @@
-"""Says how far the machine went."""
+"""Shows what the machine has done."""
 
 from __future__ import annotations
 
 import pytest
 
-from .tallies import tally
+from .counters import counters
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if tally["steps"]:
-        terminalreporter.write_line("state machine: " + ", ".join(f"{count} {what}" for what, count in tally.items()))
+    if counters["steps"]:
+        done = ", ".join(f"{count} {what}" for what, count in counters.items())
+        terminalreporter.write_line(f"state machine: {done}")

@@ -1,4 +1,4 @@
-"""Several network namespaces, and what an application sees of a socket in one of them."""
+"""Network namespaces, and what an application sees of its own socket."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Optional
 
 from socklb import NetworkNamespace
-from socklb.kernel.namespaces import inside
+from socklb.kernel.namespaces import run_in_netns
 
 from .. import world
 from ..proc_net import ProcNet
 from ..sockets import add_v6_address, cookie_of, error_of, eventually, pending_error, state_of
-from .model import BOUND_INACTIVE, CLOSE, CLOSE_WAIT, ESTABLISHED, LOOPBACK, Inhabitant, IPAddress
+from .model import BOUND_INACTIVE, CLOSE, CLOSE_WAIT, ESTABLISHED, LOOPBACK, IPAddress, ModelSocket
 
 _SMALL_TABLE = "64"
 _ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
 
 
-class Place:
-    """A network namespace; that of the caller (the last one made) is None to the package."""
+class Netns:
+    """A network namespace; `namespace` is None for the current one, which is the last one made."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -33,12 +33,12 @@ class Place:
         add_v6_address("fd00::1")
         self._descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         path = f"/proc/self/fd/{self._descriptor}"
-        self.namespace: Optional[NetworkNamespace] = NetworkNamespace.from_path(path, name=f"place {number}")
+        self.namespace: Optional[NetworkNamespace] = NetworkNamespace.from_path(path, name=f"netns {number}")
         self.table = ProcNet()
 
     @staticmethod
     def _make_small_tables() -> None:
-        """A walk costs what the table's size is; kernels that cannot (before 6.1) share the host's."""
+        """A walk costs what the table's size is; before Linux 6.1 it is the machine's."""
         for name in ("tcp_child_ehash_entries", "udp_child_hash_entries"):
             path = f"/proc/sys/net/ipv4/{name}"
             if os.path.exists(path):
@@ -50,31 +50,28 @@ class Place:
         os.close(self._descriptor)
 
     def make(self, family: int, kind: int) -> socket.socket:
-        made = inside(self.namespace, lambda: socket.socket(family, kind))
+        made = run_in_netns(self.namespace, lambda: socket.socket(family, kind))
         made.settimeout(5)
         return made
 
     def rows(self) -> Counter[tuple[object, ...]]:
-        """What the kernel shows of it to everybody."""
+        """What /proc/net shows."""
         return Counter(
             (row.protocol, row.local, row.local_port, row.peer, row.peer_port, row.state, row.is_time_wait, row.inode)
             for row in self.table.rows()
         )
 
 
-def expected_rows(inhabitants: Sequence[Inhabitant]) -> Counter[tuple[object, ...]]:
-    """What a place should show if these live there."""
+def expected_rows(sockets: Iterable[ModelSocket]) -> Counter[tuple[object, ...]]:
     return Counter(
-        (one.protocol, *one.ends, one.state, one.is_mini, one.inode)
-        for one in inhabitants
-        if one.state != BOUND_INACTIVE
+        (one.protocol, *one.ends, one.state, one.is_mini, one.inode) for one in sockets if one.state != BOUND_INACTIVE
     )
 
 
-def make_places(count: int) -> list[Place]:
-    places = [Place(number) for number in range(count)]
-    places[-1].namespace = None
-    return places
+def make_namespaces(count: int) -> list[Netns]:
+    namespaces = [Netns(number) for number in range(count)]
+    namespaces[-1].namespace = None
+    return namespaces
 
 
 def name_of(sock: socket.socket) -> tuple[IPAddress, int]:
@@ -93,14 +90,12 @@ def peer_of(sock: socket.socket) -> tuple[IPAddress, int]:
     return ip_address(address), port
 
 
-def inhabitant_of(place: Place, sock: socket.socket, state: int, *, autobound: bool, cgroup: int) -> Inhabitant:
-    """What the application knows of its own socket."""
-    return Inhabitant(
-        place.number,
+def model_of(netns: Netns, sock: socket.socket, state: int, *, autobound: bool, cgroup: int) -> ModelSocket:
+    return ModelSocket(
+        netns.number,
         "tcp" if sock.type == socket.SOCK_STREAM else "udp",
         state,
-        name_of(sock),
-        peer_of(sock),
+        *(*name_of(sock), *peer_of(sock)),
         device=LOOPBACK if sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16) else 0,
         mark=sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & 0xFFFFFFFF,
         cgroup=cgroup,
@@ -111,13 +106,13 @@ def inhabitant_of(place: Place, sock: socket.socket, state: int, *, autobound: b
 
 
 def abort(sock: socket.socket) -> None:
-    """Close it without a long good-bye, if it is open."""
+    """Close it with a reset, if it is open."""
     if sock.fileno() >= 0 and sock.type == socket.SOCK_STREAM:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
     sock.close()
 
 
-def assert_alive(one: Inhabitant, sock: socket.socket) -> None:
+def expect_alive(one: ModelSocket, sock: socket.socket) -> None:
     """No error is pending, and it is in the state, at the address and with the peer that it should have."""
     assert (one, pending_error(sock)) == (one, "")
     if one.protocol == "tcp":
@@ -127,21 +122,14 @@ def assert_alive(one: Inhabitant, sock: socket.socket) -> None:
     assert (one, name_of(sock)) == (one, (one.local, one.local_port))
 
 
-def assert_tcp_dead(one: Inhabitant, sock: socket.socket, error: str) -> None:
+def expect_tcp_closed(one: ModelSocket, sock: socket.socket, error: str) -> None:
     """The first call reports the error once; then nothing can be sent any more."""
-    eventually(lambda: state_of(sock) == CLOSE, f"the death of {one}")
+    eventually(lambda: state_of(sock) == CLOSE, f"{one} is closed")
     assert pending_error(sock) == error, one
     assert pending_error(sock) == "", one
     assert error_of(lambda: sock.send(b"x")) == "EPIPE", one
 
 
-def error_of_reset(one: Inhabitant) -> str:
+def error_of_reset(one: ModelSocket) -> str:
     """What a socket in this state gets from a reset (tcp_reset())."""
     return "EPIPE" if one.state == CLOSE_WAIT else "ECONNRESET"
-
-
-def connect_now(sock: socket.socket, address: str, port: int) -> None:
-    sock.setblocking(False)
-    code = sock.connect_ex((address, port))
-    assert code in (0, errno.EINPROGRESS), errno.errorcode[code]
-    sock.settimeout(5)

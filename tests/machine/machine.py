@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Optional
 
 import pytest
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from socklb import (
-    DestroyReport,
     InetSocket,
+    Outcome,
     SocketFilter,
     UnboundedFilter,
     destroy_sockets,
@@ -26,50 +26,55 @@ from socklb import (
 from socklb.engine.report import Counts
 from socklb.filters.conditions import EVERYTHING
 
-from .endpoints import Place, make_places
+from .counters import count_run, count_search, counters
+from .endpoints import Netns, make_namespaces
+from .filters import BY_PROTOCOL, MARKS, PORTS, TARGETS, TWIN_PORT, Aim, aimed, aims, model_filters, options, states
 from .model import (
     CLOSING,
     ESTABLISHED,
     FIN_WAIT1,
     LAST_ACK,
     STATES,
-    Inhabitant,
+    ModelFilter,
+    ModelSocket,
     Options,
     States,
     Verdict,
-    Wish,
     bounds,
     unmapped,
 )
-from .population import TWIN_CLIENTS_PORT, Manner
-from .tallies import count_run, count_search, tally
-from .wishes import MARKS, PORTS, TARGETS, TWIN_PORT, Aim, aimed, aims, options, states, wishes
+from .population import TWIN_CLIENTS_PORT, SocketOptions
 from .world import World
 
-PLACES = 3
+NAMESPACES = 3
 VERDICTS = ("destroyed", "gone", "skipped", "failed")
 
 _FAMILIES = {None: None, 4: socket.AF_INET, 6: socket.AF_INET6}
+_TIME_WAIT = next(states for states in STATES if states.argument == ["time-wait"])
+_WITH_LISTEN = next(states for states in STATES if states.names_listen)
 
 _which = st.integers(0, 59)
-_places = st.sampled_from((*range(PLACES), PLACES - 1, PLACES - 1))  # the caller's own is visited most
+_netns = st.sampled_from((*range(NAMESPACES), NAMESPACES - 1, NAMESPACES - 1))  # the current one most often
 _counts = st.integers(1, 3)
 _protocols = st.sampled_from(("tcp", "udp"))
+_uncommon = st.sampled_from(("send_unbound_udp", "connect_in_vain", "connect_to_deferring_listener"))
 _targets = st.sampled_from(TARGETS)
 _ports = st.sampled_from(PORTS)
 _bind_addresses = st.sampled_from((*TARGETS, "0.0.0.0", "::"))
 _bind_ports = st.sampled_from((*PORTS, TWIN_PORT, TWIN_PORT))
 _dry_runs = st.sampled_from((False, False, False, True))
-_manners = st.builds(Manner, st.booleans(), st.booleans(), st.sampled_from(MARKS), st.booleans(), st.booleans())
+socket_options = st.builds(
+    SocketOptions, st.booleans(), st.booleans(), st.sampled_from(MARKS), st.booleans(), st.booleans()
+)
 
 
-def filter_of(wish: Wish) -> SocketFilter:
-    keeps = wish.keeps
+def socket_filter(filter: ModelFilter) -> SocketFilter:
+    keeps = filter.keeps
     return SocketFilter(
-        wish.protocol,
-        wish.where,
-        states=wish.states.argument,
-        family=_FAMILIES[wish.version],
+        filter.protocol,
+        filter.condition,
+        states=filter.states.argument,
+        family=_FAMILIES[filter.version],
         predicate=None if keeps is None else lambda row: row.sport % 2 == keeps,
     )
 
@@ -77,18 +82,18 @@ def filter_of(wish: Wish) -> SocketFilter:
 class SocketMachine(RuleBasedStateMachine):
     """No rule has a precondition: what is drawn must not depend on which of several sockets the kernel found first."""
 
-    places: list[Place] = []  # noqa: RUF012 - those of the whole run
+    namespaces: list[Netns] = []  # noqa: RUF012 - those of the whole run
 
-    @initialize(addresses=st.lists(_targets, min_size=1, max_size=2), port=_ports, manner=_manners)
-    def start(self, addresses: list[str], port: int, manner: Manner) -> None:
-        if any(place.rows() for place in self.places):  # what an example that failed has left
-            self.places[:] = make_places(PLACES)
-        self.world = World(self.places, _cgroup_of_all(self.places[-1]))
-        for place in self.places:
+    @initialize(addresses=st.lists(_targets, min_size=1, max_size=2), port=_ports, made=socket_options)
+    def start(self, addresses: list[str], port: int, made: SocketOptions) -> None:
+        if any(netns.rows() for netns in self.namespaces):  # what an example that failed has left
+            self.namespaces[:] = make_namespaces(NAMESPACES)
+        self.world = World(self.namespaces, _cgroup_of_all(self.namespaces[-1]))
+        for netns in self.namespaces:
             for address in addresses:
-                self.world.connect(place, address, port, manner)
-                self.world.connect_udp(place, address, port, manner)
-        tally["worlds"] += 1
+                self.world.connect(netns, "tcp", address, port, made)
+                self.world.connect(netns, "udp", address, port, made)
+        counters["worlds"] += 1
 
     def teardown(self) -> None:
         """Every socket goes. What TCP itself keeps for a minute is destroyed: it counts, and nothing else is there."""
@@ -96,250 +101,227 @@ class SocketMachine(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         self.world.clear()
-        left = self.world.model.inhabitants
-        for place in self.places:
-            wish = Wish("tcp", EVERYTHING, next(those for those in STATES if those.argument == ["time-wait"]))
-            if any(one.place == place.number for one in left):
-                self.world.model.session = None
-                self._bury(self._run(place, wish, Options(), allow_unbounded=True))
+        self.world.model.session = None
+        left = {one.netns for one in self.world.model.sockets}
+        for number in left:
+            filter = ModelFilter("tcp", EVERYTHING, _TIME_WAIT)
+            self._expect_destroyed(self._run(self.namespaces[number], filter, Options(), allow_unbounded=True))
         self.world.check()
-        assert not self.world.model.inhabitants
+        assert not self.world.model.sockets
 
     # ------------------------------------------------------------------------------------------------ rules
 
-    @rule(place=_places, address=_bind_addresses, port=_bind_ports, manner=_manners)
-    def listen(self, place: int, address: str, port: int, manner: Manner) -> None:
-        self.world.listen(self.places[place], address, port, manner)
+    @rule(netns=_netns, address=_bind_addresses, port=_bind_ports, made=socket_options)
+    def listen(self, netns: int, address: str, port: int, made: SocketOptions) -> None:
+        self.world.listen(self.namespaces[netns], address, port, made)
 
-    @rule(place=_places, address=_bind_addresses, port=_bind_ports, manner=_manners)
-    def bind_tcp(self, place: int, address: str, port: int, manner: Manner) -> None:
-        self.world.bind_tcp(self.places[place], address, port, manner)
+    @rule(netns=_netns, protocol=_protocols, address=_bind_addresses, port=_bind_ports, made=socket_options)
+    def bind(self, netns: int, protocol: str, address: str, port: int, made: SocketOptions) -> None:
+        self.world.bind(self.namespaces[netns], protocol, address, port, made)
 
-    @rule(place=_places, address=_bind_addresses, port=_bind_ports, manner=_manners)
-    def bind_udp(self, place: int, address: str, port: int, manner: Manner) -> None:
-        self.world.bind_udp(self.places[place], address, port, manner)
-
-    @rule(place=_places, address=_targets, port=_ports, manner=_manners, count=_counts)
-    def connect(self, place: int, address: str, port: int, manner: Manner, count: int) -> None:
+    @rule(netns=_netns, protocol=_protocols, address=_targets, port=_ports, made=socket_options, count=_counts)
+    def connect(self, netns: int, protocol: str, address: str, port: int, made: SocketOptions, count: int) -> None:
         for _ in range(count):
-            self.world.connect(self.places[place], address, port, manner)
+            self.world.connect(self.namespaces[netns], protocol, address, port, made)
 
-    @rule(place=_places, address=_targets, port=_ports, manner=_manners, count=_counts)
-    def connect_udp(self, place: int, address: str, port: int, manner: Manner, count: int) -> None:
-        for _ in range(count):
-            self.world.connect_udp(self.places[place], address, port, manner)
+    @rule(netns=_netns, how=_uncommon, address=_targets, made=socket_options)
+    def connect_in_an_uncommon_way(self, netns: int, how: str, address: str, made: SocketOptions) -> None:
+        getattr(self.world, how)(self.namespaces[netns], address, made)
 
-    @rule(place=_places, address=_targets, manner=_manners)
-    def send_unbound_udp(self, place: int, address: str, manner: Manner) -> None:
-        self.world.send_unbound_udp(self.places[place], address, manner)
-
-    @rule(place=_places, address=_targets, manner=_manners)
-    def knock_in_vain(self, place: int, address: str, manner: Manner) -> None:
-        self.world.knock_in_vain(self.places[place], address, manner)
-
-    @rule(place=_places, address=_targets, manner=_manners)
-    def wait_for_data(self, place: int, address: str, manner: Manner) -> None:
-        self.world.wait_for_data(self.places[place], address, manner)
-
-    @rule(place=_places, address=_targets, state=st.sampled_from((FIN_WAIT1, LAST_ACK, CLOSING)), manner=_manners)
-    def get_stuck(self, place: int, address: str, state: int, manner: Manner) -> None:
-        self.world.get_stuck(self.places[place], address, state, manner)
+    @rule(netns=_netns, address=_targets, state=st.sampled_from((FIN_WAIT1, LAST_ACK, CLOSING)), made=socket_options)
+    def close_behind_data(self, netns: int, address: str, state: int, made: SocketOptions) -> None:
+        self.world.close_behind_data(self.namespaces[netns], address, state, made)
 
     @rule(which=_which, mark=st.sampled_from(MARKS))
     def mark(self, which: int, mark: int) -> None:
-        one = self._pick(which, self.world.sockets)
+        one = self._pick(which, self.world.real)
         if one is not None:
             self.world.mark(one, mark)
 
     @rule(which=_which, address=_targets, port=_ports)
     def reconnect_udp(self, which: int, address: str, port: int) -> None:
-        one = self._pick(which, [one for one in self.world.sockets if one.protocol == "udp"])
+        one = self._pick(which, [one for one in self.world.real if one.protocol == "udp"])
         if one is not None:
             self.world.reconnect_udp(one, address, port)
 
     @rule(which=_which)
     def half_close(self, which: int) -> None:
-        one = self._pick(which, [one for one in self.world.sockets if one.other_end is not None])
+        one = self._pick(which, [one for one in self.world.real if one.other_end is not None])
         if one is not None:
             self.world.half_close(one)
 
-    @rule(which=_which)
-    def close(self, which: int) -> None:
-        one = self._pick(which, self.world.sockets)
+    @rule(which=_which, reset=st.booleans())
+    def close(self, which: int, reset: bool) -> None:
+        one = self._pick(which, self.world.real)
         if one is not None:
-            self.world.close(one)
-
-    @rule(which=_which)
-    def abort(self, which: int) -> None:
-        one = self._pick(which, self.world.sockets)
-        if one is not None:
-            self.world.abort(one)
+            (self.world.abort if reset else self.world.close)(one)
 
     @rule(which=_which, mapped=st.booleans())
-    def work_over_ssh(self, which: int, mapped: bool) -> None:
-        """One connection, or none, is the one that the caller works over."""
-        connections = [one for one in self.world.sockets if one.protocol == "tcp" and one.state == ESTABLISHED]
-        self._work_over(self._pick(which, connections), mapped)
+    def set_ssh_session(self, which: int, mapped: bool) -> None:
+        """One connection, or none, is the own ssh session."""
+        connections = [one for one in self.world.real if one.protocol == "tcp" and one.state == ESTABLISHED]
+        self._set_ssh_session(self._pick(which, connections), mapped)
 
-    @rule(several=st.lists(st.tuples(wishes, aims, _which), min_size=1, max_size=3))
-    def find(self, several: list[tuple[Wish, Aim, int]]) -> None:
-        for wish, aim, which in several:
-            self._find(*self._aimed(wish, aim, which))
+    @rule(several=st.lists(st.tuples(model_filters, aims, _which), min_size=1, max_size=3))
+    def find(self, several: list[tuple[ModelFilter, Aim, int]]) -> None:
+        for filter, aim, which in several:
+            self._find(*self._aimed(filter, aim, which))
 
-    @rule(wish=wishes, aim=aims, which=_which, options=options, unbounded=st.booleans())
-    def destroy(self, wish: Wish, aim: Aim, which: int, options: Options, unbounded: bool) -> None:
-        where, wish = self._aimed(wish, aim, which)
-        if unbounded or not self._is_refused(where, wish, options):
-            self._destroy(where, wish, options, allow_unbounded=unbounded)
+    @rule(filter=model_filters, aim=aims, which=_which, options=options, unbounded=st.booleans())
+    def destroy(self, filter: ModelFilter, aim: Aim, which: int, options: Options, unbounded: bool) -> None:
+        netns, filter = self._aimed(filter, aim, which)
+        if unbounded or not self._is_refused(netns, filter, options):
+            self._destroy(netns, filter, options, allow_unbounded=unbounded)
 
-    @rule(wish=wishes, which=_which, options=options)
-    def destroy_its_kind(self, wish: Wish, which: int, options: Options) -> None:
+    @rule(filter=model_filters, which=_which, options=options)
+    def destroy_by_protocol(self, filter: ModelFilter, which: int, options: Options) -> None:
         """Whatever the filter bounds, once that is allowed."""
-        where, wish = self._aimed(wish, Aim("its kind"), which)
-        self._is_refused(where, wish, options)
-        self._destroy(where, wish, options, allow_unbounded=True)
+        netns, filter = self._aimed(filter, BY_PROTOCOL, which)
+        self._is_refused(netns, filter, options)
+        self._destroy(netns, filter, options, allow_unbounded=True)
 
     @rule(which=_which, options=options, states=states)
     def destroy_by_backend(self, which: int, options: Options, states: States) -> None:
-        """What this is for: everybody who is connected where this one is."""
-        one = self._pick(which, [one for one in self.world.model.inhabitants if one.peer_port])
+        """What this is for: everything that is connected where this one is."""
+        one = self._pick(which, [one for one in self.world.model.sockets if one.peer_port])
         if one is not None:
-            wish = Wish(one.protocol, dst(one.peer, one.peer_port), states)
-            self._destroy(self.places[one.place], wish, options)
+            filter = ModelFilter(one.protocol, dst(one.peer, one.peer_port), states)
+            self._destroy(self.namespaces[one.netns], filter, options)
 
     @rule(which=_which, options=options, states=states)
     def destroy_both_ends(self, which: int, options: Options, states: States) -> None:
-        """Who dies of whom is the kernel's choice."""
-        one = self._pick(which, self.world.model.inhabitants)
+        """Which end goes with the other is the kernel's choice."""
+        one = self._pick(which, self.world.model.sockets)
         if one is not None:
             port = one.peer_port or one.local_port
-            wish = Wish(one.protocol, sport(port) | dport(port), states)
-            self._destroy(self.places[one.place], wish, options)
+            filter = ModelFilter(one.protocol, sport(port) | dport(port), states)
+            self._destroy(self.namespaces[one.netns], filter, options)
 
-    @rule(protocol=_protocols, place=_places, address=_targets, port=_ports, limit=_counts, dry_run=_dry_runs)
+    @rule(netns=_netns, protocol=_protocols, address=_targets, port=_ports, limit=_counts, dry_run=_dry_runs)
     def destroy_some_of_several(
-        self, protocol: str, place: int, address: str, port: int, limit: int, dry_run: bool
+        self, netns: int, protocol: str, address: str, port: int, limit: int, dry_run: bool
     ) -> None:
         """There are more than the limit allows."""
-        connect = self.world.connect if protocol == "tcp" else self.world.connect_udp
         for _ in range(limit + 1):
-            connect(self.places[place], address, port, Manner())
-        self._destroy(self.places[place], Wish(protocol, dst(address, port)), Options(dry_run, limit))
+            self.world.connect(self.namespaces[netns], protocol, address, port, SocketOptions())
+        self._destroy(self.namespaces[netns], ModelFilter(protocol, dst(address, port)), Options(dry_run, limit))
 
-    @rule(place=_places, address=_targets, port=_ports, count=_counts, which=_which, mapped=st.booleans())
-    def destroy_around_ssh(self, place: int, address: str, port: int, count: int, which: int, mapped: bool) -> None:
-        """Of those who are connected to a backend one is what the caller works over."""
+    @rule(netns=_netns, address=_targets, port=_ports, count=_counts, which=_which, mapped=st.booleans())
+    def destroy_around_ssh(self, netns: int, address: str, port: int, count: int, which: int, mapped: bool) -> None:
+        """One of those that are connected to a backend is the own session."""
         for _ in range(count):
-            self.world.connect(self.places[place], address, port, Manner())
-        wish = Wish("tcp", dst(address, port))
-        self._work_over(self._pick(which, self.world.model.meant(wish, place)), mapped)
-        self._destroy(self.places[place], wish, Options())
+            self.world.connect(self.namespaces[netns], "tcp", address, port, SocketOptions())
+        filter = ModelFilter("tcp", dst(address, port))
+        self._set_ssh_session(self._pick(which, self.world.model.matching(filter, netns)), mapped)
+        self._destroy(self.namespaces[netns], filter, Options())
 
-    @rule(place=_places, address=_targets, port=_ports)
-    def destroy_twins(self, place: int, address: str, port: int) -> None:
-        """Whom the kernel finds first hides the others. UDP clients that have lost their peer are spared at first, and
-        then hide each other for ever.
+    @rule(netns=_netns, address=_targets, port=_ports)
+    def destroy_twins(self, netns: int, address: str, port: int) -> None:
+        """The one that the kernel finds first hides the others. UDP clients that have lost their peer are spared at
+        first, and then hide each other for ever.
         """
-        where, twin = self.places[place], Manner(own_port=True, twin=True)
+        here, twin = self.namespaces[netns], SocketOptions(own_port=True, twin=True)
         for _ in range(3):
-            self.world.listen(where, address, TWIN_PORT, twin)
-            self.world.connect_udp(where, address, port, twin)
-        self.world.bind_tcp(where, address, TWIN_PORT, twin)
-        for named in (STATES[0], next(those for those in STATES if those.names_listen)):
-            self._destroy(where, Wish("tcp", sport(TWIN_PORT), named), Options())
+            self.world.listen(here, address, TWIN_PORT, twin)
+            self.world.connect(here, "udp", address, port, twin)
+        self.world.bind(here, "tcp", address, TWIN_PORT, twin)
+        for named in (STATES[0], _WITH_LISTEN):
+            self._destroy(here, ModelFilter("tcp", sport(TWIN_PORT), named), Options())
         for unconnected in (False, False, True):
-            self._destroy(where, Wish("udp", sport(TWIN_CLIENTS_PORT)), Options(unconnected=unconnected))
+            self._destroy(here, ModelFilter("udp", sport(TWIN_CLIENTS_PORT)), Options(unconnected=unconnected))
 
     # -------------------------------------------------------------------------------------------- invariant
 
     @invariant()
-    def everybody_is_as_the_model_says(self) -> None:
+    def every_socket_is_as_the_model_says(self) -> None:
         if hasattr(self, "world"):
             self.world.check()
             self.world.make_room()
-            tally["steps"] += 1
+            counters["steps"] += 1
 
     # ------------------------------------------------------------------------------------------------ parts
 
-    def _aimed(self, wish: Wish, aim: Aim, which: int) -> tuple[Place, Wish]:
-        """Where somebody lives, and the wish with that one in mind."""
-        one = self._pick(which, self.world.model.inhabitants)
-        return (self.places[-1], wish) if one is None else (self.places[one.place], aimed(wish, aim, one))
+    def _aimed(self, filter: ModelFilter, aim: Aim, which: int) -> tuple[Netns, ModelFilter]:
+        """The namespace of some socket, and the filter with that one in mind."""
+        one = self._pick(which, self.world.model.sockets)
+        return (self.namespaces[-1], filter) if one is None else (self.namespaces[one.netns], aimed(filter, aim, one))
 
     @staticmethod
-    def _pick(which: int, of: Iterable[Inhabitant]) -> Optional[Inhabitant]:
+    def _pick(which: int, of: Iterable[ModelSocket]) -> Optional[ModelSocket]:
         candidates = list(of)
         return candidates[which % len(candidates)] if candidates else None
 
-    def _work_over(self, one: Optional[Inhabitant], mapped: bool) -> None:
+    def _set_ssh_session(self, one: Optional[ModelSocket], mapped: bool) -> None:
         self.world.model.session = None
         os.environ.pop("SSH_CONNECTION", None)
         if one is not None:
             local, peer = (unmapped(address) for address in (one.local, one.peer))
             self.world.model.session = (local, one.local_port, peer, one.peer_port)
-            said = [f"::ffff:{address}" if mapped and address.version == 4 else address for address in (peer, local)]
-            os.environ["SSH_CONNECTION"] = f"{said[0]} {one.peer_port} {said[1]} {one.local_port}"
+            texts = [f"::ffff:{address}" if mapped and address.version == 4 else address for address in (peer, local)]
+            os.environ["SSH_CONNECTION"] = f"{texts[0]} {one.peer_port} {texts[1]} {one.local_port}"
 
-    def _find(self, where: Place, wish: Wish) -> None:
-        rows = list(find_sockets(filter_of(wish), namespace=where.namespace))
-        meant = self.world.model.meant(wish, where.number)
-        found = [self._identify(where, row) for row in rows]
+    def _find(self, netns: Netns, filter: ModelFilter) -> None:
+        rows = list(find_sockets(socket_filter(filter), namespace=netns.namespace))
+        matching = self.world.model.matching(filter, netns.number)
+        found = [self._identify(netns, row) for row in rows]
         assert len(found) == len(set(found))
-        assert set(found) == set(meant), (wish, set(found) ^ set(meant))
+        assert set(found) == set(matching), (filter, set(found) ^ set(matching))
         for one, row in zip(found, rows):
             assert (row.state, row.is_time_wait) == (one.reported_state, one.is_mini)
             assert (row.interface, row.inode) == (one.device, one.inode)
         count_search(len(found))
 
-    def _identify(self, place: Place, row: InetSocket) -> Inhabitant:
+    def _identify(self, netns: Netns, row: InetSocket) -> ModelSocket:
         protocol = "tcp" if row.protocol == socket.IPPROTO_TCP else "udp"
         ends = row.src, row.sport, row.dst, row.dport
-        return self.world.model.identify(place.number, protocol, row.cookie, ends)
+        return self.world.model.identify(netns.number, protocol, row.cookie, ends)
 
-    def _is_refused(self, place: Place, wish: Wish, options: Options) -> bool:
-        """As it is if the filter bounds nothing."""
-        if bounds(wish.where):
+    def _is_refused(self, netns: Netns, filter: ModelFilter, options: Options) -> bool:
+        """As it has to be if the filter bounds nothing."""
+        if bounds(filter.condition):
             return False
         with pytest.raises(UnboundedFilter):
-            destroy_sockets(filter_of(wish), namespace=place.namespace, **options._asdict())
-        tally["refused"] += 1
+            destroy_sockets(socket_filter(filter), namespaces=netns.namespace or "current", **options._asdict())
+        counters["refused"] += 1
         return True
 
-    def _destroy(self, place: Place, wish: Wish, options: Options, *, allow_unbounded: bool = False) -> None:
-        said = self._run(place, wish, options, allow_unbounded=allow_unbounded)
-        count_run(said, self.world.model)
-        self._bury(said)
+    def _destroy(self, netns: Netns, filter: ModelFilter, options: Options, *, allow_unbounded: bool = False) -> None:
+        verdicts = self._run(netns, filter, options, allow_unbounded=allow_unbounded)
+        count_run(verdicts, self.world.model)
+        self._expect_destroyed(verdicts)
 
-    def _run(self, place: Place, wish: Wish, options: Options, *, allow_unbounded: bool) -> dict[Inhabitant, Verdict]:
-        meant = self.world.model.meant(wish, place.number)
+    def _run(
+        self, netns: Netns, filter: ModelFilter, options: Options, *, allow_unbounded: bool
+    ) -> dict[ModelSocket, Verdict]:
+        matching = self.world.model.matching(filter, netns.number)
         report = destroy_sockets(
-            filter_of(wish), namespace=place.namespace, allow_unbounded=allow_unbounded, **options._asdict()
+            socket_filter(filter),
+            namespaces=netns.namespace or "current",
+            allow_unbounded=allow_unbounded,
+            **options._asdict(),
         )
-        said = self._said(place, report)
-        self.world.model.check_report(wish, options, meant, said)
-        return said
+        verdicts = self._verdicts(netns, report.outcomes)
+        self._check_sums(report.counts, verdicts.values())
+        self.world.model.check_report(filter, options, matching, verdicts)
+        return verdicts
 
-    def _bury(self, said: dict[Inhabitant, Verdict]) -> None:
-        destroyed = [one for one, verdict in said.items() if verdict.verdict == "destroyed"]
-        self.world.bury(destroyed, self.world.model.victims(destroyed))
+    def _expect_destroyed(self, verdicts: dict[ModelSocket, Verdict]) -> None:
+        self.world.expect_destroyed([one for one, verdict in verdicts.items() if verdict.verdict == "destroyed"])
 
-    def _said(self, place: Place, report: DestroyReport) -> dict[Inhabitant, Verdict]:
-        said = {}
-        for row, verdict, reason, _ in report.outcomes:
-            said[self._identify(place, row)] = Verdict(verdict, reason)
-        assert len(said) == len(report.outcomes) == report.matched
-        self._check_sums(report, said.values())
-        return said
+    def _verdicts(self, netns: Netns, outcomes: Sequence[Outcome]) -> dict[ModelSocket, Verdict]:
+        verdicts = {self._identify(netns, one.socket): Verdict(one.verdict, one.reason) for one in outcomes}
+        assert len(verdicts) == len(outcomes)
+        return verdicts
 
     @staticmethod
-    def _check_sums(counts: Counts, said: Iterable[Verdict]) -> None:
-        expected = Counter(verdict for verdict, _ in said)
-        assert counts.sums() == {"matched": sum(expected.values()), **{name: expected[name] for name in VERDICTS}}
+    def _check_sums(counts: Counts, verdicts: Iterable[Verdict]) -> None:
+        expected = Counter(verdict for verdict, _ in verdicts)
+        assert counts.as_dict() == {"matched": sum(expected.values()), **{name: expected[name] for name in VERDICTS}}
 
 
-def _cgroup_of_all(place: Place) -> int:
+def _cgroup_of_all(netns: Netns) -> int:
     """The cgroup that every socket here is made in, as the kernel numbers it; 0 where there is no cgroup v2."""
-    with place.make(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with netns.make(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 1))
         (row,) = find_sockets(SocketFilter("udp"))
     return int(row.attributes.get("cgroup_id", 0))

@@ -1,8 +1,8 @@
-"""A world as a state machine, on the real kernel: whatever happens in it, exactly those die who should.
+"""A world as a state machine, on the real kernel: whatever happens in it, exactly the right sockets are destroyed.
 
 Sockets of every kind come, change and go in several network namespaces, and are searched and destroyed by filters of
-every kind, or because a backend fell. After each step every owner finds its socket as the model says, data gets through
-every connection that the model holds for alive, and the kernel shows nobody else (/proc/net).
+every kind, or because a backend goes down. After each step every owner finds its socket as the model says, data gets
+through every connection that the model holds for alive, and the kernel shows nothing else (/proc/net).
 
 `SOCKLB_PROFILE=deep pytest tests/machine` takes more than 100,000 steps; the last lines say what was done in them.
 """
@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from .backends import BackendMachine
-from .endpoints import Place, make_places
-from .machine import PLACES
-from .tallies import never_done, share_in_vain, tally
+from .counters import counters, missing, share_in_vain
+from .endpoints import Netns, make_namespaces
+from .machine import NAMESPACES
 
 pytestmark = pytest.mark.kernel
 
@@ -29,17 +29,17 @@ _WORLDS, _STEPS = _SIZES[os.environ.get("SOCKLB_PROFILE", "quick")]
 
 
 @pytest.fixture(scope="module")
-def places() -> Iterator[list[Place]]:
-    made = make_places(PLACES)
+def namespaces() -> Iterator[list[Netns]]:
+    made = make_namespaces(NAMESPACES)
     yield made
-    for place in made:
-        place.close()
+    for netns in made:
+        netns.close()
 
 
-def test_exactly_those_die_who_should(places: list[Place], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exactly_the_right_sockets_are_destroyed(namespaces: list[Netns], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    monkeypatch.setattr(BackendMachine, "places", places)
-    tally.clear()
+    monkeypatch.setattr(BackendMachine, "namespaces", namespaces)
+    counters.clear()
     run_state_machine_as_test(
         BackendMachine,
         settings=settings(
@@ -50,5 +50,5 @@ def test_exactly_those_die_who_should(places: list[Place], monkeypatch: pytest.M
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert not never_done(), tally
-    assert share_in_vain() < 0.5, tally
+    assert not missing(), counters
+    assert share_in_vain() < 0.5, counters

@@ -1,1 +1,1 @@
-"""Whether the tests notice a wrong package: it is broken in one small place after another (python -m tests.mutants)."""
+"""Mutation testing: cosmic-ray breaks the package in one place at a time, and the tests have to notice."""

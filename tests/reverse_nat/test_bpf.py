@@ -98,13 +98,13 @@ class TestOpen:
     def test_an_ordinary_file(self, maps: Maps, tmp_path: Path) -> None:
         (tmp_path / "m").touch()
         for path in (tmp_path / "m", tmp_path, Path(maps.directory)):
-            with pytest.raises(ValueError, match=f"^{path} is no pinned BPF map"):
+            with pytest.raises(ValueError, match=f"^{path} is not a pinned BPF map"):
                 BpfMap.open(str(path))
 
     def test_a_program(self, maps: Maps) -> None:
         path = maps.make_program("p")
         before = descriptors()
-        with pytest.raises(ValueError, match=f"^{path} is no BPF map$"):
+        with pytest.raises(ValueError, match=f"^{path} is not a BPF map$"):
             BpfMap.open(path)
         assert descriptors() == before
 
@@ -372,7 +372,7 @@ class TestMachines:
 
     @pytest.mark.parametrize(("machine", "bits"), [("sparc64", 64), ("riscv64", 32), ("i686", 64), ("", 64)])
     def test_an_unknown_one(self, monkeypatch: pytest.MonkeyPatch, machine: str, bits: int) -> None:
-        with pytest.raises(NotSupported, match=f"the number of this system call is not known for {machine}, only for"):
+        with pytest.raises(NotSupported, match=f"the number of this system call is unknown for {machine}, only for"):
             self.on(monkeypatch, machine, bits)
 
     @pytest.mark.skipif(platform.machine() not in ebpf.SYSTEM_CALLS, reason="who knows the number here?")

@@ -141,7 +141,7 @@ class TestOpen:
         path = maps.make(name, type, key_size, value_size)
         error = refusal(maps.directory, NotSupported)
         assert said(error) == (
-            f"{path}: this layout is not known: expected type 9 (LRU hash), {expected}, got type {type}, "
+            f"{path}: unknown layout: expected type 9 (LRU hash), {expected}, got type {type}, "
             f"keys of {key_size} and values of {value_size}"
         )
         assert exit_code(error) == 3
@@ -150,12 +150,12 @@ class TestOpen:
         both(maps)
         path = maps.make_program(V6)
         error = refusal(maps.directory, ValueError)
-        assert (said(error), exit_code(error)) == (f"{path} is no BPF map", 2)
+        assert (said(error), exit_code(error)) == (f"{path} is not a BPF map", 2)
 
     def test_a_file_by_that_name(self, maps: Maps, tmp_path: Path) -> None:
         (tmp_path / V4).touch()
         error = refusal(str(tmp_path), ValueError)
-        assert said(error).startswith(f"{tmp_path / V4} is no pinned BPF map")
+        assert said(error).startswith(f"{tmp_path / V4} is not a pinned BPF map")
         assert exit_code(error) == 2
 
     def test_a_pin_that_one_may_not_read(self, maps: Maps) -> None:
@@ -361,7 +361,7 @@ class TestReopen:
             with pytest.raises(ValueError, match=f"no reverse-NAT map in {maps.directory}"):
                 opened.reopen()
             maps.make_program(V6)
-            with pytest.raises(ValueError, match="is no BPF map"):
+            with pytest.raises(ValueError, match="is not a BPF map"):
                 opened.reopen()
             assert list(opened.entries()) == [ONE]
         assert len(descriptors()) == len(before) - 2 + 1  # the program's

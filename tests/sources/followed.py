@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from socklb import Backend, BackendTable
 from socklb.sources import FileSource, LineSource
@@ -17,11 +18,11 @@ PATIENCE = 30  # seconds until a test that hangs fails instead
 
 
 class KeptTable(BackendTable):
-    """A table that keeps the changes that it was told, in `told`."""
+    """A table that keeps the changes that were made, in `changes`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[Upsert | Delete | Replace] = []
+        self.changes: list[Upsert | Delete | Replace] = []
 
     def upsert(
         self,
@@ -31,31 +32,31 @@ class KeptTable(BackendTable):
         unhealthy: bool = False,
     ) -> None:
         super().upsert(backend, service, state, unhealthy)
-        self.told.append(Upsert(Instance(backend, service, state, unhealthy)))
+        self.changes.append(Upsert(Instance(backend, service, state, unhealthy)))
 
     def delete(self, backend: Backend, service: str | None = None) -> None:
         super().delete(backend, service)
-        self.told.append(Delete(backend, service))
+        self.changes.append(Delete(backend, service))
 
-    def replace(self, entries: Iterable[Instance]) -> None:
-        kept = tuple(entries)
+    def replace(self, entries: Iterable[tuple[Any, ...]]) -> None:
+        kept = tuple(Instance(*entry) for entry in entries)
         super().replace(kept)
-        self.told.append(Replace(kept))
+        self.changes.append(Replace(kept))
 
 
 class Followed:
-    """What a source makes of its table, and what it complains of."""
+    """What a source makes of its table, and what it warns of."""
 
     def __init__(self, source: FileSource | LineSource) -> None:
         self.source = source
         self.table = KeptTable()
-        self.complaints: list[str] = []
+        self.warnings: list[str] = []
         self.errors: list[BaseException] = []
         self.thread = threading.Thread(target=self._follow, daemon=True)  # one that does not stop fails its test alone
 
     def _follow(self) -> None:
         try:
-            self.source.follow(self.table, self.complaints.append)
+            self.source.follow(self.table, self.warnings.append)
         except BaseException as error:
             self.errors.append(error)
 
@@ -74,7 +75,7 @@ class Followed:
 
 @contextmanager
 def followed(source: FileSource | LineSource) -> Iterator[Followed]:
-    """Meanwhile a thread follows it; in the end it is stopped."""
+    """While active, a thread follows it; in the end it is stopped."""
     made = Followed(source)
     made.thread.start()
     try:

@@ -46,16 +46,16 @@ def until_alive(source: Followed, *backends: Backend) -> None:
     source.until(lambda s: s.alive(A, B) == wanted, f"these are alive and no others: {backends}")
 
 
-def until_told(source: Followed, count: int) -> str:
-    """The last of so many complaints; several looks later there are no more."""
-    source.until(lambda s: len(s.complaints) >= count, f"{count} complaints")
+def until_warned(source: Followed, count: int) -> str:
+    """The last of so many warnings; several looks later there are no more."""
+    source.until(lambda s: len(s.warnings) >= count, f"{count} warnings")
     some_looks_later(source)
-    assert len(source.complaints) == count, source.complaints
-    return source.complaints[-1]
+    assert len(source.warnings) == count, source.warnings
+    return source.warnings[-1]
 
 
 def some_looks_later(source: Followed) -> None:
-    """The source has begun to look at the file anew, five times."""
+    """The source has looked at the file again, five times."""
     looked: list[int] = []
     usual = source.source._look  # type: ignore[union-attr]
 
@@ -74,30 +74,23 @@ def rename_over(path: Path, text: str) -> None:
     new.rename(path)
 
 
+def write_in_place(path: Path, text: str) -> None:
+    """In one write, so that no half of it can be seen."""
+    with open(path, "r+", encoding="utf-8") as opened:
+        opened.write(text)
+        opened.flush()
+        opened.truncate()
+
+
 class TestChanges:
     """Replaced atomically or rewritten in place, it is read again."""
 
-    def test_what_it_holds_at_the_start(self, source: Followed) -> None:
-        assert (len(source.table.told), source.complaints) == (1, [])
-
-    def test_renamed_over(self, source: Followed, path: Path) -> None:
-        for backends in ((B,), (A, B), (A,)):
-            rename_over(path, replace(*backends))
+    @pytest.mark.parametrize("change", [rename_over, write_in_place])
+    def test_each_is_seen(self, source: Followed, path: Path, change: object) -> None:
+        for backends in ((B,), (A, B), (A,), ()):
+            change(path, replace(*backends))  # type: ignore[operator]
             until_alive(source, *backends)
-        assert source.complaints == []
-
-    def test_rewritten_in_place(self, source: Followed, path: Path) -> None:
-        for backends in ((B,), (A, B), (A,)):
-            with open(path, "r+", encoding="utf-8") as opened:
-                opened.write(replace(*backends))  # in one write, so that no half of it can be seen
-                opened.flush()
-                opened.truncate()
-            until_alive(source, *backends)
-
-    def test_what_is_left_out_falls(self, source: Followed, path: Path) -> None:
-        rename_over(path, replace(B))
-        until_alive(source, B)
-        assert source.table.take_fallen() == [A]
+        assert (source.table.drain_down(), source.warnings) == ([B, A], [])
 
     def test_through_a_link_that_is_changed(self, tmp_path: Path, path: Path) -> None:
         """As a mounted configuration map is: a directory of links, turned over at once."""
@@ -109,7 +102,7 @@ class TestChanges:
             (tmp_path / "link").symlink_to("second")
             (tmp_path / "link").rename(path)
             until_alive(source, B)
-        assert source.complaints == []
+        assert source.warnings == []
 
     def test_it_is_not_applied_again_and_again(self, source: Followed, path: Path) -> None:
         some_looks_later(source)
@@ -117,12 +110,12 @@ class TestChanges:
         some_looks_later(source)
         rename_over(path, replace(A))
         some_looks_later(source)
-        assert len(source.table.told) == 1
+        assert len(source.table.changes) == 1
 
     def test_lines_and_blanks_within_it(self, source: Followed, path: Path) -> None:
         rename_over(path, "\n" + json.dumps(json.loads(replace(A, B)), indent=2) + "\n\n")
         until_alive(source, A, B)
-        assert source.complaints == []
+        assert source.warnings == []
 
 
 class TestSameSize:
@@ -130,27 +123,32 @@ class TestSameSize:
 
     @pytest.fixture
     def stopped_clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What stat tells of times does not move on; the size and the inode stay the same by themselves."""
+        """The times that stat gives do not move on; the size and the inode stay the same by themselves."""
         usual = file._signature
         monkeypatch.setattr(file, "_signature", lambda status: usual(status)[:3])
 
     def test_in_place(self, stopped_clock: None, source: Followed, path: Path) -> None:
         assert len(replace(A)) == len(replace(B))
         for backend in (B, A, B):
-            with open(path, "r+", encoding="utf-8") as opened:
-                opened.write(replace(backend))
+            write_in_place(path, replace(backend))
             until_alive(source, backend)
 
-    def test_with_the_time_of_the_old_one(self, stopped_clock: None, path: Path) -> None:
+    @pytest.mark.parametrize("settled", [False, True])
+    def test_with_the_time_of_the_old_one(
+        self, request: pytest.FixtureRequest, path: Path, monkeypatch: pytest.MonkeyPatch, settled: bool
+    ) -> None:
         """Times can be set, as `cp -p` does: what was written long ago by its time may have been written just now."""
+        if settled:
+            monkeypatch.setattr(file, "_SETTLED_SECONDS", -1)
+        else:
+            request.getfixturevalue("stopped_clock")
         old = (1_000_000_000, 1_000_000_000)
         path.write_text(replace(A))
         os.utime(path, old)
         with followed(FileSource(str(path))) as source:
             until_alive(source, A)
             some_looks_later(source)
-            with open(path, "r+", encoding="utf-8") as opened:
-                opened.write(replace(B))
+            write_in_place(path, replace(B))
             os.utime(path, old)
             until_alive(source, B)
 
@@ -159,7 +157,7 @@ class TestSameSize:
     ) -> None:
         monkeypatch.setattr(file, "_SETTLED_SECONDS", -1)
         some_looks_later(source)
-        os.utime(path)  # changes it, so that it is read once more; from then on nobody needs to
+        os.utime(path)  # changes it, so that it is read once more; from then on there is no need
         some_looks_later(source)
         opened: list[object] = []
         monkeypatch.setattr(file, "open", lambda *arguments: opened.append(arguments), raising=False)
@@ -180,25 +178,23 @@ class TestSameSize:
         monkeypatch.setattr(os, "fstat", fstat)
         with followed(FileSource(str(path))) as source:
             until_alive(source, A, B)
-        assert len(source.table.told) == 1
+        assert len(source.table.changes) == 1
 
 
 BAD = {
     "empty": ("", "is empty"),
     "blank": (" \n\t\n", "is empty"),
-    "cut": (replace(A, B)[:-5], "does not hold a replace: no JSON: "),
-    "two": (replace(A) + "\n" + replace(B), "does not hold a replace: no JSON: Extra data"),
-    "an upsert": ('{"op": "upsert", "backend": "10.0.0.2:80/TCP"}', 'does not hold a replace: its op is not "replace"'),
+    "cut": (replace(A, B)[:-5], "does not hold a replace: not JSON: "),
+    "two": (replace(A) + "\n" + replace(B), "does not hold a replace: not JSON: Extra data"),
     "a delete": ('{"op": "delete", "backend": "10.0.0.1:80/TCP"}', 'does not hold a replace: its op is not "replace"'),
     "no backends": ('{"op": "replace"}', "does not hold a replace: no 'backends'"),
-    "null": ('{"op": "replace", "backends": null}', "does not hold a replace: backends is an array, not null"),
-    "an object": ("{}", "does not hold a replace: no 'op'"),
     "an array": ("[]", "does not hold a replace: a change is an object, not an array"),
     "a bad entry": (
         '{"op": "replace", "backends": [{"backend": "10.0.0.2:80/TCP"}, {"backend": "10.0.0.1/TCP"}]}',
         "does not hold a replace: backend number 2: backend '10.0.0.1/TCP' has no port",
     ),
-    "NUL bytes": ("\0" * 100, "does not hold a replace: no JSON: "),  # what a crash leaves on some file systems
+    "NUL bytes": ("\0" * 100, "does not hold a replace: not JSON: "),  # what a crash leaves on some file systems
+    "not UTF-8": ("\udcff", "does not hold a replace: not UTF-8 at byte 0"),
 }
 
 
@@ -209,100 +205,75 @@ class TestProblems:
     @pytest.mark.parametrize("name", BAD)
     def test_content(self, source: Followed, path: Path, name: str, way: str) -> None:
         text, problem = BAD[name]
-        if way == "in place":
-            os.truncate(path, 0)  # "is empty" may be seen
-            path.write_text(text)
-        else:
-            rename_over(path, text)
-        source.until(lambda s: any(f" {problem}" in told for told in s.complaints), problem)
+        bad = path if way == "in place" else path.with_suffix(".new")
+        bad.write_text(text, errors="surrogateescape")  # in place, "is empty" may be seen
+        bad.rename(path)
+        source.until(lambda s: any(f" {problem}" in warning for warning in s.warnings), problem)
         some_looks_later(source)
-        told = [complaint for complaint in source.complaints if problem == "is empty" or "is empty" not in complaint]
-        assert len(told) == 1
-        assert re.fullmatch(rf"{path} {re.escape(problem)}.*; the last table stays", told[0])
-        assert (source.alive(A, B), len(source.table.told)) == ([True, False], 1)
+        (warning,) = (text for text in source.warnings if problem == "is empty" or "is empty" not in text)
+        assert re.fullmatch(rf"{path} {re.escape(problem)}.*; the last table stays", warning)
+        assert (source.alive(A, B), len(source.table.changes)) == ([True, False], 1)
         path.write_text(replace(B))
         until_alive(source, B)
-        assert source.table.take_fallen() == [A]
+        assert source.table.drain_down() == [A]
 
     def test_half_written_and_then_completed(self, source: Followed, path: Path) -> None:
-        """A writer that takes its time: nothing falls that is in the second half."""
+        """A writer that takes its time: nothing goes down that is in the second half."""
         text = replace(B, A)
         with open(path, "w", encoding="utf-8") as opened:
             opened.write(text[:40])
             opened.flush()
-            source.until(lambda s: any("no JSON" in told for told in s.complaints), "it is told")
+            source.until(lambda s: any("not JSON" in warning for warning in s.warnings), "it is reported")
             assert source.alive(A, B) == [True, False]
             opened.write(text[40:])
         until_alive(source, A, B)
-        assert not source.table.has_fallen()
+        assert not source.table.has_down()
 
-    def test_no_utf_8(self, source: Followed, path: Path) -> None:
-        path.with_suffix(".new").write_bytes(b"\xff" * 10)
-        path.with_suffix(".new").rename(path)
-        assert until_told(source, 1) == f"{path} does not hold a replace: no UTF-8 at byte 0; the last table stays"
-
-    def test_only_an_explicit_empty_array_empties_the_table(self, source: Followed, path: Path) -> None:
-        rename_over(path, replace())
-        until_alive(source)
-        assert (source.table.take_fallen(), source.complaints) == ([A], [])
-
-    def test_deleted_and_created_again(self, source: Followed, path: Path) -> None:
-        path.unlink()
-        assert until_told(source, 1) == f"{path} cannot be read: No such file or directory; the last table stays"
-        assert source.alive(A, B) == [True, False]
-        rename_over(path, replace(B))
-        until_alive(source, B)
-        path.unlink()
-        assert "cannot be read" in until_told(source, 2)
-        rename_over(path, replace(B))
-        some_looks_later(source)
-        assert (source.alive(A, B), source.table.take_fallen(), len(source.complaints)) == ([False, True], [A], 2)
-
-    def test_not_there_at_the_start(self, path: Path) -> None:
+    def test_not_there_at_the_start_and_deleted_later(self, path: Path) -> None:
+        missing = f"{path} cannot be read: No such file or directory; the last table stays"
         with followed(FileSource(str(path))) as source:
-            assert "No such file" in until_told(source, 1)
-            assert source.table.told == []
+            assert until_warned(source, 1) == missing
+            assert source.table.changes == []
             rename_over(path, replace(A))
             until_alive(source, A)
-        assert not source.table.has_fallen()
+            path.unlink()
+            assert until_warned(source, 2) == missing
+            assert source.alive(A, B) == [True, False]
+            rename_over(path, replace(B))
+            until_alive(source, B)
+            path.unlink()
+            assert until_warned(source, 3) == missing
+            rename_over(path, replace(B))
+            some_looks_later(source)
+        assert (source.alive(A, B), source.table.drain_down(), len(source.warnings)) == ([False, True], [A], 3)
 
-    def test_a_directory(self, source: Followed, path: Path) -> None:
-        path.unlink()
+    def test_a_directory_or_a_pipe(self, path: Path) -> None:
+        """A pipe is not waited for."""
         path.mkdir()
-        source.until(lambda s: any("is no regular file" in told for told in s.complaints), "it is told")
-        assert source.alive(A) == [True]
-        path.rmdir()
-        rename_over(path, replace(B))
-        until_alive(source, B)
-
-    def test_a_pipe_is_not_waited_for(self, path: Path) -> None:
-        os.mkfifo(path)
         with followed(FileSource(str(path))) as source:
-            assert until_told(source, 1) == f"{path} is no regular file; the last table stays"
+            assert until_warned(source, 1) == f"{path} is not a regular file; the last table stays"
+            path.rmdir()
+            rename_over(path, replace(B))
+            until_alive(source, B)
+            source.warnings.clear()
+            os.mkfifo(path.with_suffix(".new"))
+            path.with_suffix(".new").rename(path)
+            assert until_warned(source, 1) == f"{path} is not a regular file; the last table stays"
 
-    def test_no_directory_and_one_that_is_a_file(self, path: Path) -> None:
+    def test_what_should_be_a_directory_is_a_file(self, path: Path) -> None:
         path.touch()
         with followed(FileSource(str(path / "deeper"))) as source:
-            assert "cannot be read: Not a directory" in until_told(source, 1)
+            assert "cannot be read: Not a directory" in until_warned(source, 1)
 
-    def test_one_problem_after_another_is_told_and_the_first_again(self, source: Followed, path: Path) -> None:
-        for count, (text, problem) in enumerate((BAD["empty"], BAD["an array"], BAD["empty"]), 1):
+    def test_each_problem_is_reported_once_until_there_is_another_one_or_none(
+        self, source: Followed, path: Path
+    ) -> None:
+        steps = (("", 1), (" ", 1), ("[]", 2), ("\n\n", 3), (replace(B), 3), ("", 4))
+        for text, count in steps:
             rename_over(path, text)
-            assert problem in until_told(source, count)
-        assert source.alive(A, B) == [True, False]
-
-    def test_the_same_problem_with_other_content_is_told_once(self, source: Followed, path: Path) -> None:
-        for text in ("", " ", "\n\n"):
-            rename_over(path, text)
-            assert "is empty" in until_told(source, 1)
-
-    def test_mended_and_broken_again_is_told_again(self, source: Followed, path: Path) -> None:
-        rename_over(path, "")
-        until_told(source, 1)
-        rename_over(path, replace(B))
-        until_alive(source, B)
-        rename_over(path, "")
-        until_told(source, 2)
+            until_warned(source, count)
+        assert ["is empty" in warning for warning in source.warnings] == [True, False, True, True]
+        assert source.alive(A, B) == [False, True]
 
 
 class TestStop:
@@ -320,7 +291,7 @@ class TestStop:
         source.stop()
         with followed(source) as made:
             made.wait()
-        assert made.table.told == []
+        assert made.table.changes == []
 
     def test_nothing_stays_open(self, source: Followed, path: Path) -> None:
         some_looks_later(source)

@@ -34,12 +34,11 @@ class TestABackendThatGoes:
         direct = clients.connect(case, goes, BACKEND_PORT)
         clients.set_service(case, stays)
 
-        here = [NetworkNamespace.current()]
         with RevNatMaps.open(clients.balancer.directory) as maps:
-            report = terminate_connections([gone(case)], namespaces=here, rev_nat=maps)
+            report = terminate_connections([gone(case)], namespaces="current", rev_nat=maps)
 
-        assert report.sums() == {"matched": 4, "destroyed": 3, "gone": 0, "skipped": 1, "failed": 0}
-        (spared,) = (outcome for _, outcome in report.outcomes if outcome.verdict == "skipped")
+        assert report.counts == (3, 0, 1, 0)
+        (spared,) = (outcome for outcome in report.outcomes if outcome.verdict == "skipped")
         assert (spared.socket.cookie, spared.reason) == (cookie_of(direct), NO_ENTRY)
         assert [pending_error(client) for client in doomed] == [ABORTED] * 3
         clients.assert_reaches(other, case, stays)
@@ -54,8 +53,8 @@ class TestABackendThatGoes:
     def test_the_command(self, clients: Clients, case: Case) -> None:
         clients.set_service(case, case.backends[0])
         balanced, direct = clients.connect(case), clients.connect(case, case.backends[0], BACKEND_PORT)
-        words = ("terminate", "--netns", "host", f"--rev-nat={clients.balancer.directory}", "--json", str(gone(case)))
-        said = run(*words).json
+        maps = ("--rev-nat", "--rev-nat-dir", clients.balancer.directory)
+        said = run("terminate", "--netns", "current", *maps, "--json", str(gone(case))).json
         assert {row["cookie"]: row["outcome"] for row in said["sockets"]} == {
             cookie_of(balanced): "destroyed",
             cookie_of(direct): "skipped",
@@ -65,7 +64,7 @@ class TestABackendThatGoes:
     def test_without_the_maps_the_socket_alone_decides(self, clients: Clients, case: Case) -> None:
         clients.set_service(case, case.backends[0])
         both = clients.connect(case), clients.connect(case, case.backends[0], BACKEND_PORT)
-        terminate_connections([gone(case)], namespaces=[NetworkNamespace.current()])
+        terminate_connections([gone(case)], namespaces="current")
         assert [pending_error(client) for client in both] == [ABORTED, ABORTED]
 
     def test_an_evicted_entry_spares_and_says_so(self, clients: Clients, case: Case) -> None:
@@ -75,22 +74,22 @@ class TestABackendThatGoes:
         (record,) = clients.balancer.records()
         clients.balancer.evict(record)
         with RevNatMaps.open(clients.balancer.directory) as maps:
-            report = terminate_connections([gone(case)], namespaces=[NetworkNamespace.current()], rev_nat=maps)
-        assert [(o.verdict, o.reason) for _, o in report.outcomes] == [("skipped", NO_ENTRY)]
+            report = terminate_connections([gone(case)], namespaces="current", rev_nat=maps)
+        assert [(o.verdict, o.reason) for o in report.outcomes] == [("skipped", NO_ENTRY)]
         assert pending_error(client) == ""
 
 
 class TestEntries:
-    """What the maps say, and which of it is stale."""
+    """What the maps hold, and which of it is stale."""
 
     def test_entries_are_what_the_balancer_recorded(self, clients: Clients) -> None:
         for case in CASES:
             clients.set_service(case, case.backends[0])
         held = [clients.connect(case) for case in CASES]
         with RevNatMaps.open(clients.balancer.directory) as maps:
-            told = sorted((e[0], str(e[1]), e[2], str(e[3]), e[4], e[5]) for e in maps.entries())
-        assert told == [tuple(record) for record in clients.balancer.records()]
-        assert {entry[0] for entry in told} == {cookie_of(client) for client in held}
+            entries = sorted((e[0], str(e[1]), e[2], str(e[3]), e[4], e[5]) for e in maps.entries())
+        assert entries == [tuple(record) for record in clients.balancer.records()]
+        assert {entry[0] for entry in entries} == {cookie_of(client) for client in held}
 
     def test_stale_are_those_whose_socket_lives_in_no_namespace(self, clients: Clients) -> None:
         case = CASES[0]
@@ -101,26 +100,26 @@ class TestEntries:
         value = ebpf.items(family.reverse, family.key_size, family.service_size)[key]
         cookie = 0xFFFF_FFFF_0000
         ebpf.update(family.reverse, cookie.to_bytes(8, "little") + key[8:], value)
-        where = f"--rev-nat={clients.balancer.directory}"
-        assert [entry["cookie"] for entry in run("rev-nat", where, "--stale", "--json").json["entries"]] == [cookie]
-        assert len(run("rev-nat", where, "--json").json["entries"]) == 2
+        words = ("rev-nat", "--rev-nat-dir", clients.balancer.directory)
+        assert [entry["cookie"] for entry in run(*words, "--stale", "--json").json["entries"]] == [cookie]
+        assert len(run(*words, "--json").json["entries"]) == 2
         assert {cookie_of(living)} <= live_cookies([NetworkNamespace.current()])
-        lines = run("rev-nat", where).out.splitlines()
+        lines = run(*words).out.splitlines()
         assert [line.split()[2] for line in lines[1:]] == [f"{case.service}:{PORT}"] * 2
 
     def test_a_closed_client_leaves_no_entry(self, clients: Clients) -> None:
         case = CASES[0]
         clients.set_service(case, case.backends[0])
         clients.connect(case).close()
-        assert run("rev-nat", f"--rev-nat={clients.balancer.directory}", "--json").json == {"entries": []}
+        assert run("rev-nat", "--rev-nat-dir", clients.balancer.directory, "--json").json == {"entries": []}
 
 
-def test_a_cut_datagram_client_has_no_peer_any_more(clients: Clients) -> None:
-    """Connected UDP: every later send gives EDESTADDRREQ, until it connects anew."""
+def test_a_datagram_client_that_was_cut_has_no_peer_any_more(clients: Clients) -> None:
+    """Connected UDP: every later send gives EDESTADDRREQ, until it connects again."""
     case = next(case for case in CASES if case.protocol == "udp")
     clients.set_service(case, case.backends[0])
     client = clients.connect(case)
-    terminate_connections([gone(case)], namespaces=[NetworkNamespace.current()])
+    terminate_connections([gone(case)], namespaces="current")
     assert (pending_error(client), error_of(lambda: client.send(b"x"))) == (ABORTED, "EDESTADDRREQ")
     clients.set_service(case, case.backends[1])
     client.connect((case.service, PORT))

@@ -1,4 +1,4 @@
-"""TerminationLoop: what falls is cut, once, after changes have gathered; and looked after until that is done."""
+"""TerminationLoop: what goes down is cut, once, after changes have gathered; and looked after until that is done."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -20,9 +22,11 @@ from socklb import (
     NetworkNamespace,
     NotPermitted,
     NotSupported,
+    Outcome,
+    Report,
     TerminationLoop,
-    TerminationReport,
 )
+from socklb.kernel.discovery import DiscoveredNamespaces, SkippedNamespace
 from socklb.termination import loop as loop_module
 from socklb.termination.loop import Pass
 
@@ -31,24 +35,32 @@ from ..sockets import Sockets, eventually, pending_error
 
 A, B, C = (Backend(f"127.0.0.{n}", 9000, "udp") for n in (2, 3, 4))
 ABORTED = "ECONNABORTED"
+HERE = NetworkNamespace("current", "/proc/1/task/1/ns/net", 4, 1)
+WEB = NetworkNamespace("web", "/run/netns/web", 4, 2)
+DB = NetworkNamespace("tid 7 (db)", "/proc/6/task/7/ns/net", 4, 3)
+STILL_THERE = Outcome(SimpleNamespace(dst=A.address, dport=A.port, protocol=17), "failed", namespace=WEB)
 
 
 class Terminations:
-    """Stands for `terminate`: notes each call, and answers with what `answer` says."""
+    """Stands for `terminate`: notes each call, and raises or reports what `answer` says: an outcome, or errors."""
 
     def __init__(self) -> None:
         self.calls: list[set[Backend]] = []
+        self.namespaces: list[Any] = []
         self.answer: Callable[[list[Backend]], object] = lambda backends: None
 
-    def __call__(self, backends: list[Backend], namespaces: object, **_: object) -> TerminationReport:
+    def __call__(self, backends: list[Backend], namespaces: object, **_: object) -> Report:
         self.calls.append({*backends})
-        report = TerminationReport(backends)
-        error = self.answer(backends)
-        if isinstance(error, BaseException):
-            raise error
-        if isinstance(error, tuple):
-            backend, verdict = error
-            report.backends[backend].count(verdict)
+        self.namespaces.append(namespaces)
+        report = Report(backends)
+        report.add_namespace(WEB)
+        answer = self.answer(backends)
+        if isinstance(answer, BaseException):
+            raise answer
+        if isinstance(answer, Outcome):
+            report.outcomes.append(answer)
+        if isinstance(answer, dict):
+            report.errors.update(answer)
         return report
 
 
@@ -64,7 +76,7 @@ def terminations() -> Iterator[Terminations]:
 
 @contextmanager
 def running(loop: TerminationLoop) -> Iterator[list[BaseException]]:
-    """Meanwhile the loop runs in a thread; at the end it finishes what it has to do. What it raises is in the list."""
+    """While active, the loop runs in a thread; in the end it finishes its work. What it raises is in the list."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -94,93 +106,75 @@ def alive(*backends: Backend) -> BackendTable:
 
 
 class TestWhatIsCut:
-    """Only on the step from alive to not alive; nothing at start; nothing that was never told to be there."""
-
-    def test_nothing_at_the_start(self, terminations: Terminations) -> None:
-        with running(TerminationLoop(alive(A, B))):
-            pass
-        assert terminations.calls == []
+    """Only what goes down; nothing at the start, and nothing that was never alive."""
 
     def test_a_backend_that_is_deleted(self, terminations: Terminations) -> None:
         table = alive(A, B)
-        with running(TerminationLoop(table, second_look=None)):
+        with running(TerminationLoop(table, second_pass=None)):
+            table.upsert(C, state="maintenance")
+            table.delete(C)
             table.delete(A)
         assert terminations.calls == [{A}]
 
-    def test_what_fell_before_the_loop_ran(self, terminations: Terminations) -> None:
-        table = alive(A)
-        loop = TerminationLoop(table, second_look=None)
+    def test_what_went_down_before_the_loop_ran(self, terminations: Terminations) -> None:
+        table = alive(A, B)
+        loop = TerminationLoop(table, second_pass=None)
         table.delete(A)
         with running(loop):
             pass
         assert terminations.calls == [{A}]
 
-    def test_what_was_never_alive_is_not_cut(self, terminations: Terminations) -> None:
-        table = alive(A)
-        with running(TerminationLoop(table)):
-            table.upsert(B, state="maintenance")
-            table.delete(B)
-            table.delete(C)
-        assert terminations.calls == []
-
 
 class TestBatches:
-    """Changes gather from the first and go as one batch; what is back by its end is not cut."""
+    """Changes gather from the first and go as one batch; what has come back by its end is not cut."""
 
-    def test_changes_go_together(self, terminations: Terminations) -> None:
+    def test_changes_go_together_and_what_is_back_is_not_cut(self, terminations: Terminations) -> None:
         table = alive(A, B, C)
-        with running(TerminationLoop(table, second_look=None)):
-            table.delete(A)
-            table.delete(B)
-        assert terminations.calls == [{A, B}]
-
-    def test_what_is_back_is_not_cut(self, terminations: Terminations) -> None:
-        table = alive(A, B)
-        with mock.patch.object(loop_module, "GATHER_SECONDS", 0.3), running(TerminationLoop(table, second_look=None)):
-            table.delete(A)
-            table.delete(B)
+        with mock.patch.object(loop_module, "GATHER_SECONDS", 0.3), running(TerminationLoop(table, second_pass=None)):
+            for backend in (A, B, C):
+                table.delete(backend)
             table.upsert(A)
-        assert terminations.calls == [{B}]
+        assert terminations.calls == [{B, C}]
 
-    def test_what_falls_during_a_pass_is_in_the_next(self, terminations: Terminations) -> None:
+    def test_what_goes_down_during_a_pass_is_in_the_next(self, terminations: Terminations) -> None:
         table = alive(A, B)
         terminations.answer = lambda backends: table.delete(B)
-        with running(TerminationLoop(table, second_look=None)):
+        with running(TerminationLoop(table, second_pass=None)):
             table.delete(A)
         assert terminations.calls == [{A}, {B}]
 
-    def test_stop_cuts_what_has_been_told(self, terminations: Terminations) -> None:
-        """After the batch at hand, without the second look."""
+    def test_stop_cuts_what_is_down(self, terminations: Terminations) -> None:
+        """After the batch at hand, without the second pass."""
         table = alive(A)
-        loop = TerminationLoop(table, second_look=30)
+        loop = TerminationLoop(table, second_pass=30)
         with mock.patch.object(loop_module, "GATHER_SECONDS", 30), running(loop):
             table.delete(A)
             loop.stop()
         assert terminations.calls == [{A}]
 
 
-class TestSecondLook:
-    """A while after the cut, unless the backend is alive again."""
+class TestSecondPass:
+    """A while after the first, unless the backend has come back."""
 
     def test_there_is_one(self, terminations: Terminations) -> None:
         table, passes = alive(A, B), list[Pass]()
-        with running(TerminationLoop(table, second_look=0.05, on_pass=passes.append)):
+        with running(TerminationLoop(table, second_pass=0.05, on_pass=passes.append)):
             table.delete(A)
         assert terminations.calls == [{A}, {A}]
-        assert [done.is_second_look for done in passes] == [False, True]
+        assert [done.is_second_pass for done in passes] == [False, True]
 
-    def test_not_for_what_is_alive_again(self, terminations: Terminations) -> None:
+    def test_not_for_what_is_back(self, terminations: Terminations) -> None:
         table = alive(A, B)
-        with running(TerminationLoop(table, second_look=0.3)):
+        with running(TerminationLoop(table, second_pass=0.3)):
             table.delete(A)
             table.delete(B)
             eventually(lambda: len(terminations.calls) == 1, "the cut")
             table.upsert(A)
         assert terminations.calls == [{A, B}, {B}]
 
-    def test_a_backend_that_falls_again_is_cut_again(self, terminations: Terminations) -> None:
+    def test_a_backend_that_goes_down_again_is_cut_again(self, terminations: Terminations) -> None:
         table = alive(A)
-        with running(TerminationLoop(table, second_look=None)):
+        with running(TerminationLoop(table, second_pass=None)):
             for number in (1, 2):
                 table.delete(A)
                 eventually(lambda number=number: len(terminations.calls) == number, "the cut")  # type: ignore[misc]
@@ -189,7 +183,7 @@ class TestSecondLook:
 
     def test_negative(self) -> None:
         with pytest.raises(ValueError, match="below 0"):
-            TerminationLoop(BackendTable(), second_look=-1)
+            TerminationLoop(BackendTable(), second_pass=-1)
 
 
 class TestFailedPasses:
@@ -197,13 +191,13 @@ class TestFailedPasses:
 
     @pytest.mark.parametrize(
         "failure",
-        [KernelError(errno.ETIMEDOUT, "slow"), ValueError("no such namespace"), (A, "failed")],
-        ids=["an error", "no namespace", "a socket that is still there"],
+        [KernelError(errno.ETIMEDOUT, "slow"), ValueError("no such one"), {WEB: NotPermitted(1, "no")}, STILL_THERE],
+        ids=["an error", "no namespace", "a namespace that failed", "a socket that is still there"],
     )
     def test_repeated_until_it_works(self, terminations: Terminations, failure: object) -> None:
         table, passes = alive(A), list[Pass]()
         terminations.answer = lambda backends: failure if len(terminations.calls) < 3 else None
-        loop = TerminationLoop(table, second_look=None, on_pass=passes.append)
+        loop = TerminationLoop(table, second_pass=None, on_pass=passes.append)
         with running(loop):
             table.delete(A)
             eventually(lambda: len(terminations.calls) == 3, "the third attempt")
@@ -212,30 +206,30 @@ class TestFailedPasses:
 
     def test_given_up_at_last(self, terminations: Terminations) -> None:
         table, passes = alive(A, B), list[Pass]()
-        terminations.answer = lambda backends: (A, "failed")
-        with running(TerminationLoop(table, second_look=None, on_pass=passes.append)):
+        terminations.answer = lambda backends: STILL_THERE
+        with running(TerminationLoop(table, second_pass=None, on_pass=passes.append)):
             table.delete(A)
             table.delete(B)
             eventually(lambda: len(passes) == 4, "three attempts more")
         assert terminations.calls == [{A, B}, {A}, {A}, {A}]
         assert [done.given_up for done in passes] == [[], [], [], [A]]
 
-    def test_not_for_what_is_alive_again(self, terminations: Terminations) -> None:
+    def test_not_for_what_is_back(self, terminations: Terminations) -> None:
         table = alive(A)
 
-        def fail_and_rise(backends: list[Backend]) -> object:
+        def fail_and_come_back(backends: list[Backend]) -> object:
             table.upsert(A)
             return KernelError(errno.ETIMEDOUT, "slow")
 
-        terminations.answer = fail_and_rise
-        loop = TerminationLoop(table, second_look=0)
+        terminations.answer = fail_and_come_back
+        loop = TerminationLoop(table, second_pass=0)
         with running(loop):
             table.delete(A)
             eventually(lambda: bool(terminations.calls) and not loop.outstanding, "the attempt is dropped")
         assert terminations.calls == [{A}]
 
     def test_a_failure_does_not_hold_up_the_end(self, terminations: Terminations) -> None:
-        """`finish` waits for second looks, and not for attempts that fail; `outstanding` tells of them."""
+        """`finish` waits for second passes, and not for attempts that fail; these are `outstanding`."""
         table = alive(A)
         terminations.answer = lambda backends: KernelError(errno.ETIMEDOUT, "slow")
         loop = TerminationLoop(table)
@@ -252,7 +246,7 @@ class TestFailedPasses:
             eventually(lambda: bool(raised), "it is raised")
         assert [type(error) for error in raised] == [kind]
 
-    def test_failures_are_logged_where_nobody_is_told(
+    def test_failures_are_logged_where_no_function_takes_them(
         self, terminations: Terminations, caplog: pytest.LogCaptureFixture
     ) -> None:
         table = alive(A)
@@ -276,15 +270,61 @@ class Maps:
             raise ValueError("no reverse-NAT map")
 
 
-class TestRevNat:
-    """Maps are replaced when a balancer is upgraded: they are opened anew before each pass."""
+def test_maps_are_reopened_before_each_pass_and_a_missing_one_is_a_failed_pass(terminations: Terminations) -> None:
+    """They are replaced when a balancer is upgraded."""
+    table, maps = alive(A), Maps()
+    with running(TerminationLoop(table, rev_nat=maps, second_pass=0.01)):  # type: ignore[arg-type]
+        table.delete(A)
+        eventually(lambda: len(terminations.calls) == 2, "both passes")
+    assert maps.reopened == 3
 
-    def test_reopened_and_a_missing_map_is_a_failed_pass(self, terminations: Terminations) -> None:
-        table, maps = alive(A), Maps()
-        with running(TerminationLoop(table, rev_nat=maps, second_look=0.01)):  # type: ignore[arg-type]
-            table.delete(A)
-            eventually(lambda: len(terminations.calls) == 2, "cut, and looked at again")
-        assert maps.reopened == 3
+
+class TestNamespaces:
+    """Those of `destroy_sockets`, or what a function gives at each pass; all are discovered anew at each."""
+
+    def searched(self, terminations: Terminations, passes: int, **options: Any) -> list[Any]:
+        table = alive(A)
+        with running(TerminationLoop(table, second_pass=None, **options)):
+            for number in range(1, passes + 1):
+                table.upsert(A)
+                table.delete(A)
+                eventually(lambda number=number: len(terminations.calls) == number, "a pass")  # type: ignore[misc]
+        return terminations.namespaces
+
+    @pytest.mark.parametrize("choice", ["current", WEB, (WEB, DB)], ids=["current", "one", "several"])
+    def test_those_that_are_named(self, terminations: Terminations, choice: Any) -> None:
+        assert self.searched(terminations, 2, namespaces=choice) == [choice, choice]
+
+    @pytest.mark.parametrize(("wrong", "kind"), [("web", ValueError), (None, TypeError)])
+    def test_a_wrong_choice_is_an_error_at_once(self, wrong: Any, kind: type[Exception]) -> None:
+        with pytest.raises(kind):
+            TerminationLoop(BackendTable(), namespaces=wrong)
+
+    def test_an_iterator_lasts_for_every_pass(self, terminations: Terminations) -> None:
+        assert self.searched(terminations, 2, namespaces=iter([WEB, DB])) == [(WEB, DB)] * 2
+
+    @pytest.mark.parametrize("options", [{}, {"namespaces": "all"}, {"namespaces": lambda: "all"}], ids=str)
+    @pytest.mark.parametrize(("seconds", "looks"), [(1e9, [True, False, False]), (0, [True, True, True])])
+    def test_threads_are_looked_at_seldom_and_their_namespaces_remembered(
+        self, terminations: Terminations, options: dict[str, Any], seconds: float, looks: list[bool]
+    ) -> None:
+        looked: list[bool] = []
+
+        def discover(*, threads: bool) -> DiscoveredNamespaces:
+            looked.append(threads)
+            found = DiscoveredNamespaces([HERE, *([WEB] if len(looked) == 2 else []), *([DB] if threads else [])])
+            found.skipped = [SkippedNamespace("/run/netns/x", str(len(looked)))]
+            return found
+
+        with (
+            mock.patch.object(loop_module, "discover_namespaces", discover),
+            mock.patch.object(loop_module, "THREADS_SECONDS", seconds),
+        ):
+            searched = self.searched(terminations, 3, **options)
+        assert looked == looks
+        assert [*map(set, searched)] == [{HERE, DB}, {HERE, WEB, DB}, {HERE, DB}]
+        assert [len(found) for found in searched] == [2, 3, 2]
+        assert [found.skipped for found in searched] == [[("/run/netns/x", str(number))] for number in (1, 2, 3)]
 
 
 @pytest.mark.kernel
@@ -300,7 +340,7 @@ class TestOnTheKernel:
         known: list[NetworkNamespace] = []
         table = alive(A, B)
         clients = [net.make(lambda s: [s.udp("127.0.0.2", 9000), s.udp("127.0.0.3", 9000)]) for net in nets]
-        with running(TerminationLoop(table, namespaces=lambda: known, second_look=None)):
+        with running(TerminationLoop(table, namespaces=lambda: known, second_pass=None)):
             known.append(nets[0].namespace)
             table.delete(A)
             eventually(lambda: pending_error(clients[0][0]) == ABORTED, "the first is cut")
@@ -308,16 +348,15 @@ class TestOnTheKernel:
             table.delete(B)
         assert [[pending_error(client) for client in both] for both in clients] == [["", ABORTED], ["", ABORTED]]
 
-    def test_what_connects_meanwhile_is_caught_by_the_second_look(self, sockets: Sockets) -> None:
+    def test_what_connects_meanwhile_is_caught_by_the_second_pass(self, sockets: Sockets) -> None:
         table, late = alive(A), []
 
         def connect_again(done: Pass) -> None:
-            if not done.is_second_look:
+            if not done.is_second_pass:
                 late.append(sockets.udp("127.0.0.2", 9000))
 
         client = sockets.udp("127.0.0.2", 9000)
-        here = [NetworkNamespace.current()]
-        with running(TerminationLoop(table, namespaces=here, second_look=0.05, on_pass=connect_again)):
+        with running(TerminationLoop(table, namespaces="current", second_pass=0.05, on_pass=connect_again)):
             table.delete(A)
         assert [pending_error(each) for each in (client, *late)] == [ABORTED, ABORTED]
 
@@ -336,15 +375,16 @@ class TestOnTheKernel:
         assert sum(pending_error(client) == ABORTED for client in clients) <= 64
 
     def test_threads_and_descriptors_stay_as_they_are(self, nets: list[Network]) -> None:
-        table = BackendTable()
-        places = [net.namespace for net in nets]
-        passes: list[Pass] = []
-        with running(TerminationLoop(table, namespaces=places, second_look=None, on_pass=passes.append)):
-            counts = []
-            with mock.patch.object(loop_module, "GATHER_SECONDS", 0):
-                for number in range(1, 101):
-                    table.upsert(A)
-                    table.delete(A)
-                    eventually(lambda number=number: len(passes) >= number, "a pass")  # type: ignore[misc]
-                    counts.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))
+        table, passes, counts = BackendTable(), list[Pass](), list[int]()
+        namespaces, threads = [net.namespace for net in nets], len(os.listdir("/proc/self/task"))
+        with (
+            running(TerminationLoop(table, namespaces=namespaces, second_pass=None, on_pass=passes.append)),
+            mock.patch.object(loop_module, "GATHER_SECONDS", 0),
+        ):
+            for number in range(1, 101):
+                table.upsert(A)
+                table.delete(A)
+                eventually(lambda number=number: len(passes) >= number, "a pass")  # type: ignore[misc]
+                counts.append(len(os.listdir("/proc/self/fd")))
         assert max(counts[10:]) <= max(counts[:10])
+        eventually(lambda: len(os.listdir("/proc/self/task")) <= threads, "no more threads than before")

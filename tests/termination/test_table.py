@@ -1,128 +1,18 @@
-"""Backends and the table of them: which are alive, and which have fallen."""
+"""The table of backends: which are alive, and which have gone down."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
-from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from socklb import Backend, BackendState, BackendTable
 from socklb.termination.table import Instance
 
-from .. import strategies
-
 A, B, C = (Backend(f"10.0.0.{n}", 80, "tcp") for n in (1, 2, 3))
-ALIVE = (BackendState.ACTIVE, BackendState.TERMINATING)
-DEAD = (BackendState.QUARANTINED, BackendState.MAINTENANCE)
-
-backends = st.builds(
-    Backend,
-    strategies.addresses.filter(lambda address: str(address) not in ("0.0.0.0", "::", "::ffff:0:0", "::ffff:0.0.0.0")),
-    st.integers(1, 65535),
-    st.sampled_from(("tcp", "udp")),
-)
-
-
-class TestBackend:
-    """An address (a mapped one becomes v4), a port, a protocol; str() parses back."""
-
-    @given(backends)
-    def test_what_is_written_parses_back(self, backend: Backend) -> None:
-        assert Backend.parse(str(backend)) == backend
-        assert hash(Backend.parse(str(backend))) == hash(backend)
-
-    @given(st.text(max_size=30) | st.from_regex(r"\[?[0-9a-f:.]{1,20}\]?:[0-9]{1,6}/(TCP|udp|x)", fullmatch=True))
-    def test_any_text_is_a_backend_or_a_value_error_that_quotes_it(self, text: str) -> None:
-        problem = ""
-        try:
-            backend = Backend.parse(text)
-        except ValueError as error:
-            problem = str(error)
-        assert repr(text) in problem if problem else Backend.parse(str(backend)) == backend
-
-    @pytest.mark.parametrize(
-        ("text", "backend"),
-        [
-            ("10.0.0.1:80/TCP", Backend("10.0.0.1", 80, "tcp")),
-            ("10.0.0.1:80/tcp", Backend("10.0.0.1", 80, "tcp")),
-            ("[::1]:53/UDP", Backend("::1", 53, "udp")),
-            ("[::ffff:10.0.0.1]:65535/UDP", Backend("10.0.0.1", 65535, "udp")),
-        ],
-    )
-    def test_parse(self, text: str, backend: Backend) -> None:
-        assert Backend.parse(text) == backend
-
-    def test_written(self) -> None:
-        assert [str(Backend("10.0.0.1", 80, "tcp")), str(Backend("::1", 53, "udp"))] == [
-            "10.0.0.1:80/TCP",
-            "[::1]:53/UDP",
-        ]
-
-    @given(strategies.v4_addresses.filter(lambda address: not address.is_unspecified), st.integers(1, 65535))
-    def test_a_mapped_address_is_the_v4_one(self, address: IPv4Address, port: int) -> None:
-        mapped = Backend(f"::ffff:{address}", port, "tcp")
-        assert mapped == Backend(address, port, "tcp")
-        assert (mapped.address, str(mapped)) == (address, f"{address}:{port}/TCP")
-
-    def test_address_is_an_object_and_protocol_a_word_however_they_were_given(self) -> None:
-        for given_address, given_protocol in (("fd00::1", "udp"), (IPv6Address("fd00::1"), 17)):
-            backend = Backend(given_address, 53, given_protocol)
-            assert (backend.address, backend.port, backend.protocol) == (ip_address("fd00::1"), 53, "udp")
-
-    def test_hashable_and_unlike_in_each_part(self) -> None:
-        others = [Backend("10.0.0.9", 80, "tcp"), Backend("10.0.0.1", 81, "tcp"), Backend("10.0.0.1", 80, "udp")]
-        assert len({A, Backend("10.0.0.1", 80, "tcp"), *others}) == 4
-
-    @pytest.mark.parametrize(
-        ("text", "problem"),
-        [
-            ("", "names no protocol"),
-            ("10.0.0.1:80", "names no protocol"),
-            ("/TCP", "names no protocol"),
-            ("10.0.0.1:80/SCTP", "sctp"),
-            ("10.0.0.1:80/", "protocol"),
-            ("10.0.0.1/TCP", "has no port"),
-            (":80/TCP", "has no port"),
-            ("10.0.0.1:/TCP", "has no port"),
-            ("10.0.0.1:+80/TCP", "has no port"),
-            ("10.0.0.1: 80/TCP", "has no port"),
-            ("10.0.0.1:\u0668\u0660/TCP", "has no port"),
-            ("10.0.0.1:000080/TCP", "has no port"),
-            ("10.0.0.1:0/TCP", "port 0 is outside 1..65535"),
-            ("10.0.0.1:65536/TCP", "port 65536 is outside 1..65535"),
-            ("::1:53/UDP", "in brackets"),
-            ("[10.0.0.1]:53/UDP", "in brackets"),
-            ("[::1:53/UDP", "in brackets"),
-            ("web:80/TCP", "web"),
-            ("10.0.0.256:80/TCP", "10.0.0.256"),
-            ("10.0.0.0/8:80/TCP", "10.0.0.0/8"),
-            ("0.0.0.0:80/TCP", "nobody's address"),
-            ("[::]:80/TCP", "nobody's address"),
-            ("[::ffff:0.0.0.0]:80/TCP", "nobody's address"),
-            ("[fe80::1%eth0]:80/TCP", "zones are not supported"),
-        ],
-    )
-    def test_what_does_not_parse_is_quoted_with_what_is_wrong(self, text: str, problem: str) -> None:
-        with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is looked at below
-            Backend.parse(text)
-        assert repr(text) in str(caught.value)
-        assert problem in str(caught.value)
-
-    def test_wrong_types(self) -> None:
-        for arguments in ((167772161, 80, "tcp"), (b"\x0a\0\0\1", 80, "tcp"), (None, 80, "tcp")):
-            with pytest.raises(TypeError, match="address of a backend"):
-                Backend(*arguments)
-        for text in (b"10.0.0.1:80/TCP", None, A):
-            with pytest.raises(TypeError, match="parsed from a str"):
-                Backend.parse(text)  # type: ignore[arg-type]
-        for port in ("80", 80.0, True, None):
-            with pytest.raises(TypeError, match="port of a backend"):
-                Backend("10.0.0.1", port, "tcp")  # type: ignore[arg-type]
 
 
 class TestStates:
@@ -135,206 +25,12 @@ class TestStates:
             BackendState.parse("Active")
 
 
-class TestAlive:
-    """Alive while any service's instance of it is active or terminating, and healthy."""
-
-    @pytest.mark.parametrize("unhealthy", [False, True])
-    @pytest.mark.parametrize("state", BackendState, ids=str)
-    def test_terminating_is_alive_and_what_is_put_aside_or_unhealthy_is_not(
-        self, state: BackendState, unhealthy: bool
-    ) -> None:
-        for given_state in (state, state.value):
-            table = BackendTable()
-            table.upsert(A, "web", given_state, unhealthy)
-            assert table.is_alive(A) is (state in ALIVE and not unhealthy)
-
-    @pytest.mark.parametrize("state", DEAD, ids=str)
-    def test_the_step_to_each_is_a_fall(self, state: BackendState) -> None:
-        table = BackendTable()
-        table.upsert(A)
-        table.upsert(A, state=state)
-        assert table.take_fallen() == [A]
-
-    def test_the_step_to_unhealthy_is_a_fall_and_to_terminating_is_none(self) -> None:
-        table = BackendTable()
-        for backend in (A, B):
-            table.upsert(backend)
-        table.upsert(A, unhealthy=True)
-        table.upsert(B, state=BackendState.TERMINATING)
-        assert table.take_fallen() == [A]
-
-    def test_nobody_has_heard_of_it(self) -> None:
-        assert BackendTable().is_alive(A) is False
-
-
-class TestFalls:
-    """Cut only on the step from alive to not alive, deletion included."""
-
-    def test_deletion(self) -> None:
-        table = BackendTable()
-        table.upsert(A, "web")
-        table.delete(A, "web")
-        assert (table.has_fallen(), table.take_fallen()) == (True, [A])
-        assert (table.has_fallen(), table.take_fallen()) == (False, [])
-
-    @pytest.mark.parametrize("last", ["delete", "maintenance", "replace"])
-    def test_a_backend_of_two_services_falls_when_the_last_lets_go(self, last: str) -> None:
-        table = BackendTable()
-        table.upsert(A, "web")
-        table.upsert(A, "api")
-        table.delete(A, "web")
-        assert (table.is_alive(A), table.take_fallen()) == (True, [])
-        if last == "delete":
-            table.delete(A, "api")
-        elif last == "replace":
-            table.replace([])
-        else:
-            table.upsert(A, "api", last)
-        assert (table.is_alive(A), table.take_fallen()) == (False, [A])
-
-    def test_deleted_without_a_service_is_deleted_from_all(self) -> None:
-        table = BackendTable()
-        for service in ("", "web", "api"):
-            table.upsert(A, service)
-        table.delete(A, "")
-        assert table.take_fallen() == []
-        table.delete(A)
-        assert table.take_fallen() == [A]
-
-    def test_first_seen_as_not_alive_or_never_seen(self) -> None:
-        table = BackendTable()
-        table.upsert(A, state="maintenance")
-        table.upsert(A, state="quarantined")
-        table.delete(A)
-        table.delete(B)
-        table.delete(B, "web")
-        table.replace([Instance(C, unhealthy=True)])
-        table.replace([])
-        assert (table.has_fallen(), table.take_fallen()) == (False, [])
-
-    def test_what_is_back_has_not_fallen(self) -> None:
-        table = BackendTable()
-        table.upsert(A)
-        table.delete(A)
-        table.upsert(A)
-        assert (table.has_fallen(), table.take_fallen()) == (False, [])
-        table.delete(A)
-        assert table.take_fallen() == [A]
-
-    def test_what_fell_and_changed_since_without_being_alive_has_still_fallen(self) -> None:
-        table = BackendTable()
-        table.upsert(A)
-        table.delete(A)
-        table.upsert(A, state="maintenance")
-        table.delete(A)
-        assert table.take_fallen() == [A]
-
-    def test_in_the_order_in_which_they_fell(self) -> None:
-        table = BackendTable()
-        table.replace(map(Instance, (A, B, C)))
-        for backend in (B, C, A):
-            table.delete(backend)
-        assert table.take_fallen() == [B, C, A]
-
-
-class TestReplace:
-    """These are the instances, and no others; nothing is changed if one of them is wrong."""
-
-    def test_what_is_no_longer_there_falls(self) -> None:
-        table = BackendTable()
-        table.replace([Instance(A, "web"), Instance(A, "api"), Instance(B), Instance(C)])
-        table.replace([Instance(A, "api"), Instance(B, state="quarantined")])
-        assert sorted(table.take_fallen()) == [B, C]
-        assert [table.is_alive(backend) for backend in (A, B, C)] == [True, False, False]
-
-    def test_nothing_is_changed_if_one_is_wrong(self) -> None:
-        table = BackendTable()
-        table.upsert(A)
-        with pytest.raises(ValueError, match="not 'gone'"):
-            table.replace([Instance(B), Instance(C, state="gone")])
-        assert (table.is_alive(A), table.is_alive(B), table.take_fallen()) == (True, False, [])
-
-    def test_a_plain_tuple_is_an_instance_and_a_bare_backend_is_none(self) -> None:
-        table = BackendTable()
-        table.replace([(A, "web")])  # type: ignore[list-item]
-        assert table.is_alive(A)
-        for wrong in (B, "10.0.0.1:80/TCP", None, (B, "web", "active", False, 1)):
-            with pytest.raises(TypeError):
-                table.replace([wrong])  # type: ignore[list-item]
-        assert table.is_alive(A)
-
-
-class TestWrongArguments:
-    """Refused, for what is passed over in silence is not cut."""
-
-    def test_upsert(self) -> None:
-        table = BackendTable()
-        with pytest.raises(TypeError, match=r"Backend\.parse\(\)"):
-            table.upsert("10.0.0.1:80/TCP")  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="service of a backend is a str, not None"):
-            table.upsert(A, None)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="unhealthy is a bool, not 'no'"):
-            table.upsert(A, unhealthy="no")  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="one of active"):
-            table.upsert(A, state="drained")
-        assert not table.is_alive(A)
-
-    def test_delete(self) -> None:
-        table = BackendTable()
-        table.upsert(A, "web")
-        with pytest.raises(TypeError, match=r"Backend\.parse\(\)"):
-            table.delete("10.0.0.1:80/TCP")  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="service of a backend is a str, not 1"):
-            table.delete(A, 1)  # type: ignore[arg-type]
-        assert table.is_alive(A)
-
-
-class TestToldOfFalls:
-    """Called in the thread that changes the table, after a change that leaves fallen backends."""
-
-    def test_for_each_way_to_fall(self) -> None:
-        falls: list[Callable[[BackendTable], None]] = [
-            lambda table: table.delete(A),
-            lambda table: table.upsert(A, unhealthy=True),
-            lambda table: table.replace([]),
-        ]
-        for fall in falls:
-            table, called = BackendTable(), list[threading.Thread]()
-            with table.told_of_falls(partial(lambda called: called.append(threading.current_thread()), called)):
-                table.replace([Instance(A), Instance(B)])
-                assert called == []
-                fall(table)
-            assert called == [threading.current_thread()]
-
-    def test_the_table_can_be_used_from_there(self) -> None:
-        table, taken = BackendTable(), list[Backend]()
-        with table.told_of_falls(lambda: taken.extend(table.take_fallen())):
-            table.upsert(A)
-            table.delete(A)
-            table.upsert(B)
-        assert taken == [A]
-
-    def test_one_at_a_time_and_nobody_afterwards(self) -> None:
-        table, called = BackendTable(), list[str]()
-        table.upsert(A)
-        with table.told_of_falls(lambda: called.append("first")):
-            with pytest.raises(ValueError, match="has a loop that follows it"), table.told_of_falls(lambda: None):
-                pytest.fail("a second one")
-            table.delete(A)
-        table.upsert(B)
-        table.delete(B)
-        assert called == ["first"]
-        with table.told_of_falls(lambda: called.append("second")):
-            table.upsert(C)
-        assert called == ["first", "second"]
-
-
 class Model:
     """What the rules say, with no thought of how: all instances, and who has been alive and is not."""
 
     def __init__(self) -> None:
         self.instances: dict[tuple[Backend, str], bool] = {}
-        self.fallen: set[Backend] = set()
+        self.down: set[Backend] = set()
 
     def alive(self) -> set[Backend]:
         return {backend for (backend, _), is_alive in self.instances.items() if is_alive}
@@ -342,34 +38,47 @@ class Model:
     def change(self, instances: dict[tuple[Backend, str], bool]) -> None:
         before = self.alive()
         self.instances = instances
-        self.fallen = (self.fallen | before) - self.alive()
+        self.down = (self.down | before) - self.alive()
 
 
-some_backends = st.sampled_from((A, B, C))
-some_services = st.sampled_from(("", "web", "api"))
-instances = st.builds(Instance, some_backends, some_services, st.sampled_from(BackendState), st.booleans())
+some_backends = st.sampled_from((A, A, B))
+some_services = st.sampled_from(("", "web"))
+instances = st.builds(
+    Instance,
+    some_backends,
+    some_services,
+    st.sampled_from((*BackendState, BackendState.ACTIVE)),
+    st.sampled_from((False, False, True)),
+)
 operations = st.one_of(
     instances.map(lambda instance: ("upsert", instance)),
     st.tuples(st.just("delete"), st.tuples(some_backends, st.none() | some_services)),
     st.lists(instances, max_size=4).map(lambda several: ("replace", several)),
-    st.just(("take", None)),
+    st.just(("drain", None)),
 )
 
 
 def alive(instance: Instance) -> bool:
-    return instance.state in ALIVE and not instance.unhealthy
+    return instance.state in (BackendState.ACTIVE, BackendState.TERMINATING) and not instance.unhealthy
 
 
-@given(st.lists(operations, max_size=30))
-def test_the_table_is_the_model(steps: list[tuple[str, object]]) -> None:
-    """Who is alive, who has fallen and whether that is told, after each of any operations."""
-    table, model, told = BackendTable(), Model(), list[int]()
-    with table.told_of_falls(lambda: told.append(1)):
+@settings(max_examples=5 * (settings.default or settings()).max_examples)
+@given(st.lists(operations, min_size=5, max_size=40), st.booleans())
+def test_the_table_is_the_model(steps: list[tuple[str, object]], by_value: bool) -> None:
+    """Who is alive, who has gone down and whether the subscriber hears of it, after each of any operations.
+
+    A backend goes down only on the step from alive to not alive, deletion included; what was never alive cannot.
+    """
+    table, model, calls = BackendTable(), Model(), list[int]()
+    with table.subscribe(lambda: calls.append(1)):
         for name, argument in steps:
-            told.clear()
+            calls.clear()
             if name == "upsert":
                 assert isinstance(argument, Instance)
-                table.upsert(*argument)
+                state = (
+                    argument.state.value if by_value and isinstance(argument.state, BackendState) else argument.state
+                )
+                table.upsert(argument.backend, argument.service, state, argument.unhealthy)
                 model.change({**model.instances, argument[:2]: alive(argument)})
             elif name == "delete":
                 assert isinstance(argument, tuple)
@@ -384,31 +93,88 @@ def test_the_table_is_the_model(steps: list[tuple[str, object]]) -> None:
                 table.replace(argument)
                 model.change({instance[:2]: alive(instance) for instance in argument})
             else:
-                taken = table.take_fallen()
-                assert (len(taken), {*taken}) == (len(model.fallen), model.fallen)
-                model.fallen = set()
-            assert {backend for backend in (A, B, C) if table.is_alive(backend)} == model.alive()
-            assert table.has_fallen() == bool(model.fallen)
-            assert bool(told) == (name != "take" and bool(model.fallen))
-    assert {*table.take_fallen()} == model.fallen
+                drained = table.drain_down()
+                assert (len(drained), {*drained}) == (len(model.down), model.down)
+                model.down = set()
+            assert {backend for backend in (A, B) if table.is_alive(backend)} == model.alive()
+            assert table.has_down() == bool(model.down)
+            assert bool(calls) == (name != "drain" and bool(model.down))
+    assert {*table.drain_down()} == model.down
 
 
-@given(st.lists(instances, max_size=6), st.lists(instances, max_size=6, unique_by=lambda instance: instance[:2]))
-def test_replacing_is_deleting_what_is_left_out_and_upserting_the_rest(
-    before: list[Instance], after: list[Instance]
-) -> None:
-    one, other = BackendTable(), BackendTable()
-    for table in (one, other):
-        table.replace(before)
-    one.replace(after)
-    kept = {instance[:2] for instance in after}
-    for instance in after:
-        other.upsert(*instance)
-    for instance in before:
-        if instance[:2] not in kept:
-            other.delete(instance.backend, instance.service)
-    assert [one.is_alive(backend) for backend in (A, B, C)] == [other.is_alive(backend) for backend in (A, B, C)]
-    assert {*one.take_fallen()} == {*other.take_fallen()}
+class TestChanges:
+    def test_backends_are_drained_in_the_order_in_which_they_went_down(self) -> None:
+        table = BackendTable()
+        table.replace(map(Instance, (A, B, C)))
+        for backend in (B, C, A):
+            table.delete(backend)
+        assert table.drain_down() == [B, C, A]
+
+    def test_nothing_is_replaced_if_one_is_wrong(self) -> None:
+        table = BackendTable()
+        table.upsert(A)
+        with pytest.raises(ValueError, match="not 'gone'"):
+            table.replace([Instance(B), Instance(C, state="gone")])
+        assert (table.is_alive(A), table.is_alive(B), table.drain_down()) == (True, False, [])
+
+    def test_a_plain_tuple_is_an_instance_and_a_bare_backend_is_none(self) -> None:
+        table = BackendTable()
+        table.replace([(A, "web")])
+        assert table.is_alive(A)
+        for wrong in (B, "10.0.0.1:80/TCP", None, (B, "web", "active", False, 1)):
+            with pytest.raises(TypeError):
+                table.replace([wrong])  # type: ignore[list-item]
+        assert table.is_alive(A)
+
+    def test_wrong_arguments_are_refused(self) -> None:
+        """What is passed over in silence is not cut."""
+        table = BackendTable()
+        with pytest.raises(TypeError, match=r"Backend\.parse\(\)"):
+            table.upsert("10.0.0.1:80/TCP")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="service of a backend is a str, not None"):
+            table.upsert(A, None)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="unhealthy is a bool, not 'no'"):
+            table.upsert(A, unhealthy="no")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="one of active"):
+            table.upsert(A, state="drained")
+        assert not table.is_alive(A)
+        table.upsert(A, "web")
+        with pytest.raises(TypeError, match=r"Backend\.parse\(\)"):
+            table.delete("10.0.0.1:80/TCP")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="service of a backend is a str, not 1"):
+            table.delete(A, 1)  # type: ignore[arg-type]
+        assert table.is_alive(A)
+
+
+class TestSubscriber:
+    """Called in the thread that changes the table, after a change that leaves backends down."""
+
+    def test_the_table_can_be_used_from_there(self) -> None:
+        table, drained, threads = BackendTable(), list[Backend](), set[threading.Thread]()
+
+        def on_down() -> None:
+            threads.add(threading.current_thread())
+            drained.extend(table.drain_down())
+
+        with table.subscribe(on_down):
+            table.upsert(A)
+            table.delete(A)
+            table.upsert(B)
+        assert (drained, threads) == ([A], {threading.current_thread()})
+
+    def test_one_at_a_time_and_nobody_afterwards(self) -> None:
+        table, calls = BackendTable(), list[str]()
+        table.upsert(A)
+        with table.subscribe(lambda: calls.append("first")):
+            with pytest.raises(ValueError, match="has a subscriber already"), table.subscribe(lambda: None):
+                pytest.fail("a second one")
+            table.delete(A)
+        table.upsert(B)
+        table.delete(B)
+        assert calls == ["first"]
+        with table.subscribe(lambda: calls.append("second")):
+            table.upsert(C)
+        assert calls == ["first", "second"]
 
 
 class Slow(Backend):
@@ -427,7 +193,7 @@ CHANGES: dict[str, Callable[[BackendTable, Backend], object]] = {
     "upsert": lambda table, backend: table.upsert(backend, "web"),
     "delete": lambda table, backend: table.delete(backend, "web"),
     "replace": lambda table, backend: table.replace([Instance(A)]),
-    "take": lambda table, backend: table.take_fallen(),
+    "drain": lambda table, backend: table.drain_down(),
 }
 
 

@@ -1,4 +1,4 @@
-"""Framing: what was written is read, and what no kernel writes is refused, at the place where it goes wrong."""
+"""Framing: what was encoded is decoded, and what no kernel sends is refused at the offset where it goes wrong."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ T = TypeVar("T")
 Answer = Union[Ack, Done]
 
 
-class Whole(NamedTuple):
-    """A message with its payload."""
-
+class Message(NamedTuple):
     type: int
     flags: int
     sequence: int
@@ -50,44 +48,24 @@ class Whole(NamedTuple):
         return encode_message(self.type, self.flags, self.sequence, self.payload, self.port)
 
 
-wholes = st.builds(Whole, u16, u16, u32, u32, st.binary(max_size=40))
-streams = st.lists(wholes, max_size=4)
+whole_messages = st.builds(Message, u16, u16, u32, u32, st.binary(max_size=40))
+streams = st.lists(whole_messages, max_size=4)
 
 
-def written(messages: Iterable[Whole]) -> bytes:
+def encoded(messages: Iterable[Message]) -> bytes:
     return b"".join(message.bytes for message in messages)
 
 
-class Found(NamedTuple):
-    """What iter_messages gives, by name."""
-
-    type: int
-    flags: int
-    sequence: int
-    port: int
-    start: int
-    end: int
-
-
-def messages_in(data: bytes, size: int) -> Iterator[Found]:
-    return (Found(*found) for found in iter_messages(data, size))
-
-
-def read(data: bytes) -> list[Whole]:
-    return [Whole(*message[:4], data[message.start : message.end]) for message in messages_in(data, len(data))]
-
-
-def run(pairs: Iterable[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-    """What comes back of attributes that are written and read."""
-    data = encode_attributes(pairs)
-    return list(iter_attributes(data, 0, len(data)))
+def messages_in(data: bytes) -> Iterator[Message]:
+    for type_, flags, sequence, port, start, end in iter_messages(data, len(data)):
+        yield Message(type_, flags, sequence, port, data[start:end])
 
 
 def until_malformed(items: Iterator[T], at_most: int) -> tuple[list[T], MalformedMessage | None]:
-    """The items up to the first malformed one, and its error. More than `at_most` is a reader that does not move on."""
+    """The items up to the first malformed one, and its error. More than `at_most` is a reader that does not advance."""
     read: list[T] = []
     try:
-        read.extend(islice(items, at_most + 1))  # keeps what came before an error
+        read.extend(islice(items, at_most + 1))  # keeps those before an error
     except MalformedMessage as error:
         return read, error
     assert len(read) <= at_most
@@ -104,18 +82,15 @@ class TestPlaces:
     def test_nlmsghdr(self) -> None:
         data = encode_message(0x0202, 0x0303, 0x04040404, b"\x06", port=0x05050505)
         assert data == native(17, 4) + b"\2\2" + b"\3\3" + b"\4\4\4\4" + b"\5\5\5\5" + b"\6" + bytes(3)
-        assert netlink.NLMSGHDR.size == 16
 
     def test_nlattr(self) -> None:
         assert encode_attribute(0x0202, b"\x03") == native(5, 2) + b"\2\2" + b"\3" + bytes(3)
-        assert netlink.NLATTR.size == 4
 
     def test_nlmsgerr(self) -> None:
-        ack = Ack(1, 0x0202, 0x0303, 0x04040404, 0x05050505, b"\6\6\6\6", ())
-        assert encode_ack(ack) == (
-            0,
-            (-1).to_bytes(4, sys.byteorder, signed=True) + native(20, 4) + b"\2\2\3\3\4\4\4\4\5\5\5\5\6\6\6\6",
-        )
+        code = (-1).to_bytes(4, sys.byteorder, signed=True)
+        assert encode_ack(Ack(1, 0x0202, 0x0303, 0x04040404, 0x05050505, b"\6\6\6\6", ())) == (
+            0, code + native(20, 4) + b"\2\2\3\3\4\4\4\4\5\5\5\5\6\6\6\6"
+        )  # fmt: skip
 
     @pytest.mark.parametrize(("length", "aligned"), [(0, 0), (1, 4), (3, 4), (4, 4), (5, 8), (0xFFFF, 0x10000)])
     def test_padding_goes_to_the_next_multiple_of_four(self, length: int, aligned: int) -> None:
@@ -123,68 +98,49 @@ class TestPlaces:
 
 
 class TestMessages:
-    """A reply is a run of whole messages; one that is cut, or does not move on, is MalformedMessage."""
-
-    @given(streams)
-    def test_what_was_written_is_read(self, messages: list[Whole]) -> None:
-        assert read(written(messages)) == messages
-
-    @given(streams, streams)
-    def test_two_runs_in_a_row_read_as_one_after_the_other(self, a: list[Whole], b: list[Whole]) -> None:
-        assert read(written(a) + written(b)) == read(written(a)) + read(written(b))
-
-    @given(streams, wholes)
-    def test_a_cut_message_is_refused_at_every_length(self, before: list[Whole], last: Whole) -> None:
-        start = len(written(before))
-        for size in range(1, 16 + len(last.payload)):
-            messages = messages_in((written(before) + last.bytes)[: start + size], start + size)
-            assert [next(messages).type for _ in before] == [message.type for message in before]
-            with pytest.raises(MalformedMessage) as caught:
-                next(messages)
-            assert caught.value.offset == start
-            if size < 16:
-                assert (caught.value.expected, caught.value.got) == ("16 bytes", str(size))
-
-    @given(wholes)
-    def test_the_padding_of_the_last_message_may_be_missing(self, message: Whole) -> None:
-        assert read(message.bytes[: 16 + len(message.payload)]) == [message]
+    """A datagram holds whole messages; one that is cut, or does not advance, is MalformedMessage."""
 
     @given(streams, st.binary(max_size=40))
-    def test_what_lies_behind_the_size_is_not_looked_at(self, messages: list[Whole], old: bytes) -> None:
-        data = written(messages)
+    def test_what_was_encoded_is_decoded_and_nothing_behind_the_size(self, messages: list[Message], old: bytes) -> None:
+        data = encoded(messages)
+        assert list(messages_in(data)) == messages
         assert list(iter_messages(data + old, len(data))) == list(iter_messages(data, len(data)))
 
-    @given(damaged(streams.map(written)))
+    @given(streams, whole_messages)
+    def test_a_cut_message_is_refused_at_every_length(self, before: list[Message], last: Message) -> None:
+        start, size = len(encoded(before)), 16 + len(last.payload)
+        for cut in range(1, size):
+            messages, error = until_malformed(messages_in(encoded([*before, last])[: start + cut]), len(before))
+            assert messages == before
+            assert error is not None
+            assert error.offset == start
+            assert cut >= 16 or (error.expected, error.got) == ("16 bytes", str(cut))
+        assert list(messages_in(encoded([*before, last])[: start + size])) == [*before, last], "without its padding"
+
+    @given(damaged(streams.map(encoded)))
     def test_any_bytes_are_messages_or_malformed_in_no_more_steps_than_headers_fit(self, data: bytes) -> None:
-        messages, error = until_malformed(messages_in(data, len(data)), len(data) // 16)
+        messages, error = until_malformed(iter_messages(data, len(data)), len(data) // 16)
         behind = 0
-        for message in messages:
-            assert behind + 16 <= message.start <= message.end <= len(data)
-            behind = message.end
+        for *_, start, end in messages:
+            assert behind + 16 <= start <= end <= len(data)
+            behind = end
         assert error is None or behind <= error.offset < len(data)
 
     @pytest.mark.parametrize("length", [0, 1, 15, 25, 0xFFFFFFFF])
     def test_a_length_that_does_not_advance_or_leads_outside(self, length: int) -> None:
         first, second = encode_message(20, 0, 1, b""), encode_message(20, 0, 1, bytes(8))
-        data = first + native(length, 4) + second[4:]
-        messages, error = until_malformed(messages_in(data, len(data)), 2)
+        messages, error = until_malformed(messages_in(first + native(length, 4) + second[4:]), 2)
         assert error is not None
         assert (len(messages), error.offset, error.expected, error.got) == (1, 16, "16..24", length)
 
 
 class TestAttributes:
-    """A run of attributes reads as it was written, flags in the type; cut or stuck ones are MalformedMessage."""
+    """Attributes one after another, flags left in the type; one that is cut or does not advance is MalformedMessage."""
 
-    @given(st.lists(attribute_pairs, max_size=5))
-    def test_what_was_written_is_read(self, pairs: list[tuple[int, bytes]]) -> None:
-        assert run(pairs) == pairs
-
-    @given(st.lists(attribute_pairs, max_size=4), st.lists(attribute_pairs, max_size=4))
-    def test_two_runs_in_a_row_read_as_one_after_the_other(
-        self, a: list[tuple[int, bytes]], b: list[tuple[int, bytes]]
-    ) -> None:
-        data = encode_attributes(a) + encode_attributes(b)
-        assert list(iter_attributes(data, 0, len(data))) == run(a) + run(b)
+    @given(st.lists(attribute_pairs, max_size=5), u8)
+    def test_what_was_encoded_is_decoded(self, pairs: list[tuple[int, bytes]], start: int) -> None:
+        data = bytes(start) + encode_attributes(pairs)
+        assert list(iter_attributes(data, start, len(data))) == pairs
 
     @given(attribute_pairs, st.integers(0, 9))
     def test_a_cut_attribute_is_refused_at_every_length(self, pair: tuple[int, bytes], before: int) -> None:
@@ -217,22 +173,21 @@ class TestAttributes:
 
 
 class TestAcksAndDones:
-    """NLMSG_ERROR and NLMSG_DONE carry an errno, and (with NETLINK_EXT_ACK) what the kernel has to say about it."""
+    """NLMSG_ERROR and NLMSG_DONE carry an errno, and with NETLINK_EXT_ACK a text."""
 
-    @given(acks(), u8)
-    def test_an_ack_comes_back(self, ack: Ack, start: int) -> None:
+    EITHER = pytest.mark.parametrize(("decode", "size"), [(decode_ack, 20), (decode_done, 4)], ids=["ack", "done"])
+
+    @given(acks(), dones, u8)
+    def test_they_come_back(self, ack: Ack, done: Done, start: int) -> None:
         flags, payload = encode_ack(ack)
         assert decode_ack(bytes(start) + payload, start, start + len(payload), flags) == ack
-
-    @given(dones, u8)
-    def test_a_done_comes_back(self, done: Done, start: int) -> None:
         flags, payload = encode_done(done)
         assert decode_done(bytes(start) + payload, start, start + len(payload), flags) == done
 
-    @pytest.mark.parametrize("decode", [decode_ack, decode_done])
+    @EITHER
     @given(damaged((acks().map(encode_ack) | dones.map(encode_done)).map(lambda encoded: encoded[1])), u16, u8)
     def test_any_bytes_are_an_answer_or_malformed(
-        self, decode: Callable[[bytes, int, int, int], Answer], payload: bytes, flags: int, start: int
+        self, decode: Callable[[bytes, int, int, int], Answer], size: int, payload: bytes, flags: int, start: int
     ) -> None:
         end = start + len(payload)
         answers, error = until_malformed(map(decode, [bytes(start) + payload], [start], [end], [flags]), 1)
@@ -241,37 +196,36 @@ class TestAcksAndDones:
             assert isinstance(answer.text, str)
         assert error is None or start <= error.offset <= end
 
-    @pytest.mark.parametrize("code", [1, 4096, -4096, -(1 << 31)])
-    def test_a_number_that_is_no_negated_errno_is_malformed(self, code: int) -> None:
-        payload = code.to_bytes(4, sys.byteorder, signed=True) + bytes(16)
-        for decode in (decode_ack, decode_done):
+    @EITHER
+    @given(st.binary(min_size=1, max_size=20))
+    def test_only_ack_tlvs_announces_attributes(
+        self, decode: Callable[[bytes, int, int, int], Answer], size: int, behind: bytes
+    ) -> None:
+        for flags in (netlink.NLM_F_MULTI, netlink.NLM_F_CAPPED):
+            assert decode(bytes(size) + behind, 0, size + len(behind), flags).attributes == ()
+
+    @EITHER
+    def test_a_number_that_is_no_negated_errno_or_a_short_payload_is_malformed(
+        self, decode: Callable[[bytes, int, int, int], Answer], size: int
+    ) -> None:
+        for code in (1, 4096, -4096, -(1 << 31)):
+            payload = code.to_bytes(4, sys.byteorder, signed=True) + bytes(16)
             with pytest.raises(MalformedMessage) as caught:
                 decode(payload, 0, len(payload), netlink.NLM_F_CAPPED)
             assert (caught.value.offset, caught.value.expected, caught.value.got) == (0, "-4095..0", code)
-
-    @given(st.binary(min_size=1, max_size=20))
-    def test_what_no_flag_announces_is_no_attribute(self, behind: bytes) -> None:
-        done, ack = bytes(4) + behind, bytes(20) + behind
-        assert decode_done(done, 0, len(done), netlink.NLM_F_MULTI).attributes == ()
-        assert decode_ack(ack, 0, len(ack), netlink.NLM_F_CAPPED).attributes == ()
-
-    def test_they_are_refused_at_every_length_that_is_too_short(self) -> None:
-        for size in range(20):
-            with pytest.raises(MalformedMessage, match=f"expected 20 bytes, got {size}"):
-                decode_ack(bytes(20), 0, size, 0)
-        for size in range(4):
-            with pytest.raises(MalformedMessage, match=f"expected 4 bytes, got {size}"):
-                decode_done(bytes(20), 0, size, 0)
+        for short in range(size):
+            with pytest.raises(MalformedMessage, match=f"expected {size} bytes, got {short}"):
+                decode(bytes(20), 0, short, 0)
 
     @pytest.mark.parametrize(("length", "echoed"), [(73, 57), (15, -1), (0xFFFFFFFF, 0xFFFFFFEF)])
-    def test_an_error_that_does_not_bring_the_request_that_it_says_is_malformed(self, length: int, echoed: int) -> None:
+    def test_an_error_without_the_request_that_it_announces_is_malformed(self, length: int, echoed: int) -> None:
         _, payload = encode_ack(Ack(2, 21, 5, 1, 0, bytes(56), (), length))
         with pytest.raises(MalformedMessage) as caught:
             decode_ack(payload, 0, len(payload), 0)
         assert (caught.value.offset, caught.value.expected, caught.value.got) == (20, "0..56 bytes", echoed)
 
     @given(acks())
-    def test_a_success_brings_no_request_whatever_its_flags(self, ack: Ack) -> None:
+    def test_a_success_echoes_no_request_whatever_its_flags(self, ack: Ack) -> None:
         _, payload = encode_ack(ack._replace(errno=0, request=b"", attributes=()))
         for flags in (0, netlink.NLM_F_CAPPED):
             assert decode_ack(payload, 0, len(payload), flags)[:6] == (0, *ack[1:5], b"")
@@ -293,7 +247,7 @@ class TestAcksAndDones:
 
 @golden.of_this_byte_order
 class TestGolden:
-    """The kernel's own bytes decode to what was asked and answered, and encode to the same bytes."""
+    """The kernel's own bytes decode to what was requested and answered, and encode to the same bytes."""
 
     @pytest.mark.parametrize(
         ("fields", "code", "asked", "text"),
@@ -307,12 +261,12 @@ class TestGolden:
     )
     def test_acks(self, fields: golden.Fields, code: int, asked: tuple[int, int, int, int, int], text: str) -> None:
         data = golden.joined(fields)
-        (message,) = messages_in(data, len(data))
-        ack = decode_ack(data, message.start, message.end, message.flags)
+        (message,) = messages_in(data)
+        ack = decode_ack(data, 16, len(data), message.flags)
         assert (message.type, ack.errno, ack.text) == (NLMSG_ERROR, code, text)
         assert (ack.type, ack.flags, ack.sequence, ack.length, len(ack.request)) == asked
         flags, payload = encode_ack(ack)
-        assert encode_message(NLMSG_ERROR, flags, message.sequence, payload, message.port) == data
+        assert message._replace(flags=flags, payload=payload).bytes == data
 
     @pytest.mark.parametrize(
         ("fields", "code", "text"),
@@ -325,15 +279,13 @@ class TestGolden:
     )
     def test_dones(self, fields: golden.Fields, code: int, text: str) -> None:
         data = golden.joined(fields)
-        (message,) = messages_in(data, len(data))
-        done = decode_done(data, message.start, message.end, message.flags)
+        (message,) = messages_in(data)
+        done = decode_done(data, 16, len(data), message.flags)
         assert (message.type, done.errno, done.text) == (NLMSG_DONE, code, text)
         flags, payload = encode_done(done)
-        assert encode_message(NLMSG_DONE, flags, message.sequence, payload, message.port) == data
+        assert message._replace(flags=flags, payload=payload).bytes == data
 
     def test_a_row_of_a_dump(self) -> None:
-        data = golden.joined(golden.DUMP_HEADER, golden.ESTABLISHED_V4)
-        (message,) = read(data)
-        assert message[:3] == (20, netlink.NLM_F_MULTI, 7)
-        assert message.payload == golden.joined(golden.ESTABLISHED_V4)
-        assert message.bytes == data
+        row = golden.joined(golden.ESTABLISHED_V4)
+        (message,) = messages_in(golden.joined(golden.DUMP_HEADER) + row)
+        assert message == Message(20, netlink.NLM_F_MULTI, 7, 0x2E6B, row)

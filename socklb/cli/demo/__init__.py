@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from ...engine.report import Report
     from ..arguments import Commands
 
-_EXPLANATION = """\
-Builds a user and a network namespace of its own (no root, no network needed), starts three backends, connects clients
-to each over TCP and UDP, by v4, v6 and v4-mapped addresses, destroys the connections to one backend, and shows what the
-clients saw before and after. Ends with 1 if one connection too many or too few died, with 3 if such namespaces are not
-allowed here.
-"""
+_DESCRIPTION = (
+    "Build a user and a network namespace (no root and no network needed), start three backends, connect clients to "
+    "each over TCP and UDP, by v4, v6 and v4-mapped addresses, destroy the connections to one backend, and show what "
+    "the clients saw before and after. Ends with 1 if one connection too many or too few died, with 3 if such "
+    "namespaces are not allowed here."
+)
 
 
 def add_parser(commands: Commands) -> None:
@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
         "demo",
         run,
         help="show what it does, in a network of its own",
-        description=_EXPLANATION,
+        description=_DESCRIPTION,
         epilog="examples:\n  socklb demo\n  socklb demo --json\n",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object: the clients, and the sums")

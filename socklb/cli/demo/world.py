@@ -56,7 +56,7 @@ def _why_no_world(error: OSError) -> str:
     if isinstance(error, NotSupported):
         return f"{error_text(error)}; run the demo with a newer Python. Destroying works without it"
     return (
-        f"no network namespace of one's own can be had here ({error.strerror}): run the demo as root, or allow "
+        f"no private network namespace can be made here ({error.strerror}): run the demo as root, or allow "
         "user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
         "kernel.apparmor_restrict_unprivileged_userns; in a container, its seccomp profile)"
     )

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""The functions that make conditions from checked arguments: src, dst, sport, dport, device, mark, cgroup, autobound.
+
+All raise ValueError for a value that is out of range or cannot be read, TypeError for one of another type.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+
+from .conditions import PORT_MAX, And, Condition, Host, Port
+from .property_conditions import Autobound, Cgroup, Device, Mark
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Union
+
+    from ..wire.address import Network
+
+    Address = Union[str, IPv4Address, IPv6Address, IPv4Network, IPv6Network]
+
+_IFNAMSIZ = 16  # linux/if.h, the final zero included
+
+
+def src(address: Address, port: int | None = None) -> Condition:
+    """The local address (or prefix) and, if given, the local port."""
+    return _endpoint("src", address, port)
+
+
+def dst(address: Address, port: int | None = None) -> Condition:
+    """The peer's address (or prefix) and, if given, the peer's port.
+
+    `dst("10.0.0.0/8")`, `dst("10.0.0.1", 80)`, `dst("2001:db8::/32")`. A v4 address matches v4-mapped v6 sockets too,
+    and a mapped address is taken as the v4 one.
+    """
+    return _endpoint("dst", address, port)
+
+
+def sport(low: int, high: int | None = None) -> Condition:
+    """The local port: one, or a range with both ends included."""
+    return _port_range("src", low, high)
+
+
+def dport(low: int, high: int | None = None) -> Condition:
+    """The peer's port: one, or a range with both ends included."""
+    return _port_range("dst", low, high)
+
+
+def device(interface: int | str) -> Condition:
+    """Bound to this interface, by name or index; a name is looked up in the namespace that is searched."""
+    if isinstance(interface, str):
+        if not 0 < len(interface.encode(errors="surrogateescape")) < _IFNAMSIZ:
+            raise ValueError(f"interface name {interface!r} does not have 1 to {_IFNAMSIZ - 1} bytes")
+        return Device(interface)
+    return Device(_integer("interface index", interface, 0x7FFFFFFF))
+
+
+def mark(value: int, mask: int = 0xFFFFFFFF) -> Condition:
+    """The bits of SO_MARK under `mask` are `value`. Searching by mark needs CAP_NET_ADMIN."""
+    _integer("mark", value, 0xFFFFFFFF)
+    _integer("mark mask", mask, 0xFFFFFFFF)
+    if value & ~mask:
+        raise ValueError(f"mark {value:#x} has bits outside its mask {mask:#x}: no socket can match")
+    return Mark(value, mask)
+
+
+def cgroup(cgroup: int | str) -> Condition:
+    """In this cgroup v2, by id or by path (absolute, or relative to the cgroup2 mount)."""
+    if isinstance(cgroup, str):
+        if not cgroup:
+            raise ValueError("cgroup path '' is empty")
+        return Cgroup(cgroup)
+    return Cgroup(_integer("cgroup id", cgroup, 0xFFFFFFFFFFFFFFFF))
+
+
+def autobound() -> Condition:
+    """The kernel chose the local port. Only the kernel can evaluate it; `SocketFilter.matches` raises ValueError."""
+    return Autobound()
+
+
+def _endpoint(side: str, address: Address, port: int | None) -> Condition:
+    host = Host(side, _network(address))
+    return host if port is None else And(host, _port_range(side, port, None))
+
+
+def _network(address: Address) -> Network:
+    if not isinstance(address, (str, IPv4Address, IPv6Address, IPv4Network, IPv6Network)):
+        raise TypeError(f"an address must be a str or an ipaddress object, not {address!r}")
+    if getattr(address, "scope_id", None) or (isinstance(address, str) and "%" in address):
+        raise ValueError(f"{address}: zones are not supported; name the interface with device()")
+    return ip_network(address, strict=False)
+
+
+def _port_range(side: str, low: int, high: int | None) -> Condition:
+    _integer("port", low, PORT_MAX)
+    if high is None:
+        return Port(side, low, low)
+    _integer("port", high, PORT_MAX)
+    if low > high:
+        raise ValueError(f"port range {low}..{high} is empty: the first is above the last")
+    return Port(side, low, high)
+
+
+def _integer(what: str, number: int, highest: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{what} must be an int, not {number!r}")
+    if not 0 <= number <= highest:
+        raise ValueError(f"{what} {number} is outside 0..{highest}")
+    return number

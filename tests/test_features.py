@@ -1,0 +1,108 @@
+"""Each folder above the core can be deleted from a copy: what needs it says so in one line, all else works."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from .sockets import Sockets, pending_error
+from .test_layers import FEATURES
+from .test_vendoring import PACKAGE, python
+
+NAMES = {
+    "reverse_nat": ("RevNatEntry", "RevNatMaps"),
+    "termination": ("BackendState", "BackendTable", "TerminationLoop", "terminate_connections"),
+}
+COMMANDS = {
+    "list": (),
+    "destroy": (),
+    "terminate": ("termination",),
+    "watch": ("termination", "sources"),
+    "probe": (),
+    "rev-nat": ("reverse_nat",),
+    "demo": ("cli/demo",),
+}
+FOLDERS = [*(folder for folder in FEATURES if folder != "cli"), "cli/demo", "cli"]
+LEFT_OUT = [
+    *[(folder,) for folder in FOLDERS],
+    *combinations(FOLDERS[:4], 2),
+    ("reverse_nat", "termination", "sources", "cli/demo"),
+    ("reverse_nat", "termination", "sources", "cli"),
+]
+
+
+@pytest.fixture(params=LEFT_OUT, ids="+".join)
+def left_out(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ...]:
+    folders: tuple[str, ...] = request.param
+    shutil.copytree(PACKAGE, tmp_path / "socklb", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in folders:
+        shutil.rmtree(tmp_path / "socklb" / folder)
+    return folders
+
+
+def run(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return python(root, "-m", "socklb", *words)
+
+
+@pytest.mark.kernel
+def test_what_is_left_finds_and_destroys(left_out: tuple[str, ...], tmp_path: Path, sockets: Sockets) -> None:
+    """As a library; and every name that is missing says which folder it is in."""
+    client, _ = sockets.tcp("127.0.0.2", 9000)
+    other, _ = sockets.tcp("127.0.0.3", 9000)
+    done = python(
+        tmp_path,
+        "-c",
+        "import socklb\n"
+        "gone = socklb.SocketFilter.to_backend('127.0.0.2', 9000, 'tcp')\n"
+        "print(len(list(socklb.find_sockets(gone))), socklb.destroy_sockets(gone).destroyed)\n"
+        "for name in socklb.__all__:\n"
+        "    try: getattr(socklb, name)\n"
+        "    except ImportError as error: print(error)\n",
+    )
+    missing = sorted((name, folder) for folder in left_out for name in NAMES.get(folder, ()))
+    expected = [f"socklb.{name} needs the folder {folder}/, which" for name, folder in missing]
+    counts, *messages = done.stdout.splitlines()
+    assert (counts, done.stderr) == ("1 1", "")
+    assert [message[: len(start)] for message, start in zip(sorted(messages), expected)] == expected
+    assert len(messages) == len(expected)
+    assert (pending_error(client), pending_error(other)) == ("ECONNABORTED", "")
+
+
+@pytest.mark.kernel
+def test_the_commands_that_are_left_work(left_out: tuple[str, ...], tmp_path: Path, sockets: Sockets) -> None:
+    if "cli" in left_out:
+        done = run(tmp_path, "list")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "the command needs the folder cli/, which this copy of the package leaves out\n"
+        return
+    client, _ = sockets.tcp("127.0.0.2", 9000)
+    lines = run(tmp_path, "--help").stdout.splitlines()
+    offered = {line.split()[0] for line in lines if line.startswith("    ") and line[4:5].isalpha()}
+    for command, folders in COMMANDS.items():
+        lacking = [folder for folder in folders if folder in left_out]
+        assert (command in offered) == (not lacking)
+        done = run(tmp_path, command, "--help")
+        if lacking:
+            text = f"socklb: the command {command} needs the folder {lacking[0]}/, which this copy of the package"
+            assert (done.returncode, done.stderr) == (2, f"{text} leaves out\n")
+        else:
+            assert (done.returncode, done.stderr) == (0, "")
+    done = run(tmp_path, "destroy", "--json", "--tcp", "dst 127.0.0.2:9000")
+    assert (done.returncode, json.loads(done.stdout)["destroyed"]) == (0, 1)
+    assert pending_error(client) == "ECONNABORTED"
+
+
+@pytest.mark.kernel
+def test_an_option_of_a_folder_that_is_left_out(left_out: tuple[str, ...], tmp_path: Path, network: None) -> None:
+    if "reverse_nat" in left_out and not {"termination", "cli"} & {*left_out}:
+        done = run(tmp_path, "terminate", "--rev-nat", "127.0.0.2:9000/TCP")
+        assert done.returncode == 2
+        assert (
+            done.stderr
+            == "socklb: --rev-nat needs the folder reverse_nat/, which this copy of the package leaves out\n"
+        )

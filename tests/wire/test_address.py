@@ -1,0 +1,33 @@
+"""Addresses: the same text on every Python, and the v4 address in a v4-mapped one."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from hypothesis import given
+
+from socklb.wire.address import V4_MAPPED, format_address, format_endpoint, from_packed, unmapped, unmapped_packed
+
+from ..strategies import IPAddress, addresses, mapped_addresses, ports, v4_addresses
+
+
+@given(addresses)
+def test_an_address_reads_back(address: IPAddress) -> None:
+    assert from_packed(address.packed) == ip_address(format_address(address)) == address
+
+
+@given(v4_addresses)
+def test_a_mapped_address_is_the_v4_one_and_no_other_is(address: IPv4Address) -> None:
+    mapped, compatible = IPv6Address(f"::ffff:{address}"), IPv6Address(f"::{address}")
+    assert format_address(mapped) == f"::ffff:{address}"
+    assert mapped.packed == V4_MAPPED + address.packed
+    assert unmapped(mapped) == unmapped(address) == address
+    assert unmapped_packed(mapped.packed) == unmapped_packed(address.packed) == address.packed
+    assert (unmapped(compatible), unmapped_packed(compatible.packed)) == (compatible, compatible.packed)
+
+
+@given(addresses | mapped_addresses, ports)
+def test_an_endpoint_is_address_colon_port_with_brackets_around_a_v6_address(address: IPAddress, port: int) -> None:
+    host, _, tail = format_endpoint(address, port).rpartition(":")
+    assert tail == str(port)
+    assert host == (f"[{format_address(address)}]" if address.version == 6 else str(address))
