@@ -10,13 +10,14 @@ import errno
 import fcntl
 import os
 import pickle
+import resource
 import socket
 import struct
 import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TypeVar
 
@@ -118,6 +119,17 @@ def in_child(function: Callable[[], T], prepare: Callable[[], object] = lambda: 
 def without_privilege(function: Callable[[], T]) -> T:
     """What a function returns in a child that has no capability in this network namespace."""
     return in_child(function, world.drop_privilege)
+
+
+def leave_descriptors(count: int) -> None:
+    """In this process so many more files can be opened."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    taken = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    for one in taken[:count]:
+        os.close(one)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class NetworkNamespace(Value):
         try:
             path = f"/proc/{os.readlink('/proc/thread-self')}/ns/net"  # the same for every thread that uses it
             return cls(CURRENT_NAME, path, *nsfs_id(path, None))
-        except OSError:
+        except (OSError, NoSuchNamespace):  # NoSuchNamespace: a kernel without network namespaces
             return cls(CURRENT_NAME, "", 0, 0)
 
     @classmethod

@@ -1,9 +1,10 @@
-"""live_cookies: who lives in any of some namespaces, in whatever state."""
+"""live_cookies: the sockets that exist in any of some namespaces, in any state."""
 
 from __future__ import annotations
 
 import os
 import socket
+from unittest import mock
 
 import pytest
 
@@ -36,7 +37,7 @@ def found_in(networks: list[Network]) -> set[int]:
     return {row.cookie for made in networks for each in ALL for row in find_sockets(each, namespace=made.namespace)}
 
 
-class TestWhoLives:
+class TestSockets:
     def test_every_kind_of_socket_in_every_namespace(self) -> None:
         with networks(3) as nets:
             made = [made.make(of_every_kind) for made in nets]
@@ -45,7 +46,7 @@ class TestWhoLives:
             assert cookies == found_in(nets)
             assert live_cookies([nets[1].namespace]) == found_in(nets[1:2]) >= made[1]
 
-    def test_what_is_closed_lives_no_longer(self, sockets: Sockets) -> None:
+    def test_a_closed_one_is_gone(self, sockets: Sockets) -> None:
         here = [NetworkNamespace.current()]
         client = sockets.udp(ADDRESS, PORT)
         kept = sockets.udp(ADDRESS, PORT)
@@ -53,7 +54,7 @@ class TestWhoLives:
         client.close()
         assert live_cookies(here) == {cookie_of(kept)}
 
-    def test_what_waits_in_time_wait_lives(self, sockets: Sockets) -> None:
+    def test_one_in_time_wait_exists(self, sockets: Sockets) -> None:
         """The balancer's record of it is not stale yet."""
         client, server = sockets.tcp(ADDRESS, PORT)
         cookie = cookie_of(client)
@@ -64,7 +65,7 @@ class TestWhoLives:
         client.close()
         assert cookie in live_cookies([NetworkNamespace.current()])
 
-    def test_in_no_namespace_nobody_does(self, sockets: Sockets) -> None:
+    def test_in_no_namespace_there_is_none(self, sockets: Sockets) -> None:
         sockets.udp(ADDRESS, PORT)
         assert live_cookies([]) == set()
 
@@ -76,7 +77,7 @@ class TestWhoLives:
 class TestNamespaces:
     """One that vanished has none. An error in another is an error."""
 
-    def test_the_sockets_of_the_others_are_told(self, sockets: Sockets) -> None:
+    def test_the_others_are_searched(self, sockets: Sockets) -> None:
         sockets.udp(ADDRESS, PORT)
         with left_behind() as pid:
             gone = NetworkNamespace.from_pid(pid)
@@ -92,6 +93,19 @@ class TestNamespaces:
         with networks(1) as (made,):
             other = made.namespace
             assert "enter namespace net0: it needs CAP_SYS_ADMIN" in without_privilege(look)
+
+    @pytest.mark.parametrize("last", [True, False])
+    def test_their_order_does_not_matter(self, sockets: Sockets, last: bool) -> None:
+        """A thread that has gone to a namespace of a child user namespace may not go back to the current one."""
+        client = sockets.udp(ADDRESS, PORT)
+
+        def look() -> set[int]:
+            here = NetworkNamespace.current()
+            with networks(12) as made, mock.patch("os.sched_getaffinity", return_value=[0, 1]):
+                others = [net.namespace for net in made]
+                return live_cookies([*others, here] if last else [here, *others])
+
+        assert without_privilege(look) == {cookie_of(client)}
 
     def test_nothing_is_left_open(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_: object, **__: object) -> None:

@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from socklb import KernelError
 from socklb.engine import parallel
 from socklb.engine.parallel import in_parallel
+from socklb.kernel.threads import start_thread
 
 from ..sockets import eventually, in_child
 
 PATIENCE = 30  # seconds until a test that hangs fails instead
-START = "start_thread"
 
 
 @contextmanager
@@ -73,7 +73,7 @@ class TestEach:
             all_at_work.wait(PATIENCE)
             at_work.remove(item)
 
-        start = mock.patch.object(parallel, START, side_effect=parallel.start_thread)
+        start = mock.patch.object(parallel, "start_thread", side_effect=start_thread)
         with start as started, processors(count):
             in_parallel(work, range(items))
         assert (max(most), started.call_count) == (expected, expected)
@@ -216,33 +216,43 @@ class TestAnInterrupt:
             in_parallel(work, range(10), lambda why: stopped.set())
         assert ended == [0]
 
-    def test_while_a_thread_is_being_started(self) -> None:
-        """It runs already, and is waited for as well."""
-        start = parallel.start_thread
+
+class TestStartingThreads:
+    """An error or an interrupt then is raised, and calls that are under way are waited for."""
+
+    @pytest.mark.parametrize("error", [KernelError(errno.EAGAIN, "no thread"), KeyboardInterrupt()], ids=repr)
+    @pytest.mark.parametrize("starts", [1, 2])
+    def test_it_fails(self, error: BaseException, starts: int) -> None:
+        """After the first thread was started; the second one may have been as well."""
         stopped, at_work = threading.Event(), threading.Event()
+        calls: list[object] = []
+        begun: list[int] = []
         ended: list[int] = []
 
-        def interrupted(function: Callable[[], object]) -> None:
-            start(function)
+        def failing(function: Callable[[], object]) -> None:
+            calls.append(function)
+            if len(calls) <= starts:
+                start_thread(function)
             wait_for(at_work)
-            raise KeyboardInterrupt
+            if len(calls) == 2:
+                raise error
 
         def work(item: int) -> None:
+            begun.append(item)
             at_work.set()
             wait_for(stopped)
             wait_until_the_main_thread_waits()
             ended.append(item)
 
-        with mock.patch.object(parallel, START, interrupted), pytest.raises(KeyboardInterrupt), processors(2):
+        with mock.patch.object(parallel, "start_thread", failing), pytest.raises(type(error)), processors(4):
             in_parallel(work, range(10), lambda why: stopped.set())
-        assert ended == [0]
+        assert len(calls) == 2
+        assert sorted(begun) == sorted(ended)
+        assert 0 in ended
+        assert len(ended) <= starts
 
-
-class TestNoThread:
-    """Where there can be no more threads it is KernelError, and what was begun is finished."""
-
-    def test_the_first(self) -> None:
-        """A real limit: there is no room for a thread's stack."""
+    def test_a_real_limit(self) -> None:
+        """There is no room for a thread's stack."""
 
         def look() -> tuple[int | None, str, list[str], list[int]]:
             stack = 256 << 20
@@ -259,28 +269,3 @@ class TestNoThread:
         assert (code, seen) == (errno.EAGAIN, [])
         assert "start a thread: can't start new thread (a limit on processes or memory)" in text
         assert reasons == [f"an error ended the run elsewhere: {text}"]
-
-    def test_the_second(self) -> None:
-        start = parallel.start_thread
-        stopped = threading.Event()
-        calls: list[object] = []
-        begun: list[int] = []
-        ended: list[int] = []
-
-        def only_one(function: Callable[[], object]) -> None:
-            calls.append(function)
-            if len(calls) > 1:
-                raise KernelError(errno.EAGAIN, "start a thread")
-            start(function)
-
-        def work(item: int) -> None:
-            begun.append(item)
-            wait_for(stopped)
-            ended.append(item)
-
-        failing = mock.patch.object(parallel, START, only_one)
-        with failing, pytest.raises(KernelError, match="start a thread"), processors(4):
-            in_parallel(work, range(10), lambda why: stopped.set())
-        assert len(calls) == 2
-        assert begun == ended
-        assert len(begun) <= 1

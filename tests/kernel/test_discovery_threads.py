@@ -1,4 +1,4 @@
-"""Namespaces that only a thread is in: a thread that moved, while the first one of its process stayed."""
+"""Namespaces that only a thread is in: one that moved, while the first thread of its process stayed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event, Thread, get_native_id
+from typing import Any
 
 import pytest
 
-from socklb import Backend, NetworkNamespace, terminate_connections
+from socklb import NetworkNamespace, SocketFilter, destroy_sockets, dst
 from socklb.kernel import discovery
-from socklb.kernel.discovery import VANISHED, SkippedNamespace, discover, unreadable
-from socklb.kernel.namespaces import inside
+from socklb.kernel.discovery import VANISHED, SkippedNamespace, discover_namespaces, unreadable
+from socklb.kernel.namespaces import run_in_netns
 
 from .. import world
 from ..children import Child
@@ -67,29 +68,28 @@ def moved(sockets: Sockets | None = None) -> Iterator[Moved]:
 class TestThreads:
     def test_one_that_only_a_thread_is_in_is_found_and_named_by_it(self) -> None:
         with moved() as thread:
-            found = discover()
+            found = discover_namespaces()
             assert list(found) == [NetworkNamespace.current(), thread.namespace]
-            assert names(found) == ["host", f"tid {thread.tid} (mover)"]
+            assert names(found) == ["current", f"tid {thread.tid} (mover)"]
             assert found.skipped == []
             assert paths_of(found[1]) == [thread.path]
-            assert inside(found[1], NetworkNamespace.current) == thread.namespace
+            assert run_in_netns(found[1], NetworkNamespace.current) == thread.namespace
 
-    def test_its_sockets_are_cut(self) -> None:
+    def test_its_sockets_are_destroyed(self) -> None:
         with Sockets() as sockets, moved(sockets) as thread:
-            report = terminate_connections([Backend("127.0.0.2", 9000, "udp")])
+            report = destroy_sockets(SocketFilter("udp", dst("127.0.0.2", 9000)), namespaces="all")
             assert (report.destroyed, report.errors) == (1, {})
             assert pending_error(thread.client) == "ECONNABORTED"
 
-    def test_a_process_is_a_better_known_way_in_than_a_thread(self) -> None:
+    def test_a_process_comes_before_a_thread(self) -> None:
         with moved() as thread, inhabitant(thread.namespace) as process:
-            found = the(discover(), thread.namespace)
+            found = the(discover_namespaces(), thread.namespace)
             assert found.name == f"pid {process.pid} (cat)"
             assert paths_of(found) == [f"/proc/{process.pid}/ns/net", thread.path]
 
     def test_the_first_thread_is_not_looked_at_twice(self) -> None:
         with moved():
-            own = discover()[0]
-        assert len(paths_of(own)) == len({*paths_of(own)})
+            own = discover_namespaces()[0]
         assert not [path for path in paths_of(own)[1:] if path.startswith(f"/proc/{os.getpid()}/task/")]
 
     def test_a_thread_that_ends_between_listing_and_looking(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,14 +103,63 @@ class TestThreads:
                 return found
 
             monkeypatch.setattr(discovery, "_numbers", listed)
-            found = discover()
-            assert names(found) == ["host", f"tid {stays.tid} (mover)"]
+            found = discover_namespaces()
+            assert names(found) == ["current", f"tid {stays.tid} (mover)"]
         assert found.skipped == [SkippedNamespace(thread.path, VANISHED)]
         assert unreadable(found.skipped) == []
 
 
+@contextmanager
+def waiting_threads(count: int) -> Iterator[None]:
+    ended = Event()
+    threads = [Thread(target=ended.wait) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+class TestCost:
+    """Each candidate is looked at once, and threads only if they are asked for."""
+
+    @pytest.fixture
+    def looks(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        paths: list[str] = []
+        usual = os.stat
+
+        def stat(path: str, **options: Any) -> os.stat_result:
+            paths.append(str(path))
+            return usual(path, **options)
+
+        monkeypatch.setattr(os, "stat", stat)
+        return paths
+
+    def test_one_stat_a_thread_and_one_for_the_device_of_all(self, looks: list[str]) -> None:
+        counts = []
+        for threads in (1, 51):
+            with waiting_threads(threads):
+                looks.clear()
+                discover_namespaces()
+                counts.append(len(looks))
+            no_thread_lingers()
+        assert counts[1] - counts[0] <= 50
+        assert looks.count("/proc/thread-self/ns/net") == 1
+
+    def test_threads_are_left_out_where_they_are_not_asked_for(self, looks: list[str]) -> None:
+        with moved() as thread:
+            looks.clear()
+            found = discover_namespaces(threads=False)
+            assert {path for path in looks if "/task/" in path} == {found[0].path}
+            assert list(found) == [NetworkNamespace.current()]
+            assert list(discover_namespaces()) == [NetworkNamespace.current(), thread.namespace]
+
+
 def live_with_a_moved_thread(pipe: Connection) -> None:
-    """In a child: tell the thread's id and stay until the pipe is closed; or let the first thread end, if so asked."""
+    """In a child: send the thread's id and stay until the pipe is closed; or let the first thread end, if so asked."""
 
     def wait() -> None:
         with suppress(EOFError):
@@ -136,11 +185,11 @@ class TestThreadsOfOthers:
         other.tell("end the first thread")
         state = Path(f"/proc/{other.pid}/stat")
         eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z", "a zombie")
-        found = discover()
-        assert names(found) == ["host", f"tid {tid} (mover)"]
+        found = discover_namespaces()
+        assert names(found) == ["current", f"tid {tid} (mover)"]
         assert found.skipped == [SkippedNamespace(f"/proc/{other.pid}/ns/net", VANISHED)]
 
-    def test_a_process_that_may_not_be_looked_at_is_told_once(self, other: Child) -> None:
+    def test_a_process_that_may_not_be_looked_at_is_skipped_once(self, other: Child) -> None:
         other.answer()
-        skipped = without_privilege(lambda: [path for path, _ in discover().skipped])
+        skipped = without_privilege(lambda: [path for path, _ in discover_namespaces().skipped])
         assert skipped == [f"/proc/{pid}/ns/net" for pid in sorted((os.getpid(), other.pid))]

@@ -60,7 +60,7 @@ class TestCgroups:
 
     @pytest.mark.parametrize("path", ["missing.slice", "no-cgroup", "web.slice/cgroup.controllers", "/", "/etc/passwd"])
     def test_what_is_no_cgroup_is_a_value_error_that_names_it(self, mounted: Path, path: str) -> None:
-        with pytest.raises(ValueError, match="is no cgroup v2: ") as caught:
+        with pytest.raises(ValueError, match="is not a cgroup v2: ") as caught:
             cgroup_id(path)
         assert path in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Network namespaces: who one is, and what happens inside one."""
+"""Network namespaces: which one is which, and what happens in one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from socklb import KernelError, NetworkNamespace, NotPermitted, NotSupported, SocketFilter, find_sockets
-from socklb.kernel.namespaces import CLONE_NEWNET, inside, unshare
+from socklb.kernel.namespaces import CLONE_NEWNET, run_in_netns, unshare
 
 from .. import world
+from ..networks import no_thread_lingers
 from ..sockets import Sockets, in_child, without_privilege
 
 CURRENT = "/proc/thread-self/ns/net"
@@ -45,9 +46,9 @@ def elsewhere() -> Iterator[NetworkNamespace]:
 class TestIdentity:
     """(device, inode) tell namespaces apart, whatever their names and paths."""
 
-    def test_current_is_called_host_and_is_the_thread_s_own(self) -> None:
+    def test_current_is_the_thread_s_own(self) -> None:
         current, status = NetworkNamespace.current(), os.stat(CURRENT)
-        assert (current.name, current.device, current.inode) == ("host", status.st_dev, status.st_ino)
+        assert (current.name, current.device, current.inode) == ("current", status.st_dev, status.st_ino)
 
     def test_one_namespace_has_many_names(self) -> None:
         names = [
@@ -56,7 +57,7 @@ class TestIdentity:
             NetworkNamespace.from_path("/proc/self/ns/net"),
             NetworkNamespace.from_path(CURRENT, name="mine"),
         ]
-        assert [one.name for one in names] == ["host", f"pid {os.getpid()}", "net", "mine"]
+        assert [one.name for one in names] == ["current", f"pid {os.getpid()}", "net", "mine"]
         assert len(set(names)) == 1
         assert all(one == names[0] for one in names)
 
@@ -66,8 +67,25 @@ class TestIdentity:
         assert len({one, NetworkNamespace("n", "/p", 4, 1001), NetworkNamespace("n", "/p", 5, 1000)}) == 3
         assert one != (4, 1000)
 
-    def test_the_repr_tells_name_path_and_inode(self) -> None:
-        assert repr(NetworkNamespace("n", "/p", 4, 1000)) == "<NetworkNamespace n /p inode=1000>"
+    @pytest.mark.parametrize("name", ["path", "inode", "other"])
+    def test_it_cannot_be_changed(self, name: str) -> None:
+        with pytest.raises(AttributeError, match="cannot be changed"):
+            setattr(NetworkNamespace("n", "/p", 4, 1000), name, 1)
+
+    def test_where_proc_does_not_show_it_current_has_neither_path_nor_inode(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without /proc, or on a kernel without network namespaces; it can be searched all the same."""
+
+        def missing(path: str, **_: object) -> str:
+            raise FileNotFoundError(errno.ENOENT, path)
+
+        for call in ("stat", "readlink"):
+            with monkeypatch.context() as patched:
+                patched.setattr(os, call, missing)
+                current = NetworkNamespace.current()
+                assert (current.name, current.path, current.device, current.inode) == ("current", "", 0, 0)
+                assert run_in_netns(current, threading.get_ident) == threading.get_ident()
 
     @pytest.mark.kernel
     def test_a_fresh_one_is_another_one(self, network: None) -> None:
@@ -78,12 +96,12 @@ class TestIdentity:
     def test_nothing_keeps_it_alive(self, network: None) -> None:
         before = os.listdir("/proc/self/fd")
         kept = NetworkNamespace.current()
-        inside(kept, lambda: None)
+        run_in_netns(kept, lambda: None)
         assert os.listdir("/proc/self/fd") == before
 
 
 class TestWrongPaths:
-    """A path that is no network namespace is ValueError, one that may not be looked at KernelError."""
+    """What is not a network namespace is ValueError, what may not be looked at KernelError."""
 
     def test_nothing_there(self, tmp_path: Path) -> None:
         for path in (tmp_path / "missing", tmp_path / "missing" / "deeper", Path("/proc/self/stat/net")):
@@ -97,21 +115,21 @@ class TestWrongPaths:
     def test_an_ordinary_file_such_as_an_unmounted_one_in_run_netns(self, tmp_path: Path) -> None:
         (tmp_path / "stale").touch()
         for path in (tmp_path / "stale", tmp_path):
-            with pytest.raises(ValueError, match="is no network namespace"):
+            with pytest.raises(ValueError, match="is not a network namespace"):
                 NetworkNamespace.from_path(str(path))
 
     @pytest.mark.kernel
     def test_a_namespace_of_another_kind(self) -> None:
-        with pytest.raises(ValueError, match="/proc/self/ns/mnt is no network namespace"):
+        with pytest.raises(ValueError, match="/proc/self/ns/mnt is not a network namespace"):
             NetworkNamespace.from_path("/proc/self/ns/mnt")
 
     @pytest.mark.kernel
-    def test_a_kernel_that_does_not_tell_kinds_refuses_when_it_is_entered(self) -> None:
+    def test_a_kernel_that_knows_no_kinds_refuses_when_it_is_entered(self) -> None:
         """Before Linux 4.11."""
         status = os.stat("/proc/self/ns/mnt")
         mounts = NetworkNamespace("mnt", "/proc/self/ns/mnt", status.st_dev, status.st_ino)
-        with pytest.raises(ValueError, match="/proc/self/ns/mnt is no network namespace"):
-            inside(mounts, lambda: None)
+        with pytest.raises(ValueError, match="/proc/self/ns/mnt is not a network namespace"):
+            run_in_netns(mounts, lambda: None)
 
     def test_a_loop_of_links(self, tmp_path: Path) -> None:
         (tmp_path / "loop").symlink_to("loop")
@@ -130,19 +148,17 @@ class TestWrongPaths:
 
 
 @pytest.mark.kernel
-class TestInside:
+class TestRunInNetns:
     """A function is called in the namespace, in a thread made for it; the caller stays where it was."""
 
-    def test_the_thread_is_in_there_and_the_caller_is_not(self, network: None) -> None:
+    def test_a_thread_made_for_it_is_there_and_the_caller_is_not(self, network: None) -> None:
         with elsewhere() as other:
             here = NetworkNamespace.current()
-            there, thread = inside(other, lambda: (NetworkNamespace.current(), threading.current_thread()))
+            there, thread = run_in_netns(other, lambda: (NetworkNamespace.current(), threading.get_ident()))
             assert (there, NetworkNamespace.current()) == (other, here)
-            assert thread is not threading.current_thread()
-            assert not thread.is_alive()
-
-    def test_none_is_the_caller_s_own_thread(self) -> None:
-        assert inside(None, threading.current_thread) is threading.current_thread()
+            assert thread != threading.get_ident()
+            no_thread_lingers()
+            assert there.path != NetworkNamespace.current().path, "a path is the same for every thread"
 
     def test_what_was_opened_there_stays_there(self, sockets: Sockets) -> None:
         there = sockets.udp("127.0.0.1", 4000)
@@ -159,25 +175,19 @@ class TestInside:
             raise error
 
         with elsewhere() as other, pytest.raises(type(error)) as caught:
-            inside(other, fail)
+            run_in_netns(other, fail)
         assert caught.value is error
 
-    def test_the_one_where_the_caller_is_needs_no_thread_and_no_privilege(self) -> None:
+    def test_the_current_one_needs_no_thread_and_no_privilege(self) -> None:
         here = NetworkNamespace.current()
-        assert inside(here, threading.current_thread) is threading.current_thread()
+        assert {run_in_netns(one, threading.get_ident) for one in (None, here)} == {threading.get_ident()}
         assert without_privilege(lambda: len(list(find_sockets(SocketFilter("tcp"), namespace=here)))) >= 0
-
-    def test_it_means_the_same_to_every_thread(self, network: None) -> None:
-        with elsewhere() as other:
-            there = inside(other, NetworkNamespace.current)
-            assert there == other
-            assert there.path != NetworkNamespace.current().path
 
     def test_entering_one_without_privilege_names_the_capability(self, network: None) -> None:
         def enter() -> tuple[str, list[str]]:
             called: list[str] = []
             with pytest.raises(NotPermitted) as caught:
-                inside(other, lambda: called.append("called"))
+                run_in_netns(other, lambda: called.append("called"))
             return str(caught.value), called
 
         with elsewhere() as other:
@@ -194,7 +204,7 @@ class TestVanished:
     def vanished(self, namespace: NetworkNamespace) -> str:
         before = os.listdir("/proc/self/fd")
         with pytest.raises(KernelError, match=f"namespace {namespace.name} vanished") as caught:
-            inside(namespace, lambda: pytest.fail("entered the wrong one"))
+            run_in_netns(namespace, lambda: pytest.fail("entered the wrong one"))
         assert caught.value.errno == errno.ESTALE
         assert os.listdir("/proc/self/fd") == before
         return str(caught.value)
@@ -207,7 +217,7 @@ class TestVanished:
             world.new_network()
             link.unlink()
             link.symlink_to("/proc/thread-self/ns/net")
-            assert "is another one now" in self.vanished(namespace)
+            assert "is another namespace now" in self.vanished(namespace)
 
     def test_a_path_where_nothing_is_any_more(self, network: None) -> None:
         with pinned() as path:
@@ -224,7 +234,7 @@ class TestVanished:
         with elsewhere() as other:
             monkeypatch.setattr(os, "open", refuse)
             with pytest.raises(NotPermitted, match="CAP_SYS_PTRACE") as caught:
-                inside(other, lambda: None)
+                run_in_netns(other, lambda: None)
         assert caught.value.errno == errno.EACCES
 
 
@@ -256,24 +266,24 @@ def system_call(name: str) -> Callable[..., None]:
 class TestTheTwoWays:
     def test_entering(self) -> None:
         with elsewhere() as other:
-            assert inside(other, NetworkNamespace.current) == other
+            assert run_in_netns(other, NetworkNamespace.current) == other
 
     def test_refusals(self) -> None:
         def enter() -> None:
             with pytest.raises(NotPermitted):
-                inside(other, lambda: None)
+                run_in_netns(other, lambda: None)
 
         with elsewhere() as other:
             without_privilege(enter)
-        with pytest.raises(ValueError, match="is no network namespace"):
-            inside(NetworkNamespace.from_path("/proc/self/ns/uts"), lambda: None)
+        with pytest.raises(ValueError, match="is not a network namespace"):
+            run_in_netns(NetworkNamespace.from_path("/proc/self/ns/uts"), lambda: None)
 
     def test_leaving_for_a_new_one(self) -> None:
         before = NetworkNamespace.current()
         unshare(CLONE_NEWNET)
         assert NetworkNamespace.current() != before
 
-    def test_a_refused_unshare_tells_the_errno(self) -> None:
+    def test_a_refused_unshare_has_the_errno(self) -> None:
         with pytest.raises(OSError, match=r"\[Errno 22\]") as caught:
             unshare(1)
         assert caught.value.errno == errno.EINVAL
@@ -299,13 +309,13 @@ class TestWithoutCtypes:
 
     def test_another_namespace_is_not_supported(self, network: None) -> None:
         with elsewhere() as other, pytest.raises(NotSupported, match=r"os\.setns .*ctypes"):
-            inside(other, lambda: None)
+            run_in_netns(other, lambda: None)
         with pytest.raises(NotSupported, match=r"os\.unshare .*ctypes"):
             unshare(CLONE_NEWNET)
 
     def test_the_current_one_still_works(self) -> None:
         for here in (None, NetworkNamespace.current()):
-            assert inside(here, lambda: "here") == "here"
+            assert run_in_netns(here, lambda: "here") == "here"
         assert isinstance(list(find_sockets(SocketFilter("tcp"))), list)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from socklb import NetworkNamespace, NotSupported, destroy_sockets, dst
 from socklb.filters import SocketFilter
-from socklb.kernel.sandbox import add_loopback_address, enter_own_network
+from socklb.kernel.sandbox import add_loopback_address, enter_private_network
 
 from .. import world
 from ..sockets import in_child
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.kernel
 
 
 def destroys_a_connection() -> int:
-    """How many connections to a listener on loopback can be destroyed; what `enter_own_network` is there for."""
+    """How many connections to a listener on loopback can be destroyed; what `enter_private_network` is there for."""
     with socket.socket() as listener, socket.socket() as client:
         listener.bind(("127.0.0.9", 9000))
         listener.listen()
@@ -55,7 +55,7 @@ class TestOwnNetwork:
     def test_loopback_is_up_and_connections_on_it_can_be_destroyed(self, prepare: Callable[[], None]) -> None:
         def enter() -> tuple[bool, list[tuple[int, str]], int]:
             before = NetworkNamespace.current()
-            enter_own_network()
+            enter_private_network()
             return NetworkNamespace.current() != before, socket.if_nameindex(), destroys_a_connection()
 
         is_new, interfaces, destroyed = in_child(enter, prepare)
@@ -66,7 +66,7 @@ class TestOwnNetwork:
     @pytest.mark.parametrize("uid", [0, 1000])
     def test_one_s_ids_are_mapped_to_root_s(self, uid: int) -> None:
         def enter() -> tuple[list[str], tuple[int, int]]:
-            enter_own_network()
+            enter_private_network()
             maps = [Path(f"/proc/self/{name}").read_text() for name in ("uid_map", "gid_map", "setgroups")]
             return [" ".join(text.split()) for text in maps], (os.getuid(), os.getgid())
 
@@ -74,7 +74,7 @@ class TestOwnNetwork:
 
     def test_the_caller_stays_where_it_was(self) -> None:
         before = NetworkNamespace.current(), os.getuid()
-        in_child(enter_own_network)
+        in_child(enter_private_network)
         assert (NetworkNamespace.current(), os.getuid()) == before
 
     def test_without_proc_ids_stay_unmapped_and_that_takes_nothing_away(self) -> None:
@@ -84,7 +84,7 @@ class TestOwnNetwork:
             world.mount("tmpfs", "/proc")
 
         def enter() -> int:
-            enter_own_network()
+            enter_private_network()
             assert os.getuid() == 65534
             return destroys_a_connection()
 
@@ -97,7 +97,7 @@ class TestWithoutUserNamespaces:
     def test_root_makes_do_with_a_network_namespace(self) -> None:
         def enter() -> tuple[bool, bool, int]:
             user, network = os.readlink("/proc/self/ns/user"), NetworkNamespace.current()
-            enter_own_network()
+            enter_private_network()
             same_user = os.readlink("/proc/self/ns/user") == user
             return same_user, NetworkNamespace.current() != network, destroys_a_connection()
 
@@ -106,7 +106,7 @@ class TestWithoutUserNamespaces:
     def test_anybody_else_gets_an_error(self) -> None:
         def enter() -> int | None:
             with pytest.raises(OSError, match="No space left") as caught:
-                enter_own_network()
+                enter_private_network()
             return caught.value.errno
 
         assert in_child(enter, without_user_namespaces(1000)) == errno.ENOSPC
@@ -117,13 +117,13 @@ class TestWithoutUserNamespaces:
 
         monkeypatch.setattr("socklb.kernel.sandbox.unshare", refuse)
         with pytest.raises(PermissionError):
-            enter_own_network()
+            enter_private_network()
 
     def test_a_python_that_cannot_ask_is_not_supported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(os, "unshare", raising=False)
         monkeypatch.setitem(sys.modules, "ctypes", None)
         with pytest.raises(NotSupported, match=r"os\.unshare"):
-            enter_own_network()
+            enter_private_network()
 
 
 class TestLoopbackAddress:
