@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -35,11 +37,16 @@ class TestAncestors:
         assert list(ancestors()) == [30, 20, 10]
 
 
-@pytest.mark.kernel
-def test_an_environment_is_the_one_that_a_process_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOCKLB_TEST_WORLD", "2")
-    assert environment_value(os.getpid(), b"SOCKLB_TEST_WORLD") == "1"
-    assert environment_value(os.getpid(), b"SOCKLB_TEST") == ""
+def test_an_environment_is_the_one_that_a_process_started_with() -> None:
+    change = "import os; os.environ['NAME'] = 'changed'; print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", change], env={"NAME": "value"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert environment_value(process.pid, b"NAME") == "value"
+        assert environment_value(process.pid, b"NAM") == ""
+        process.communicate("\n")
 
 
 @pytest.mark.kernel
