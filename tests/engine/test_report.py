@@ -31,7 +31,7 @@ from socklb import (
     SocklbError,
     UnboundedFilter,
 )
-from socklb.engine import report as report_module
+from socklb.filters import backend as backend_module
 from socklb.filters.backend import backend_of
 from socklb.kernel.names import UnknownName
 
@@ -90,7 +90,7 @@ class TestSums:
 
     def test_outcomes_are_counted_once_until_there_are_more(self) -> None:
         report = report_with([outcome("destroyed")] * 1000)
-        with mock.patch.object(report_module, "backend_of", side_effect=backend_of) as looked_at:
+        with mock.patch.object(backend_module, "backend_of", side_effect=backend_of) as looked_at:
             for _ in range(3):
                 self.look(report)
             assert looked_at.call_count == 1000
@@ -107,7 +107,7 @@ class TestSums:
 
     def test_an_interrupt_while_they_are_counted_leaves_nothing_half_done(self) -> None:
         report = report_with([outcome("destroyed")])
-        interrupted = mock.patch.object(report_module, "backend_of", side_effect=KeyboardInterrupt)
+        interrupted = mock.patch.object(backend_module, "backend_of", side_effect=KeyboardInterrupt)
         with interrupted, pytest.raises(KeyboardInterrupt):
             self.look(report)
         self.look(report)

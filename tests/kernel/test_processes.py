@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -36,10 +38,15 @@ class TestAncestors:
 
 
 @pytest.mark.kernel
-def test_an_environment_is_the_one_that_a_process_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOCKLB_TEST_WORLD", "2")
-    assert environment_value(os.getpid(), b"SOCKLB_TEST_WORLD") == "1"
-    assert environment_value(os.getpid(), b"SOCKLB_TEST") == ""
+def test_an_environment_is_the_one_that_a_process_started_with() -> None:
+    change = "import os, sys; os.environ['NAME'] = 'b'; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", change], env={"A": "1", "NAME": "a=b"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert environment_value(process.pid, b"NAME") == "a=b"
+        assert environment_value(process.pid, b"NAM") == environment_value(process.pid, b"b") == ""
 
 
 @pytest.mark.kernel
