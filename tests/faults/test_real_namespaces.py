@@ -112,11 +112,7 @@ class TestDeletedDuringTheSearch:
     def test_between_the_list_of_processes_and_the_look_at_one(
         self, namespaces: list[Netns], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-<<<<<<< HEAD
-        usual, vanished = processes.list_directory, places[1::2]
-=======
-        usual, vanished = discovery._entries, namespaces[1::2]
->>>>>>> faults
+        usual, vanished = processes.list_directory, namespaces[1::2]
 
         def listed(directory: str) -> list[str]:
             entries = usual(directory)
@@ -125,10 +121,5 @@ class TestDeletedDuringTheSearch:
                     netns.vanish()
             return entries
 
-<<<<<<< HEAD
         monkeypatch.setattr(discovery, "list_directory", listed)
-        check(terminate_connections(BACKENDS), places, vanished, exactly=True)
-=======
-        monkeypatch.setattr(discovery, "_entries", listed)
         check(terminate_connections(BACKENDS), namespaces, vanished, exactly=True)
->>>>>>> faults
