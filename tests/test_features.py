@@ -42,6 +42,7 @@ def left_out(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ...]:
     shutil.copytree(PACKAGE, tmp_path / "socklb", ignore=shutil.ignore_patterns("__pycache__"))
     for folder in folders:
         shutil.rmtree(tmp_path / "socklb" / folder)
+        (tmp_path / "socklb" / folder / "__pycache__").mkdir(parents=True)  # as git leaves it in a checkout
     return folders
 
 
