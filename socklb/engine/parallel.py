@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock
-from contextlib import suppress
 
 from ..kernel.threads import start_thread
 
@@ -73,8 +72,10 @@ def _run_threads(work: Callable[[], None], count: int, fail: Callable[[BaseExcep
             work()
         finally:
             ended.append(None)
-            with suppress(RuntimeError):  # another thread that has just ended did so
+            try:  # noqa: SIM105 - contextlib takes a while to import
                 wake.release()
+            except RuntimeError:
+                pass  # another thread that has just ended did so
 
     def wait(threads: list[None]) -> None:
         while len(ended) < len(threads):

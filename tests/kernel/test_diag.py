@@ -169,7 +169,10 @@ def raw(type: int, payload: bytes, flags: int = 0) -> Reply:
 
 
 REFUSED: dict[str, tuple[Reply, str]] = {
-    "foreign-port": (lambda r: [(row_message(r, A), 4711)], "sender of a reply"),
+    "foreign-port": (
+        lambda r: [(row_message(r, A), 4711)],
+        "sender of a reply at offset 0: expected the kernel, port 0, got port 4711",
+    ),
     "foreign-port-at-the-end": (lambda r: [row_message(r, A), (done_message(r), 1)], "sender of a reply"),
     "sequence-before": (lambda r: [row_message(r._replace(sequence=r.sequence - 1), A)], "sequence of a reply"),
     "sequence-behind": (lambda r: [row_message(r._replace(sequence=r.sequence + 1), A)], "sequence of a reply"),
@@ -180,11 +183,11 @@ REFUSED: dict[str, tuple[Reply, str]] = {
     "row-behind-error": (lambda r: [ack_message(r, errno.EIO) + row_message(r, A)], "message behind the last"),
     "unknown-type": (raw(0x4242, A), "type of a reply"),
     "destroyed-instead": (raw(SOCK_DESTROY, A), "type of a reply"),
-    "no-bytes": (lambda r: [b""], "empty reply"),
+    "no-bytes": (lambda r: [b""], "empty reply at offset 0"),
     "cut-done": (raw(NLMSG_DONE, b"\0\0\0"), "cut NLMSG_DONE"),
     "cut-error": (raw(NLMSG_ERROR, bytes(19)), "cut NLMSG_ERROR"),
     "errno-above-zero": (raw(NLMSG_DONE, b"\1\1\1\1"), "errno of a reply"),
-    "more-than-the-buffer": (lambda r: [row_message(r, A) * 800 + done_message(r)], "cut reply"),
+    "more-than-the-buffer": (lambda r: [row_message(r, A) * 800 + done_message(r)], "cut reply at offset 0"),
 }
 
 
@@ -281,7 +284,7 @@ def interrupted_in_done(request: Request) -> Sequence[Datagram]:
 INTERRUPTIONS: dict[str, Reply] = {
     "overrun": lambda r: [overrun(r), done_message(r)],
     "overrun-behind-rows": lambda r: [row_message(r, C) + overrun(r), row_message(r, B), done_message(r)],
-    "replies-lost": lambda r: [OSError(errno.ENOBUFS, "recvmsg"), row_message(r, C), done_message(r)],
+    "replies-lost-twice": lambda r: [*[OSError(errno.ENOBUFS, "recvmsg")] * 2, row_message(r, C), done_message(r)],
     "receive-interrupted": lambda r: [OSError(errno.EINTR, "recvmsg"), row_message(r, C), done_message(r)],
     "done-says-so": interrupted_in_done,
     "first-row-says-so": lambda r: [row_message(r, C, NLM_F_MULTI | NLM_F_DUMP_INTR), done_message(r)],

@@ -85,7 +85,10 @@ class TestABatch:
 FAIL = errno.ENOENT
 
 REFUSED: dict[str, tuple[Answer, str]] = {
-    "out-of-order": (lambda r: [ack_message(r[1], FAIL), ack_message(r[0], FAIL)], "sequence of a reply"),
+    "out-of-order": (
+        lambda r: [ack_message(r[1], FAIL), ack_message(r[0], FAIL)],
+        r"sequence of a reply at offset 16: expected 3\.\.3, got 1",
+    ),
     "twice": (lambda r: [ack_message(r[0], FAIL), ack_message(r[0], FAIL)], "sequence of a reply"),
     "behind-the-last": (lambda r: [ack_message(r[2]) + ack_message(r[1], FAIL)], "sequence of a reply"),
     "last-twice": (lambda r: [ack_message(r[2]) + ack_message(r[2])], "sequence of a reply"),
