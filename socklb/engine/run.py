@@ -132,9 +132,9 @@ class Run:
     def run(self, namespaces: Namespaces, progress: Progress | None = None) -> Report:
         """Destroy in these namespaces. Whatever is raised once that has begun has the report in `.report`."""
         if isinstance(namespaces, NetworkNamespace):
-            return self._run_in_one(namespaces)
+            return self._run_in_one(namespaces, progress)
         if namespaces == CURRENT:
-            return self._run_in_one(NetworkNamespace.current())
+            return self._run_in_one(NetworkNamespace.current(), progress)
         if namespaces == ALL:
             from ..kernel.discovery import discover_namespaces
 
@@ -144,9 +144,11 @@ class Run:
         self.report.skipped_namespaces += getattr(namespaces, "skipped", ())
         return self._run_in_many(_distinct(namespaces), progress)
 
-    def _run_in_one(self, namespace: NetworkNamespace) -> Report:
+    def _run_in_one(self, namespace: NetworkNamespace, progress: Progress | None) -> Report:
         try:
             self._run_in(namespace)
+            if progress is not None:
+                progress(1, 1, namespace)
             return self.report
         except BaseException as error:
             error.report = self.report  # type: ignore[attr-defined]

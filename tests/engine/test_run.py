@@ -96,8 +96,14 @@ class TestArguments:
         ],
     )
     def test_each_way_to_name_them(self, filters: Any, namespaces: Any, names: list[str]) -> None:
-        with FakeKernel(table([row(1), row(2)])).installed() as kernel:
-            report = destroy_sockets(filters, namespaces=namespaces)
+        steps: list[tuple[int, int, str]] = []
+
+        def progress(done: int, total: int, namespace: NetworkNamespace) -> None:
+            steps.append((done, total, namespace.name))
+
+        with FakeKernel(table([row(1), row(2)])).installed() as kernel, processors(1):
+            report = destroy_sockets(filters, namespaces=namespaces, progress=progress)
+        assert steps == [(done, len(names), name) for done, name in enumerate(names, 1)]
         assert sorted(namespace.name for namespace in report.namespaces) == names
         assert all(counts == (2, 0, 0, 0) for counts in report.namespaces.values())
         assert tries(kernel) == dict.fromkeys((1, 2), len(names)) or not names

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from socklb import (
+    AuditError,
     NotPermitted,
     NotSupported,
     Report,
@@ -41,8 +42,16 @@ class TestAnAuditThatFails:
 
     @pytest.mark.parametrize("taken", [0, 1, BATCH - 1, BATCH, 3 * BATCH + 5])
     @pytest.mark.parametrize("threads", [1, 2, 5])
-    @pytest.mark.parametrize("error", [Full("x"), KeyboardInterrupt()], ids=repr)
-    def test_whatever_threads_there_are(self, threads: int, taken: int, error: BaseException) -> None:
+    @pytest.mark.parametrize(
+        ("error", "why"),
+        [
+            (AuditError(errno.ENOSPC, "the disk is full"), "the disk is full"),
+            (Full("x"), "ended by Full"),
+            (KeyboardInterrupt(), "interrupted"),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_whatever_threads_there_are(self, threads: int, taken: int, error: BaseException, why: str) -> None:
         records: list[Record] = []
         calls = count()
 
@@ -62,6 +71,9 @@ class TestAnAuditThatFails:
         assert recorded + [(o.namespace.name, o.socket.cookie) for o in report.unrecorded] == destroyed
         assert len(destroyed) == sum(map(len, kernel.destroys)) == (taken // BATCH + 1) * BATCH
         assert 1 <= len(report.unrecorded) <= BATCH
+        failed = {(outcome.reason, outcome.error) for outcome in report.outcomes if outcome.verdict == "failed"}
+        assert (why, None) in failed or taken > 3 * BATCH
+        assert failed <= {(why, None), ("the audit failed", None)}, "its errno says nothing about a socket"
         assert {str(error) for error in report.errors.values()} <= {str(error), "the audit failed", "not begun"}
         assert len(report.namespaces) == 5
 
@@ -182,7 +194,8 @@ class TestTheReportOfAnError:
         report = report_of(caught.value)
         assert report.errors or namespaces == "current"
 
-    def test_of_progress_as_well(self) -> None:
+    @pytest.mark.parametrize("namespaces", ["current", [netns(1)]], ids=["one", "many"])
+    def test_of_progress_as_well(self, namespaces: Any) -> None:
         with FakeKernel(table([row(1)])).installed(), pytest.raises(ZeroDivisionError) as caught:
-            destroy_sockets(TCP, namespaces=[netns(1)], progress=lambda *step: 1 // 0)
+            destroy_sockets(TCP, namespaces=namespaces, progress=lambda *step: 1 // 0)
         assert report_of(caught.value).destroyed == 1
