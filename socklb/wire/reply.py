@@ -146,7 +146,7 @@ class InetSocket:
 
     @property
     def answers_to(self) -> int:
-        """The mask of the states by any of which it is found; that of a mini-socket is TIME_WAIT, in any substate."""
+        """The mask of the states by any of which a request finds it: TIME_WAIT alone for a time-wait mini-socket."""
         row = self._row
         state = _TIME_WAIT if row[2] == _TIMER_TIME_WAIT else row[1]
         return _ANSWERS_TO[state]
