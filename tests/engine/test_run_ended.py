@@ -28,7 +28,7 @@ from socklb.kernel.diag import BATCH
 from socklb.kernel.names import UnknownName
 from socklb.wire.request import SOCK_DESTROY
 
-from ..fake_kernel import Datagram, FakeKernel, Living, Request, row, table, verdicts
+from ..fake_kernel import Datagram, FakeKernel, StatefulTable, Request, row, table, verdicts
 from .test_parallel import processors
 from .test_run import TCP, Record, netns, report_of
 
@@ -118,7 +118,7 @@ class Interrupt:
         return self._line
 
 
-class Busy(Living):
+class Busy(StatefulTable):
     """Sockets of every fate: twins, one that is gone and one that has moved when they are to be destroyed."""
 
     def __init__(self) -> None:
