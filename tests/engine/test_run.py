@@ -161,9 +161,9 @@ class TestFiltersAndLimit:
 
 
 class TestTheHook:
-    """`spare` is asked before each batch about those that nothing else spares."""
+    """`spare` is asked about those that the policy does not spare: before the limit counts, and before each batch."""
 
-    def test_it_is_asked_about_a_batch_at_a_time(self) -> None:
+    def test_it_is_asked_at_first_and_before_each_batch(self) -> None:
         asked: list[list[int]] = []
 
         def spare(sockets: Sequence[InetSocket]) -> list[str]:
@@ -173,8 +173,9 @@ class TestTheHook:
         rows = [row(n, state=10 if n == 7 else 1) for n in range(1, 101)]
         with FakeKernel(StatefulTable(rows)).installed():
             report = Run([TCP], spare=spare, limit=40).run("current")
-        assert [len(batch) for batch in asked] == [BATCH - 1, 100 - BATCH]
-        assert sorted(asked[0] + asked[1]) == [n for n in range(1, 101) if n != 7]
+        at_first, *batches = asked
+        assert sorted(at_first) == [n for n in range(1, 101) if n != 7]
+        assert [len(batch) for batch in batches] == [40]
         assert {(o.reason, o.socket.cookie % 2) for o in report.outcomes if o.socket.cookie != 7} == {
             *(("odd", 1), ("", 0), ("limit", 0))
         }

@@ -28,7 +28,7 @@ from socklb.kernel.diag import BATCH
 from socklb.kernel.names import UnknownName
 from socklb.wire.request import SOCK_DESTROY
 
-from ..fake_kernel import Datagram, FakeKernel, StatefulTable, Request, row, table, verdicts
+from ..fake_kernel import Datagram, FakeKernel, Request, StatefulTable, row, table, verdicts
 from .test_parallel import processors
 from .test_run import TCP, Record, netns, report_of
 
@@ -77,6 +77,16 @@ class TestAnAuditThatFails:
         assert {str(error) for error in report.errors.values()} <= {str(error), "the audit failed", "not begun"}
         assert len(report.namespaces) == 5
 
+    def test_it_is_noticed_by_what_is_spared_before_anything_is_destroyed(self) -> None:
+        def audit(record: Record) -> None:
+            raise Full
+
+        rows = [row(1, state=10), *(row(n) for n in range(2, 2 * BATCH))]
+        with FakeKernel(StatefulTable(rows)).installed() as kernel, pytest.raises(Full) as caught:
+            destroy_sockets(TCP, audit=audit)
+        assert kernel.destroys == []
+        assert report_of(caught.value).counts == (0, 0, 1, 2 * BATCH - 2)
+
     def test_a_dry_run_and_what_is_spared_stop_as_well(self) -> None:
         def audit(record: Record) -> None:
             raise Full
@@ -84,8 +94,8 @@ class TestAnAuditThatFails:
         with FakeKernel(table([row(n) for n in range(1, 4 * BATCH + 1)])).installed(), pytest.raises(Full) as caught:
             destroy_sockets(TCP, dry_run=True, audit=audit)
         report = report_of(caught.value)
-        assert (report.skipped, report.failed) == (BATCH, 3 * BATCH)
-        assert [outcome.reason for outcome in report.outcomes][BATCH:] == ["ended by Full"] * 3 * BATCH
+        assert {(outcome.verdict, outcome.reason) for outcome in report.outcomes} == {("skipped", "dry run")}
+        assert report.matched == 4 * BATCH
         assert report.unrecorded == report.outcomes[:BATCH]
 
 
@@ -138,7 +148,7 @@ class TestAnInterrupt:
     def test_at_any_line(self, monkeypatch: pytest.MonkeyPatch, with_audit: bool) -> None:
         monkeypatch.setattr(destroy_module, "BATCH", 2)
         interrupted = {*iter(map(self.run, count(), repeat(with_audit)).__next__, "")}
-        assert {"_destroy", "_take", "destroy", "look_again", "settle", "_why_spared"} <= interrupted
+        assert {"_destroy", "_take", "destroy", "look_again", "settle", "_reasons", "spare"} <= interrupted
 
     def run(self, after: int, with_audit: bool) -> str:
         """Where it was interrupted, "" if it came to its end before."""

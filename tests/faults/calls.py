@@ -35,7 +35,7 @@ from socklb.termination.loop import Pass
 from socklb.wire.request import IPPROTO_UDP, SOCK_DIAG_BY_FAMILY
 from socklb.wire.socket_id import AF_INET, AF_INET6
 
-from ..fake_kernel import Answer, Datagram, FakeKernel, StatefulTable, Request, done_message, row
+from ..fake_kernel import Answer, Datagram, FakeKernel, Request, StatefulTable, done_message, row
 
 DUMP, DESTROY = "dump", "destroy"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from socklb import SocklbError, find_sockets
 
-from ..fake_kernel import Datagram, FakeKernel, StatefulTable, Request
+from ..fake_kernel import Datagram, FakeKernel, Request, StatefulTable
 from .calls import CALLS, DESTROY, DESTROY_IN_BATCHES, DUMP, FEW, FIND, FIND_IN_TWO_DUMPS, GOOD, TCP, Call, End
 from .faults import MALFORMED, SILENT, Damage, Honest, InjectFault, at, length, noop, other_sequence
 
