@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Call a function for each of many items, in as many threads as there are processors.
 
-The GIL is free while the kernel walks a table: two threads on two processors get through namespaces almost twice as
+The GIL is released while the kernel walks a table: two threads on two processors get through namespaces almost twice as
 fast as one.
 """
 

@@ -63,8 +63,8 @@ def destroy_sockets(
 
     Spared, with the reason in the report: listening TCP sockets (unless the filter's states name LISTEN), UDP sockets
     without a peer (unless `unconnected`), the ssh session that the caller runs in, all of them in a `dry_run`, and
-    those beyond `limit`, a number of sockets for the whole run. A socket that several filters match has one outcome, by
-    the first. `extensions` names response attributes for the predicates of filters, as `find_sockets` takes them.
+    those beyond `limit`, a number of sockets for the whole run. A socket that several filters match counts for the
+    first of them. `extensions` names response attributes for the predicates of filters, as `find_sockets` takes them.
     `audit` is called with one dict for each outcome; `progress`, where there are several namespaces, with (done, total,
     namespace) after each: both from the thread that worked there, one at a time.
 
@@ -87,7 +87,7 @@ def destroy_sockets(
 
 
 class Run:
-    """One call that destroys, whatever filters, namespaces and threads it has. `report` is its account.
+    """One call that destroys, with all its filters, namespaces and threads. `report` is its account.
 
     `spare` is asked before each batch: a reason to spare each of its sockets, "" for none. `target` names what a
     socket was matched by, for the records: its filter unless given. `backends` are those that the report sums up.
@@ -268,7 +268,7 @@ class Run:
             raise
 
     def _take(self, outcomes: list[Outcome], rounds: Rounds, target: Target) -> None:
-        """Take outcomes into the report, and then into the audit. With an audit this is one thread's at a time."""
+        """Take outcomes into the report, and then into the audit. With an audit one thread at a time does so."""
         try:
             self.report.outcomes.extend(outcomes)
             rounds.settle(outcomes)
@@ -279,7 +279,7 @@ class Run:
             raise
 
     def _note_unrecorded(self, error: BaseException) -> None:
-        """An error or an interrupt that kept an outcome of the report from the audit ends the audit and the run."""
+        """If an outcome is in the report and not in the audit, end the audit and the run."""
         if self._audit is None or self._audit.error is not None:
             return
         unrecorded = self.report.outcomes[self._audit.recorded :]

@@ -61,7 +61,7 @@ class Backend(namedtuple("Backend", "address port protocol")):
             raise TypeError(f"a backend is parsed from a str, not from {text!r}")
         endpoint, _, protocol = text.rpartition("/")
         if not endpoint:
-            raise ValueError(f"backend {text!r} names no protocol: it ends with /TCP or /UDP")
+            raise ValueError(f"backend {text!r} names no protocol: it must end with /TCP or /UDP")
         host, _, port = endpoint.rpartition(":")
         if not (host and port.isascii() and port.isdigit() and len(port) <= len(str(_PORT_MAX))):
             raise ValueError(f"backend {text!r} has no port: write it like 10.0.0.1:80/TCP")

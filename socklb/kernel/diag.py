@@ -58,7 +58,7 @@ class DiagSocket:
     """A netlink socket to sock_diag, in the network namespace that it was opened in. A context manager.
 
     Raises KernelError for an errno that the kernel answers (ETIMEDOUT if it does not answer within 10 seconds), and
-    MalformedMessage for a reply that it cannot have meant; then the socket is closed. Requests and replies are logged
+    MalformedMessage for a reply that no kernel sends; then the socket is closed. Requests and replies are logged
     if the logger "socklb" was enabled for DEBUG when the socket was opened.
     """
 
@@ -283,7 +283,7 @@ def _parse_dump(reply: bytes, type: int, sequence: int) -> tuple[list[bytes], Ac
 
 
 def _debug_logger() -> Logger | None:
-    """The logger "socklb" if it is enabled for DEBUG. While nobody has imported `logging`, nobody listens."""
+    """The logger "socklb" if it is enabled for DEBUG, which takes that the program has imported `logging`."""
     if "logging" not in sys.modules:
         return None
     import logging

@@ -243,7 +243,9 @@ def _path_error(error: OSError, path: str) -> Exception:
     if error.errno in _NOT_THERE or (error.errno == errno.EACCES and _has_ended(path)):
         return NoSuchNamespace(f"no network namespace at {path}")
     if error.errno in (errno.EACCES, errno.EPERM):
-        need = "CAP_SYS_PTRACE, for a process of another user" if path.startswith("/proc/") else "another permission"
+        need = "CAP_SYS_PTRACE, for a process of another user"
+        if not path.startswith("/proc/"):
+            need = "search permission to the directories above it (or a security module forbids it)"
         return NotPermitted(error.errno, f"open namespace {path}: not permitted: it needs {need}")
     return KernelError(error.errno or 0, f"open namespace {path}: {os.strerror(error.errno or 0)}")
 

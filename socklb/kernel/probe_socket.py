@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A socket made to be destroyed: asking whether destroying works touches nobody else's."""
+"""A socket made to be destroyed: whether destroying works is tried on it alone."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class TerminationLoop:
         self._wake: SimpleQueue[None] = SimpleQueue()  # its put() may be called from a signal handler
 
     def stop(self) -> None:
-        """Let `run` return after the batch at hand, which has what went down by now. Signal handlers may call this."""
+        """Let `run` return once what has gone down by now is terminated. Signal handlers may call this."""
         self._stopped = True
         self._wake_up()
 

@@ -138,7 +138,7 @@ class TestFragments:
         (UPSERT_A + UPSERT_A, "not JSON: "),
         (
             b'{"op": "replace", "backends": [{"backend": "10.0.0.2:80/TCP"}, {"backend": "x"}]}',
-            "backend number 2: backend 'x' names no protocol: it ends with /TCP or /UDP",
+            "backend number 2: backend 'x' names no protocol: it must end with /TCP or /UDP",
         ),
         (b"[" * 100_000, "nested too deeply"),
     ],
