@@ -43,7 +43,7 @@ class KernelError(SocklbError, OSError):
 
 
 class NotPermitted(KernelError):
-    """EPERM or EACCES: the message names the capability that is missing and where it has to be held."""
+    """Not permitted: the message names the capability that is missing and where it has to be held."""
 
 
 class NotSupported(KernelError):
@@ -73,15 +73,15 @@ def mark_hidden(doing: str) -> NotPermitted:
 
 def kernel_error(code: int, doing: str, extended_ack: str = "") -> KernelError:
     """The error for an errno answered while `doing`: what happened, to what, and what to do about it."""
-    said = f" ({extended_ack})" if extended_ack else ""
+    detail = f" ({extended_ack})" if extended_ack else ""
     if code == _errno.EPERM:
         return NotPermitted(
             code,
-            f"{doing}: not permitted{said}: it needs CAP_NET_ADMIN in the user namespace that owns the network "
+            f"{doing}: not permitted{detail}: it needs CAP_NET_ADMIN in the user namespace that owns the network "
             "namespace; run as root, or grant the capability",
         )
     if code == _errno.EOPNOTSUPP:
         return NotSupported(
-            code, f"{doing}: not supported{said}: this kernel was built without CONFIG_INET_DIAG_DESTROY"
+            code, f"{doing}: not supported{detail}: this kernel was built without CONFIG_INET_DIAG_DESTROY"
         )
-    return KernelError(code, f"{doing}: {os.strerror(code)}{said}")
+    return KernelError(code, f"{doing}: {os.strerror(code)}{detail}")

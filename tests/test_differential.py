@@ -243,7 +243,7 @@ def _found(condition: Condition) -> list[ProcRow]:
 
 
 def _model_socket(row: ProcRow) -> ModelSocket:
-    """As far as /proc/net tells: addresses and ports."""
+    """As far as /proc/net shows it: addresses and ports."""
     state = BOUND_INACTIVE if row.protocol == "tcp" and row.state == CLOSE else row.state
     return ModelSocket(0, row.protocol, state, row.local, row.local_port, row.peer, row.peer_port)
 
@@ -276,7 +276,7 @@ _ss_leaves = st.one_of(
 _FEWER = max(20, (settings.default or settings()).max_examples // 4)  # of examples that ask many processes
 
 ss_conditions = trees(_ss_leaves, fewest_parts=2)
-"""What both read alike: no mapped address (which means more here), and parentheses around every group."""
+"""What both read alike: no mapped address (which matches more here), and parentheses around every group."""
 
 
 class TestSs:

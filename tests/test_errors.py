@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import errno
-import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import socklb
-from socklb import KernelError, MalformedMessage, NotPermitted, NotSupported, SocklbError, UnboundedFilter
+from socklb import (
+    AuditError,
+    KernelError,
+    MalformedMessage,
+    NotPermitted,
+    NotSupported,
+    RunStopped,
+    SocklbError,
+    UnboundedFilter,
+)
 from socklb.errors import kernel_error
 from socklb.filters import FilterSyntaxError
 
@@ -25,6 +33,8 @@ class TestTree:
             (KernelError, {SocklbError, OSError}),
             (NotPermitted, {KernelError, SocklbError, OSError}),
             (NotSupported, {KernelError, SocklbError, OSError}),
+            (AuditError, {SocklbError, OSError}),
+            (RunStopped, {SocklbError}),
             (UnboundedFilter, {SocklbError, ValueError}),
             (FilterSyntaxError, {ValueError}),
         ],
@@ -78,22 +88,3 @@ class TestKernelError:
 
     def test_eopnotsupp_names_the_option_of_the_kernel(self) -> None:
         assert "CONFIG_INET_DIAG_DESTROY" in str(kernel_error(errno.EOPNOTSUPP, "destroy", "x"))
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MalformedMessage("cut header", offset=16, expected=16, got=3),
-        kernel_error(errno.EPERM, "destroy"),
-        kernel_error(errno.EOPNOTSUPP, "destroy"),
-        kernel_error(errno.EINVAL, "dump", "no such attribute"),
-        UnboundedFilter("no endpoint"),
-        FilterSyntaxError("dst nope", "nope", 5, "no address"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_an_error_survives_pickling(error: Exception) -> None:
-    """Runs of many namespaces may be spread over processes."""
-    copy = pickle.loads(pickle.dumps(error))
-    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
-    assert getattr(copy, "errno", None) == getattr(error, "errno", None)

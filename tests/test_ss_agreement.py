@@ -96,80 +96,27 @@ class TestEverySocket:
 
 
 class TestFilters:
-    """The sockets that ss shows for a filter are those that the same text means here."""
+    """The sockets that ss shows for a filter are those that the same text matches here."""
 
     @pytest.mark.parametrize("protocol", PROTOCOLS)
     @pytest.mark.parametrize(
         "text",
-        [
-            "dst 127.0.0.2",
-            "dst = 127.0.0.2",
-            "dst == 127.0.0.2",
-            "dst 127.0.0.2:9000",
-            "dst eq 127.0.0.2:9000",
-            "src 127.0.0.1",
-            "src 127.0.0.1:9100",
-            "dst 127.0.0.3",
-            "dst 127.0.0.3:9002",
-            "dst 127/8",
-            "dst 127.0/16",
-            "dst 127.0.0.2/31",
-            "src 0.0.0.0",
-            "src 0.0.0.0/0",
-            "src ::/0",
-            "src [::]",
-            "dst [::1]",
-            "dst [::1]:9001",
-            "dst [fd00::/8]:9003",
-            "dst fd00::/8",
-            "dst [fd00::2/126]:9003",
-            "dst *:9000",
-            "dst :9000",
-            "src *:9101",
-            "dport 9000",
-            "dport :9000",
-            "dport = :9000",
-            "dport == 9000",
-            "dport eq :9000",
-            "dport != :9000",
-            "dport ne 9000",
-            "dport neq 9000",
-            "sport < 9102",
-            "sport lt :9102",
-            "sport <= 9102",
-            "sport le 9102",
-            "sport leq 9102",
-            "sport > :9102",
-            "sport gt 9102",
-            "sport >= 9102",
-            "sport ge 9102",
-            "sport geq 9102",
-            "dev lo",
-            "dev = lo",
-            "dev == lo",
-            "dev != lo",
-            "fwmark = 0x18",
-            "fwmark 24",
-            "fwmark = 0x10/0x10",
-            "fwmark != 0x10/0x10",
-            "not dport = :9000",
-            "! dport = :9000",
-            "not not dport = :9000",
-            "dport = :9000 and dst 127.0.0.2",
-            "dport = :9000 & dst 127.0.0.2",
-            "dport = :9000 && dst 127.0.0.2",
-            "dport = :9000 dst 127.0.0.2",
-            "dport = :9000 or sport = :9101",
-            "dport = :9000 | sport = :9101",
-            "dport = :9000 || sport = :9101",
-            "not dport = :9000 and dst 127/8",
-            "not ( dport = :9000 or sport = :9101 )",
-            "( dport = :9000 or dport = :9001 ) and not src [::1]",
-            "( dport = :9000 or dst [::1] ) dport >= 9001",
-            "dst 127/8 and dport != 9000 and dport != 9002 or dev lo",
-        ],
-    )
-    def test_the_same_text_means_the_same_sockets(self, protocol: str, text: str) -> None:
+        ["dst 127.0.0.2", "dst = 127.0.0.2", "dst == 127.0.0.2", "dst 127.0.0.2:9000", "dst eq 127.0.0.2:9000",
+         "src 127.0.0.1", "src 127.0.0.1:9100", "dst 127.0.0.3", "dst 127.0.0.3:9002", "dst 127/8", "dst 127.0/16",
+         "dst 127.0.0.2/31", "src 0.0.0.0", "src 0.0.0.0/0", "src ::/0", "src [::]", "dst [::1]", "dst [::1]:9001",
+         "dst [fd00::/8]:9003", "dst fd00::/8", "dst [fd00::2/126]:9003", "dst *:9000", "dst :9000", "src *:9101",
+         "dport 9000", "dport :9000", "dport = :9000", "dport == 9000", "dport eq :9000", "dport != :9000",
+         "dport ne 9000", "dport neq 9000", "sport < 9102", "sport lt :9102", "sport <= 9102", "sport le 9102",
+         "sport leq 9102", "sport > :9102", "sport gt 9102", "sport >= 9102", "sport ge 9102", "sport geq 9102",
+         "dev lo", "dev = lo", "dev == lo", "dev != lo", "fwmark = 0x18", "fwmark 24", "fwmark = 0x10/0x10",
+         "fwmark != 0x10/0x10", "not dport = :9000", "! dport = :9000", "not not dport = :9000",
+         "dport = :9000 and dst 127.0.0.2", "dport = :9000 & dst 127.0.0.2", "dport = :9000 && dst 127.0.0.2",
+         "dport = :9000 dst 127.0.0.2", "dport = :9000 or sport = :9101", "dport = :9000 | sport = :9101",
+         "dport = :9000 || sport = :9101", "not dport = :9000 and dst 127/8",
+         "not ( dport = :9000 or sport = :9101 )", "( dport = :9000 or dport = :9001 ) and not src [::1]",
+         "( dport = :9000 or dst [::1] ) dport >= 9001", "dst 127/8 and dport != 9000 and dport != 9002 or dev lo"],
+    )  # fmt: skip
+    def test_the_same_text_matches_the_same_sockets(self, protocol: str, text: str) -> None:
         here, there = both(protocol, text)
         assert here == there
         assert 0 < len(here) < len(found(protocol))
@@ -200,7 +147,7 @@ class TestKnownDifferences:
     """Where socklb finds more than ss shows, on purpose."""
 
     @pytest.mark.parametrize("protocol", PROTOCOLS)
-    def test_a_mapped_address_means_the_v4_one(self, protocol: str) -> None:
+    def test_a_mapped_address_is_the_v4_one(self, protocol: str) -> None:
         """ss shows the mapped sockets alone."""
         mapped, v4 = "dst [::ffff:127.0.0.3]:9002", "dst 127.0.0.3:9002"
         assert found(protocol, mapped) == found(protocol, v4)
@@ -214,8 +161,9 @@ class TestKnownDifferences:
 
 
 class TestStates:
-    """`ss state WORD` shows the sockets that `states=WORD` means, but for mini-sockets in FIN_WAIT2: ss has them
-    among fin-wait-2, as the kernel does; socklb wherever TIME_WAIT is meant, for nobody owns them."""
+    """`ss state WORD` shows what `states=WORD` matches, but for orphaned mini-sockets in FIN_WAIT2: ss has them among
+    fin-wait-2, as the kernel does, socklb wherever TIME_WAIT is named.
+    """
 
     ORPHAN = "127.0.0.11 9011 "
     WITH_FIN_WAIT2 = ("fin-wait-2", "all", "connected", "synchronized", "big")

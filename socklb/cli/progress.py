@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .help import terminal_width
 
@@ -27,12 +27,16 @@ def progress(wanted: bool) -> Iterator[Progress | None]:
     try:
         yield _show
     finally:
-        sys.stderr.write(_CLEAR_LINE)
-        sys.stderr.flush()
+        _write(_CLEAR_LINE)
 
 
 def _show(done: int, total: int, namespace: NetworkNamespace) -> None:
     width = terminal_width(sys.stderr) or 80
     text = f"{done} of {total} namespaces: {namespace.name}"[: width - 1]  # of a longer one only the last row is erased
-    sys.stderr.write(_CLEAR_LINE + text)
-    sys.stderr.flush()
+    _write(_CLEAR_LINE + text)
+
+
+def _write(text: str) -> None:
+    with suppress(OSError):  # a terminal that has hung up must not end the run
+        sys.stderr.write(text)
+        sys.stderr.flush()

@@ -136,7 +136,9 @@ class AuditFile:
 
     def close(self) -> None:
         """Close the file; records that come later raise AuditError."""
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def __enter__(self) -> AuditFile:
         return self

@@ -75,7 +75,7 @@ class Report:
 
     `outcomes`: a list of Outcome, in the order of the verdicts. `errors`: {NetworkNamespace: exception}, where the run
     ended early. `skipped_namespaces`: those that could not be looked at or vanished, as SkippedNamespace (path,
-    reason). `unrecorded`: the outcomes that the audit failed to take, at most one batch of 64.
+    reason). `unrecorded`: the outcomes that the audit failed to take, at most 64 destroyed ones among them.
     """
 
     __slots__ = ("_backends", "_sums", "_tried", "errors", "outcomes", "skipped_namespaces", "unrecorded")
@@ -108,7 +108,7 @@ class Report:
 
     @property
     def gone(self) -> int:
-        """How many had closed by themselves in between, if their reason does not say otherwise."""
+        """How many were no longer there, or no longer matched, when they were to be destroyed."""
         return self.counts.gone
 
     @property
@@ -128,7 +128,7 @@ class Report:
 
     @property
     def namespaces(self) -> dict[NetworkNamespace, Counts]:
-        """The sums of each namespace that the run went into."""
+        """The sums of each namespace that the run has tried, or still had to when it was stopped."""
         return self._summed().namespaces
 
     @property

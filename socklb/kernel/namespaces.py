@@ -61,7 +61,7 @@ class NetworkNamespace(Value):
     def current(cls) -> NetworkNamespace:
         """The calling thread's; its name is "current". It has neither path nor inode where /proc does not show them."""
         try:
-            path = f"/proc/{os.readlink('/proc/thread-self')}/ns/net"  # the same for every thread that uses it
+            path = f"/proc/{os.readlink('/proc/thread-self')}/ns/net"  # the same in any thread
             return cls(CURRENT_NAME, path, *nsfs_id(path, None))
         except (OSError, NoSuchNamespace):  # NoSuchNamespace: a kernel without network namespaces
             return cls(CURRENT_NAME, "", 0, 0)

@@ -31,7 +31,8 @@ from socklb import (
     SocklbError,
     UnboundedFilter,
 )
-from socklb.filters import backend
+from socklb.filters import backend as backend_module
+from socklb.filters.backend import backend_of
 from socklb.kernel.names import UnknownName
 
 from ..fake_kernel import row
@@ -89,7 +90,7 @@ class TestSums:
 
     def test_outcomes_are_counted_once_until_there_are_more(self) -> None:
         report = report_with([outcome("destroyed")] * 1000)
-        with mock.patch.object(backend, "backend_of", side_effect=backend.backend_of) as looked_at:
+        with mock.patch.object(backend_module, "backend_of", side_effect=backend_of) as looked_at:
             for _ in range(3):
                 self.look(report)
             assert looked_at.call_count == 1000
@@ -106,7 +107,7 @@ class TestSums:
 
     def test_an_interrupt_while_they_are_counted_leaves_nothing_half_done(self) -> None:
         report = report_with([outcome("destroyed")])
-        interrupted = mock.patch.object(backend, "backend_of", side_effect=KeyboardInterrupt)
+        interrupted = mock.patch.object(backend_module, "backend_of", side_effect=KeyboardInterrupt)
         with interrupted, pytest.raises(KeyboardInterrupt):
             self.look(report)
         self.look(report)

@@ -80,7 +80,7 @@ class TcpSockets(Living):
 
 
 class NoSocket(nullcontext[None]):
-    """A socket for a probe to destroy that nobody made."""
+    """Stands in for the socket that a probe makes and destroys."""
 
     port, inode = 40000, 77
 
@@ -113,9 +113,9 @@ class Call(NamedTuple):
         result = self.on(fault(kernel))
         if self.destroys:
             destroyed = {cookie for cookie, verdict in result.reported.items() if verdict == "destroyed"}
-            assert destroyed <= set(kernel.killed), "what is reported as destroyed is"
-            assert set(kernel.killed) <= set(result.reported), "whoever was destroyed is in the report"
-        assert set(result.reported) <= set(self.right), "what does not match is not"
+            assert destroyed <= set(kernel.killed), "what is reported as destroyed was destroyed"
+            assert set(kernel.killed) <= set(result.reported), "every destroyed socket is in the report"
+        assert set(result.reported) <= set(self.right), "no other socket is reported"
         assert len(result.reported) == len(result.pairs), "nothing is reported twice"
         return result
 

@@ -214,7 +214,7 @@ def destroy(damage: Damage, end: End = MALFORMED, **more: Any) -> Fault:
 
 FAULTS: dict[str, Fault] = {
     **{f"{on}: {name}": fault for on in (DUMP, DESTROY) for name, fault in _of_either(on).items()},
-    # ----------------------------------------------------------------------- what no kernel could have meant
+    # --------------------------------------------------------------------------- replies that no kernel sends
     "dump: row too short": dump(lambda r, honest: [row_message(r[0], row(1)[:71]), done_message(r[0])]),
     "dump: row of an unknown family": dump(at(0, with_field("=B", 16, 7))),
     "dump: done twice": dump(lambda r, honest: [b"".join(honest()) + done_message(r[0])]),
@@ -229,7 +229,7 @@ FAULTS: dict[str, Fault] = {
     "destroy: of the one before": destroy(lambda r, honest: [ack_message(moved(r[0], -1)), *honest()]),
     "destroy: of the next": destroy(lambda r, honest: [ack_message(moved(r[-1], 1), errno.EPERM), *honest()]),
     "destroy: first at last": destroy(lambda r, honest: [b"".join([*honest(), ack_message(r[0], errno.EPERM)])]),
-    # ------------------------------------------------------------------------------ errors that it answers
+    # -------------------------------------------------------------------------------- errors of the kernel
     "dump: done eio": dump(done(errno.EIO), EIO),
     "dump: done eperm": dump(done(errno.EPERM), REFUSED),
     "dump: done enomem": dump(done(errno.ENOMEM), ENOMEM),
@@ -244,7 +244,7 @@ FAULTS: dict[str, Fault] = {
     "destroy: eperm": destroy(refused(errno.EPERM), REFUSED),
     "destroy: eopnotsupp": destroy(refused(errno.EOPNOTSUPP), NO_DESTROY),
     "destroy: einval": destroy(refused(errno.EINVAL), GOOD, verdict="failed"),
-    # ------------------------------------------------------------------------- what the call tries again
+    # ------------------------------------------------------------------------------ tried again by the call
     "dump: enobufs": dumped_again(raising(_NO_BUFFERS), LOST),
     "dump: eintr": dumped_again(raising(_INTERRUPT), INTERRUPTED),
     "dump: overrun": dumped_again(lambda r, honest: [overrun(r[0]), *honest()], LOST),

@@ -67,7 +67,7 @@ ACKNOWLEDGED_TWICE: Damage = lambda r, honest: [*honest(), ack_message(r[-1])]  
 def test_one_answer_too_many_is_no_part_of_the_next(
     call: Call, on: str, damage: Damage, next: tuple[str, int] | None
 ) -> None:
-    """Where the same socket asks nothing more, nobody reads it."""
+    """It is read only if the same netlink socket sends another request."""
     end, reported = (GOOD, call.right) if next is None else (MALFORMED, call.so_far[next])
     call.check(call.against(InjectFault(damage, on, (1,))), end, reported)
 
@@ -156,7 +156,7 @@ MEANWHILE: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize(("change", "verdict"), MEANWHILE.values(), ids=MEANWHILE)
 @pytest.mark.parametrize("which", [slice(0, 1), slice(1, 3), slice(None)], ids=["the first", "two", "all"])
 def test_a_socket_that_changes_between_dump_and_destroy(call: Call, change: Change, verdict: str, which: slice) -> None:
-    """`gone` is who is no longer there, or is another one now; whoever came in its place is not hit."""
+    """`gone`: it no longer exists, or is connected elsewhere. The socket that took its place is not destroyed."""
     changed: set[int] = set()
 
     def fault(usual: Any) -> Answer:

@@ -1,4 +1,4 @@
-"""Real faults on the real kernel: no descriptor left, no room for answers, and nobody who answers."""
+"""Real faults on the real kernel: no descriptor left, no room for replies, and no reply at all."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def check_client(client: socket.socket, server: socket.socket, *, destroyed: boo
 
 
 class TestNoDescriptorLeft:
-    """RLIMIT_NOFILE reached is KernelError(EMFILE), and nobody dies."""
+    """RLIMIT_NOFILE reached is KernelError(EMFILE), and nothing is destroyed."""
 
     @pytest.mark.parametrize("name", CALLS)
     @pytest.mark.parametrize("left", range(3))
@@ -121,7 +121,7 @@ class TestNoDescriptorLeft:
     @pytest.mark.parametrize("call", TERMINATIONS.values(), ids=TERMINATIONS)
     @pytest.mark.parametrize("left", [0, 1, 2, 4, 7])
     def test_in_every_namespace(self, sockets: Sockets, call: Callable[[Some], Any], left: int) -> None:
-        """Which of two at once finds none left is chance; each has a report or an error. The dead are reported."""
+        """Which of two at once finds none left is chance; each has its report or its error."""
         client, server = sockets.tcp(ADDRESS, PORT)
         with networks(1) as (other,), pinned(other.namespace.path, "other"):
             end, destroyed, searched = ending_with(left, lambda: call("all"))
@@ -166,7 +166,7 @@ class TestTheSmallestBuffer:
         assert verdicts_in(destroy_sockets(UDP)) == dict.fromkeys(clients, "destroyed")
         assert {pending_error(client) for client in clients.values()} == {"ECONNABORTED"}
 
-    def test_many_that_fail_end_the_run_with_everybody_in_the_report(self, clients: dict[int, socket.socket]) -> None:
+    def test_many_that_fail_end_the_run_with_all_in_the_report(self, clients: dict[int, socket.socket]) -> None:
         """All answer EPERM, and there is no room for 64 such answers."""
 
         def run() -> tuple[End, dict[int, str]]:
@@ -177,7 +177,7 @@ class TestTheSmallestBuffer:
         assert without_privilege(run) == (lost, dict.fromkeys(clients, "failed"))
         assert {pending_error(client) for client in clients.values()} == {""}
 
-    def test_of_many_that_are_gone_nobody_is_called_destroyed(self, clients: dict[int, socket.socket]) -> None:
+    def test_of_many_that_are_gone_none_is_reported_as_destroyed(self, clients: dict[int, socket.socket]) -> None:
         """They answer ENOENT, and the living among them are destroyed."""
         leaving = set(list(clients)[::2])
 
@@ -197,9 +197,7 @@ class TestTheSmallestBuffer:
 
 
 @pytest.mark.parametrize("unheard", ["dumps", "destroys"])
-def test_nobody_answers_is_a_timeout_and_no_hang(
-    sockets: Sockets, monkeypatch: pytest.MonkeyPatch, unheard: str
-) -> None:
+def test_no_reply_is_a_timeout_and_no_hang(sockets: Sockets, monkeypatch: pytest.MonkeyPatch, unheard: str) -> None:
     class Deaf(socket.socket):
         def send(self, data: Any, flags: int = 0) -> int:
             is_destroy = int.from_bytes(data[4:6], sys.byteorder) == SOCK_DESTROY
@@ -210,7 +208,7 @@ def test_nobody_answers_is_a_timeout_and_no_hang(
     client, server = sockets.tcp(ADDRESS, PORT)
     report, end = value_or_report(lambda: destroy_sockets(TCP))
     assert end == End(KernelError, errno.ETIMEDOUT)
-    seen = [(one.socket.cookie, one.verdict, one.reason, one.error) for one in report.outcomes]
+    failed = [(one.socket.cookie, one.verdict, one.reason, one.error) for one in report.outcomes]
     why = f"{os.strerror(errno.ETIMEDOUT)}, and perhaps destroyed"
-    assert seen == ([] if unheard == "dumps" else [(cookie_of(client), "failed", why, errno.ETIMEDOUT)])
+    assert failed == ([] if unheard == "dumps" else [(cookie_of(client), "failed", why, errno.ETIMEDOUT)])
     talk(client, server)

@@ -26,7 +26,7 @@ BACKENDS = [Backend(ADDRESS, PORT, "udp")]
 COUNT = 6
 
 
-class Place(NamedTuple):
+class Netns(NamedTuple):
     """A network namespace with one process and one client in it."""
 
     pid: int
@@ -40,13 +40,13 @@ class Place(NamedTuple):
 
 
 @pytest.fixture
-def places(network: None) -> Iterator[list[Place]]:
+def namespaces(network: None) -> Iterator[list[Netns]]:
     with ExitStack() as stack, Sockets() as sockets:
         made = []
         for _ in range(COUNT):
             client = sockets.udp(ADDRESS, PORT)
             pid = stack.enter_context(left_behind())
-            made.append(Place(pid, NetworkNamespace.from_pid(pid), client))
+            made.append(Netns(pid, NetworkNamespace.from_pid(pid), client))
         yield made
 
 
@@ -58,66 +58,68 @@ def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return count
 
 
-def check(report: Any, places: list[Place], vanished: list[Place], *, exactly: bool = False) -> int:
-    """Those that vanished are skipped with the reason, in each of the others its client is destroyed; how many are
-    skipped. A place may vanish after it was searched, unless all did before (`exactly`).
+def check(report: Any, namespaces: list[Netns], vanished: list[Netns], *, exactly: bool = False) -> int:
+    """Those that vanished are skipped with the reason, in each of the others its client is destroyed. One may vanish
+    after it was searched, unless all did before (`exactly`). How many were skipped.
     """
     skipped = {one.path: one.reason for one in report.skipped_namespaces}
-    left = [place for place in places if place.namespace.path not in skipped]
+    left = [netns for netns in namespaces if netns.namespace.path not in skipped]
+    gone = [netns for netns in namespaces if netns not in left]
     assert set(skipped.values()) <= {"vanished"}
     assert report.errors == {}
-    assert (skipped.keys() & {place.namespace.path for place in places}) <= {place.namespace.path for place in vanished}
-    assert verdicts_in(report) == {cookie_of(place.client): "destroyed" for place in left}
-    assert [pending_error(place.client) for place in places] == ["ECONNABORTED" if p in left else "" for p in places]
-    assert not exactly or len(left) == len(places) - len(vanished)
-    return len(places) - len(left)
+    assert set(gone) <= set(vanished)
+    assert verdicts_in(report) == {cookie_of(netns.client): "destroyed" for netns in left}
+    assert {pending_error(netns.client) for netns in left} <= {"ECONNABORTED"}
+    assert {pending_error(netns.client) for netns in gone} <= {""}
+    assert not exactly or len(gone) == len(vanished)
+    return len(gone)
 
 
-def terminate(places: list[Place], **options: Any) -> Any:
-    return terminate_connections(BACKENDS, namespaces=[place.namespace for place in places], **options)
+def terminate(namespaces: list[Netns], **options: Any) -> Any:
+    return terminate_connections(BACKENDS, namespaces=[netns.namespace for netns in namespaces], **options)
 
 
 class TestDeletedDuringTheSearch:
-    def test_before_it_begins(self, places: list[Place], at_once: int) -> None:
-        vanished = places[1::2]
-        for place in vanished:
-            place.vanish()
-        check(terminate(places), places, vanished, exactly=True)
+    def test_before_it_begins(self, namespaces: list[Netns], at_once: int) -> None:
+        vanished = namespaces[1::2]
+        for netns in vanished:
+            netns.vanish()
+        check(terminate(namespaces), namespaces, vanished, exactly=True)
 
-    def test_after_the_first(self, places: list[Place], at_once: int) -> None:
-        vanished = places[2:]
+    def test_after_the_first(self, namespaces: list[Netns], at_once: int) -> None:
+        vanished = namespaces[2:]
 
         def progress(done: int, total: int, namespace: NetworkNamespace) -> None:
             if done == 1:
-                for place in vanished:
-                    place.vanish()
+                for netns in vanished:
+                    netns.vanish()
 
-        skipped = check(terminate(places, progress=progress), places, vanished)
+        skipped = check(terminate(namespaces, progress=progress), namespaces, vanished)
         assert skipped > len(vanished) - at_once, "others may have been at work by then"
 
     @pytest.mark.parametrize("seed", range(3))
-    def test_at_any_time(self, places: list[Place], at_once: int, seed: int) -> None:
+    def test_at_any_time(self, namespaces: list[Netns], at_once: int, seed: int) -> None:
         chance = Random(seed)
-        vanished = [place for place in places if chance.random() < 0.5]
-        ender = threading.Thread(target=lambda: [place.vanish() for place in vanished])
+        vanished = [netns for netns in namespaces if chance.random() < 0.5]
+        ender = threading.Thread(target=lambda: [netns.vanish() for netns in vanished])
         ender.start()
         try:
-            report = terminate(places)
+            report = terminate(namespaces)
         finally:
             ender.join()
-        check(report, places, vanished)
+        check(report, namespaces, vanished)
 
     def test_between_the_list_of_processes_and_the_look_at_one(
-        self, places: list[Place], monkeypatch: pytest.MonkeyPatch
+        self, namespaces: list[Netns], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        usual, vanished = processes.list_directory, places[1::2]
+        usual, vanished = processes.list_directory, namespaces[1::2]
 
         def listed(directory: str) -> list[str]:
             entries = usual(directory)
             if directory == "/proc":
-                for place in vanished:
-                    place.vanish()
+                for netns in vanished:
+                    netns.vanish()
             return entries
 
         monkeypatch.setattr(discovery, "list_directory", listed)
-        check(terminate_connections(BACKENDS), places, vanished, exactly=True)
+        check(terminate_connections(BACKENDS), namespaces, vanished, exactly=True)

@@ -247,7 +247,7 @@ class TestProbe:
     EVERY = (("tcp", AF_INET), ("tcp", AF_INET6), ("udp", AF_INET), ("udp", AF_INET6))
 
     def probed(self, answer: Answer, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], Support]:
-        monkeypatch.setattr(probe_module, "ThrowawaySocket", Own)
+        monkeypatch.setattr(probe_module, "ProbeSocket", Own)
         with FakeKernel(answer).installed():
             return probe()
 
@@ -285,7 +285,7 @@ class TestProbe:
 
     @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL])
     def test_a_socket_that_cannot_be_made_is_no_family(self, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-        monkeypatch.setattr(probe_module, "ThrowawaySocket", raiser(OSError(code, "socket")))
+        monkeypatch.setattr(probe_module, "ProbeSocket", raiser(OSError(code, "socket")))
         with FakeKernel(table([])).installed() as kernel:
             results = probe()
         assert {key: result.status for key, result in results.items()} == dict.fromkeys(self.EVERY, "no_family")

@@ -37,16 +37,16 @@ class TestAncestors:
         assert list(ancestors()) == [30, 20, 10]
 
 
+@pytest.mark.kernel
 def test_an_environment_is_the_one_that_a_process_started_with() -> None:
-    change = "import os; os.environ['NAME'] = 'changed'; print(flush=True); input()"
+    change = "import os, sys; os.environ['NAME'] = 'b'; print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
-        [sys.executable, "-c", change], env={"NAME": "value"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", change], env={"A": "1", "NAME": "a=b"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert environment_value(process.pid, b"NAME") == "value"
-        assert environment_value(process.pid, b"NAM") == ""
-        process.communicate("\n")
+        assert environment_value(process.pid, b"NAME") == "a=b"
+        assert environment_value(process.pid, b"NAM") == environment_value(process.pid, b"b") == ""
 
 
 @pytest.mark.kernel

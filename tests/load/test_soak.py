@@ -52,7 +52,7 @@ def run(backends: Backends, agent: Agent, seconds: float) -> tuple[Size, Size]:
         if backends.all_are_up:
             return peak, at_rest(agent)
         backends.step(may_go_down=False)
-    left = [place.backend for place in backends.places if place.state != UP]
+    left = [slot.backend for slot in backends.slots if slot.state != UP]
     raise AssertionError(f"clients are not destroyed: {left}")
 
 

@@ -1,6 +1,6 @@
 """Which sockets must be alive, in plain Python: which are spared, and what destroying one does to others.
 
-Nothing in here asks the kernel, or uses the package's own matching: conditions are read, not run.
+Nothing here uses the kernel or the package's own matching: conditions are interpreted anew.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class Model:
         return [one for one in self.sockets if one.netns == netns and filter.matches(one)]
 
     def identify(self, netns: int, protocol: str, cookie: int, ends: Ends) -> ModelSocket:
-        """The socket that a row describes: by cookie, but for the kernel's own, which nobody can ask for it."""
+        """The socket that a row describes: by cookie, but for the kernel's own, whose cookies are unknown."""
         for one in self.sockets:
             if (one.netns, one.protocol, one.ends) == (netns, protocol, ends):
                 if one.is_owned and one.cookie == cookie:

@@ -53,7 +53,7 @@ class Population:
         self.namespaces, self.model = namespaces, Model()
         self._cgroup = cgroup
         self.real: dict[ModelSocket, socket.socket] = {}
-        self._clogged: set[ModelSocket] = set()  # with data that nobody reads: over these no data is exchanged
+        self._clogged: set[ModelSocket] = set()  # full of unread data, so that nothing can be exchanged over them
         self._next_port = 20000
 
     def _add(self, netns: Netns, sock: socket.socket, state: int, *, autobound: bool) -> ModelSocket:

@@ -26,7 +26,6 @@ from socklb import (
     Report,
     TerminationLoop,
 )
-from socklb.kernel.discovery import DiscoveredNamespaces, SkippedNamespace
 from socklb.termination import loop as loop_module
 from socklb.termination.loop import Pass
 
@@ -302,29 +301,6 @@ class TestNamespaces:
 
     def test_an_iterator_lasts_for_every_pass(self, terminations: Terminations) -> None:
         assert self.searched(terminations, 2, namespaces=iter([WEB, DB])) == [(WEB, DB)] * 2
-
-    @pytest.mark.parametrize("options", [{}, {"namespaces": lambda: "all"}], ids=["by default", "by a function"])
-    @pytest.mark.parametrize(("seconds", "looks"), [(1e9, [True, False, False]), (0, [True, True, True])])
-    def test_threads_are_looked_at_seldom_and_their_namespaces_remembered(
-        self, terminations: Terminations, options: dict[str, Any], seconds: float, looks: list[bool]
-    ) -> None:
-        looked: list[bool] = []
-
-        def discover(*, threads: bool) -> DiscoveredNamespaces:
-            looked.append(threads)
-            found = DiscoveredNamespaces([HERE, *([WEB] if len(looked) == 2 else []), *([DB] if threads else [])])
-            found.skipped = [SkippedNamespace("/run/netns/x", str(len(looked)))]
-            return found
-
-        with (
-            mock.patch.object(loop_module, "discover_namespaces", discover),
-            mock.patch.object(loop_module, "THREADS_SECONDS", seconds),
-        ):
-            searched = self.searched(terminations, 3, **options)
-        assert looked == looks
-        assert [*map(set, searched)] == [{HERE, DB}, {HERE, WEB, DB}, {HERE, DB}]
-        assert [len(found) for found in searched] == [2, 3, 2]
-        assert [found.skipped for found in searched] == [[("/run/netns/x", str(number))] for number in (1, 2, 3)]
 
 
 @pytest.mark.kernel

@@ -1,0 +1,188 @@
+"""A run that an audit, an interrupt or an error ends: one outcome a socket, and all that died recorded or named."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import count, repeat
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from socklb import (
+    NotPermitted,
+    NotSupported,
+    Report,
+    SocketFilter,
+    destroy_sockets,
+    device,
+    dport,
+)
+from socklb.engine import audit as audit_module
+from socklb.engine import destroy as destroy_module
+from socklb.engine import run as run_module
+from socklb.kernel.diag import BATCH
+from socklb.kernel.names import UnknownName
+from socklb.wire.request import SOCK_DESTROY
+
+from ..fake_kernel import Datagram, FakeKernel, Living, Request, row, table, verdicts
+from .test_parallel import processors
+from .test_run import TCP, Record, netns, report_of
+
+
+class Full(Exception):
+    """What an audit raises."""
+
+
+class TestAnAuditThatFails:
+    """Destroying stops: at most one batch is unrecorded, and the report names it."""
+
+    @pytest.mark.parametrize("taken", [0, 1, BATCH - 1, BATCH, 3 * BATCH + 5])
+    @pytest.mark.parametrize("threads", [1, 2, 5])
+    @pytest.mark.parametrize("error", [Full("x"), KeyboardInterrupt()], ids=repr)
+    def test_whatever_threads_there_are(self, threads: int, taken: int, error: BaseException) -> None:
+        records: list[Record] = []
+        calls = count()
+
+        def audit(record: Record) -> None:
+            if next(calls) >= taken:
+                raise error
+            records.append(record)
+
+        kernel = FakeKernel(table([row(n) for n in range(1, 4 * BATCH + 1)]))
+        with kernel.installed(), processors(threads), pytest.raises(type(error)) as caught:
+            destroy_sockets(TCP, namespaces=[netns(n) for n in range(1, 6)], audit=audit)
+        report = report_of(caught.value)
+        assert caught.value is error
+        assert next(calls) == taken + 1, "it is left alone then"
+        destroyed = [(o.namespace.name, o.socket.cookie) for o in report.outcomes if o.verdict == "destroyed"]
+        recorded = [(record["namespace"], record["cookie"]) for record in records]
+        assert recorded + [(o.namespace.name, o.socket.cookie) for o in report.unrecorded] == destroyed
+        assert len(destroyed) == sum(map(len, kernel.destroys)) == (taken // BATCH + 1) * BATCH
+        assert 1 <= len(report.unrecorded) <= BATCH
+        assert {str(error) for error in report.errors.values()} <= {str(error), "the audit failed", "not begun"}
+        assert len(report.namespaces) == 5
+
+    def test_a_dry_run_and_what_is_spared_stop_as_well(self) -> None:
+        def audit(record: Record) -> None:
+            raise Full
+
+        with FakeKernel(table([row(n) for n in range(1, 4 * BATCH + 1)])).installed(), pytest.raises(Full) as caught:
+            destroy_sockets(TCP, dry_run=True, audit=audit)
+        report = report_of(caught.value)
+        assert (report.skipped, report.failed) == (BATCH, 3 * BATCH)
+        assert [outcome.reason for outcome in report.outcomes][BATCH:] == ["ended by Full"] * 3 * BATCH
+        assert report.unrecorded == report.outcomes[:BATCH]
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at the n-th line of the engine that runs within it; `where` is the function then."""
+
+    FILES = (run_module.__file__, destroy_module.__file__, audit_module.__file__)
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+        self.where = ""
+
+    def __enter__(self) -> Interrupt:
+        self._before = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _call(self, frame: FrameType, event: str, _: object) -> Any:
+        return self._line if frame.f_code.co_filename in self.FILES else None
+
+    def _line(self, frame: FrameType, event: str, _: object) -> Any:
+        if event == "line":
+            if not self._left:
+                self.where = frame.f_code.co_name
+                raise KeyboardInterrupt
+            self._left -= 1
+        return self._line
+
+
+class Busy(Living):
+    """Sockets of every fate: twins, one that is gone and one that has moved when they are to be destroyed."""
+
+    def __init__(self) -> None:
+        super().__init__([row(1, sport=7000), row(2, sport=7000), *map(row, range(3, 6)), row(6, state=10)])
+
+    def __call__(self, requests: Sequence[Request]) -> Iterable[Datagram]:
+        if requests[0].type == SOCK_DESTROY and len(self.rows) == 6:
+            del self.rows[2]
+            self.rows[2] = row(4, sport=7004)
+        return super().__call__(requests)
+
+
+class TestAnInterrupt:
+    """Between any two steps: each socket has one outcome, and what was destroyed is recorded or named."""
+
+    @pytest.mark.parametrize("with_audit", [False, True], ids=["", "audit"])
+    def test_at_any_line(self, monkeypatch: pytest.MonkeyPatch, with_audit: bool) -> None:
+        monkeypatch.setattr(destroy_module, "BATCH", 2)
+        interrupted = {*iter(map(self.run, count(), repeat(with_audit)).__next__, "")}
+        assert {"_destroy", "_take", "destroy", "look_again", "settle", "_why_spared"} <= interrupted
+
+    def run(self, after: int, with_audit: bool) -> str:
+        """Where it was interrupted, "" if it came to its end before."""
+        world, records, interrupt = Busy(), list[Record](), Interrupt(after)
+        with FakeKernel(world).installed() as kernel:
+            try:
+                with interrupt:
+                    report = destroy_sockets(TCP, audit=records.append if with_audit else None)
+            except KeyboardInterrupt as error:
+                for made in kernel.sockets:
+                    made.close()  # Python closes nothing if it is interrupted just as a `with` block ends
+                if kernel.sent:  # before that nothing was known
+                    report = report_of(error)
+                    self.check(report, world.killed, [r["cookie"] for r in records], interrupt.where, with_audit)
+            else:
+                self.check(report, world.killed, [r["cookie"] for r in records], "", with_audit)
+        return interrupt.where
+
+    def check(self, report: Report, killed: list[int], recorded: list[int], where: str, with_audit: bool) -> None:
+        verdict_of = verdicts(report)
+        perhaps = {o.socket.cookie for o in report.outcomes if o.reason.endswith("perhaps destroyed")}
+        destroyed = {cookie for cookie, verdict in verdict_of.items() if verdict == "destroyed"}
+        assert verdict_of.keys() in ({*range(1, 7)}, set()), where
+        assert destroyed <= {*killed} <= destroyed | perhaps
+        if where in ("_take", "settle", "record"):
+            assert not perhaps, "every answer was there"
+        if with_audit:
+            unrecorded = {outcome.socket.cookie for outcome in report.unrecorded}
+            assert len(recorded) == len({*recorded})
+            assert {*killed} <= {*recorded} | unrecorded
+            assert len({*killed} - {*recorded}) <= 2
+
+
+class TestTheReportOfAnError:
+    """Whatever is raised once a run has begun has the report so far in `.report`."""
+
+    @pytest.mark.parametrize("namespaces", ["current", [netns(1), netns(2)]], ids=["one", "many"])
+    @pytest.mark.parametrize(
+        ("kind", "where", "code", "options"),
+        [
+            (NotPermitted, TCP, errno.EPERM, {}),
+            (NotSupported, TCP, errno.EOPNOTSUPP, {}),
+            (UnknownName, SocketFilter("tcp", dport(80) & device("nosuch")), 0, {}),
+            (ZeroDivisionError, SocketFilter("tcp", dport(80), predicate=lambda socket: 1 // 0), 0, {}),
+            (ZeroDivisionError, TCP, 0, {"audit": lambda record: 1 // 0}),
+            (SystemExit, TCP, 0, {"audit": lambda record: sys.exit()}),
+            (ValueError, TCP, 0, {"audit": lambda record: int("closed")}),
+        ],
+    )
+    def test_it_is_there(self, namespaces: Any, kind: type[BaseException], where: Any, code: int, options: Any) -> None:
+        with FakeKernel(table([row(1)], lambda *_: code)).installed(), pytest.raises(kind) as caught:
+            destroy_sockets(where, namespaces=namespaces, **options)
+        report = report_of(caught.value)
+        assert report.errors or namespaces == "current"
+
+    def test_of_progress_as_well(self) -> None:
+        with FakeKernel(table([row(1)])).installed(), pytest.raises(ZeroDivisionError) as caught:
+            destroy_sockets(TCP, namespaces=[netns(1)], progress=lambda *step: 1 // 0)
+        assert report_of(caught.value).destroyed == 1
