@@ -20,7 +20,8 @@ def has(folder: str) -> bool:
     """Whether this copy has a folder."""
     from importlib.util import find_spec  # takes as long to import as half of the package
 
-    return find_spec(f"{_PACKAGE}.{folder}") is not None
+    spec = find_spec(f"{_PACKAGE}.{folder}")
+    return spec is not None and spec.origin is not None  # an empty directory has a spec without an origin
 
 
 def missing(what: str, folder: str) -> str:
@@ -33,9 +34,13 @@ def import_name(name: str) -> object:
     module = _NAMES.get(name)
     if module is None:
         raise AttributeError(f"module {_PACKAGE!r} has no attribute {name!r}")
+    path = f"{_PACKAGE}.{module}"
     try:
-        return getattr(import_module(f"{_PACKAGE}.{module}"), name)
+        found = import_module(path)
     except ModuleNotFoundError as error:
-        if error.name != f"{_PACKAGE}.{module}":
+        if error.name != path:
             raise
-        raise ImportError(missing(f"{_PACKAGE}.{name}", module), name=error.name) from None
+        found = None
+    if found is None or found.__file__ is None:  # an empty directory is a module without a file
+        raise ImportError(missing(f"{_PACKAGE}.{name}", module), name=path)
+    return getattr(found, name)

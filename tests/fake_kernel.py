@@ -235,7 +235,7 @@ def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None 
     return answer
 
 
-class Living:
+class StatefulTable:
     """A table in which a destroy looks up a socket like the kernel: the last row with the address, which must have the
     cookie too. A destroyed socket is removed, unless it `stays` as a bound UDP socket does, which answers 0 each time.
 

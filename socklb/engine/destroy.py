@@ -21,7 +21,7 @@ from .report import DESTROYED, FAILED, GONE, SKIPPED, Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..errors import KernelError
     from ..filters import SocketFilter
@@ -40,21 +40,12 @@ class Rounds:
 
     `pending` holds those that are not accounted for, by cookie. A step returns outcomes; the caller takes them into
     account and then calls `settle`. After an interrupt between any two steps `left_over` has the rest.
-    `why_spared` gives the reasons to spare the sockets of a batch, "" for each that is to be destroyed.
+    A reason to spare a socket is a text, "" for one that is to be destroyed.
     """
 
-    def __init__(
-        self,
-        table: SocketTable,
-        filter: SocketFilter,
-        namespace: NetworkNamespace,
-        pending: dict[int, InetSocket],
-        bits: int,
-        why_spared: Callable[[Rounds, Sequence[InetSocket]], list[str]],
-    ) -> None:
+    def __init__(self, table: SocketTable, filter: SocketFilter, namespace: NetworkNamespace, bits: int) -> None:
         self._table, self.filter, self.namespace, self._bits = table, filter, namespace, bits
-        self.pending = pending
-        self._why_spared = why_spared
+        self.pending: dict[int, InetSocket] = {}
         self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {namespace.name}"
         self._decided: list[Outcome] = []  # of the last step, for an interrupt that comes before they are settled
         self._in_flight: set[int] = set()  # cookies that were sent to the kernel and are not answered for
@@ -63,6 +54,20 @@ class Rounds:
         self._moves_left = _MOVES
         self.refusal: KernelError | None = None
 
+    def collect(self, seen: set[int]) -> None:
+        """Find what the filter matches, but for the cookies in `seen`."""
+        found = self._table.collect(self.filter, self.namespace.name, self._bits)
+        for cookie in seen.intersection(found):
+            del found[cookie]
+        self.pending = found
+
+    def spare(self, reasons: Sequence[str]) -> list[Outcome]:
+        """Outcomes for the pending sockets that are spared; the reasons are in their order."""
+        self._decided = [
+            self._outcome(socket, SKIPPED, why) for socket, why in zip(self.pending.values(), reasons) if why
+        ]
+        return self._decided
+
     def batches(self) -> Iterator[list[InetSocket]]:
         """One round: each pending socket once, up to 64 at a time."""
         self._progress = False
@@ -70,12 +75,11 @@ class Rounds:
         for start in range(0, len(sockets), BATCH):
             yield sockets[start : start + BATCH]
 
-    def destroy(self, batch: list[InetSocket]) -> list[Outcome]:
+    def destroy(self, batch: Sequence[InetSocket], reasons: Sequence[str]) -> list[Outcome]:
         """Destroy those of a batch that are not spared; the ones that answered ENOENT get no outcome yet.
 
         Where the kernel refuses (EPERM, EOPNOTSUPP), `refusal` is the error to end the run with.
         """
-        reasons = self._why_spared(self, batch)
         outcomes = [self._outcome(socket, SKIPPED, why) for socket, why in zip(batch, reasons) if why]
         self._decided = outcomes
         doomed = [socket for socket, why in zip(batch, reasons) if not why]

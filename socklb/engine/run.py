@@ -17,6 +17,7 @@ from _thread import RLock, allocate_lock  # as functools does: threading takes a
 from ..errors import AuditError, KernelError, NotPermitted, NotSupported, RunStopped, SocklbError
 from ..filters import SocketFilter
 from ..kernel import names
+from ..kernel.diag import BATCH
 from ..kernel.names import UnknownName
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, run_in_netns
 from .destroy import Rounds
@@ -111,8 +112,7 @@ class Run:
         self._filters, self._bits = filters, extension_bits(extensions)
         self._are_resolved = [filter.is_resolved for filter in filters]
         self._dry_run, self._unconnected, self._spare, self._target = dry_run, unconnected, spare, target
-        self._limit, self._limit_lock = limit, allocate_lock()
-        self._within_limit: set[tuple[NetworkNamespace, int]] = set()  # (namespace, cookie) of those it counted
+        self._left, self._limit_lock = limit, allocate_lock()
         self._session: OwnSession | None = None
         self._audit: AuditTrail | None = None
         self._turn: AbstractContextManager[object]  # held from a batch's question to its records
@@ -132,9 +132,9 @@ class Run:
     def run(self, namespaces: Namespaces, progress: Progress | None = None) -> Report:
         """Destroy in these namespaces. Whatever is raised once that has begun has the report in `.report`."""
         if isinstance(namespaces, NetworkNamespace):
-            return self._run_in_one(namespaces)
+            return self._run_in_one(namespaces, progress)
         if namespaces == CURRENT:
-            return self._run_in_one(NetworkNamespace.current())
+            return self._run_in_one(NetworkNamespace.current(), progress)
         if namespaces == ALL:
             from ..kernel.discovery import discover_namespaces
 
@@ -144,9 +144,11 @@ class Run:
         self.report.skipped_namespaces += getattr(namespaces, "skipped", ())
         return self._run_in_many(_distinct(namespaces), progress)
 
-    def _run_in_one(self, namespace: NetworkNamespace) -> Report:
+    def _run_in_one(self, namespace: NetworkNamespace, progress: Progress | None) -> Report:
         try:
             self._run_in(namespace)
+            if progress is not None:
+                progress(1, 1, namespace)
             return self.report
         except BaseException as error:
             error.report = self.report  # type: ignore[attr-defined]
@@ -227,25 +229,31 @@ class Run:
         with run_in_netns(namespace, enter) as table:
             self.report.add_namespace(namespace)
             for filter, resolved in zip(self._filters, filters):
-                pending = table.collect(resolved, namespace.name, self._bits)
-                for cookie in seen.intersection(pending):
-                    del pending[cookie]
-                if len(filters) > 1:  # the cookies of a large crowd take memory
-                    seen.update(pending)
                 text = str(filter) if self._audit else ""  # of a thousand backends it takes as long as a walk
                 target = self._target or _constantly({"filter": text})
-                self._destroy(Rounds(table, resolved, namespace, pending, self._bits, self._why_spared), target)
+                self._destroy(Rounds(table, resolved, namespace, self._bits), seen, target)
 
     # ------------------------------------------------------------------------------------------- sockets
 
-    def _destroy(self, rounds: Rounds, target: Target) -> None:
-        """Drive the rounds until each socket has an outcome, even if an error or an interrupt ends them."""
+    def _destroy(self, rounds: Rounds, seen: set[int], target: Target) -> None:
+        """Drive the rounds until each socket has an outcome, even if an error or an interrupt ends them.
+
+        Who is spared is recorded first: an audit that does not work is noticed before anything is destroyed.
+        """
         try:
+            rounds.collect(seen)
+            if len(self._filters) > 1:  # the cookies of a large crowd take memory
+                seen.update(rounds.pending)
+            spared = rounds.spare(self._first_reasons(rounds))
+            for start in range(0, len(spared), BATCH):
+                with self._turn:
+                    self._raise_if_stopped()
+                    self._take(spared[start : start + BATCH], rounds, target)
             while rounds.pending:
                 for batch in rounds.batches():
                     with self._turn:
                         self._raise_if_stopped()
-                        self._take(rounds.destroy(batch), rounds, target)
+                        self._take(rounds.destroy(batch, self._reasons(rounds, batch)), rounds, target)
                     if rounds.refusal is not None:
                         raise rounds.refusal
                 if rounds.pending:
@@ -287,27 +295,28 @@ class Run:
         if self._why_stopped:
             raise RunStopped(self._why_stopped)
 
-    def _why_spared(self, rounds: Rounds, batch: Sequence[InetSocket]) -> list[str]:
-        """The reason to spare each socket of a batch, "" to destroy it: policy, the `spare` hook, limit, dry run."""
+    def _first_reasons(self, rounds: Rounds) -> list[str]:
+        """Why each pending socket is spared before any is destroyed, "" if it is not: also limit and dry run."""
+        return [why or self._limit_or_dry_run() for why in self._reasons(rounds, list(rounds.pending.values()))]
+
+    def _reasons(self, rounds: Rounds, sockets: Sequence[InetSocket]) -> list[str]:
+        """Why each socket is spared, "" if it is not: by the policy, else by the `spare` hook."""
         if self._session is None:
             self._session = own_session()
-        reasons = [why_spared(socket, rounds.filter, self._session, self._unconnected) for socket in batch]
+        reasons = [why_spared(socket, rounds.filter, self._session, self._unconnected) for socket in sockets]
         if self._spare is not None and "" in reasons:
-            further = iter(self._spare([socket for socket, why in zip(batch, reasons) if not why]))
+            further = iter(self._spare([socket for socket, why in zip(sockets, reasons) if not why]))
             reasons = [why or next(further) for why in reasons]
-        if self._limit is not None:
-            reasons = [why or self._limit_reason(rounds, socket) for socket, why in zip(batch, reasons)]
-        return [why or DRY_RUN for why in reasons] if self._dry_run else reasons
+        return reasons
 
-    def _limit_reason(self, rounds: Rounds, socket: InetSocket) -> str:
-        """LIMIT if the run has had its number of sockets. One that is tried again in a later round counts once."""
-        key = rounds.namespace, socket.cookie
-        with self._limit_lock:
-            if key not in self._within_limit:
-                if len(self._within_limit) == self._limit:
+    def _limit_or_dry_run(self) -> str:
+        """LIMIT once the run has had its number of sockets, which nothing else spared; else DRY_RUN in a dry run."""
+        if self._left is not None:
+            with self._limit_lock:
+                if not self._left:
                     return LIMIT
-                self._within_limit.add(key)
-        return ""
+                self._left -= 1
+        return DRY_RUN if self._dry_run else ""
 
 
 def _distinct(namespaces: object) -> list[NetworkNamespace]:

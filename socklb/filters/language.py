@@ -60,6 +60,8 @@ def parse(text: str, protocol: str) -> Condition:
 
     Service names are looked up for `protocol` ("tcp" or "udp") first. Raises FilterSyntaxError, a ValueError.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"a filter is parsed from a str, not {text!r}")
     parser = _Parser(text, protocol)
     if parser.word is None:
         return EVERYTHING

@@ -32,11 +32,6 @@ _IPPROTO_MPTCP = 262
 _TIME_WAIT = state_mask(TcpState.TIME_WAIT)
 _FIN_WAIT2 = state_mask(TcpState.FIN_WAIT2)
 _LISTEN = state_mask(TcpState.LISTEN)
-# By the state of a row, the bits of a request's mask that it answers to: a request socket reports SYN_RECV and answers
-# to NEW_SYN_RECV too, a bound one reports CLOSE and answers to BOUND_INACTIVE too.
-_ANSWERS_TO = [state_mask(state) if 1 <= state < 32 else 0 for state in range(256)]
-_ANSWERS_TO[TcpState.SYN_RECV] |= state_mask(TcpState.NEW_SYN_RECV)
-_ANSWERS_TO[TcpState.CLOSE] |= state_mask(TcpState.BOUND_INACTIVE)
 
 
 def protocol_number(protocol: Protocol) -> int:
@@ -155,14 +150,9 @@ class SocketFilter(Value):
         """Whether the condition names an address or a port; states, family and predicate do not count."""
         return self.where.bounds()
 
-    def accepts_state(self, socket: InetSocket) -> bool:
-        """Whether the mask has the socket's state; a mini-socket's is TIME_WAIT, even if its substate is FIN_WAIT2."""
-        answers_to = _TIME_WAIT if socket.is_time_wait else _ANSWERS_TO[socket.row[1]]
-        return self.states & answers_to != 0
-
     def accepts(self, socket: InetSocket) -> bool:
         """What is left to check of a socket that matches the condition: state and predicate."""
-        return self.accepts_state(socket) and (self.predicate is None or bool(self.predicate(socket)))
+        return self.states & socket.answers_to != 0 and (self.predicate is None or bool(self.predicate(socket)))
 
     def plan(self, missing_ops: frozenset[int] = frozenset()) -> Plan:
         """How to find what matches the condition, for a kernel without these bytecode ops; compiled once."""
@@ -180,7 +170,7 @@ class SocketFilter(Value):
         return (
             socket.protocol == self.protocol
             and self.family in (None, socket.family)
-            and self.accepts_state(socket)
+            and self.states & socket.answers_to != 0
             and self.where.matches(socket)
             and (self.predicate is None or bool(self.predicate(socket)))
         )

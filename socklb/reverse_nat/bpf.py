@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""BPF maps that are pinned in a filesystem, read through bpf(2).
+"""Pinned BPF maps, read through bpf(2).
 
-Neither Python nor the C library has a call of that name: ctypes makes it, imported when first needed.
+Neither Python nor the C library wraps bpf(2): it is called through ctypes, which is imported when first needed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from .layout import MapInfo
 
-# By the machine that uname(2) names, which is the kernel's; a 32-bit process has numbers of its own on a 64-bit kernel.
+# The number of bpf(2) by the machine of uname(2), which is the kernel's; a 32-bit process has 32-bit numbers there too.
 _NUMBERS_64 = {
     "aarch64": 280,
     "loongarch64": 280,
@@ -51,19 +51,19 @@ _NUMBERS_32 = {
 }
 
 _CAP_LAST_CAP = "/proc/sys/kernel/cap_last_cap"
-_CAP_BPF = 39  # linux/capability.h, since Linux 5.8; before, it was a part of CAP_SYS_ADMIN
+_CAP_BPF = 39  # linux/capability.h, since Linux 5.8; before, CAP_SYS_ADMIN stood for it
 
 _PLAIN_TYPES = (BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH)
 
-# Steps of one iteration: some whole walks of a full map, and some more for a map that is small.
+# An iteration ends after so many walks of a full map, and so many steps more, for a small one.
 _WALKS = 4
 _MORE_STEPS = 1000
 
 
 class BpfMap:
-    """A map that was pinned, open for reading: `info` says what it is. A context manager.
+    """A pinned map, open for reading; `info` describes it. A context manager.
 
-    One thread may use it at a time, if another one may close it.
+    Several threads may read it, but none while another one closes it.
     """
 
     __slots__ = ("_bpf", "_descriptor", "info", "path")
@@ -77,7 +77,7 @@ class BpfMap:
     def open(cls, path: str) -> BpfMap:
         """The map that is pinned at a path.
 
-        Raises ValueError if something else is there, KernelError (ENOENT) if nothing is, NotPermitted, or NotSupported
+        Raises ValueError if something else is there, KernelError (ENOENT) if nothing is, NotPermitted, and NotSupported
         if this kernel or this Python has no bpf(2).
         """
         if "\0" in path:
@@ -106,9 +106,9 @@ class BpfMap:
         """The value of a key, None if it is not there. Raises ValueError for a key of another size.
 
         Since Linux 5.2 a look-up from user space does not mark an entry of an LRU map as used
-        (map_lookup_elem_sys_only): looking neither keeps an entry alive nor evicts another.
+        (map_lookup_elem_sys_only), so it neither keeps an entry nor evicts another one.
         """
-        if self.info.type not in _PLAIN_TYPES:  # the value of a map per processor is larger than value_size
+        if self.info.type not in _PLAIN_TYPES:  # of a per-CPU map the kernel writes value_size bytes for each CPU
             raise ValueError(f"{self.path}: no look-up in a map of type {self.info.type}")
         if len(key) != self.info.key_size:
             raise ValueError(f"{self.path} has keys of {self.info.key_size} bytes, not {len(key)}")
@@ -116,12 +116,12 @@ class BpfMap:
         return value.raw if self._element(BPF_MAP_LOOKUP_ELEM, key, value) else None
 
     def keys(self) -> Iterator[bytes]:
-        """Each key once, streamed, while others insert and delete.
+        """Each key once, streamed; others may insert and delete meanwhile.
 
-        Every key yielded was in the map at some time in between; it may be gone when it is looked up. Every key that is
-        in the map all the time and is not rewritten (which moves it) is yielded, unless the number of steps runs out:
-        when a key vanishes just as the walk stands on it the kernel starts from the first one again, and after four
-        times as many steps as the map has entries (and 1000) the walk ends all the same.
+        Each was in the map at some time during the walk, and may be gone when it is looked up. A key that stays in the
+        map throughout and is not rewritten (which moves it) is among them, unless the walk is cut off: when a key is
+        deleted just as the walk stands on it, the kernel starts again from the first key, so the walk ends after
+        4 * max_entries + 1000 steps in any case.
         """
         seen: set[bytes] = set()
         key: bytes | None = None
@@ -134,14 +134,14 @@ class BpfMap:
                 yield key
 
     def _key_after(self, key: bytes | None) -> bytes | None:
-        """The first key after None and after a key that is not there, None after the last."""
+        """The first key after None, and after a key that is not there; None after the last one."""
         after = self._bpf.buffer(bytes(self.info.key_size))
         return after.raw if self._element(BPF_MAP_GET_NEXT_KEY, key, after) else None
 
     def _element(self, command: int, key: bytes | None, answer: Any) -> bool:
-        """Whether the kernel wrote an answer; ENOENT means that it has none."""
-        asked = None if key is None else self._bpf.buffer(key)  # a name keeps it alive during the call
-        pointer = 0 if asked is None else self._bpf.address(asked)
+        """Whether the kernel wrote an answer: it has none if it says ENOENT."""
+        key_buffer = None if key is None else self._bpf.buffer(key)  # a variable keeps it alive during the call
+        pointer = 0 if key_buffer is None else self._bpf.address(key_buffer)
         attr = self._bpf.buffer(encode_element(self._open_descriptor(), pointer, self._bpf.address(answer)))
         code = -self._bpf.call(command, attr)
         if code not in (0, errno.ENOENT):
@@ -149,7 +149,7 @@ class BpfMap:
         return code == 0
 
     def _check_that_it_is_a_map(self) -> None:
-        """BPF_OBJ_GET opens programs and links too, and their info would pass for a map's.
+        """Raise ValueError for a program or a link: BPF_OBJ_GET opens them too, and their info would pass for a map's.
 
         BPF_MAP_LOOKUP_ELEM refuses them with EINVAL; for a map it fails to read a key at address 0 (EFAULT).
         """
@@ -185,7 +185,7 @@ class BpfMap:
 
 
 class _Bpf:
-    """The system call, and memory to point it to."""
+    """The system call, and buffers to pass to it."""
 
     __slots__ = ("_ctypes", "_number", "_syscall")
 
@@ -211,31 +211,31 @@ class _Bpf:
         self._ctypes, self._number = ctypes, numbers[machine]
 
     def buffer(self, data: bytes) -> Any:
-        """Memory with these bytes in it; `.raw` is what they became."""
+        """Memory that holds these bytes; `.raw` is its content after a call."""
         return self._ctypes.create_string_buffer(data, len(data))
 
     def address(self, buffer: Any) -> int:
-        """The address of a buffer, which the caller keeps alive as long as the kernel may look there."""
+        """The address of a buffer, which the caller keeps alive during the call."""
         return self._ctypes.addressof(buffer)
 
     def call(self, command: int, attr: Any) -> int:
-        """What bpf(2) returns; an errno as a negative number."""
+        """What bpf(2) returns, or the errno as a negative number."""
         result: int = self._syscall(self._number, command, self._ctypes.byref(attr), len(attr))
         return result if result >= 0 else -self._ctypes.get_errno()
 
 
 def bpf_error(code: int, doing: str) -> KernelError:
-    """The error for an errno of bpf(2) while `doing`: EPERM is about the call itself, EACCES about the path.
+    """The error for an errno of bpf(2), `doing` something: EPERM is about the call itself, EACCES about the path.
 
-    Before Linux 5.19 the call needs a capability wherever kernel.unprivileged_bpf_disabled is not 0; since then only
-    maps and programs cannot be made without, and EPERM comes from a seccomp filter (as container runtimes have it for
-    processes without the capability) or a security module.
+    Before Linux 5.19 the call needs a capability unless kernel.unprivileged_bpf_disabled is 0. Since then only making
+    maps and programs does, and EPERM comes from a security module or a seccomp filter: those of container runtimes
+    forbid bpf(2) to processes without the capability.
     """
     if code == errno.EPERM:
         return NotPermitted(
             code,
-            f"{doing}: not permitted: bpf(2) needs {_capability()} in the first user namespace (or a seccomp filter or "
-            "security module forbids it); run as root, or grant the capability",
+            f"{doing}: not permitted: bpf(2) needs {_capability()} in the initial user namespace (or a seccomp filter "
+            "or security module forbids it); run as root, or grant the capability",
         )
     if code == errno.EACCES:
         return NotPermitted(
@@ -249,7 +249,7 @@ def bpf_error(code: int, doing: str) -> KernelError:
 
 
 def _capability() -> str:
-    """The capability that this kernel asks of a caller of bpf(2)."""
+    """The capability that this kernel has for bpf(2)."""
     try:
         with open(_CAP_LAST_CAP, encoding="ascii") as file:
             return "CAP_BPF" if int(file.read()) >= _CAP_BPF else "CAP_SYS_ADMIN"

@@ -1,15 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""bpf(2) requests about maps and struct bpf_map_info (linux/bpf.h); keys and values of Cilium's reverse-NAT maps.
-
-Of union bpf_attr only the members of the four commands below; the kernel takes what is left out for zeros. Pointers are
-numbers here. `encode_*` make what the kernel reads, and `MapInfo` goes both ways.
-
-The maps: struct ipv4_revnat_tuple and ipv4_revnat_entry, ipv6_revnat_tuple and ipv6_revnat_entry (bpf/lib/sock.h of
-Cilium, formerly bpf/lib/common.h). None of them is packed. The cookie aligns the v6 key to 8, so that C has it at 32
-bytes, the last four unnamed (they are zero: the datapath clears all of it). The agent's own SockRevNat6Key
-(pkg/maps/lbmap) had 28 in old versions, the same fields without those four. union v6addr is packed, or else of 32-bit
-words: a v6 value is 20 bytes everywhere.
-"""
+"""Byte layouts: what bpf(2) takes and answers about maps; then the keys and values of Cilium's reverse-NAT maps."""
 
 from __future__ import annotations
 
@@ -23,6 +13,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..wire.netlink import Buffer
 
+# ---------------------------------------------------------------------------------------------- bpf(2), linux/bpf.h
+#
+# Of union bpf_attr only the members that four commands need: the kernel takes what is left out as zeros. Pointers are
+# numbers here.
+
 BPF_MAP_LOOKUP_ELEM = 1  # enum bpf_cmd
 BPF_MAP_GET_NEXT_KEY = 4
 BPF_OBJ_GET = 7
@@ -31,32 +26,32 @@ BPF_OBJ_GET_INFO_BY_FD = 15
 BPF_MAP_TYPE_HASH = 1  # enum bpf_map_type
 BPF_MAP_TYPE_LRU_HASH = 9
 
-BPF_F_RDONLY = 1 << 3  # of BPF_OBJ_GET: the descriptor reads the map and cannot change it
+BPF_F_RDONLY = 1 << 3  # of BPF_OBJ_GET: the descriptor cannot change the map
 
 _ELEM = Struct(  # BPF_MAP_*_ELEM and BPF_MAP_GET_NEXT_KEY
     "="
     "I"  # map_fd
     "4x"  # the next field is aligned to 8
-    "Q"  # key: a pointer; of GET_NEXT_KEY 0 for the first key
-    "Q"  # value, or next_key: a pointer to where it is written
+    "Q"  # key: a pointer; of GET_NEXT_KEY, 0 asks for the first key
+    "Q"  # value, or next_key: a pointer to where the kernel writes it
     "Q"  # flags
 )
 _OBJ = Struct(  # BPF_OBJ_*
     "="
-    "Q"  # pathname: a pointer to it, with its NUL
+    "Q"  # pathname: a pointer to a C string
     "I"  # bpf_fd: of BPF_OBJ_PIN
     "I"  # file_flags
 )
 _INFO = Struct(  # BPF_OBJ_GET_INFO_BY_FD
     "="
     "I"  # bpf_fd
-    "I"  # info_len: how much there is room for; the kernel writes here how much it wrote
-    "Q"  # info: a pointer to where it is written
+    "I"  # info_len: how many bytes have room; the kernel replaces it with how many it wrote
+    "Q"  # info: a pointer to where the kernel writes them
 )
 _MAP_INFO = Struct(
     "="
     "I"  # type, one of BPF_MAP_TYPE_*
-    "I"  # id: no two maps that live have the same
+    "I"  # id: no two existing maps have the same
     "I"  # key_size
     "I"  # value_size
     "I"  # max_entries
@@ -65,11 +60,11 @@ _MAP_INFO = Struct(
 _NAME_SIZE = 16  # BPF_OBJ_NAME_LEN
 
 MAP_INFO_ROOM = 256
-"""More than the structure has on any kernel (88 bytes on Linux 6.18); one that knows less writes less."""
+"""More than the structure has on any kernel (88 bytes on Linux 6.18); an older kernel writes less."""
 
 
 class MapInfo(namedtuple("MapInfo", "type id key_size value_size max_entries map_flags name")):
-    """struct bpf_map_info as far as its name, which is "" for a map that has none."""
+    """struct bpf_map_info up to its name, which is "" for a map without one."""
 
     __slots__ = ()
 
@@ -79,9 +74,9 @@ class MapInfo(namedtuple("MapInfo", "type id key_size value_size max_entries map
 
 
 def decode_map_info(buffer: Buffer) -> MapInfo:
-    """The start of a structure that grows from kernel to kernel; a name that is not there yet is "".
+    """From what the kernel wrote: the structure grows from kernel to kernel. Before Linux 4.15 the name is "".
 
-    Raises MalformedMessage for less than Linux 4.13 writes, the first kernel to answer at all.
+    Raises MalformedMessage for less than Linux 4.13 writes, the first kernel that has the command.
     """
     if len(buffer) < _MAP_INFO.size:
         raise MalformedMessage("cut bpf_map_info", offset=0, expected=f"{_MAP_INFO.size} bytes", got=f"{len(buffer)}")
@@ -90,7 +85,7 @@ def decode_map_info(buffer: Buffer) -> MapInfo:
 
 
 def encode_element(map_fd: int, key: int, value: int) -> bytes:
-    """For BPF_MAP_LOOKUP_ELEM; for BPF_MAP_GET_NEXT_KEY, where `value` is the place of the next key."""
+    """For BPF_MAP_LOOKUP_ELEM, and BPF_MAP_GET_NEXT_KEY, where `value` points to room for the next key."""
     return _ELEM.pack(map_fd, key, value, 0)
 
 
@@ -105,18 +100,24 @@ def encode_info(bpf_fd: int, info_len: int, info: int) -> bytes:
 
 
 def decode_info_len(attr: Buffer) -> int:
-    """How many bytes BPF_OBJ_GET_INFO_BY_FD wrote, from the attributes it was called with."""
+    """How many bytes BPF_OBJ_GET_INFO_BY_FD wrote, from the attributes after the call."""
     if len(attr) < _INFO.size:
         raise MalformedMessage("cut bpf_attr", offset=0, expected=f"{_INFO.size} bytes", got=f"{len(attr)}")
     info_len: int = _INFO.unpack_from(attr)[1]
     return info_len
 
 
-# ------------------------------ Cilium's reverse-NAT socket maps
+# ----------------------------------------------------------------- Cilium's reverse-NAT maps, bpf/lib/sock.h there
+#
+# struct ipv4_revnat_tuple and ipv4_revnat_entry, ipv6_revnat_tuple and ipv6_revnat_entry (formerly in
+# bpf/lib/common.h). None is packed. The cookie aligns the v6 key to 8, which makes it 32 bytes in C; the last four have
+# no name and are zero, because the datapath clears the whole key. In old versions of the agent SockRevNat6Key
+# (pkg/maps/lbmap) had the same fields in 28 bytes. A v6 value has 20 bytes everywhere: union v6addr is packed, or made
+# of 32-bit words.
 
 _COOKIE = Struct(
     "=Q"  # cookie: the socket's, SO_COOKIE
-)  # and behind it
+)  # then
 _BACKENDS = {
     4: Struct(
         ">"
@@ -129,7 +130,7 @@ _BACKENDS = {
         "16s"  # address
         "H"  # port
         "2x"  # pad
-    ),  # then, but for old versions, 4 more bytes of padding
+    ),  # then, except in old versions, 4 more bytes of padding
 }
 _SERVICES = {
     4: Struct(
@@ -142,14 +143,14 @@ _SERVICES = {
         "16s"  # address
         "H"  # port
     ),
-}  # and behind it
+}  # then
 _INDEX = Struct(
     "=H"  # rev_nat_index: which service
 )
 
 
 class MapLayout(namedtuple("MapLayout", "name address_size key_sizes value_size")):
-    """The name of a map, and the sizes of its addresses, keys and values in bytes."""
+    """A map's name, and the sizes of its addresses, keys (any of these) and values in bytes."""
 
     __slots__ = ()
 
@@ -158,19 +159,19 @@ LAYOUTS = (
     MapLayout("cilium_lb4_reverse_sk", 4, (16,), 8),
     MapLayout("cilium_lb6_reverse_sk", 16, (28, 32), 20),
 )
-"""The map of v4 backends, those of v6 sockets too (::ffff:a.b.c.d), and the map of v6 backends."""
+"""The map of v4 backends, also for v6 sockets (::ffff:a.b.c.d), and the map of v6 backends."""
 
 _ADDRESS_SIZE_BY_KEY = {size: layout.address_size for layout in LAYOUTS for size in layout.key_sizes}
 _ADDRESS_SIZE_BY_VALUE = {layout.value_size: layout.address_size for layout in LAYOUTS}
 
 
 class ReverseSkKey(namedtuple("ReverseSkKey", "cookie address port")):
-    """struct ipv4_revnat_tuple or ipv6_revnat_tuple: a socket and its backend, whose address is packed."""
+    """struct ipv4_revnat_tuple or ipv6_revnat_tuple: a socket and its backend; `address` is 4 or 16 bytes."""
 
     __slots__ = ()
 
     def encode(self) -> bytes:
-        """16 or 28 bytes; a map with longer keys wants zeros behind them. Raises ValueError for what does not fit."""
+        """16 or 28 bytes; for a map with longer keys, pad it with zeros. Raises ValueError for what does not fit."""
         try:
             return _COOKIE.pack(self.cookie) + _struct_for(_BACKENDS, self.address).pack(self.address, self.port)
         except struct_error as error:
@@ -178,7 +179,7 @@ class ReverseSkKey(namedtuple("ReverseSkKey", "cookie address port")):
 
 
 class ReverseSkValue(namedtuple("ReverseSkValue", "address port rev_nat_index")):
-    """struct ipv4_revnat_entry or ipv6_revnat_entry: the service, whose address is packed."""
+    """struct ipv4_revnat_entry or ipv6_revnat_entry: the service; `address` is 4 or 16 bytes."""
 
     __slots__ = ()
 
@@ -191,7 +192,7 @@ class ReverseSkValue(namedtuple("ReverseSkValue", "address port rev_nat_index"))
 
 
 def decode_key(buffer: Buffer) -> ReverseSkKey:
-    """A whole key; its length tells the family, and padding is not looked at."""
+    """A whole key, of either family by its length. Padding is ignored."""
     address_size = _ADDRESS_SIZE_BY_KEY.get(len(buffer))
     if address_size is None:
         raise _wrong_size("key of a reverse-NAT map", _ADDRESS_SIZE_BY_KEY, buffer)
@@ -200,7 +201,7 @@ def decode_key(buffer: Buffer) -> ReverseSkKey:
 
 
 def decode_value(buffer: Buffer) -> ReverseSkValue:
-    """A whole value; its length tells the family."""
+    """A whole value, of either family by its length."""
     address_size = _ADDRESS_SIZE_BY_VALUE.get(len(buffer))
     if address_size is None:
         raise _wrong_size("value of a reverse-NAT map", _ADDRESS_SIZE_BY_VALUE, buffer)

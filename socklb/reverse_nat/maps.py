@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Cilium's reverse-NAT socket maps: whether the balancer sent a socket to its backend."""
+"""Look-ups in Cilium's reverse-NAT socket maps: did the balancer send a socket to its backend?"""
 
 from __future__ import annotations
 
 import errno
 import os
+from _thread import allocate_lock
 from collections import namedtuple
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from threading import Lock
 
 from ..errors import KernelError, NotSupported
 from ..wire.address import unmapped
@@ -30,7 +30,7 @@ DEFAULT_DIRECTORY = "/sys/fs/bpf/tc/globals"
 class RevNatEntry(
     namedtuple("RevNatEntry", "cookie backend_address backend_port service_address service_port rev_nat_index")
 ):
-    """One socket by its cookie, the backend that it was sent to, and the service that it had asked for."""
+    """An entry: the cookie of a socket, the backend that it was sent to, and the service that it had asked for."""
 
     __slots__ = ()
     cookie: int
@@ -42,20 +42,20 @@ class RevNatEntry(
 
 
 class RevNatMaps:
-    """The map of v4 backends and the map of v6 backends, or the one of them that is there. A context manager.
+    """The map of v4 backends and the map of v6 backends; one of them may be missing. A context manager.
 
-    The maps are LRU: the entry of a long-lived socket may have been evicted. Any number of threads may ask at once, and
-    while another one reopens or closes.
+    The maps are LRU: the entry of a long-lived socket may have been evicted. Any number of threads may use them at
+    once, also while one reopens or closes them.
     """
 
     def __init__(self, directory: str, maps: dict[int, BpfMap]) -> None:
         self._directory = directory
         self._maps: dict[int, BpfMap] | None = maps  # by the length of an address; None when closed
-        self._lock = Lock()  # held during a look-up, so that nobody closes the map meanwhile
+        self._lock = allocate_lock()  # held during a look-up: meanwhile no other thread may close the map
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str] = DEFAULT_DIRECTORY) -> RevNatMaps:
-        """The maps that are pinned in a directory; one of the two may be missing, and counts as empty then.
+        """The maps that are pinned in a directory. If one of the two is missing, it counts as empty.
 
         Raises ValueError if the directory is missing, has neither map, or has something else under one of their names;
         NotPermitted; NotSupported for a map of unknown layout, and if this kernel or this Python has no bpf(2).
@@ -71,40 +71,40 @@ class RevNatMaps:
         packed = _packed(address)
         key = ReverseSkKey(cookie, packed, port).encode()
         with self._lock:
-            asked = self._held().get(len(packed))
-            return asked is not None and asked.lookup(key.ljust(asked.info.key_size, b"\0")) is not None
+            bpf_map = self._open_now().get(len(packed))
+            return bpf_map is not None and bpf_map.lookup(key.ljust(bpf_map.info.key_size, b"\0")) is not None
 
     def entries(self) -> Iterator[RevNatEntry]:
-        """Every entry, those of v4 backends first, streamed; each once while others come and go (`BpfMap.keys`).
+        """Each entry once, those of v4 backends first, streamed; others may come and go meanwhile.
 
-        The iterator has descriptors of its own, closed on exhaustion, close() or error: reopening or closing the maps
-        meanwhile does not disturb it.
+        The iterator has descriptors of its own, closed when it is exhausted, closed (`close()`) or raises: reopening or
+        closing the maps does not affect it.
         """
         with ExitStack() as stack:
             with self._lock:
-                own = [stack.enter_context(one.duplicate()) for one in self._held().values()]
-            for one in own:
-                yield from _entries_of(one)
+                duplicates = [stack.enter_context(bpf_map.duplicate()) for bpf_map in self._open_now().values()]
+            for bpf_map in duplicates:
+                yield from _entries_of(bpf_map)
 
     def reopen(self) -> None:
-        """Open again what is pinned: an agent that is upgraded may have put other maps there, or removed one.
+        """Open what is pinned now: an agent that was upgraded may have replaced a map, or removed one.
 
-        Raises what `open` raises; the maps stay open as they were then.
+        Raises what `open` raises; then the maps that are open stay in use.
         """
-        fresh = _open_maps(self._directory)
+        unused = _open_maps(self._directory)
         try:
             with self._lock:
-                fresh, self._maps = self._held(), fresh
+                unused, self._maps = self._open_now(), unused
         finally:
-            _close_all(fresh)  # the old ones; the new ones if somebody closed meanwhile
+            _close_all(unused)  # the old ones, or the new ones if another thread closed the maps meanwhile
 
     def close(self) -> None:
-        """Close the maps; asking them raises ValueError then."""
+        """Close the maps. Whatever uses them later raises ValueError."""
         with self._lock:
             maps, self._maps = self._maps, None
         _close_all(maps or {})
 
-    def _held(self) -> dict[int, BpfMap]:
+    def _open_now(self) -> dict[int, BpfMap]:
         if self._maps is None:
             raise ValueError(f"the reverse-NAT maps of {self._directory} are closed")
         return self._maps
@@ -119,7 +119,7 @@ class RevNatMaps:
 
 
 def _packed(address: IPAddress | str) -> bytes:
-    """4 or 16 bytes; a v4 backend is in the v4 map, whatever the family of the socket."""
+    """4 or 16 bytes: a v4 backend is in the v4 map, also for a v6 socket."""
     if isinstance(address, str):
         address = ip_address(address)
     elif not isinstance(address, (IPv4Address, IPv6Address)):
@@ -127,17 +127,17 @@ def _packed(address: IPAddress | str) -> bytes:
     return unmapped(address).packed
 
 
-def _entries_of(one: BpfMap) -> Iterator[RevNatEntry]:
-    for key in one.keys():  # noqa: SIM118 - this is not a dict
-        value = one.lookup(key)
-        if value is not None:  # or it vanished in between
+def _entries_of(bpf_map: BpfMap) -> Iterator[RevNatEntry]:
+    for key in bpf_map.keys():  # noqa: SIM118 - this is not a dict
+        value = bpf_map.lookup(key)
+        if value is not None:  # None: deleted in between
             cookie, backend, port = decode_key(key)
             service, service_port, index = decode_value(value)
             yield RevNatEntry(cookie, ip_address(backend), port, ip_address(service), service_port, index)
 
 
 def _open_maps(directory: str) -> dict[int, BpfMap]:
-    """By the length of an address. Raises ValueError if there is none."""
+    """The maps that are there, by the length of their addresses. Raises ValueError if there is none."""
     _check_directory(directory)
     maps: dict[int, BpfMap] = {}
     try:
@@ -166,7 +166,7 @@ def _check_directory(directory: str) -> None:
 
 
 def _open_map(directory: str, layout: MapLayout) -> BpfMap | None:
-    """The map of this name, None if there is none. Raises NotSupported if it has another layout."""
+    """The map of this layout's name, None if there is none. Raises NotSupported if it has another layout."""
     try:
         opened = BpfMap.open(os.path.join(directory, layout.name))
     except KernelError as error:
@@ -187,5 +187,5 @@ def _open_map(directory: str, layout: MapLayout) -> BpfMap | None:
 
 
 def _close_all(maps: dict[int, BpfMap]) -> None:
-    for one in maps.values():
-        one.close()
+    for bpf_map in maps.values():
+        bpf_map.close()

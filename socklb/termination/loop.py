@@ -105,7 +105,9 @@ class TerminationLoop:
         if isinstance(namespaces, str) and namespaces not in (CURRENT, ALL):
             raise ValueError(f'namespaces is "current", "all", or NetworkNamespaces, not {namespaces!r}')
         self._table = table
-        is_one = callable(namespaces) or isinstance(namespaces, (str, NetworkNamespace))
+        if isinstance(namespaces, NetworkNamespace):
+            namespaces = (namespaces,)  # that it has vanished is no failure here
+        is_one = callable(namespaces) or isinstance(namespaces, str)
         self._namespaces = namespaces if is_one else tuple(namespaces)  # type: ignore[arg-type]
         self._rev_nat, self._audit, self._second_pass = rev_nat, audit, second_pass
         self._on_pass = on_pass or _log

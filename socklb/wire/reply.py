@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from struct import Struct
 
 from ..errors import MalformedMessage
-from ..states import TcpState
+from ..states import TcpState, state_mask
 from .address import format_endpoint, from_packed
 from .netlink import encode_attributes
 from .socket_id import ADDRESSES, AF_INET, AF_INET6, SIZE, SocketId, decode_id, encode_id
@@ -48,6 +48,10 @@ _IFACE = _ID + ADDRESSES.size
 _TIMER_TIME_WAIT = 3
 _TIME_WAIT = int(TcpState.TIME_WAIT)
 _STATES = tuple(TcpState(n) if 1 <= n <= TcpState.BOUND_INACTIVE else n for n in range(256))
+# By the state of a row: a request socket reports SYN_RECV, and one that is only bound reports CLOSE.
+_ANSWERS_TO = [state_mask(n) if 1 <= n < 32 else 0 for n in range(256)]
+_ANSWERS_TO[TcpState.SYN_RECV] |= state_mask(TcpState.NEW_SYN_RECV)
+_ANSWERS_TO[TcpState.CLOSE] |= state_mask(TcpState.BOUND_INACTIVE)
 
 
 class InetDiagMsg(namedtuple("InetDiagMsg", "family state timer retransmits id expires_ms rqueue wqueue uid inode")):
@@ -139,6 +143,13 @@ class InetSocket:
     def is_time_wait(self) -> bool:
         """Whether this is a time-wait mini-socket, in its substate FIN_WAIT2 too. It has no owner."""
         return self._row[1] == _TIME_WAIT or self._row[2] == _TIMER_TIME_WAIT
+
+    @property
+    def answers_to(self) -> int:
+        """The mask of the states by any of which a request finds it: TIME_WAIT alone for a time-wait mini-socket."""
+        row = self._row
+        state = _TIME_WAIT if row[2] == _TIMER_TIME_WAIT else row[1]
+        return _ANSWERS_TO[state]
 
     @property
     def id_bytes(self) -> bytes:

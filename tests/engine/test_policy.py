@@ -135,7 +135,7 @@ class TestSessionOfOnesEnvironment:
 
 
 class TestSessionOfAnAncestor:
-    """One's own or an ancestor's environment, or a socket held by an sshd among the ancestors."""
+    """An ancestor's environment counts like that of this process, and so do the sockets of an sshd among them."""
 
     def test_an_ancestors_environment(self, sockets: Sockets) -> None:
         """A shell that knows the session runs socklb in a cleaned environment, as sudo does."""

@@ -38,7 +38,7 @@ from socklb.kernel.discovery import VANISHED
 from socklb.kernel.names import UnknownName
 from socklb.kernel.namespaces import CannotEnter, NamespaceVanished
 
-from ..fake_kernel import FakeKernel, Living, row, table, tries, verdicts
+from ..fake_kernel import FakeKernel, StatefulTable, row, table, tries, verdicts
 from ..networks import pinned_networks
 from ..sockets import Sockets, pending_error
 from .test_parallel import PATIENCE, processors
@@ -96,8 +96,14 @@ class TestArguments:
         ],
     )
     def test_each_way_to_name_them(self, filters: Any, namespaces: Any, names: list[str]) -> None:
-        with FakeKernel(table([row(1), row(2)])).installed() as kernel:
-            report = destroy_sockets(filters, namespaces=namespaces)
+        steps: list[tuple[int, int, str]] = []
+
+        def progress(done: int, total: int, namespace: NetworkNamespace) -> None:
+            steps.append((done, total, namespace.name))
+
+        with FakeKernel(table([row(1), row(2)])).installed() as kernel, processors(1):
+            report = destroy_sockets(filters, namespaces=namespaces, progress=progress)
+        assert steps == [(done, len(names), name) for done, name in enumerate(names, 1)]
         assert sorted(namespace.name for namespace in report.namespaces) == names
         assert all(counts == (2, 0, 0, 0) for counts in report.namespaces.values())
         assert tries(kernel) == dict.fromkeys((1, 2), len(names)) or not names
@@ -130,7 +136,7 @@ class TestFiltersAndLimit:
         ]
         first = {cookie: str(filter) for filter, some in reversed(list(zip(filters, matched))) for cookie in some}
         records: list[Record] = []
-        with FakeKernel(Living([row(cookie) for cookie in range(1, 10)])).installed():
+        with FakeKernel(StatefulTable([row(cookie) for cookie in range(1, 10)])).installed():
             report = destroy_sockets(filters, limit=limit, audit=records.append)
         assert verdicts(report).keys() == first.keys()
         assert report.destroyed == min(len(first), limit or 9)
@@ -148,16 +154,16 @@ class TestFiltersAndLimit:
 
     def test_a_twin_that_is_tried_again_counts_once(self) -> None:
         rows = [row(1, sport=7000), row(2, sport=7000), row(3)]
-        with FakeKernel(Living(rows)).installed() as kernel:
+        with FakeKernel(StatefulTable(rows)).installed() as kernel:
             report = destroy_sockets(TCP, limit=2)
         assert verdicts(report) == {1: "destroyed", 2: "destroyed", 3: "skipped"}
         assert tries(kernel) == {1: 2, 2: 1}
 
 
 class TestTheHook:
-    """`spare` is asked before each batch about those that nothing else spares."""
+    """`spare` is asked about those that the policy does not spare: before the limit counts, and before each batch."""
 
-    def test_it_is_asked_about_a_batch_at_a_time(self) -> None:
+    def test_it_is_asked_at_first_and_before_each_batch(self) -> None:
         asked: list[list[int]] = []
 
         def spare(sockets: Sequence[InetSocket]) -> list[str]:
@@ -165,10 +171,11 @@ class TestTheHook:
             return ["odd" if socket.cookie % 2 else "" for socket in sockets]
 
         rows = [row(n, state=10 if n == 7 else 1) for n in range(1, 101)]
-        with FakeKernel(Living(rows)).installed():
+        with FakeKernel(StatefulTable(rows)).installed():
             report = Run([TCP], spare=spare, limit=40).run("current")
-        assert [len(batch) for batch in asked] == [BATCH - 1, 100 - BATCH]
-        assert sorted(asked[0] + asked[1]) == [n for n in range(1, 101) if n != 7]
+        at_first, *batches = asked
+        assert sorted(at_first) == [n for n in range(1, 101) if n != 7]
+        assert [len(batch) for batch in batches] == [40]
         assert {(o.reason, o.socket.cookie % 2) for o in report.outcomes if o.socket.cookie != 7} == {
             *(("odd", 1), ("", 0), ("limit", 0))
         }
@@ -178,7 +185,7 @@ class TestTheHook:
         def spare(sockets: Sequence[InetSocket]) -> list[str]:
             raise KernelError(errno.EIO, "read the map")
 
-        with FakeKernel(Living([row(1), row(2)])).installed() as kernel, pytest.raises(KernelError) as caught:
+        with FakeKernel(StatefulTable([row(1), row(2)])).installed() as kernel, pytest.raises(KernelError) as caught:
             Run([TCP], spare=spare).run("current")
         failed = ("failed", os.strerror(errno.EIO), errno.EIO)
         assert [outcome[1:4] for outcome in report_of(caught.value).outcomes] == [failed] * 2
@@ -351,7 +358,7 @@ def test_few_objects_are_on_the_way_of_a_kill(monkeypatch: pytest.MonkeyPatch) -
         send(diag, data, doing)
 
     monkeypatch.setattr(DiagSocket, "_send", noted_send)
-    with FakeKernel(Living([row(1)])).installed():
+    with FakeKernel(StatefulTable([row(1)])).installed():
         assert destroy_sockets(TCP).destroyed == 1
     assert "DiagSocket" in kinds
     assert len(kinds) <= 4, kinds

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from socklb import (
+    AuditError,
     NotPermitted,
     NotSupported,
     Report,
@@ -27,7 +28,7 @@ from socklb.kernel.diag import BATCH
 from socklb.kernel.names import UnknownName
 from socklb.wire.request import SOCK_DESTROY
 
-from ..fake_kernel import Datagram, FakeKernel, Living, Request, row, table, verdicts
+from ..fake_kernel import Datagram, FakeKernel, Request, StatefulTable, row, table, verdicts
 from .test_parallel import processors
 from .test_run import TCP, Record, netns, report_of
 
@@ -41,8 +42,16 @@ class TestAnAuditThatFails:
 
     @pytest.mark.parametrize("taken", [0, 1, BATCH - 1, BATCH, 3 * BATCH + 5])
     @pytest.mark.parametrize("threads", [1, 2, 5])
-    @pytest.mark.parametrize("error", [Full("x"), KeyboardInterrupt()], ids=repr)
-    def test_whatever_threads_there_are(self, threads: int, taken: int, error: BaseException) -> None:
+    @pytest.mark.parametrize(
+        ("error", "why"),
+        [
+            (AuditError(errno.ENOSPC, "the disk is full"), "the disk is full"),
+            (Full("x"), "ended by Full"),
+            (KeyboardInterrupt(), "interrupted"),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_whatever_threads_there_are(self, threads: int, taken: int, error: BaseException, why: str) -> None:
         records: list[Record] = []
         calls = count()
 
@@ -62,8 +71,21 @@ class TestAnAuditThatFails:
         assert recorded + [(o.namespace.name, o.socket.cookie) for o in report.unrecorded] == destroyed
         assert len(destroyed) == sum(map(len, kernel.destroys)) == (taken // BATCH + 1) * BATCH
         assert 1 <= len(report.unrecorded) <= BATCH
+        failed = {(outcome.reason, outcome.error) for outcome in report.outcomes if outcome.verdict == "failed"}
+        assert (why, None) in failed or taken > 3 * BATCH
+        assert failed <= {(why, None), ("the audit failed", None)}, "its errno says nothing about a socket"
         assert {str(error) for error in report.errors.values()} <= {str(error), "the audit failed", "not begun"}
         assert len(report.namespaces) == 5
+
+    def test_it_is_noticed_by_what_is_spared_before_anything_is_destroyed(self) -> None:
+        def audit(record: Record) -> None:
+            raise Full
+
+        rows = [row(1, state=10), *(row(n) for n in range(2, 2 * BATCH))]
+        with FakeKernel(StatefulTable(rows)).installed() as kernel, pytest.raises(Full) as caught:
+            destroy_sockets(TCP, audit=audit)
+        assert kernel.destroys == []
+        assert report_of(caught.value).counts == (0, 0, 1, 2 * BATCH - 2)
 
     def test_a_dry_run_and_what_is_spared_stop_as_well(self) -> None:
         def audit(record: Record) -> None:
@@ -72,8 +94,8 @@ class TestAnAuditThatFails:
         with FakeKernel(table([row(n) for n in range(1, 4 * BATCH + 1)])).installed(), pytest.raises(Full) as caught:
             destroy_sockets(TCP, dry_run=True, audit=audit)
         report = report_of(caught.value)
-        assert (report.skipped, report.failed) == (BATCH, 3 * BATCH)
-        assert [outcome.reason for outcome in report.outcomes][BATCH:] == ["ended by Full"] * 3 * BATCH
+        assert {(outcome.verdict, outcome.reason) for outcome in report.outcomes} == {("skipped", "dry run")}
+        assert report.matched == 4 * BATCH
         assert report.unrecorded == report.outcomes[:BATCH]
 
 
@@ -106,7 +128,7 @@ class Interrupt:
         return self._line
 
 
-class Busy(Living):
+class Busy(StatefulTable):
     """Sockets of every fate: twins, one that is gone and one that has moved when they are to be destroyed."""
 
     def __init__(self) -> None:
@@ -126,7 +148,7 @@ class TestAnInterrupt:
     def test_at_any_line(self, monkeypatch: pytest.MonkeyPatch, with_audit: bool) -> None:
         monkeypatch.setattr(destroy_module, "BATCH", 2)
         interrupted = {*iter(map(self.run, count(), repeat(with_audit)).__next__, "")}
-        assert {"_destroy", "_take", "destroy", "look_again", "settle", "_why_spared"} <= interrupted
+        assert {"_destroy", "_take", "destroy", "look_again", "settle", "_reasons", "spare"} <= interrupted
 
     def run(self, after: int, with_audit: bool) -> str:
         """Where it was interrupted, "" if it came to its end before."""
@@ -182,7 +204,8 @@ class TestTheReportOfAnError:
         report = report_of(caught.value)
         assert report.errors or namespaces == "current"
 
-    def test_of_progress_as_well(self) -> None:
+    @pytest.mark.parametrize("namespaces", ["current", [netns(1)]], ids=["one", "many"])
+    def test_of_progress_as_well(self, namespaces: Any) -> None:
         with FakeKernel(table([row(1)])).installed(), pytest.raises(ZeroDivisionError) as caught:
-            destroy_sockets(TCP, namespaces=[netns(1)], progress=lambda *step: 1 // 0)
+            destroy_sockets(TCP, namespaces=namespaces, progress=lambda *step: 1 // 0)
         assert report_of(caught.value).destroyed == 1

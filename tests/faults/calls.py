@@ -35,7 +35,7 @@ from socklb.termination.loop import Pass
 from socklb.wire.request import IPPROTO_UDP, SOCK_DIAG_BY_FAMILY
 from socklb.wire.socket_id import AF_INET, AF_INET6
 
-from ..fake_kernel import Answer, Datagram, FakeKernel, Living, Request, done_message, row
+from ..fake_kernel import Answer, Datagram, FakeKernel, Request, StatefulTable, done_message, row
 
 DUMP, DESTROY = "dump", "destroy"
 
@@ -71,7 +71,7 @@ class Result(NamedTuple):
         return dict(self.pairs)
 
 
-class TcpSockets(Living):
+class TcpSockets(StatefulTable):
     """A table without UDP."""
 
     def __call__(self, requests: Sequence[Request]) -> Iterable[Datagram]:
@@ -100,7 +100,7 @@ class Call(NamedTuple):
     right: Reported
     so_far: Mapping[tuple[str, int], Reported]
     as_end: Callable[[End, Reported], End | int] = lambda end, reported: end
-    kernel: type[Living] = TcpSockets
+    kernel: type[StatefulTable] = TcpSockets
 
     @property
     def destroys(self) -> bool:
@@ -250,7 +250,7 @@ _SUPPORTED = each(("tcp4", "tcp6", "udp4", "udp6"), "supported")
 
 FIND = Call(lambda: find(TCP), FEW, _LISTED, {(DUMP, 1): {}})
 FIND_IN_TWO_DUMPS = Call(  # one a family
-    lambda: find(UDP), FEW, _LISTED, {(DUMP, 1): {}, (DUMP, 2): each((1, 2, 3), "ESTABLISHED")}, kernel=Living
+    lambda: find(UDP), FEW, _LISTED, {(DUMP, 1): {}, (DUMP, 2): each((1, 2, 3), "ESTABLISHED")}, kernel=StatefulTable
 )
 DESTROY_FEW = Call(lambda: destroy(TCP), FEW, _DESTROYED, ends_at_once(_FEW))
 DESTROY_IN_ROUNDS = Call(
@@ -278,6 +278,6 @@ CALLS: dict[str, Call] = {
         _OF_BOTH_PROTOCOLS,
         as_exit_code,
     ),
-    "probe": Call(run_probe, PROBED, _SUPPORTED, {(DUMP, 1): {}, (DESTROY, 1): {}}, kernel=Living),
+    "probe": Call(run_probe, PROBED, _SUPPORTED, {(DUMP, 1): {}, (DESTROY, 1): {}}, kernel=StatefulTable),
 }
 """One for each public name that talks to the kernel, and one for each command that lists or destroys."""

@@ -40,8 +40,8 @@ from ..fake_kernel import (
     Answer,
     Datagram,
     FakeKernel,
-    Living,
     Request,
+    StatefulTable,
     ack_message,
     done_message,
     row,
@@ -256,7 +256,7 @@ def moving(states: bytes) -> Answer:
 
 
 kernels: st.SearchStrategy[Answer] = st.one_of(
-    st.builds(Living, st.just(ROWS), stays=st.booleans()),
+    st.builds(StatefulTable, st.just(ROWS), stays=st.booleans()),
     _codes.map(lambda code: table(ROWS, lambda *_: code)),
     st.binary(max_size=len(ROWS)).map(moving),
 )
@@ -284,7 +284,7 @@ def read(socket: InetSocket) -> None:
 def test_find_sockets_gives_sockets_or_a_documented_error(
     filter: SocketFilter, extensions: tuple[str, ...], plan: list[list[Damage]]
 ) -> None:
-    with FakeKernel(DamagedReplies(Living(ROWS), plan)).installed() as kernel:
+    with FakeKernel(DamagedReplies(StatefulTable(ROWS), plan)).installed() as kernel:
         try:
             for socket in find_sockets(filter, extensions=extensions):
                 read(socket)
@@ -294,7 +294,7 @@ def test_find_sockets_gives_sockets_or_a_documented_error(
 
 
 @given(filters, kernels, plans)
-@example(SocketFilter("tcp", dport(80)), Living(ROWS), LOST_FOR_EVER)
+@example(SocketFilter("tcp", dport(80)), StatefulTable(ROWS), LOST_FOR_EVER)
 @example(SocketFilter("tcp", dport(80)), moving(bytes([TcpState.LISTEN] * 7)), [[]])
 def test_destroy_sockets_reports_or_raises_with_the_report(
     filter: SocketFilter, usual: Answer, plan: list[list[Damage]]

@@ -18,8 +18,8 @@ from ..fake_kernel import (
     Datagram,
     FakeKernel,
     FakeSocket,
-    Living,
     Request,
+    StatefulTable,
     ack_message,
     done_message,
     row,
@@ -202,7 +202,7 @@ def test_when_the_audit_fails_every_socket_is_in_the_report(options: dict[str, A
             raise AuditError(errno.ENOSPC, "full")
         written.append(record)
 
-    with FakeKernel(Living(MANY)).installed(), pytest.raises(AuditError) as caught:
+    with FakeKernel(StatefulTable(MANY)).installed(), pytest.raises(AuditError) as caught:
         destroy_sockets(TCP, audit=audit, **options)
     assert caught.value.report is not None
     assert len(verdicts(caught.value.report)) == len(MANY)

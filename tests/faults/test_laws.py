@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from socklb import SocklbError, find_sockets
 
-from ..fake_kernel import Datagram, FakeKernel, Living, Request
+from ..fake_kernel import Datagram, FakeKernel, Request, StatefulTable
 from .calls import CALLS, DESTROY, DESTROY_IN_BATCHES, DUMP, FEW, FIND, FIND_IN_TWO_DUMPS, GOOD, TCP, Call, End
 from .faults import MALFORMED, SILENT, Damage, Honest, InjectFault, at, length, noop, other_sequence
 
@@ -111,7 +111,7 @@ def test_a_length_that_lies_in_a_dump_is_refused_or_silence_follows(which: int, 
     found: dict[int, bool] = {}
     end = GOOD
     try:
-        with FakeKernel(InjectFault(damage, DUMP)(Living(FEW))).installed():
+        with FakeKernel(InjectFault(damage, DUMP)(StatefulTable(FEW))).installed():
             found.update((socket.cookie, 0 in socket.attributes) for socket in find_sockets(TCP))
     except SocklbError as error:
         end = End.of(error)

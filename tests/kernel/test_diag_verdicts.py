@@ -31,7 +31,18 @@ from socklb.wire.reply import decode_msg
 from socklb.wire.request import SOCK_DESTROY
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
 
-from ..fake_kernel import Answer, Datagram, FakeKernel, Living, Request, done_message, row, table, tries, verdicts
+from ..fake_kernel import (
+    Answer,
+    Datagram,
+    FakeKernel,
+    Request,
+    StatefulTable,
+    done_message,
+    row,
+    table,
+    tries,
+    verdicts,
+)
 from .test_diag import raiser
 
 TCP = SocketFilter("tcp", dport(80), family=AF_INET)
@@ -87,7 +98,7 @@ class TestNoEntry:
     @given(groups=st.lists(st.integers(1, 6), min_size=1, max_size=6))
     def test_twins_are_destroyed_one_after_another(self, groups: list[int]) -> None:
         rows = [row(100 * group + n, sport=5000 + group) for group, size in enumerate(groups) for n in range(size)]
-        said, kernel = destroyed(Living(rows))
+        said, kernel = destroyed(StatefulTable(rows))
         assert said == {decode_msg(one).id.cookie: "destroyed" for one in rows}
         assert len(kernel.dumps) == max(groups), "a table without a hidden twin is not dumped again"
         assert max(tries(kernel).values()) == max(groups)
@@ -99,8 +110,8 @@ class TestNoEntry:
 
         rows = [server(100 * group + n, group) for group, size in enumerate(groups) for n in range(size)]
         order.shuffle(rows)
-        first = {decode_msg(one).id.src: decode_msg(one).id.cookie for one in rows}  # what `Living` finds
-        said, kernel = destroyed(Living(rows, stays=True), UDP_SERVERS, unconnected=True)
+        first = {decode_msg(one).id.src: decode_msg(one).id.cookie for one in rows}  # what `StatefulTable` finds
+        said, kernel = destroyed(StatefulTable(rows, stays=True), UDP_SERVERS, unconnected=True)
         assert {cookie for cookie, verdict in said.items() if verdict == "destroyed"} == set(first.values())
         assert {cookie for cookie, verdict in said.items() if verdict == "failed"} == set(said) - set(first.values())
         assert {tries(kernel)[cookie] for cookie in first.values()} == {1}
@@ -137,7 +148,7 @@ class TestLostAnswers:
 
     def outcomes(self, rows: list[bytes], lost: int, dump: int = 0) -> dict[int, Verdict]:
         """When the answers to batch number `lost` are lost, and the dump after it ends with the errno `dump`."""
-        kernel = Living(rows)
+        kernel = StatefulTable(rows)
         batches: list[int] = []
 
         def answer(requests: Sequence[Request]) -> Iterable[Datagram]:

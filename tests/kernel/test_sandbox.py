@@ -1,4 +1,4 @@
-"""A network of one's own, entered by children of the test: there is no way back."""
+"""A private network, entered by children of the test: there is no way back."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def without_user_namespaces(uid: int) -> Callable[[], None]:
     return prepare
 
 
-class TestOwnNetwork:
+class TestPrivateNetwork:
     """New user and network namespaces, loopback up. Needs no root."""
 
     @pytest.mark.parametrize("prepare", [as_user(0), as_user(1000)], ids=["root", "user"])
@@ -64,7 +64,7 @@ class TestOwnNetwork:
         assert destroyed == 1
 
     @pytest.mark.parametrize("uid", [0, 1000])
-    def test_one_s_ids_are_mapped_to_root_s(self, uid: int) -> None:
+    def test_the_caller_s_ids_are_mapped_to_root_s(self, uid: int) -> None:
         def enter() -> tuple[list[str], tuple[int, int]]:
             enter_private_network()
             maps = [Path(f"/proc/self/{name}").read_text() for name in ("uid_map", "gid_map", "setgroups")]
