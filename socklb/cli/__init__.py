@@ -68,11 +68,16 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """What the words of a command line ask for. Bad usage leaves through SystemExit(2), as argparse does."""
     # Building a parser takes longer than using it: where the command is plain, the others need none.
     if not words or words[0] not in _COMMANDS:
-        return _parser(command for command in _COMMANDS if not _missing_folder(command)).parse_args(words)
-    folder = _missing_folder(words[0])
-    if folder:
-        raise ValueError(missing(f"the command {words[0]}", folder))
-    return _parser(words[:1]).parse_args(words)
+        parser = _parser(command for command in _COMMANDS if not _missing_folder(command))
+    else:
+        folder = _missing_folder(words[0])
+        if folder:
+            raise ValueError(missing(f"the command {words[0]}", folder))
+        parser = _parser(words[:1])
+    options, unknown = parser.parse_known_args(words)
+    if unknown:  # parse_args would show the usage of socklb, and not that of the command
+        options.fail(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -168,7 +168,7 @@ class TestBadInput:
             ([], "COMMAND"),
             (["lits"], "lits"),
             (["--nosuch"], "COMMAND"),
-            (["list", "--nosuch"], "--nosuch"),
+            (["list", "--nosuch"], "socklb list: error: unrecognized arguments: --nosuch"),
             (["list", "--state"], "--state"),
             (["list", "--state", "opne"], "'opne'"),
             (["list", "dst 10.0.0.1", "--tcp", "and dport = 1"], "and dport = 1"),
