@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", metavar="FILE", default="benchmarks.json")
     options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode every start would compile the package
     world.enter_network()
     from .crowd import Crowd  # only now does `socklb` mean the package under test
     from .everywhere import measure_everywhere

@@ -14,7 +14,7 @@ BACKEND = ("127.9.9.9", 9999)
 
 
 class Crowd:
-    """`size` TCP sockets (both ends count), a tenth of them v6 and a tenth v4-mapped; none is the backend's.
+    """`size` TCP sockets (both ends count), a tenth of them v6 and a tenth v4-mapped; none of them is the backend's.
 
     `renew_victims` makes the backend's connections: so many clients, of which every second is v4-mapped.
     """
@@ -36,7 +36,7 @@ class Crowd:
         self._backend.answer()
 
     def renew_victims(self) -> None:
-        """Close what is left of the backend's connections, and make 100 anew."""
+        """Close what is left of the backend's connections, and make 100 new ones."""
         self._backend.ask("renew")
 
     def __enter__(self) -> Crowd:

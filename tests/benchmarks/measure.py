@@ -24,7 +24,8 @@ from .watched import Watched
 
 NAME = package_under_test.NAME
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_FIELDS = [name for name, value in vars(InetSocket).items() if isinstance(value, property)]
+_DERIVED = {"answers_to", "protocol", "row"}  # are not decoded
+_FIELDS = [name for name, value in vars(InetSocket).items() if isinstance(value, property) and name not in _DERIVED]
 
 
 def measure(crowd: Crowd, rounds: int) -> tuple[dict[str, float], list[Ratio]]:
@@ -91,7 +92,7 @@ def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]
         _DESTROY: Subject(lambda: _expect_destroyed(one), crowd.renew_victims),
         _COMMAND: Subject(lambda: _run_command(text), crowd.renew_victims),
         "bare interpreter start: python3 -S -c pass": Subject(lambda: _process([sys.executable, "-S", "-c", "pass"])),
-        _WATCH: Subject(watched.fall, watched.rise),
+        _WATCH: Subject(watched.go_down, watched.come_up),
     }
     if shutil.which("ss"):
         subjects[_SS] = Subject(lambda: _process(["ss", "-Htan", text]), crowd.renew_victims)
@@ -165,7 +166,7 @@ def _memory_growth(crowd: Crowd) -> float:
 
 
 def _import_time(module: str, rounds: int) -> float:
-    """Milliseconds of the import alone, told by fresh interpreters; the best of them."""
+    """Milliseconds of the import alone: the best of some fresh interpreters."""
     script = (
         f"import sys, time; sys.path.insert(0, {_ROOT!r}); start = time.perf_counter(); import {module}; "
         "print(time.perf_counter() - start)"

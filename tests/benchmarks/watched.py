@@ -1,4 +1,4 @@
-"""How long it takes `socklb watch` from the line that deletes a backend to the error that its client sees."""
+"""`socklb watch`: from the line that deletes a backend to the error that its client sees."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEXT = f"{BACKEND[0]}:{BACKEND[1]}/TCP"
 
 
 class Watched:
-    """A running `watch`, and a client of the backend, which is alive but during `fall`; `rise` before each."""
+    """A running `watch`, and a client of the backend. The backend is alive except during `go_down`."""
 
     def __init__(self, root: str) -> None:
         command = [sys.executable, "-S", "-m", package_under_test.NAME, "watch", "--source", "-", "--netns", "current"]
@@ -30,18 +30,18 @@ class Watched:
         self._process.stdin.write(json.dumps({**change, "backend": _TEXT}) + "\n")
         self._process.stdin.flush()
 
-    def rise(self) -> None:
+    def come_up(self) -> None:
         self._say(op="upsert")
         self.close_client()
         self._client = socket.create_connection(BACKEND)
 
-    def fall(self) -> None:
-        """Say so, and wait until the client is told."""
+    def go_down(self) -> None:
+        """Delete the backend, and wait for the error of its client."""
         assert self._client is not None
         self._say(op="delete")
         poll = select.poll()
         poll.register(self._client, 0)  # errors alone
-        assert poll.poll(10_000), "the client was not told within ten seconds"
+        assert poll.poll(10_000), "the client had no error within ten seconds"
         self._say(op="upsert")  # or the second pass would cut connections of the others that are measured
 
     def close_client(self) -> None:

@@ -21,12 +21,18 @@ from .. import world
 from .balancer import ebpf
 from .balancer.fixture import is_root
 
+
+def descriptors() -> list[str]:
+    """The open descriptors of this process."""
+    return os.listdir("/proc/self/fd")
+
+
 _EXIT = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
 _BPF_PROG_TYPE_SOCKET_FILTER = 1
 
 
 class Maps:
-    """Makes maps by name in `directory`, and fills and empties them; in the end nothing of it is left."""
+    """Makes maps by name in `directory`, puts entries in and takes them out. Nothing is left of it in the end."""
 
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
@@ -47,11 +53,11 @@ class Maps:
         return self.make(name, ebpf.BPF_MAP_TYPE_LRU_HASH, key_size, value_size, entries)
 
     def make(self, name: str, type: int, key_size: int, value_size: int, entries: int = 1000) -> str:
-        """A map pinned by this name, in the place of the one that was; the path of the pin."""
+        """Pin a new map by this name, in place of what was pinned there; the path of the pin."""
         return self._pin(name, ebpf.create_map(type, key_size, value_size, entries))
 
     def make_program(self, name: str) -> str:
-        """What is pinned by this name is a program; the path of the pin."""
+        """Pin a program by this name; the path of the pin."""
         return self._pin(name, ebpf.load_program(_BPF_PROG_TYPE_SOCKET_FILTER, 0, _EXIT, "nothing"))
 
     def _pin(self, name: str, descriptor: int) -> str:
@@ -62,7 +68,7 @@ class Maps:
         return self.path(name)
 
     def remove(self, name: str) -> None:
-        """Take the pin away, if there is one; the map lives as long as somebody has it open."""
+        """Remove the pin, if there is one; the map lives as long as it is open somewhere."""
         Path(self.path(name)).unlink(missing_ok=True)
 
     def put(self, name: str, key: bytes, value: bytes) -> None:

@@ -1,21 +1,26 @@
-"""The balancer of the tests by itself: where clients of a service get to, and what is recorded of them."""
+"""The balancer of the tests: where clients of a service get to, what is recorded of them, and that nothing is left."""
 
 from __future__ import annotations
 
 import os
 import socket
 import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from socklb import SocketFilter, destroy_sockets
 
 from ..sockets import Sockets, cookie_of, error_of, family_of
-from .balancer import Balancer, ebpf
+from .balancer import Balancer, balancer, ebpf
+from .balancer.assembler import R0, R2, assemble, leave, move
 from .balancer.cgroup import own_cgroup
 from .balancer.clients import BACKEND_PORT, CASES, PORT, V4, V6, Case, Clients
 from .balancer.fixture import refuse, why_not
-from .balancer.programs import SLOT_KEY_SIZE
+from .balancer.programs import SLOT_KEY_SIZE, Family, programs
+from .bpf_maps import descriptors
 
 NO_ROUTE = "ENETUNREACH"
 EACH = pytest.mark.parametrize("case", CASES, ids=str)
@@ -27,18 +32,11 @@ UDP = pytest.mark.parametrize("case", [case for case in CASES if case.protocol =
 class TestConnected:
     """A socket that connects to a service gets to its backend, and is recorded."""
 
-    def test_data_gets_through_to_the_backend(self, clients: Clients, case: Case) -> None:
-        clients.set_service(case, case.backends[0])
-        clients.assert_reaches(clients.connect(case), case, case.backends[0])
-
-    def test_its_peer_is_the_backend(self, clients: Clients, case: Case) -> None:
+    def test_it_gets_to_the_backend_and_has_one_record(self, clients: Clients, case: Case) -> None:
         clients.set_service(case, case.backends[0])
         client = clients.connect(case)
+        clients.assert_reaches(client, case, case.backends[0])
         assert client.getpeername()[:2] == (case.called(case.backends[0]), BACKEND_PORT)
-
-    def test_it_has_one_record(self, clients: Clients, case: Case) -> None:
-        clients.set_service(case, case.backends[0])
-        client = clients.connect(case)
         assert clients.balancer.records() == [clients.record(client, case, case.backends[0])]
 
     def test_closed_it_has_none(self, clients: Clients, case: Case) -> None:
@@ -60,8 +58,8 @@ class TestConnected:
     def test_only_this_port_and_protocol_are_the_service(self, clients: Clients, case: Case) -> None:
         clients.set_service(case, case.backends[0])
         other = case._replace(protocol="udp" if case.protocol == "tcp" else "tcp")
-        for who, port in ((case, PORT + 1), (other, PORT)):
-            assert error_of(lambda who=who, port=port: clients.connect(who, port=port)) == NO_ROUTE  # type: ignore[misc]
+        for client, port in ((case, PORT + 1), (other, PORT)):
+            assert error_of(lambda client=client, port=port: clients.connect(client, port=port)) == NO_ROUTE  # type: ignore[misc]
         assert clients.balancer.records() == []
 
     def test_another_backend_is_for_new_clients_alone(self, clients: Clients, case: Case) -> None:
@@ -84,20 +82,17 @@ class TestConnected:
         assert clients.balancer.records() == [clients.record(old, case, case.backends[0])]
 
     def test_a_socket_made_outside_the_cgroup_is_left_alone(self, clients: Clients, case: Case) -> None:
-        clients.set_service(case, case.backends[0])
-        stranger = clients.sockets.make(family_of(case.called(case.service)), case.kind)
-        with clients.balancer.clients():  # where a socket was made counts, not where it is used
-            assert error_of(lambda: stranger.connect((case.called(case.service), PORT))) == NO_ROUTE
-        assert clients.balancer.records() == []
-
-    def test_back_outside_this_process_makes_sockets_as_before(self, clients: Clients, case: Case) -> None:
+        """Where a socket was made counts, not where it is used. Afterwards this process is where it was."""
         clients.set_service(case, case.backends[0])
         home = own_cgroup()
+        before = clients.sockets.make(family_of(case.called(case.service)), case.kind)
         with clients.balancer.clients():
             assert own_cgroup() == clients.balancer.cgroup
+            assert error_of(lambda: before.connect((case.called(case.service), PORT))) == NO_ROUTE
         assert own_cgroup() == home
-        stranger = clients.sockets.make(family_of(case.called(case.service)), case.kind)
-        assert error_of(lambda: stranger.connect((case.called(case.service), PORT))) == NO_ROUTE
+        after = clients.sockets.make(family_of(case.called(case.service)), case.kind)
+        assert error_of(lambda: after.connect((case.called(case.service), PORT))) == NO_ROUTE
+        assert clients.balancer.records() == []
 
 
 @UDP
@@ -108,20 +103,16 @@ class TestDatagrams:
     def send(self, client: socket.socket, case: Case, port: int = PORT) -> None:
         client.sendto(b"?", (case.called(case.service), port))
 
-    def test_it_arrives_and_is_recorded(self, clients: Clients, case: Case) -> None:
-        clients.set_service(case, case.backends[0])
-        client = clients.make(case)
-        self.send(client, case)
-        data, sender = clients.backend(socket.SOCK_DGRAM, case.backends[0]).recvfrom(1)
-        assert (data, sender[1]) == (b"?", client.getsockname()[1])
-        assert clients.balancer.records() == [clients.record(client, case, case.backends[0])]
-
-    def test_twice_is_recorded_once(self, clients: Clients, case: Case) -> None:
+    def test_each_arrives_and_it_has_one_record_until_it_is_closed(self, clients: Clients, case: Case) -> None:
         clients.set_service(case, case.backends[0])
         client = clients.make(case)
         for _ in range(2):
             self.send(client, case)
-        assert clients.balancer.records() == [clients.record(client, case, case.backends[0])]
+            data, sender = clients.backend(socket.SOCK_DGRAM, case.backends[0]).recvfrom(1)
+            assert (data, sender[1]) == (b"?", client.getsockname()[1])
+            assert clients.balancer.records() == [clients.record(client, case, case.backends[0])]
+        client.close()
+        assert clients.balancer.records() == []
 
     def test_through_another_service_to_the_same_backend_is_a_record_of_that(
         self, clients: Clients, case: Case
@@ -148,13 +139,6 @@ class TestDatagrams:
         clients.set_service(case, case.backends[1])
         self.send(client, case)
         assert clients.balancer.records() == [clients.record(client, case, backend) for backend in case.backends]
-        client.close()
-        assert clients.balancer.records() == []
-
-    def test_closed_it_has_none(self, clients: Clients, case: Case) -> None:
-        clients.set_service(case, case.backends[0])
-        client = clients.make(case)
-        self.send(client, case)
         client.close()
         assert clients.balancer.records() == []
 
@@ -211,47 +195,30 @@ class TestAV6Socket:
 class TestRecords:
     """Cilium's layout, under Cilium's names."""
 
-    def pinned(self, balancer: Balancer, name: str) -> tuple[tuple[int, int, int, int], dict[bytes, bytes]]:
-        descriptor = ebpf.open_pinned(os.path.join(balancer.directory, name))
-        try:
-            shape = ebpf.shape_of(descriptor)
-            return shape, ebpf.items(descriptor, shape[1], shape[2])
-        finally:
-            os.close(descriptor)
-
-    @pytest.mark.parametrize("mapped", [False, True])
-    def test_v4(self, clients: Clients, mapped: bool) -> None:
-        case = Case("tcp", V4, mapped)
-        clients.set_service(case, case.backends[0])
-        client = clients.connect(case)
-        shape, entries = self.pinned(clients.balancer, "cilium_lb4_reverse_sk")
-        assert shape == (ebpf.BPF_MAP_TYPE_LRU_HASH, 16, 8, clients.balancer.entries)
-        assert entries == {
-            struct.pack("=Q", cookie_of(client))
-            + b"\x7f\0\0\x02"  # backend
-            + b"\x23\x28"  # its port
-            + bytes(2): b"\x0a\x60\0\x0a"  # service
-            + b"\0\x50"  # its port
-            + struct.pack("=H", 1)
+    def test_the_bytes(self, clients: Clients) -> None:
+        """Cilium pins nothing else there, and neither does the balancer."""
+        expected = {
+            "cilium_lb4_reverse_sk": (Case("tcp", V4), "7f000002", bytes(2), "0a60000a"),
+            "cilium_lb6_reverse_sk": (
+                Case("tcp", V6),
+                "fd000000000000000000000000000002",
+                bytes(6),
+                "fd000096000000000000000000000010",
+            ),
         }
-
-    def test_v6(self, clients: Clients) -> None:
-        case = Case("tcp", V6)
-        clients.set_service(case, case.backends[0])
-        client = clients.connect(case)
-        shape, entries = self.pinned(clients.balancer, "cilium_lb6_reverse_sk")
-        assert shape == (ebpf.BPF_MAP_TYPE_LRU_HASH, 32, 20, clients.balancer.entries)
-        assert entries == {
-            struct.pack("=Q", cookie_of(client))
-            + bytes.fromhex("fd000000000000000000000000000002")  # backend
-            + b"\x23\x28"  # its port
-            + bytes(6): bytes.fromhex("fd000096000000000000000000000010")  # service
-            + b"\0\x50"  # its port
-            + struct.pack("=H", 1)
-        }
-
-    def test_nothing_else_is_pinned(self, balancer: Balancer) -> None:
-        assert sorted(os.listdir(balancer.directory)) == ["cilium_lb4_reverse_sk", "cilium_lb6_reverse_sk"]
+        assert sorted(os.listdir(clients.balancer.directory)) == [*expected]
+        for index, (name, (case, backend, padding, service)) in enumerate(expected.items(), 1):
+            clients.set_service(case, case.backends[0])
+            client = clients.connect(case)
+            key = struct.pack("=Q", cookie_of(client)) + bytes.fromhex(backend) + b"\x23\x28" + padding
+            value = bytes.fromhex(service) + b"\0\x50" + struct.pack("=H", index)
+            descriptor = ebpf.open_pinned(os.path.join(clients.balancer.directory, name))
+            try:
+                sizes = len(key), len(value)
+                assert ebpf.shape_of(descriptor) == (ebpf.BPF_MAP_TYPE_LRU_HASH, *sizes, clients.balancer.entries)
+                assert ebpf.items(descriptor, *sizes) == {key: value}
+            finally:
+                os.close(descriptor)
 
     def test_each_service_has_its_index(self, clients: Clients) -> None:
         cases = [Case(protocol, service) for protocol in ("tcp", "udp") for service in (V4, V6)]
@@ -273,18 +240,49 @@ class TestRecords:
         evicted.close()
         assert clients.balancer.records() == [clients.record(kept, case, case.backends[0])]
 
-    def test_what_is_too_much_for_the_map_is_evicted(self, network: None, sockets: Sockets) -> None:
-        refuse(why_not())
-        with Balancer(entries=16) as balancer:
-            clients = Clients(balancer, sockets)
-            case = Case("udp", V4)
-            clients.set_service(case, case.backends[0])
-            for _ in range(100):
-                last = clients.connect(case)
-            records = balancer.records()
-            assert clients.record(last, case, case.backends[0]) in records
-            assert len(records) <= 16
 
-    def test_the_families_do_not_mix(self, balancer: Balancer) -> None:
-        with pytest.raises(ValueError, match="of another family"):
-            balancer.set_service(V4, PORT, "tcp", "::1", BACKEND_PORT)
+@pytest.mark.kernel
+class TestWhatIsLeft:
+    """Nothing: no descriptor, no mount, no directory in /run, and no cgroup, wherever that is."""
+
+    def seen(self) -> tuple[object, ...]:
+        return descriptors(), Path("/proc/self/mountinfo").read_text(), os.listdir("/run"), own_cgroup()
+
+    @pytest.fixture
+    def made(self, network: None) -> Iterator[Balancer]:
+        refuse(why_not())
+        before = self.seen()
+        made = Balancer()
+        yield made
+        assert made.cgroup
+        assert self.seen() == before
+        assert not os.path.exists(made.cgroup)
+
+    def test_after_use_by_clients_that_outlive_it(self, made: Balancer) -> None:
+        case = Case("tcp", V4)
+        with Sockets() as sockets:
+            with made:
+                clients = Clients(made, sockets)
+                clients.set_service(case, case.backends[0])
+                client, unused = clients.connect(case), clients.make(case)
+            clients.assert_reaches(client, case, case.backends[0])
+            assert error_of(lambda: unused.connect((V4, PORT))) == NO_ROUTE
+
+    def test_with_a_process_in_the_cgroup(self, made: Balancer) -> None:
+        home = own_cgroup()
+        with made, made.clients():
+            inhabitant = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+        with inhabitant:
+            assert str(inhabitant.pid) in Path(home, "cgroup.procs").read_text().split()
+
+    def test_after_an_error(self, made: Balancer) -> None:
+        with pytest.raises(ZeroDivisionError), made, made.clients():
+            raise ZeroDivisionError
+
+    def test_when_a_program_is_refused(self, made: Balancer, monkeypatch: pytest.MonkeyPatch) -> None:
+        def one_is_bad(v4: Family, v6: Family) -> dict[str, bytes]:
+            return {**programs(v4, v6), "sock_release": assemble([move(R0, R2), *leave(1)])}
+
+        monkeypatch.setattr(balancer, "programs", one_is_bad)
+        with pytest.raises(PermissionError, match=r"BPF_PROG_LOAD: .*, of sock_release\n(?s:.*)R2 !read_ok"):
+            made.__enter__()

@@ -34,7 +34,7 @@ class Record(NamedTuple):
 
 
 class Balancer:
-    """Sends who connects to a service, from the `cgroup` of its own, to the service's backend.
+    """Sends sockets of its `cgroup` that connect to a service to the service's backend.
 
     Both reverse-NAT maps, LRU hashes of `entries` each, are pinned in `directory`, in a bpffs of this mount namespace.
     In the end nothing of it is left.
@@ -67,7 +67,7 @@ class Balancer:
     # -------------------------------------------------------------------------------------------------- services
 
     def set_service(self, address: str, port: int, protocol: str, backend_address: str, backend_port: int) -> None:
-        """From now on a service is this backend; who was sent to another one stays there."""
+        """From now on a service leads to this backend; sockets that were sent to another one stay there."""
         service, backend = ip_address(address), ip_address(backend_address)
         if service.version != backend.version:
             raise ValueError(f"{backend} cannot be a backend of {service}: it is of another family")
@@ -84,7 +84,7 @@ class Balancer:
     # --------------------------------------------------------------------------------------------------- clients
 
     def clients(self) -> AbstractContextManager[None]:
-        """This process is in the cgroup as long: the sockets that it makes meanwhile are balanced, for ever."""
+        """Meanwhile this process is in the cgroup: the sockets that it makes there are balanced for good."""
         return inside(self.cgroup)
 
     def records(self) -> list[Record]:
@@ -96,7 +96,7 @@ class Balancer:
         )
 
     def evict(self, record: Record) -> None:
-        """What befalls the record of a long-lived socket when its map, which is LRU, is full."""
+        """What happens to the record of a long-lived socket when its map, which is LRU, is full."""
         backend = ip_address(record.backend)
         family = self.families[backend.version]
         key = struct.pack("=Q", record.cookie) + backend.packed + struct.pack("!H", record.backend_port)

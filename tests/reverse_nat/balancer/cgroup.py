@@ -1,4 +1,4 @@
-"""Cgroups of the version 2: the one that this process is in, and one of the tests' own below it."""
+"""Cgroups v2: the one that this process is in, and a new one below it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def own_cgroup() -> str:
 
 @contextmanager
 def new_cgroup() -> Iterator[str]:
-    """The directory of a cgroup below one's own. In the end it is removed, and who is still in it moves up."""
+    """The directory of a cgroup below one's own. In the end it is removed; processes still in it move up."""
     home = own_cgroup()
     directory = tempfile.mkdtemp(prefix="socklb-tests-", dir=home)
     try:
@@ -45,7 +45,7 @@ def new_cgroup() -> Iterator[str]:
 
 @contextmanager
 def inside(directory: str) -> Iterator[None]:
-    """This process, with all its threads, is in the cgroup as long; what it starts there stays there."""
+    """Meanwhile this process, with all its threads, is in the cgroup; processes that it starts stay there."""
     home = own_cgroup()
     _move(os.getpid(), directory)
     try:

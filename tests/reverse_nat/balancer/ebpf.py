@@ -1,6 +1,6 @@
 """bpf(2): maps and programs made, filled, pinned and attached, through ctypes.
 
-A map or a program is a descriptor; who makes one closes it. Every error is an OSError that names the command.
+A map or a program is a descriptor, closed by the caller that made it. Every error is an OSError that names the command.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 # The kinds of maps (enum bpf_map_type), of programs (enum bpf_prog_type) and the flags that are used here.
 BPF_MAP_TYPE_HASH = 1
-BPF_MAP_TYPE_ARRAY = 2
 BPF_MAP_TYPE_LRU_HASH = 9
 BPF_PROG_TYPE_CGROUP_SOCK = 9
 BPF_PROG_TYPE_CGROUP_SOCK_ADDR = 18
@@ -106,7 +105,7 @@ def lookup(descriptor: int, key: bytes, value_size: int) -> bytes:
 
 
 def items(descriptor: int, key_size: int, value_size: int) -> dict[bytes, bytes]:
-    """What is in a map. When a key goes away that the kernel is asked to go on from, it begins anew."""
+    """The entries of a map that nobody changes meanwhile, or at most removes entries from."""
     found = {}
     for key in _keys(descriptor, key_size):
         try:
@@ -130,11 +129,11 @@ def _keys(descriptor: int, key_size: int) -> Iterator[bytes]:
 
 
 def shape_of(descriptor: int) -> tuple[int, int, int, int]:
-    """(type, key size, value size, entries at most) of a map, as /proc/self/fdinfo tells it."""
+    """(type, key size, value size, entries at most) of a map, from /proc/self/fdinfo."""
     with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as lines:
-        told = dict(line.split(":", 1) for line in lines)
+        fields = dict(line.split(":", 1) for line in lines)
     type, key_size, value_size, entries = (
-        int(told[name], 0) for name in ("map_type", "key_size", "value_size", "max_entries")
+        int(fields[name], 0) for name in ("map_type", "key_size", "value_size", "max_entries")
     )
     return type, key_size, value_size, entries
 

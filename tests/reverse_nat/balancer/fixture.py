@@ -16,7 +16,7 @@ from .cgroup import new_cgroup
 from .clients import BACKENDS, V6, Clients
 from .programs import KINDS, program_that_allows
 
-_ALL_IDS = ["0", "0", str(0xFFFFFFFF)]  # uid_map of the first user namespace
+_ALL_IDS = ["0", "0", str(0xFFFFFFFF)]  # uid_map of the initial user namespace
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def clients(balancer: Balancer, sockets: Sockets) -> Clients:
 
 
 def refuse(why: str) -> None:
-    """End a test that needs what there is not; fail it where root has to have it."""
+    """Skip a test if there is a reason why there can be no balancer; fail it where root must have one."""
     if not why:
         return
     if is_root():
@@ -45,11 +45,11 @@ def refuse(why: str) -> None:
 
 
 def is_root() -> bool:
-    """Root of the machine, not somebody who is called root in a user namespace, as everybody is in the test world."""
-    return os.geteuid() == 0 and _in_first_user_namespace()
+    """Whether this is root of the machine. In the test world everybody is root of a user namespace, at least."""
+    return os.geteuid() == 0 and _in_initial_user_namespace()
 
 
-def _in_first_user_namespace() -> bool:
+def _in_initial_user_namespace() -> bool:
     with open("/proc/self/uid_map", encoding="ascii") as lines:
         return lines.read().split() == _ALL_IDS
 
@@ -58,8 +58,8 @@ def why_not() -> str:
     """Why there can be no balancer here, "" if there can."""
     if platform.machine() not in ebpf.SYSTEM_CALLS:
         return f"the number of bpf(2) on {platform.machine()} is not known here"
-    if not _in_first_user_namespace():
-        return "it needs root: this is a user namespace, and bpf(2) wants the capabilities of the first one"
+    if not _in_initial_user_namespace():
+        return "it needs root: this is a user namespace, and bpf(2) needs capabilities in the initial one"
     try:
         with new_cgroup() as directory:
             _try_kinds(directory)
