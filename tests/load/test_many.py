@@ -39,7 +39,7 @@ def destroy(addresses, ports):
     if sys.argv[1] == "destroy_sockets":
         return destroy_sockets(SocketFilter("tcp", (dst("127.1.0.0/16") | dst("::1")) & dport(*ports))).outcomes
     backends = [Backend(address, port, "tcp") for address in addresses for port in range(ports[0], ports[1] + 1)]
-    return [o for _, o in terminate_connections(backends, namespaces=[NetworkNamespace.current()]).outcomes]
+    return terminate_connections(backends, namespaces=[NetworkNamespace.current()]).outcomes
 
 destroy(["127.1.0.1"], [1, 1])
 before = peak()
