@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from _thread import RLock, allocate_lock  # as functools does: threading takes a while to import
+from contextlib import nullcontext
 
 from ..errors import AuditError, KernelError, NotPermitted, NotSupported, RunStopped, SocklbError
 from ..filters import SocketFilter
@@ -65,8 +66,8 @@ def destroy_sockets(
     without a peer (unless `unconnected`), the ssh session that the caller runs in, all of them in a `dry_run`, and
     those beyond `limit`, a number of sockets for the whole run. A socket that several filters match counts for the
     first of them. `extensions` names response attributes for the predicates of filters, as `find_sockets` takes them.
-    `audit` is called with one dict for each outcome; `progress`, where there are several namespaces, with (done, total,
-    namespace) after each: both from the thread that worked there, one at a time.
+    `audit` is called with one dict for each outcome, `progress` with (done, total, namespace) after each namespace: with
+    several namespaces both from the thread that worked there, one at a time.
 
     Raises UnboundedFilter for a filter that names no endpoint (unless `allow_unbounded`); ValueError or TypeError for
     other wrong arguments; NotPermitted or NotSupported when the kernel refuses (of several namespaces: NotPermitted if
@@ -115,14 +116,12 @@ class Run:
         self._left, self._limit_lock = limit, allocate_lock()
         self._session: OwnSession | None = None
         self._audit: AuditTrail | None = None
-        self._turn: AbstractContextManager[object]  # held from a batch's question to its records
-        if audit is None:
-            from contextlib import nullcontext  # both are imported when a run needs them
+        self._turn: AbstractContextManager[object] = nullcontext()
+        if audit is not None:
+            from .audit import AuditTrail  # most runs have none
 
-            self._turn = nullcontext()
-        else:
-            from .audit import AuditTrail
-
+            # Held from a batch's question to its records. An interrupt may come between acquiring it and the block: the
+            # thread that has it then can acquire it again, to account for what is left.
             self._audit, self._turn = AuditTrail(audit, dry_run=dry_run), RLock()
         self._why_stopped = ""
         self.report = Report(backends)
