@@ -66,8 +66,8 @@ def destroy_sockets(
     without a peer (unless `unconnected`), the ssh session that the caller runs in, all of them in a `dry_run`, and
     those beyond `limit`, a number of sockets for the whole run. A socket that several filters match counts for the
     first of them. `extensions` names response attributes for the predicates of filters, as `find_sockets` takes them.
-    `audit` is called with one dict for each outcome, `progress` with (done, total, namespace) after each namespace: with
-    several namespaces both from the thread that worked there, one at a time.
+    `audit` is called with one dict for each outcome, `progress` with (done, total, namespace) after each namespace;
+    where there are several, both are called from the thread that worked there, one at a time.
 
     Raises UnboundedFilter for a filter that names no endpoint (unless `allow_unbounded`); ValueError or TypeError for
     other wrong arguments; NotPermitted or NotSupported when the kernel refuses (of several namespaces: NotPermitted if
