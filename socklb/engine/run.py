@@ -300,6 +300,8 @@ class Run:
 
     def _reasons(self, rounds: Rounds, sockets: Sequence[InetSocket]) -> list[str]:
         """Why each socket is spared, "" if it is not: by the policy, else by the `spare` hook."""
+        if not sockets:
+            return []  # most searches of most namespaces; a look at one's ancestors would take as long
         if self._session is None:
             self._session = own_session()
         reasons = [why_spared(socket, rounds.filter, self._session, self._unconnected) for socket in sockets]
