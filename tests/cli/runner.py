@@ -115,11 +115,13 @@ def run_on_terminal(*words: str, stream: str, columns: int = 0, patch: str = "")
     with os.fdopen(terminal, "rb", buffering=0) as screen:
         try:
             result = run(*words, patch=patch, **{stream: inner})  # type: ignore[arg-type]
-            termios.tcdrain(inner)
-            shown = screen.read(1 << 16).decode() if bytes_waiting(terminal) else ""  # an empty one would be waited for
+            os.write(inner, b"\0")  # the kernel passes on what was written a while later, and in order
+            shown = b""
+            while not shown.endswith(b"\0"):
+                shown += screen.read(1 << 16)
         finally:
             os.close(inner)
-    return result._replace(**{stream[3:]: shown.replace("\r\n", "\n")})  # type: ignore[arg-type]
+    return result._replace(**{stream[3:]: shown[:-1].decode().replace("\r\n", "\n")})  # type: ignore[arg-type]
 
 
 def answers(code: int) -> str:
