@@ -3,6 +3,7 @@
 
 The tests that most sockets fail come first: of the ports, and of the prefix that all addresses have in common. An
 inner node tests the prefix that its left half has in common; a leaf tests the whole address, and the port.
+The rule for v4-mapped addresses is in `wire.address`.
 """
 
 from __future__ import annotations
