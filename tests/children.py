@@ -1,4 +1,4 @@
-"""Processes forked from this one, that hold sockets of their own and answer what they are asked.
+"""Processes forked from this one, which hold sockets of their own and answer questions.
 
 with Child(body) as child:                         # body(pipe) runs there; it ends when the pipe does, or before
     child.ask("errors")                            # what the body sends back
@@ -38,14 +38,14 @@ class Child:
         theirs.close()
 
     def ask(self, question: object) -> Any:
-        """Tell it something, and wait for the answer."""
-        self.tell(question)
-        return self.answer()
+        """Send it something, and wait for the answer."""
+        self.send(question)
+        return self.receive()
 
-    def tell(self, question: object) -> None:
+    def send(self, question: object) -> None:
         self._pipe.send(question)
 
-    def answer(self) -> Any:
+    def receive(self) -> Any:
         """What it sends next; RuntimeError if it failed or died."""
         try:
             answer = self._pipe.recv()
@@ -70,7 +70,7 @@ def _live(body: Callable[[Connection], object], pipe: Connection) -> None:
     try:
         body(pipe)
     except (EOFError, BrokenPipeError):
-        pass  # nobody wants to know any more
+        pass  # the parent has closed its end
     except BaseException:
         pipe.send(_Failure(traceback.format_exc()))
     finally:
@@ -91,7 +91,7 @@ _SPARE_DESCRIPTORS = 100
 
 
 def allow_descriptors() -> int:
-    """Let this process, and those it forks, have as many as it may; how many are there for sockets."""
+    """Raise the limit on descriptors for this process and those it forks; returns how many sockets it has room for."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     return limit - _SPARE_DESCRIPTORS

@@ -82,7 +82,7 @@ def _make_warnings_errors(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A kernel test without a world is skipped, or fails where the kernel is required."""
     if item.get_closest_marker("kernel") is not None and not world.is_inside():
-        world.cannot(f"no namespaces of one's own here: {world.why_none}")
+        world.cannot(f"the tests are in no namespaces of their own: {world.why_none}")
 
 
 @pytest.fixture

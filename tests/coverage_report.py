@@ -1,4 +1,4 @@
-"""`coverage report`; where the tests were not run by root of the machine, without what nobody else can run."""
+"""`coverage report`; where the tests were not run by root, without the modules that only root can run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a test destroys everywhere is its own: nothing of the host is within reach."""
+"""A test that works in all namespaces sees those of the test run alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A world of the test run's own: new network, mount and pid namespaces, with their own /proc, /run and /dev/shm.
+"""A world for the test run: new network, mount and pid namespaces, with their own /proc, /run and /dev/shm.
 
-Nothing of the host can be seen from inside, let alone destroyed, and nothing that is left there outlives it. Rootless,
-in a user namespace; root makes do without one where it may.
+Nothing of the host can be seen from inside, let alone destroyed, and whatever is left behind in it ends with it. An
+ordinary user gets a user namespace too; root needs none where it has CAP_SYS_ADMIN.
 
 python -m tests.world PROGRAM [ARGUMENT ...]      run any program in one: a shell, a debugger, pytest
 """
@@ -29,10 +29,10 @@ _MNT_DETACH = 2
 _PR_SET_PDEATHSIG = 1
 
 _INSIDE = "SOCKLB_TEST_WORLD"
-_TEMPORARY = "/dev/shm"  # a tmpfs of the world's own: there is nothing to clean up, however it ends
+_TEMPORARY = "/dev/shm"  # a new tmpfs there needs no cleaning up, however the run ends
 
 why_none = ""
-"""Why this process is in no world."""
+"""Why this process is not in a world."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,9 +51,9 @@ def cannot(why: str) -> NoReturn:
 
 
 def enter() -> bool:
-    """Go on in a new world: returns in a fork of this process, which waits for its end and ends likewise.
+    """Continue in a new world: returns True in a fork of this process, which itself waits for it and exits as it does.
 
-    Only a child can be in a new pid namespace. False if there can be no world: then `why_none` says why.
+    Only a child can be in a new pid namespace. Returns False, in this process, if there can be no world: `why_none`.
     """
     global why_none
     reader, writer = os.pipe()
@@ -66,7 +66,7 @@ def enter() -> bool:
             first = os.fork()
             if first:
                 os.close(writer)
-                _end_like(first)
+                _exit_like(first)
             _die_with_parent()
             _furnish()
         except OSError as error:
@@ -78,39 +78,40 @@ def enter() -> bool:
     with os.fdopen(reader) as pipe:
         why_none = pipe.read()
     if not why_none:
-        _end_like(child)
+        _exit_like(child)
     os.waitpid(child, 0)
     return False
 
 
-def _end_like(child: int) -> NoReturn:
-    """An interrupt from the terminal reaches the run itself, which has something to say about it."""
+def _exit_like(child: int) -> NoReturn:
+    """Wait, and exit with the same code. An interrupt from the terminal is the child's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _, status = os.waitpid(child, 0)
     os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
 
 
 def _die_with_parent() -> None:
-    """So that a run that is killed takes its world with it. New credentials undo this."""
+    """So that nothing survives a run that is killed. New credentials (a user namespace) undo this."""
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _furnish() -> None:
+    """Mount what the world has of its own, and bring loopback up."""
     private_mounts()
     mount("proc", "/proc")
     mount("tmpfs", "/run")
     loopback_up()
-    if not is_inside():  # else what is there is in use
+    if not is_inside():  # in a world within a world the temporary files of the outer one are in use
         mount("tmpfs", _TEMPORARY)
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _TEMPORARY)  # pytest's: where tmp_path is
         os.environ[_INSIDE] = "1"
-    if sys.dont_write_bytecode:  # beside the source; but each of many processes would compile everything anew
+    if sys.dont_write_bytecode:  # keep it out of the source tree, but do not let every process compile everything
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = f"{_TEMPORARY}/pycache"
 
 
 def _unshare(flags: int) -> None:
-    """As root directly, else in a user namespace in which one's own id is root's."""
+    """Directly as root, else in a user namespace where the caller's id is root's."""
     if os.geteuid() == 0:
         try:
             unshare(flags)
@@ -122,7 +123,7 @@ def _unshare(flags: int) -> None:
 
 
 def become(uid: int, flags: int = 0) -> None:
-    """Enter a user namespace of one's own, with others it owns, in which one is this user and has every capability."""
+    """Enter a new user namespace, with other namespaces that it owns, as this user with every capability."""
     own_uid, own_gid = os.geteuid(), os.getegid()
     unshare(CLONE_NEWUSER | flags)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {own_uid} 1"), ("gid_map", f"{uid} {own_gid} 1")):
@@ -205,5 +206,5 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         sys.exit(__doc__)
     if not enter():
-        sys.exit(f"no namespaces of one's own here: {why_none}")
+        sys.exit(f"no new namespaces here: {why_none}")
     os.execvp(sys.argv[1], sys.argv[1:])

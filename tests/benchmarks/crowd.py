@@ -31,9 +31,9 @@ class Crowd:
             children.append(self._stack.enter_context(Child(body)))
             left -= here
         for child in children:
-            child.answer()
+            child.receive()
         self._backend = self._stack.enter_context(Child(_hold_victims))
-        self._backend.answer()
+        self._backend.receive()
 
     def renew_victims(self) -> None:
         """Close what is left of the backend's connections, and make 100 new ones."""

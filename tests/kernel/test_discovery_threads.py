@@ -181,8 +181,8 @@ class TestThreadsOfOthers:
 
     def test_a_process_whose_first_thread_has_ended(self, other: Child) -> None:
         """It looks like one that has ended itself, but the others live on."""
-        tid = other.answer()
-        other.tell("end the first thread")
+        tid = other.receive()
+        other.send("end the first thread")
         state = Path(f"/proc/{other.pid}/stat")
         eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z", "a zombie")
         found = discover_namespaces()
@@ -190,6 +190,6 @@ class TestThreadsOfOthers:
         assert found.skipped == [SkippedNamespace(f"/proc/{other.pid}/ns/net", VANISHED)]
 
     def test_a_process_that_may_not_be_looked_at_is_skipped_once(self, other: Child) -> None:
-        other.answer()
+        other.receive()
         skipped = without_privilege(lambda: [path for path, _ in discover_namespaces().skipped])
         assert skipped == [f"/proc/{pid}/ns/net" for pid in sorted((os.getpid(), other.pid))]

@@ -20,7 +20,7 @@ def user_namespaces() -> None:
     try:
         in_child(lambda: None, lambda: world.become(0, world.CLONE_NEWNS))
     except AssertionError as error:
-        world.cannot(f"no user namespace can be had here: {str(error).splitlines()[-1]}")
+        world.cannot(f"there can be no user namespace: {str(error).splitlines()[-1]}")
 
 
 @pytest.fixture(scope="session")
