@@ -19,8 +19,7 @@ from .layout import (
     BPF_MAP_TYPE_LRU_HASH,
     BPF_OBJ_GET,
     BPF_OBJ_GET_INFO_BY_FD,
-    MAP_INFO_ROOM,
-    decode_info_len,
+    MAP_INFO_SIZE,
     decode_map_info,
     encode_element,
     encode_info,
@@ -89,8 +88,8 @@ class BpfMap:
             raise _open_error(-descriptor, path)
         opened = cls(bpf, descriptor, path)
         try:
-            opened._check_that_it_is_a_map()
-            opened.info = opened._ask_info()
+            opened._raise_if_not_a_map()
+            opened.info = opened._read_info()
         except BaseException:
             opened.close()
             raise
@@ -148,7 +147,7 @@ class BpfMap:
             raise bpf_error(code, f"read {self.path}")
         return code == 0
 
-    def _check_that_it_is_a_map(self) -> None:
+    def _raise_if_not_a_map(self) -> None:
         """Raise ValueError for a program or a link: BPF_OBJ_GET opens them too, and their info would pass for a map's.
 
         BPF_MAP_LOOKUP_ELEM refuses them with EINVAL; for a map it fails to read a key at address 0 (EFAULT).
@@ -157,13 +156,13 @@ class BpfMap:
         if self._bpf.call(BPF_MAP_LOOKUP_ELEM, attr) == -errno.EINVAL:
             raise ValueError(f"{self.path} is not a BPF map")
 
-    def _ask_info(self) -> MapInfo:
-        info = self._bpf.buffer(bytes(MAP_INFO_ROOM))
-        attr = self._bpf.buffer(encode_info(self._open_descriptor(), MAP_INFO_ROOM, self._bpf.address(info)))
+    def _read_info(self) -> MapInfo:
+        info = self._bpf.buffer(bytes(MAP_INFO_SIZE))
+        attr = self._bpf.buffer(encode_info(self._open_descriptor(), MAP_INFO_SIZE, self._bpf.address(info)))
         code = -self._bpf.call(BPF_OBJ_GET_INFO_BY_FD, attr)
         if code:
             raise bpf_error(code, f"ask what {self.path} is")
-        return decode_map_info(info.raw[: decode_info_len(attr.raw)])
+        return decode_map_info(info.raw)
 
     def _open_descriptor(self) -> int:
         if self._descriptor < 0:

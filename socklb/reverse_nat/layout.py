@@ -45,7 +45,7 @@ _OBJ = Struct(  # BPF_OBJ_*
 _INFO = Struct(  # BPF_OBJ_GET_INFO_BY_FD
     "="
     "I"  # bpf_fd
-    "I"  # info_len: how many bytes have room; the kernel replaces it with how many it wrote
+    "I"  # info_len: how many bytes to write at most; the kernel replaces it with how many it wrote
     "Q"  # info: a pointer to where the kernel writes them
 )
 _MAP_INFO = Struct(
@@ -59,8 +59,8 @@ _MAP_INFO = Struct(
 )  # then, since Linux 4.15, name: 16 bytes and NULs behind it; then what is not needed here
 _NAME_SIZE = 16  # BPF_OBJ_NAME_LEN
 
-MAP_INFO_ROOM = 256
-"""More than the structure has on any kernel (88 bytes on Linux 6.18); an older kernel writes less."""
+MAP_INFO_SIZE = _MAP_INFO.size + _NAME_SIZE
+"""Of the structure, which grows from kernel to kernel (88 bytes on Linux 6.18), as much as MapInfo has."""
 
 
 class MapInfo(namedtuple("MapInfo", "type id key_size value_size max_entries map_flags name")):
@@ -74,7 +74,7 @@ class MapInfo(namedtuple("MapInfo", "type id key_size value_size max_entries map
 
 
 def decode_map_info(buffer: Buffer) -> MapInfo:
-    """From what the kernel wrote: the structure grows from kernel to kernel. Before Linux 4.15 the name is "".
+    """From what the kernel wrote, or more of it. Before Linux 4.15 the name is missing, or NULs: then it is "".
 
     Raises MalformedMessage for less than Linux 4.13 writes, the first kernel that has the command.
     """
@@ -97,14 +97,6 @@ def encode_object(pathname: int, file_flags: int) -> bytes:
 def encode_info(bpf_fd: int, info_len: int, info: int) -> bytes:
     """For BPF_OBJ_GET_INFO_BY_FD."""
     return _INFO.pack(bpf_fd, info_len, info)
-
-
-def decode_info_len(attr: Buffer) -> int:
-    """How many bytes BPF_OBJ_GET_INFO_BY_FD wrote, from the attributes after the call."""
-    if len(attr) < _INFO.size:
-        raise MalformedMessage("cut bpf_attr", offset=0, expected=f"{_INFO.size} bytes", got=f"{len(attr)}")
-    info_len: int = _INFO.unpack_from(attr)[1]
-    return info_len
 
 
 # ----------------------------------------------------------------- Cilium's reverse-NAT maps, bpf/lib/sock.h there
