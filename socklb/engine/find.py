@@ -9,7 +9,7 @@ from ..errors import KernelError, mark_hidden
 from ..filters import SocketFilter
 from ..kernel import names
 from ..kernel.diag import DiagSocket
-from ..kernel.namespaces import CURRENT_NAME, NamespaceVanished, NetworkNamespace, run_in_netns
+from ..kernel.namespaces import CURRENT_NAME, NamespaceVanished, NetworkNamespace, current_first, run_in_netns
 from ..kernel.sockstat import sockets_in_use
 from ..states import TcpState, state_mask
 from ..wire.bytecode import (
@@ -27,7 +27,7 @@ from ..wire.request import (
     InetDiagReq,
     InetDiagReqV2,
 )
-from .parallel import in_parallel
+from .parallel import in_parallel, is_worker
 from .policy import check_filters
 
 TYPE_CHECKING = False
@@ -88,7 +88,7 @@ def live_cookies(namespaces: Iterable[NetworkNamespace]) -> set[int]:
 
     def look(namespace: NetworkNamespace) -> None:
         try:
-            table = run_in_netns(namespace, SocketTable)
+            table = run_in_netns(namespace, SocketTable, thread_may_move=is_worker())
         except NamespaceVanished:
             return
         with table:
@@ -96,7 +96,7 @@ def live_cookies(namespaces: Iterable[NetworkNamespace]) -> set[int]:
                 rows = table.search(filter, filter.request_states, namespace.name, may_repeat_rows=True)
                 cookies.update(socket.cookie for socket in rows)
 
-    in_parallel(look, namespaces)
+    in_parallel(look, current_first(namespaces))
     return cookies
 
 

@@ -8,7 +8,7 @@ fast as one.
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 
 from ..kernel.threads import start_thread
 
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _WAIT_SECONDS = 0.1  # a wake-up that an interrupt has swallowed is noticed after so long
+
+
+_workers: set[int] = set()  # the threads that were made here
+
+
+def is_worker() -> bool:
+    """Whether the calling thread was made by `in_parallel`: it may then go from namespace to namespace."""
+    return get_ident() in _workers
 
 
 def in_parallel(
@@ -68,9 +76,11 @@ def _run_threads(work: Callable[[], None], count: int, fail: Callable[[BaseExcep
 
     def run() -> None:
         begun.append(None)
+        _workers.add(get_ident())
         try:
             work()
         finally:
+            _workers.discard(get_ident())
             ended.append(None)
             try:  # noqa: SIM105 - contextlib takes a while to import
                 wake.release()

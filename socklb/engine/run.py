@@ -20,10 +20,10 @@ from ..filters import SocketFilter
 from ..kernel import names
 from ..kernel.diag import BATCH
 from ..kernel.names import UnknownName
-from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, run_in_netns
+from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, current_first, run_in_netns
 from .destroy import Rounds
 from .find import SocketTable, extension_bits
-from .parallel import in_parallel
+from .parallel import in_parallel, is_worker
 from .policy import DRY_RUN, LIMIT, check_filters, check_limit, why_spared
 from .report import Report
 from .session import OwnSession, own_session
@@ -179,7 +179,7 @@ class Run:
                 raise failure
 
         try:
-            in_parallel(run, namespaces, self._stop)
+            in_parallel(run, current_first(namespaces), self._stop)
             self._raise_if_all_failed()
             return self.report
         except BaseException as error:
@@ -225,7 +225,7 @@ class Run:
             filters.extend(filter if is_resolved else filter.resolved(names) for filter, is_resolved in pairs)
             return SocketTable()
 
-        with run_in_netns(namespace, enter) as table:
+        with run_in_netns(namespace, enter, thread_may_move=is_worker()) as table:
             self.report.add_namespace(namespace)
             for filter, resolved in zip(self._filters, filters):
                 text = str(filter) if self._audit else ""  # of a thousand backends it takes as long as a walk

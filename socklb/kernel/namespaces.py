@@ -12,7 +12,7 @@ from .threads import call_in_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -93,14 +93,17 @@ class NetworkNamespace(Value):
         return f"<NetworkNamespace {self.name} {self.path} inode={self.inode}>"
 
 
-def run_in_netns(namespace: NetworkNamespace | None, function: Callable[[], T]) -> T:
+def run_in_netns(namespace: NetworkNamespace | None, function: Callable[[], T], *, thread_may_move: bool = False) -> T:
     """Call a function in a network namespace (None: the caller's), in a thread made for it.
 
-    What the function opened stays in that namespace and can be used from any thread. The calling thread never leaves
-    its own: it might not be allowed back. Raises KernelError if the namespace has vanished or cannot be entered, and
-    what the function raises.
+    What the function opened stays in that namespace and can be used from any thread. The calling thread stays in its
+    own, for it might not be allowed back, unless `thread_may_move`: then it enters the namespace and remains there.
+    Raises KernelError if the namespace has vanished or cannot be entered, and what the function raises.
     """
     if namespace is None or _is_current(namespace):
+        return function()
+    if thread_may_move:
+        _enter(namespace)
         return function()
     other = namespace
 
@@ -109,6 +112,12 @@ def run_in_netns(namespace: NetworkNamespace | None, function: Callable[[], T]) 
         return function()
 
     return call_in_thread(enter_and_call)
+
+
+def current_first(namespaces: Iterable[NetworkNamespace]) -> list[NetworkNamespace]:
+    """Each namespace once, the caller's first: a thread that has left it may not be allowed back."""
+    current = NetworkNamespace.current()
+    return sorted(dict.fromkeys(namespaces), key=lambda namespace: namespace != current)
 
 
 def _is_current(namespace: NetworkNamespace) -> bool:

@@ -237,7 +237,7 @@ class TestManyNamespaces:
         namespaces = [netns(number) for number in range(len(fates))]
         steps: list[tuple[int, int, NetworkNamespace]] = []
 
-        def enter(namespace: NetworkNamespace, function: Any) -> Any:
+        def enter(namespace: NetworkNamespace, function: Any, **_: bool) -> Any:
             fate = fates[namespace.inode]
             if fate:
                 raise copy(FATE_OF[fate])
