@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from _thread import RLock, allocate_lock  # as functools does: threading takes a while to import
-from contextlib import nullcontext
 
 from ..errors import AuditError, KernelError, NotPermitted, NotSupported, RunStopped, SocklbError
 from ..filters import SocketFilter
@@ -116,6 +115,8 @@ class Run:
         self._left, self._limit_lock = limit, allocate_lock()
         self._session: OwnSession | None = None
         self._audit: AuditTrail | None = None
+        from contextlib import nullcontext  # takes a while to import
+
         self._turn: AbstractContextManager[object] = nullcontext()
         if audit is not None:
             from .audit import AuditTrail  # most runs have none
