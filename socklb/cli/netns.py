@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ..engine.run import Namespaces
-    from ..kernel.discovery import SkippedNamespace
+    from ..kernel.discovery import UnsearchedNamespace
 
 
 def namespaces_from(words: Iterable[str] | None, default: str) -> Namespaces:
@@ -43,24 +43,8 @@ def netns_from(word: str) -> NetworkNamespace:
     raise NoSuchNamespace(f"{unknown}; current, all, a PID, or a path such as /proc/PID/ns/net can be given too")
 
 
-def warn_of_skipped(skipped: Sequence[SkippedNamespace]) -> None:
-    """Say which namespaces could not be looked at."""
-    for text in skipped_texts(skipped):
-        warn(text)
-
-
-def skipped_texts(skipped: Sequence[SkippedNamespace]) -> list[str]:
-    """For each reason, the first path that could not be looked at and how many others there are."""
-    paths_by_reason: dict[str, list[str]] = {}
-    if skipped:
-        from ..kernel.discovery import unreadable
-
-        skipped = unreadable(skipped)
-    for path, reason in skipped:
-        paths_by_reason.setdefault(reason, []).append(path)
-    return [f"namespaces not looked at: {_first(paths)}: {reason}" for reason, paths in paths_by_reason.items()]
-
-
-def _first(paths: list[str]) -> str:
-    others = len(paths) - 1
-    return paths[0] + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
+def warn_of_unsearched(unsearched: Sequence[UnsearchedNamespace]) -> None:
+    """Say which namespaces were seen and could not be searched."""
+    for path, reason, count in unsearched:
+        others = f" and {count - 1} other{'s' if count > 2 else ''}" if count > 1 else ""
+        warn(f"namespaces not searched: {path}{others}: {reason}")

@@ -9,7 +9,7 @@ from ..kernel.namespaces import CURRENT_NAME
 from ..states import state_word
 from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
-from .netns import warn_of_skipped
+from .netns import warn_of_unsearched
 from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, ignore_broken_pipe, print_json, warn
 
 TYPE_CHECKING = False
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..engine.audit import Target
     from ..engine.report import Counts, Outcome
+
+    Target = Callable[[Report, Outcome], dict[str, str]]
 
 
 def run_and_show(destroy: Callable[[], Report], target: Target, options: argparse.Namespace) -> int:
@@ -35,7 +36,7 @@ def run_and_show(destroy: Callable[[], Report], target: Target, options: argpars
             _show(getattr(error, "report", None) or nothing_done, target, options, error)
         raise
     _show(report, target, options, None)
-    return SOME_FAILED if report.failed or report.errors else DONE
+    return SOME_FAILED if report.failed or report.errors or report.unsearched else DONE
 
 
 def _show(report: Report, target: Target, options: argparse.Namespace, error: BaseException | None) -> None:
@@ -44,7 +45,7 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
     Namespaces that failed or were skipped are named on standard error. `error` is what ended the run, if anything did.
     """
     problems = namespace_problems(report, error)
-    warn_of_skipped(report.skipped_namespaces)
+    warn_of_unsearched(report.unsearched)
     for text in problems:
         warn(text)
     with ignore_broken_pipe():
@@ -62,7 +63,7 @@ def _as_json(report: Report, target: Target, options: argparse.Namespace, proble
         **report.counts.as_dict(),
         **({"error": "; ".join(problems)} if problems else {}),
         **({"unrecorded": [outcome.socket.cookie for outcome in report.unrecorded]} if report.unrecorded else {}),
-        "sockets": [outcome_record(o, target(o.socket), options.dry_run) for o in report.outcomes],
+        "sockets": [outcome_record(o, target(report, o), options.dry_run) for o in report.outcomes],
         "namespaces": [
             {
                 "name": namespace.name,
@@ -72,7 +73,7 @@ def _as_json(report: Report, target: Target, options: argparse.Namespace, proble
             }
             for namespace, counts in report.namespaces.items()
         ],
-        "skipped_namespaces": [skipped._asdict() for skipped in report.skipped_namespaces],
+        "unsearched": [one._asdict() for one in report.unsearched],
         "backends": {str(backend): counts.as_dict() for backend, counts in report.backends.items()},
     }
 

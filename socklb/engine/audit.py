@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..wire.reply import InetSocket
     from .report import Outcome
 
     Audit = Callable[[dict[str, Any]], object]
-    Target = Callable[[InetSocket], dict[str, str]]
+    Target = Callable[[Outcome], dict[str, str]]
 
 _PATIENCE_MS = 10_000
 # O_NONBLOCK: a pipe without a reader is an error at once.
@@ -49,7 +48,7 @@ class AuditTrail:
             return
         for outcome in outcomes:
             stamp = {"time": _now(), "operation": self._operation, "actor": self._actor, **self._command}
-            self._audit({**stamp, **outcome_record(outcome, target(outcome.socket), self._dry_run)})
+            self._audit({**stamp, **outcome_record(outcome, target(outcome), self._dry_run)})
             self._command = {}
             self.recorded += 1
 

@@ -6,20 +6,21 @@ from __future__ import annotations
 from collections import namedtuple
 
 from ..states import state_word
-from ..wire.address import format_address
+from ..wire.address import format_address, unmapped_packed
 from ..wire.request import PROTOCOL_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from ..filters.backend import Backend
-    from ..kernel.discovery import SkippedNamespace
+    from ..kernel.discovery import UnsearchedNamespace
     from ..kernel.namespaces import NetworkNamespace
     from ..wire.reply import InetSocket
 
 DESTROYED = "destroyed"
+WOULD_DESTROY = "would_destroy"
 GONE = "gone"
 SKIPPED = "skipped"
 FAILED = "failed"
@@ -28,9 +29,11 @@ FAILED = "failed"
 class Outcome(namedtuple("Outcome", "socket verdict reason error namespace", defaults=("", None, None))):
     """The verdict on one socket.
 
-    `verdict`: "destroyed" (the kernel answered 0), "gone" (closed by itself in between), "skipped" (spared) or
-    "failed" (still there). `reason`: why it was skipped or failed, or that it is gone behind an answer that was lost;
-    "" otherwise. `error`: the errno of a failure, or None. `namespace`: the NetworkNamespace it was found in.
+    `verdict`: "destroyed" (the kernel answered 0), "would_destroy" (in a dry run), "gone" (no longer there or no longer
+    matching: closed by itself, or by the end of a connection that this run destroyed), "skipped" (spared) or "failed"
+    (still there). `reason`: why it was skipped or failed, or what else is to be known; "" otherwise. `error`: the errno
+    of a failure, or None. `namespace`: the NetworkNamespace it was found in. A socket that was destroyed is shown as it
+    was looked up just before.
     """
 
     __slots__ = ()
@@ -41,18 +44,19 @@ class Outcome(namedtuple("Outcome", "socket verdict reason error namespace", def
     namespace: NetworkNamespace
 
 
-class Counts(namedtuple("Counts", "destroyed gone skipped failed", defaults=(0, 0, 0, 0))):
+class Counts(namedtuple("Counts", "destroyed would_destroy gone skipped failed", defaults=(0,) * 5)):
     """How many sockets got which verdict (see Outcome)."""
 
     __slots__ = ()
     destroyed: int
+    would_destroy: int
     gone: int
     skipped: int
     failed: int
 
     @property
     def matched(self) -> int:
-        """The sum of the four."""
+        """The sum of them all."""
         return sum(self)
 
     def as_dict(self) -> dict[str, int]:
@@ -74,27 +78,48 @@ class Report:
     """What a run did: an outcome for each socket that matched, and their sums.
 
     `outcomes`: a list of Outcome, in the order of the verdicts. `errors`: {NetworkNamespace: exception}, where the run
-    ended early. `skipped_namespaces`: those that could not be looked at or vanished, as SkippedNamespace (path,
-    reason). `unrecorded`: the outcomes that the audit failed to take, at most 64 destroyed ones among them.
+    ended early. `unsearched`: namespaces that were seen and could not be looked at, as UnsearchedNamespace (path,
+    reason, count). `left_alone`: backends on a loopback or link-local address, which is another one in each namespace,
+    that were looked for in the current namespace only. `devices`: {NetworkNamespace: {index: name}}, the interfaces
+    where a socket is bound to one. `unrecorded`: the outcomes that the audit failed to take, at most 64 destroyed ones
+    among them.
     """
 
-    __slots__ = ("_backends", "_sums", "_tried", "errors", "outcomes", "skipped_namespaces", "unrecorded")
+    __slots__ = (
+        "_backends",
+        "_sums",
+        "_tried",
+        "devices",
+        "errors",
+        "left_alone",
+        "outcomes",
+        "unrecorded",
+        "unsearched",
+    )
 
     outcomes: list[Outcome]
     errors: dict[NetworkNamespace, BaseException]
-    skipped_namespaces: list[SkippedNamespace]
+    unsearched: list[UnsearchedNamespace]
+    left_alone: tuple[Backend, ...]
+    devices: dict[NetworkNamespace, dict[int, str]]
     unrecorded: list[Outcome]
 
     def __init__(self, backends: Iterable[Backend] = ()) -> None:
         # `outcomes` is the only account of verdicts: appending to it cannot be interrupted half way.
-        self.outcomes, self.unrecorded, self.errors, self.skipped_namespaces = [], [], {}, []
-        self._backends = dict.fromkeys(backends)
+        self.outcomes, self.unrecorded, self.errors, self.unsearched = [], [], {}, []
+        self.left_alone, self.devices = (), {}
+        self._backends = _by_endpoint(backends)
         self._tried: dict[NetworkNamespace, None] = {}
         self._sums: _Sums | None = None
 
     def add_namespace(self, namespace: NetworkNamespace) -> None:
         """List a namespace in `namespaces`, whether or not a socket matches there."""
         self._tried[namespace] = None
+
+    def leave_alone(self, namespaces: Sequence[NetworkNamespace]) -> None:
+        """Note that of several namespaces only the current one is searched for the backends that are local to it."""
+        if len(namespaces) > 1:
+            self.left_alone = tuple(b for several in self._backends.values() for b in several if b.is_local)
 
     @property
     def counts(self) -> Counts:
@@ -105,6 +130,11 @@ class Report:
     def destroyed(self) -> int:
         """How many sockets were destroyed: the kernel answered 0."""
         return self.counts.destroyed
+
+    @property
+    def would_destroy(self) -> int:
+        """How many a dry run would have destroyed."""
+        return self.counts.would_destroy
 
     @property
     def gone(self) -> int:
@@ -123,7 +153,7 @@ class Report:
 
     @property
     def matched(self) -> int:
-        """How many sockets matched: the sum of destroyed, gone, skipped and failed."""
+        """How many sockets matched: the sum of all verdicts."""
         return self.counts.matched
 
     @property
@@ -142,16 +172,14 @@ class Report:
         sums = self._sums
         if sums is None or sums.lengths != lengths:
             by_namespace = {namespace: dict.fromkeys(Counts._fields, 0) for namespace in self._tried}
-            by_backend = {backend: dict.fromkeys(Counts._fields, 0) for backend in self._backends}
+            backends = [backend for several in self._backends.values() for backend in several]
+            by_backend = {backend: dict.fromkeys(Counts._fields, 0) for backend in backends}
             total = dict.fromkeys(Counts._fields, 0)
             for outcome in self.outcomes[: lengths[0]]:
                 total[outcome.verdict] += 1
                 by_namespace[outcome.namespace][outcome.verdict] += 1
-            if by_backend:
-                from ..filters.backend import backend_of  # most runs are not about backends
-
-                for outcome in self.outcomes[: lengths[0]]:
-                    by_backend[backend_of(outcome.socket)][outcome.verdict] += 1
+            for outcome in self.outcomes[: lengths[0]] if backends else ():
+                by_backend[self.backend_of(outcome.socket, outcome.namespace)][outcome.verdict] += 1
             sums = self._sums = _Sums(
                 lengths,
                 Counts(**total),
@@ -160,8 +188,24 @@ class Report:
             )
         return sums
 
+    def backend_of(self, socket: InetSocket, namespace: NetworkNamespace) -> Backend:
+        """Which of the backends a socket is connected to: on a link-local address also by its interface."""
+        several = self._backends[unmapped_packed(socket.dst_packed), socket.dport, PROTOCOL_NAMES[socket.protocol]]
+        if len(several) == 1:
+            return several[0]
+        links = (self.devices.get(namespace, {}).get(socket.interface), str(socket.interface))
+        return next((backend for backend in several if backend.address.scope_id in links), several[0])
+
     def __repr__(self) -> str:
         return f"<Report {' '.join(f'{name}={count}' for name, count in self.counts.as_dict().items())}>"
+
+
+def _by_endpoint(backends: Iterable[Backend]) -> dict[tuple[bytes, int, str], list[Backend]]:
+    """Several have one endpoint if their link-local addresses differ in nothing but the link."""
+    found: dict[tuple[bytes, int, str], list[Backend]] = {}
+    for backend in dict.fromkeys(backends):
+        found.setdefault((backend.address.packed, backend.port, backend.protocol), []).append(backend)
+    return found
 
 
 def socket_record(socket: InetSocket) -> dict[str, Any]:

@@ -42,6 +42,17 @@ class SkippedNamespace(namedtuple("SkippedNamespace", "path reason")):
     reason: str
 
 
+class UnsearchedNamespace(namedtuple("UnsearchedNamespace", "path reason count")):
+    __slots__ = ()
+    path: str
+    reason: str
+    count: int
+
+
+def unsearched(refused: Iterable[SkippedNamespace], searched: Iterable[NetworkNamespace]) -> list[UnsearchedNamespace]:
+    return [UnsearchedNamespace(*one, 1) for one in refused]
+
+
 class DiscoveredNamespaces(tuple):  # type: ignore[type-arg]
     """Namespaces, each once. `skipped`: those that could not be looked at, as SkippedNamespace."""
 
@@ -92,6 +103,7 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
         NetworkNamespace(name, paths[id][0], *id, tuple(paths[id][1:_MAX_PATHS])) for name, id in names.items()
     )
     found.skipped = skipped
+    found.refused = unreadable(skipped)
     return found
 
 

@@ -234,6 +234,11 @@ class InetSocket:
             offset = MSG_SIZE + error.offset
             raise MalformedMessage(error.what, offset=offset, expected=error.expected, got=error.got) from None
 
+    @property
+    def is_mptcp_subflow(self) -> bool:
+        """Whether this TCP connection is one of those that an MPTCP connection runs over."""
+        return b"mptcp" in self._row and self.attributes.get("ulp_info", {}).get("name") == "mptcp"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._row, self._protocol)
 

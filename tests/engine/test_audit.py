@@ -88,7 +88,7 @@ class TestRecords:
         real, dry = self.run(), self.run(dry_run=True)
         assert len({record["operation"] for record in real}) == len({record["operation"] for record in dry}) == 1
         assert real[0]["operation"] != dry[0]["operation"]
-        assert [(record["dry_run"], record["reason"]) for record in dry] == [(True, "dry run")] * 2
+        assert [(record["dry_run"], record["outcome"]) for record in dry] == [(True, "would_destroy")] * 2
         assert ["command" in record for record in real + dry] == [True, False] * 2
 
     def test_nobody_became_root_and_an_embedded_interpreter_has_no_arguments(
