@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
 from itertools import chain
+from math import ceil
 from typing import NamedTuple, Union
 from unittest import mock
 
@@ -229,11 +230,13 @@ def ack_message(request: Request, code: int = 0, attributes: tuple[tuple[int, by
     return encode_message(NLMSG_ERROR, flags, request.sequence, payload)
 
 
-def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None = None) -> Answer:
+def table(
+    rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None = None, *, datagrams: int = 1
+) -> Answer:
     """A kernel with these rows; `destroy(id, family)` is the errno of a destroy (default: 0 for a row, else ENOENT).
 
-    A dump answers with the rows of its families and states that match its program, split over two receives on purpose.
-    A look-up finds the last row with the address. A destroy by itself removes no row.
+    A dump answers with the rows of its families and states that match its program, in so many datagrams, and with the
+    end of the dump in one more. A look-up finds the last row with the address. A destroy by itself removes no row.
     """
 
     def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
@@ -243,10 +246,9 @@ def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None 
             return [_look_up(request) for request in requests]
         (request,) = requests
         wanted = [row for row in rows if _asked_for(request, row)]
-        half = (len(wanted) + 1) // 2
-        first = b"".join(row_message(request, row) for row in wanted[:half])
-        second = b"".join(row_message(request, row) for row in wanted[half:]) + done_message(request)
-        return [first, second] if first else [second]
+        size = max(1, ceil(len(wanted) / datagrams))
+        parts = (wanted[start : start + size] for start in range(0, len(wanted), size))
+        return [*(b"".join(row_message(request, row) for row in part) for part in parts), done_message(request)]
 
     def _look_up(request: Request) -> bytes:
         body = request.body

@@ -92,10 +92,11 @@ class Rounds:
             return
         sockets = iter(list(self.pending.values()))
         while True:
-            batch = list(islice(sockets, size()))
+            # One that a twin led to has its verdict already.
+            batch = list(islice((socket for socket in sockets if socket.cookie in self.pending), size()))
             if not batch:
                 return
-            yield [socket for socket in batch if socket.cookie in self.pending]
+            yield batch
 
     def _batches_by_address(self, size: Callable[[], int]) -> Iterator[list[InetSocket]]:
         addresses: dict[bytes, list[int]] = {}

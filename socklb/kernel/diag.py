@@ -166,16 +166,21 @@ class DiagSocket:
     # ------------------------------------------------------------------------------- look-ups and destroys
 
     def look_up(self, requests: Sequence[bytes], doing: str) -> list[bytes | None]:
-        """Look up at most BATCH sockets at once: the row of each in order, None where the kernel finds none."""
-        try:
-            answers = self._exchange(SOCK_DIAG_BY_FAMILY, requests, doing)
-        except _Interrupted as error:
-            self._drain()
-            half = len(requests) // 2
-            if not half:
-                raise KernelError(*error.args) from None
-            return self.look_up(requests[:half], doing) + self.look_up(requests[half:], doing)
-        return [answer if isinstance(answer, bytes) else None for answer in answers]
+        """Look up at most BATCH sockets at once: the row of each in order, None where the kernel finds none.
+
+        If an answer was lost, half of them are asked for at a time.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                answers = self._exchange(SOCK_DIAG_BY_FAMILY, requests, doing)
+                return [_found(answer, doing) for answer in answers]
+            except _Interrupted as error:
+                lost = error
+                self._drain()
+            if len(requests) > 1:
+                half = len(requests) // 2
+                return self.look_up(requests[:half], doing) + self.look_up(requests[half:], doing)
+        raise KernelError(*lost.args)
 
     def destroy(self, requests: Sequence[bytes], doing: str) -> list[int]:
         """Send up to BATCH destroys at once; the errno of each in order, 0 for a socket that was destroyed.
@@ -298,6 +303,15 @@ class DiagSocket:
                 raise _interrupted(error.errno, doing) from None
             raise kernel_error(error.errno or 0, doing) from None
         return size, flags, sender[0]
+
+
+def _found(answer: bytes | int, doing: str) -> bytes | None:
+    """The row that answered a look-up; None where nothing is, or something else is (ESTALE, with UDP)."""
+    if isinstance(answer, bytes):
+        return answer
+    if answer in (errno.ENOENT, errno.ESTALE):
+        return None
+    raise kernel_error(answer, doing)
 
 
 def _parse_dump(reply: bytes, type: int, sequence: int) -> tuple[list[bytes], Ack | Done | None, int]:

@@ -237,7 +237,10 @@ class InetSocket:
     @property
     def is_mptcp_subflow(self) -> bool:
         """Whether this TCP connection is one of those that an MPTCP connection runs over."""
-        return b"mptcp" in self._row and self.attributes.get("ulp_info", {}).get("name") == "mptcp"
+        if b"mptcp" not in self._row:
+            return False
+        ulp = self.attributes.get("ulp_info")
+        return isinstance(ulp, tuple) and ("name", "mptcp") in ulp
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._row, self._protocol)
