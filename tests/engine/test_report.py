@@ -27,9 +27,9 @@ from socklb import (
     Outcome,
     Report,
     RunStopped,
-    UnsearchedNamespace,
     SocklbError,
     UnboundedFilter,
+    UnsearchedNamespace,
 )
 from socklb.kernel.names import UnknownName
 
