@@ -8,7 +8,7 @@ from importlib import import_module
 _PACKAGE = __name__.rpartition(".")[0]
 
 _NAMES = {
-    **dict.fromkeys(("SkippedNamespace", "discover_namespaces"), "kernel.discovery"),
+    **dict.fromkeys(("UnsearchedNamespace", "discover_namespaces"), "kernel.discovery"),
     **dict.fromkeys(("Support", "probe"), "engine.probe"),
     "Backend": "filters.backend",
     **dict.fromkeys(("BackendState", "BackendTable", "TerminationLoop", "terminate_connections"), "termination"),

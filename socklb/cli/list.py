@@ -18,7 +18,7 @@ from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_command, add_filter_arguments, add_netns_argument, filters_from
 from .help import terminal_width
-from .netns import namespaces_from, warn_of_skipped
+from .netns import namespaces_from, warn_of_unsearched
 from .output import DONE, SOME_FAILED, error_text, ignore_broken_pipe, interrupts_held_back, warn
 
 TYPE_CHECKING = False
@@ -82,10 +82,10 @@ def _namespaces(options: argparse.Namespace) -> list[NetworkNamespace | None]:
         return [None]
     if isinstance(chosen, list):
         return [*dict.fromkeys(chosen)]
-    from ..kernel.discovery import discover_namespaces
+    from ..kernel.discovery import discover_namespaces, unsearched
 
     found = discover_namespaces()
-    warn_of_skipped(found.skipped)
+    warn_of_unsearched(unsearched(found.refused, found), found.hidden)
     return [*found]
 
 

@@ -9,10 +9,10 @@ from .output import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from ..engine.run import Namespaces
-    from ..kernel.discovery import SkippedNamespace
+    from ..kernel.discovery import UnsearchedNamespace
 
 
 def namespaces_from(words: Iterable[str] | None, default: str) -> Namespaces:
@@ -43,24 +43,43 @@ def netns_from(word: str) -> NetworkNamespace:
     raise NoSuchNamespace(f"{unknown}; current, all, a PID, or a path such as /proc/PID/ns/net can be given too")
 
 
-def warn_of_skipped(skipped: Sequence[SkippedNamespace]) -> None:
-    """Say which namespaces could not be looked at."""
-    for text in skipped_texts(skipped):
+class NamedNamespaces:
+    """What the words of --netns name, looked up again each time: a pin may have been made anew. A word for a process
+    means the one that had this pid the first time.
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        """Raises ValueError for a word that names no namespace."""
+        self._first = {word: netns_from(word) for word in words}
+
+    def present(self, warn: Callable[[str], object]) -> list[NetworkNamespace]:
+        """Those that are there; `warn` is called with what is to be said of each of the others."""
+        present = []
+        for word, first in self._first.items():
+            try:
+                found = netns_from(word)
+            except ValueError as error:
+                warn(str(error))
+                continue
+            if found.started == first.started:
+                present.append(found)
+            else:
+                warn(f"what {word} named has ended, and is another process now")
+        return present
+
+
+def warn_of_unsearched(unsearched: Iterable[UnsearchedNamespace], hidden: str) -> None:
+    """Say which namespaces were not searched, and which could not even be seen."""
+    for text in unsearched_texts(unsearched):
         warn(text)
+    if hidden:
+        warn(hidden)
 
 
-def skipped_texts(skipped: Sequence[SkippedNamespace]) -> list[str]:
-    """For each reason, the first path that could not be looked at and how many others there are."""
-    paths_by_reason: dict[str, list[str]] = {}
-    if skipped:
-        from ..kernel.discovery import unreadable
-
-        skipped = unreadable(skipped)
-    for path, reason in skipped:
-        paths_by_reason.setdefault(reason, []).append(path)
-    return [f"namespaces not looked at: {_first(paths)}: {reason}" for reason, paths in paths_by_reason.items()]
+def unsearched_texts(unsearched: Iterable[UnsearchedNamespace]) -> list[str]:
+    """For each reason, the first path that could not be searched and how many others there are."""
+    return [f"namespaces not searched: {_first(path, count - 1)}: {reason}" for path, reason, count in unsearched]
 
 
-def _first(paths: list[str]) -> str:
-    others = len(paths) - 1
-    return paths[0] + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
+def _first(path: str, others: int) -> str:
+    return path + (f" and {others} other{'s' if others > 1 else ''}" if others else "")

@@ -9,7 +9,7 @@ from ..kernel.namespaces import CURRENT_NAME
 from ..states import state_word
 from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
-from .netns import warn_of_skipped
+from .netns import warn_of_unsearched
 from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, ignore_broken_pipe, print_json, warn
 
 TYPE_CHECKING = False
@@ -44,7 +44,7 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
     Namespaces that failed or were skipped are named on standard error. `error` is what ended the run, if anything did.
     """
     problems = namespace_problems(report, error)
-    warn_of_skipped(report.skipped_namespaces)
+    warn_of_unsearched(report.unsearched, report.hidden)
     for text in problems:
         warn(text)
     with ignore_broken_pipe():
@@ -72,7 +72,7 @@ def _as_json(report: Report, target: Target, options: argparse.Namespace, proble
             }
             for namespace, counts in report.namespaces.items()
         ],
-        "skipped_namespaces": [skipped._asdict() for skipped in report.skipped_namespaces],
+        "unsearched": [one._asdict() for one in report.unsearched],
         "backends": {str(backend): counts.as_dict() for backend, counts in report.backends.items()},
     }
 

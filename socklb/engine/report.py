@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..filters.backend import Backend
-    from ..kernel.discovery import SkippedNamespace
+    from ..kernel.discovery import UnsearchedNamespace
     from ..kernel.namespaces import NetworkNamespace
     from ..wire.reply import InetSocket
 
@@ -74,20 +74,23 @@ class Report:
     """What a run did: an outcome for each socket that matched, and their sums.
 
     `outcomes`: a list of Outcome, in the order of the verdicts. `errors`: {NetworkNamespace: exception}, where the run
-    ended early. `skipped_namespaces`: those that could not be looked at or vanished, as SkippedNamespace (path,
-    reason). `unrecorded`: the outcomes that the audit failed to take, at most 64 destroyed ones among them.
+    ended early. `unsearched`: the namespaces that were seen and could not be searched, as UnsearchedNamespace (path,
+    reason, count). `hidden`: a sentence on the processes that were not seen, if there are any. `unrecorded`: the
+    outcomes that the audit failed to take, at most 64 destroyed ones among them.
     """
 
-    __slots__ = ("_backends", "_sums", "_tried", "errors", "outcomes", "skipped_namespaces", "unrecorded")
+    __slots__ = ("_backends", "_sums", "_tried", "errors", "hidden", "outcomes", "unrecorded", "unsearched")
 
     outcomes: list[Outcome]
     errors: dict[NetworkNamespace, BaseException]
-    skipped_namespaces: list[SkippedNamespace]
+    unsearched: list[UnsearchedNamespace]
+    hidden: str
     unrecorded: list[Outcome]
 
     def __init__(self, backends: Iterable[Backend] = ()) -> None:
         # `outcomes` is the only account of verdicts: appending to it cannot be interrupted half way.
-        self.outcomes, self.unrecorded, self.errors, self.skipped_namespaces = [], [], {}, []
+        self.outcomes, self.unrecorded, self.errors, self.unsearched = [], [], {}, []
+        self.hidden = ""
         self._backends = dict.fromkeys(backends)
         self._tried: dict[NetworkNamespace, None] = {}
         self._sums: _Sums | None = None

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Union
 
     from ..filters.backend import Backend
+    from ..kernel.discovery import Refused
     from ..wire.reply import InetSocket
     from .audit import Audit, AuditTrail, Target
     from .report import Outcome
@@ -141,8 +142,8 @@ class Run:
             namespaces = discover_namespaces()
         if isinstance(namespaces, str):
             raise ValueError(f'namespaces is "current", "all", or NetworkNamespaces, not {namespaces!r}')
-        self.report.skipped_namespaces += getattr(namespaces, "skipped", ())
-        return self._run_in_many(_distinct(namespaces), progress)
+        self.report.hidden = getattr(namespaces, "hidden", "")
+        return self._run_in_many(_distinct(namespaces), progress, getattr(namespaces, "refused", ()))
 
     def _run_in_one(self, namespace: NetworkNamespace, progress: Progress | None) -> Report:
         try:
@@ -154,7 +155,9 @@ class Run:
             error.report = self.report  # type: ignore[attr-defined]
             raise
 
-    def _run_in_many(self, namespaces: list[NetworkNamespace], progress: Progress | None) -> Report:
+    def _run_in_many(
+        self, namespaces: list[NetworkNamespace], progress: Progress | None, refused: Iterable[Refused] = ()
+    ) -> Report:
         """A namespace that fails does not stop the others. What does: NotSupported, for the kernel is the same
         everywhere; an audit that fails; an interrupt. If every namespace failed with NotPermitted (or UnknownName),
         that error is raised; so is CannotEnter if any has it.
@@ -181,6 +184,11 @@ class Run:
 
         try:
             in_parallel(run, current_first(namespaces), self._stop)
+            if refused:
+                from ..kernel.discovery import unsearched
+
+                searched = [namespace for namespace in self.report.namespaces if namespace not in self.report.errors]
+                self.report.unsearched += unsearched(refused, searched)
             self._raise_if_all_failed()
             return self.report
         except BaseException as error:
@@ -191,11 +199,7 @@ class Run:
             raise
 
     def _note_failure(self, namespace: NetworkNamespace, error: BaseException) -> None:
-        if isinstance(error, NamespaceVanished):
-            from ..kernel.discovery import VANISHED, SkippedNamespace
-
-            self.report.skipped_namespaces.append(SkippedNamespace(namespace.path, VANISHED))
-        else:
+        if not isinstance(error, NamespaceVanished):
             self.report.add_namespace(namespace)
             self.report.errors[namespace] = error
 

@@ -7,11 +7,11 @@ import errno
 import os
 from collections import namedtuple
 
-from ..errors import KernelError, NotPermitted
+from ..errors import KernelError
 from .exhaustion import raise_if_exhausted
-from .mounts import mounts
-from .namespaces import CURRENT_NAME, NetworkNamespace, NoSuchNamespace, nsfs_device, nsfs_id
-from .processes import command_name, list_directory
+from .mounts import Mount, mounts
+from .namespaces import CURRENT_NAME, NetworkNamespace, check_kind, nsfs_id, run_in_netns
+from .processes import CAP_SYS_PTRACE, command_name, directory_of, has_capability, list_directory, numbers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,25 +27,38 @@ PIN_DIRECTORIES = (
 )
 """Where iproute2 (and most container runtimes), Docker and Cilium pin namespaces."""
 
-VANISHED = "vanished"
-NOT_A_NAMESPACE = "not a network namespace"
-
 _LINKS_OF_ONE_THREAD = 3  # of /proc/PID/task: the directory's own two, and one a thread (proc_task_getattr())
 _MAX_PATHS = 16  # that are kept of one namespace
+_HIDING, _HIDING_ALL = ("2", "invisible"), ("4", "ptraceable")  # hidepid; the former not from members of a group
+_ENDED = -1
+_INITIAL_USER, _INITIAL_PID = 0xEFFFFFFD, 0xEFFFFFFC  # inodes of the host's own namespaces, linux/proc_ns.h
 
 
-class SkippedNamespace(namedtuple("SkippedNamespace", "path reason")):
-    """A namespace that was seen and could not be looked at: its path, and the reason."""
+class UnsearchedNamespace(namedtuple("UnsearchedNamespace", "path reason count")):
+    """Namespaces that were seen and could not be searched, for one reason: the path of the first, and how many."""
 
     __slots__ = ()
     path: str
     reason: str
+    count: int
+
+
+class Refused(namedtuple("Refused", "path reason process")):
+    """A path that leads to a namespace and could not be looked at. `process`: the pid it is of, 0 for a pin."""
+
+    __slots__ = ()
+    path: str
+    reason: str
+    process: int
 
 
 class DiscoveredNamespaces(tuple):  # type: ignore[type-arg]
-    """Namespaces, each once. `skipped`: those that could not be looked at, as SkippedNamespace."""
+    """Namespaces, each once. `refused`: the paths that could not be looked at, of which `unsearched` makes a sum;
+    `hidden`: a sentence on the processes that this one cannot see, "" if there are none.
+    """
 
-    skipped: list[SkippedNamespace]
+    refused: tuple[Refused, ...] = ()
+    hidden = ""
 
     if TYPE_CHECKING:
 
@@ -57,42 +70,44 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
     then those of processes, then (unless `threads` is false) those that only a thread is in.
 
     A pinned one is named after its pin, another one after the first process in it, "pid 123 (command)", or the first
-    thread, "tid 124 (name)"; where the name is taken, by its path. A namespace that vanished meanwhile or may not be
-    looked at is in `.skipped` of the result. One that is kept alive only by an open descriptor, a socket or a mount in
+    thread, "tid 124 (name)"; where the name is taken, by its path. What may not be looked at is in `.refused` of the
+    result; what vanished meanwhile is not. One that is kept alive only by an open descriptor, a socket or a mount in
     another mount namespace is not found. Raises KernelError where /proc is not mounted, or where descriptors or memory
     have run out.
     """
-    paths: dict[tuple[int, int], list[str]] = {}  # by (device, inode)
-    names: dict[str, tuple[int, int]] = {}
-    skipped = []
-    refused: set[int] = set()
-    device = nsfs_device()
-    for path, kind, number, process in _candidates(threads):
+    current = _current()
+    paths = {(current.device, current.inode): [current.path]}
+    names = {CURRENT_NAME: (current.device, current.inode)}
+    refused = []
+    mounted, processes = list(mounts()), numbers("/proc")
+    for path, kind, number, process in _candidates(mounted, processes, threads):
         try:
-            id = nsfs_id(path, device)
-        except NoSuchNamespace:
-            skipped.append(SkippedNamespace(path, VANISHED))
+            id = nsfs_id(path, current.device)
+            if not (kind or id in paths):
+                check_kind(path)
         except ValueError:
-            skipped.append(SkippedNamespace(path, NOT_A_NAMESPACE))
+            continue  # it has vanished, or is no network namespace
         except OSError as error:
             raise_if_exhausted(error, f"look at {path}")
-            missing = ""
-            if kind and isinstance(error, NotPermitted):
-                if process in refused:
-                    continue  # once for a process and all its threads
-                missing = "; CAP_SYS_PTRACE is missing"
-                refused.add(process)
-            skipped.append(SkippedNamespace(path, os.strerror(error.errno or 0) + missing))
-        else:
-            if id not in paths:
-                name = CURRENT_NAME if not paths else _name(path, kind, number)  # the first candidate is the caller's
-                names[path if name in names else name] = id
-            paths.setdefault(id, []).append(path)
+            refused.append(Refused(path, str(error.strerror).replace(f"open namespace {path}: ", ""), process))
+            continue
+        if id not in paths:
+            name = _name(path, kind, number)
+            names[path if name in names else name] = id
+        paths.setdefault(id, []).append(path)
     found = DiscoveredNamespaces(
-        NetworkNamespace(name, paths[id][0], *id, tuple(paths[id][1:_MAX_PATHS])) for name, id in names.items()
+        NetworkNamespace(name, paths[id][0], *id, tuple(paths[id][1:_MAX_PATHS]), current.cookie if not i else 0)
+        for i, (name, id) in enumerate(names.items())
     )
-    found.skipped = skipped
+    found.refused, found.hidden = tuple(refused), _hidden(mounted, len(processes))
     return found
+
+
+def _current() -> NetworkNamespace:
+    current = NetworkNamespace.current()
+    if not current.path:
+        raise KernelError(errno.ENOENT, "look for network namespaces: /proc is not mounted; name them one by one")
+    return current
 
 
 def _name(path: str, kind: str, number: int) -> str:
@@ -101,9 +116,78 @@ def _name(path: str, kind: str, number: int) -> str:
     return name.encode("unicode_escape").decode("ascii")
 
 
-def unreadable(skipped: Iterable[SkippedNamespace]) -> list[SkippedNamespace]:
-    """Those that exist and may not be looked at; what vanished, or is not a namespace, is not missed."""
-    return [one for one in skipped if one.reason not in (VANISHED, NOT_A_NAMESPACE)]
+def unsearched(refused: Iterable[Refused], searched: Iterable[NetworkNamespace]) -> list[UnsearchedNamespace]:
+    """Those of the refused that are in none of the searched namespaces, one entry for each reason.
+
+    A process that may not be looked at shows which namespace it is in all the same: anyone may read its
+    /proc/PID/net/netlink, which lists the kernel's own socket there. What has ended meanwhile is left out.
+    """
+    known: set[int] = set()
+    if any(one.process for one in refused):
+        known = {_kernel_socket_in(namespace) for namespace in searched} - {0, _ENDED}
+    left: dict[str, dict[object, str]] = {}  # by reason, the first path of each namespace
+    for path, reason, process in refused:
+        socket = _kernel_socket(directory_of(path)) if process else 0
+        if socket in known or (socket == _ENDED and known):
+            continue
+        left.setdefault(reason, {}).setdefault(socket if socket > 0 else (process or path,), path)
+    return [UnsearchedNamespace(next(iter(paths.values())), reason, len(paths)) for reason, paths in left.items()]
+
+
+def _kernel_socket_in(namespace: NetworkNamespace) -> int:
+    try:
+        return run_in_netns(namespace, lambda: _kernel_socket("/proc/thread-self"))
+    except (KernelError, ValueError):
+        return 0  # it cannot be entered any more
+
+
+def _kernel_socket(process: str) -> int:
+    """The inode of the kernel's own NETLINK_ROUTE socket in the namespace that a process is in: each has one. 0 where
+    it cannot be read, _ENDED for a process that is in none any more.
+    """
+    try:
+        with open(f"{process}/net/netlink", "rb") as lines:
+            for line in lines:
+                _, protocol, port, *_, inode = line.split()
+                if protocol == port == b"0":  # no other socket has port 0
+                    return int(inode)
+    except OSError as error:
+        raise_if_exhausted(error, f"look at {process}/net/netlink")
+        if isinstance(error, (FileNotFoundError, ProcessLookupError)):
+            return _ENDED
+    return 0
+
+
+def _hidden(mounted: Iterable[Mount], visible: int) -> str:
+    """A sentence on the processes that /proc does not show to this one, "" if it shows all."""
+    if (_inode("/proc/1/ns/pid") or _inode("/proc/self/ns/pid")) not in (0, _INITIAL_PID):
+        why = "it shows those of one pid namespace, not of the host"
+    else:
+        options = [mount.options for mount in mounted if mount.point == "/proc"][-1:]
+        values = dict(option.partition("=")[::2] for option in sum(options, ()))
+        hidepid = values.get("hidepid", "")
+        is_member = int(values.get("gid", 0)) in (os.getegid(), *os.getgroups())
+        sees_all = has_capability(CAP_SYS_PTRACE) and _inode("/proc/self/ns/user") == _INITIAL_USER
+        if sees_all or not (hidepid in _HIDING_ALL or (hidepid in _HIDING and not is_member)):
+            return ""
+        why = f"it is mounted with hidepid={hidepid}"
+    count = _processes() - visible
+    how_many = f" ({count}, kernel threads counted)" if count > 0 else ""
+    return f"namespaces of processes that /proc does not show are not searched{how_many}: {why}"
+
+
+def _processes() -> int:
+    """How many processes there are, whoever may see them: /proc counts each as a link to it (proc_root_getattr())."""
+    with os.scandir("/proc") as entries:
+        others = sum(not entry.name.isdigit() and entry.is_dir(follow_symlinks=False) for entry in entries)
+    return os.stat("/proc").st_nlink - 2 - others
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
 
 
 def pinned(name: str) -> NetworkNamespace | None:
@@ -126,42 +210,26 @@ class _Candidate(namedtuple("_Candidate", "path kind number process", defaults=(
     __slots__ = ()
 
 
-def _candidates(threads: bool) -> Iterator[_Candidate]:
+def _candidates(mounted: Iterable[Mount], processes: Iterable[int], threads: bool) -> Iterator[_Candidate]:
     """Many of them lead to the same namespace."""
-    yield _Candidate(_own_path())
-    of_nsfs = [mount for mount in mounts() if mount.type == "nsfs"]
-    others = {mount.point for mount in of_nsfs if not mount.root.startswith("net:")}
     paths = [
         os.path.join(directory, name) for directory in _distinct(PIN_DIRECTORIES) for name in list_directory(directory)
     ]
-    paths += [mount.point for mount in of_nsfs]
+    paths += [mount.point for mount in mounted if mount.type == "nsfs" and mount.root.startswith("net:")]
     for path in dict.fromkeys(paths):
-        if path not in others:
-            yield _Candidate(path)
-    processes = _numbers("/proc")
+        yield _Candidate(path)
     for pid in processes:
         yield _Candidate(f"/proc/{pid}/ns/net", "pid", pid, pid)
     for pid in processes if threads else ():
         if _has_threads(pid):
-            for tid in _numbers(f"/proc/{pid}/task"):
+            for tid in numbers(f"/proc/{pid}/task"):
                 if tid != pid:
                     yield _Candidate(f"/proc/{pid}/task/{tid}/ns/net", "tid", tid, pid)
-
-
-def _own_path() -> str:
-    path = NetworkNamespace.current().path
-    if not path:
-        raise KernelError(errno.ENOENT, "look for network namespaces: /proc is not mounted; name them one by one")
-    return path
 
 
 def _distinct(directories: Iterable[str]) -> Iterator[str]:
     """Each directory once: /var/run is /run on most hosts."""
     return iter({os.path.realpath(directory): directory for directory in reversed(tuple(directories))}.values())
-
-
-def _numbers(directory: str) -> list[int]:
-    return sorted(map(int, filter(str.isdigit, list_directory(directory))))
 
 
 def _has_threads(pid: int) -> bool:

@@ -27,9 +27,9 @@ from socklb import (
     Outcome,
     Report,
     RunStopped,
-    SkippedNamespace,
     SocklbError,
     UnboundedFilter,
+    UnsearchedNamespace,
 )
 from socklb.filters import backend as backend_module
 from socklb.filters.backend import backend_of
@@ -139,8 +139,8 @@ class TestCopies:
             outcome("skipped"),
             Outcome(InetSocket(row(1), TCP), "failed", "why", errno.EPERM, NAMESPACES[1]),
             Counts(1, 2, 3, 4),
-            SkippedNamespace("/run/netns/x", "vanished"),
-            NetworkNamespace("n", "/p", 4, 1000, ("/q", "/r")),
+            UnsearchedNamespace("/run/netns/x", "why", 2),
+            NetworkNamespace("n", "/p", 4, 1000, ("/q", "/r"), 5, 6),
         ],
         ids=lambda value: type(value).__name__,
     )
@@ -155,7 +155,7 @@ class TestCopies:
         error = copy.copy(error)
         report = report_with([outcome("destroyed", 1, 2), outcome("failed", 1, 2)])
         report.errors[NAMESPACES[1]] = error
-        report.skipped_namespaces.append(SkippedNamespace("/x", "vanished"))
+        report.unsearched.append(UnsearchedNamespace("/x", "why", 1))
         report.unrecorded = report.outcomes[:1]
         error.report = report  # type: ignore[attr-defined]
         other = copied(error)
@@ -164,7 +164,7 @@ class TestCopies:
         assert getattr(other, "errno", None) == getattr(error, "errno", None)
         theirs = other.report
         assert (theirs.outcomes, theirs.unrecorded) == (report.outcomes, report.unrecorded)
-        assert theirs.skipped_namespaces == report.skipped_namespaces
+        assert theirs.unsearched == report.unsearched
         assert (theirs.counts, theirs.namespaces, theirs.backends) == (
             report.counts,
             report.namespaces,
@@ -176,6 +176,6 @@ class TestCopies:
 def test_printed_forms() -> None:
     assert repr(NAMESPACES[0]) == "<NetworkNamespace net0 /run/netns/net0 inode=0>"
     assert repr(Counts(1, 0, 2, 0)) == "Counts(destroyed=1, gone=0, skipped=2, failed=0)"
-    assert repr(SkippedNamespace("/x", "vanished")) == "SkippedNamespace(path='/x', reason='vanished')"
+    assert repr(UnsearchedNamespace("/x", "why", 1)) == "UnsearchedNamespace(path='/x', reason='why', count=1)"
     assert repr(outcome("gone")).startswith("Outcome(socket=<InetSocket 6 ESTABLISHED 10.0.0.1:1025 -> 10.0.0.5:80 ")
     assert repr(Report()) == "<Report matched=0 destroyed=0 gone=0 skipped=0 failed=0>"

@@ -114,7 +114,7 @@ TALKS_TO_NO_KERNEL = {
     *("AuditError", "KernelError", "MalformedMessage", "NotPermitted", "NotSupported", "RunStopped"),
     *("SocklbError", "UnboundedFilter"),
     *("Backend", "BackendState", "BackendTable", "Condition", "Counts", "InetSocket", "Outcome", "Report"),
-    *("RevNatEntry", "SkippedNamespace", "Support", "TcpState", "FilterSyntaxError"),
+    *("RevNatEntry", "UnsearchedNamespace", "Support", "TcpState", "FilterSyntaxError"),
     *("SocketFilter", "autobound", "cgroup", "device", "dport", "dst", "mark", "sport", "src"),
     *("state_mask", "states_in"),
     *("NetworkNamespace", "RevNatMaps", "discover_namespaces"),  # but not over netlink
