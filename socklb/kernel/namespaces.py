@@ -147,8 +147,7 @@ def run_in_netns(namespace: NetworkNamespace | None, function: Callable[[], T], 
     """
     if namespace is None:
         return function()
-    if not isinstance(namespace, NetworkNamespace):
-        raise TypeError(f"namespace is a NetworkNamespace, not {namespace!r}")
+    _check_namespace(namespace)
     if _is_current(namespace):
         return function()
     if thread_may_move:
@@ -163,8 +162,16 @@ def run_in_netns(namespace: NetworkNamespace | None, function: Callable[[], T], 
     return call_in_thread(enter_and_call)
 
 
+def _check_namespace(namespace: object) -> None:
+    if not isinstance(namespace, NetworkNamespace):
+        raise TypeError(f"a namespace is a NetworkNamespace, not {namespace!r}")
+
+
 def current_first(namespaces: Iterable[NetworkNamespace]) -> list[NetworkNamespace]:
-    """Each namespace once, the caller's first: a thread that has left it may not be allowed back."""
+    """Each namespace once, the caller's first: a thread that has left it may not be allowed back. Raises TypeError."""
+    namespaces = list(namespaces)
+    for namespace in namespaces:
+        _check_namespace(namespace)
     current = NetworkNamespace.current()
     return sorted(dict.fromkeys(namespaces), key=lambda namespace: namespace != current)
 
