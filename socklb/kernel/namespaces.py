@@ -92,7 +92,7 @@ class NetworkNamespace(Value):
         except (OSError, NoSuchNamespace) as error:  # NoSuchNamespace: a kernel without network namespaces
             raise_if_exhausted(error, "look at the current network namespace")
             path, device, inode = "", 0, 0
-        return cls(CURRENT_NAME, path, device, inode, cookie=_current_cookie())
+        return cls(CURRENT_NAME, path, device, inode, cookie=_current_cookie(or_fail=False))
 
     @classmethod
     def from_path(cls, path: str, *, name: str | None = None) -> NetworkNamespace:
@@ -196,13 +196,14 @@ def _has_current_cookie(namespace: NetworkNamespace) -> bool:
     return not namespace.cookie or _current_cookie() in (0, namespace.cookie)
 
 
-def _current_cookie() -> int:
+def _current_cookie(*, or_fail: bool = True) -> int:
     """The cookie of the calling thread's namespace; 0 where the kernel does not tell."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
             return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
     except OSError as error:
-        raise_if_exhausted(error, "ask for the cookie of a network namespace")
+        if or_fail:
+            raise_if_exhausted(error, "ask for the cookie of a network namespace")
         return 0
 
 

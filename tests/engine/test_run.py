@@ -47,7 +47,7 @@ Record = dict[str, Any]
 
 
 def netns(number: int) -> NetworkNamespace:
-    """Without a path every thread is taken to be in it already: entering it needs no privilege."""
+    """Without a path: the fake kernel is there, whatever thread asks."""
     return NetworkNamespace(f"net{number}", "", 0, number)
 
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 import socklb
-from socklb import InetSocket
+from socklb import InetSocket, SocketFilter, dst, find_sockets
 from socklb.engine import session
 from socklb.engine.session import OwnSession, own_session
 from socklb.kernel import processes
 from socklb.wire.reply import InetDiagMsg
 from socklb.wire.socket_id import SocketId
 
-from ..sockets import in_child
+from ..sockets import Sockets, in_child
 
 if TYPE_CHECKING:
     from socklb.engine.session import Endpoint
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 NOTHING = OwnSession(frozenset(), frozenset())
 LINE = "192.0.2.7 50001 10.0.0.9 22"
 ALICE, MALLORY = 1000, 1001
+
+
+needs_users = pytest.mark.skipif(
+    Path("/proc/self/uid_map").read_text().split()[2:3] == ["1"],
+    reason="there is one user alone in this user namespace",
+)
 
 
 class Fake(NamedTuple):
@@ -176,10 +182,15 @@ class TestAncestors:
         assert session_among(monkeypatch, another_s) == OwnSession(frozenset(), frozenset({5}))
 
     @pytest.mark.kernel
-    def test_on_the_real_proc(self) -> None:
+    @pytest.mark.parametrize(
+        ("name", "uid", "counts"),
+        [("sshd-session", 0, True), ("sshdx", 0, False), pytest.param("sshd", MALLORY, False, marks=needs_users)],
+    )
+    def test_on_the_real_proc(self, name: str, uid: int, counts: bool) -> None:
         def below_sshd() -> tuple[int, frozenset[int]]:
-            Path("/proc/self/comm").write_text("sshd-session")
+            Path("/proc/self/comm").write_text(name)
             with socket.socket() as held:
+                os.setresuid(uid, 0, 0)
                 return os.fstat(held.fileno()).st_ino, in_child(look)
 
         def look() -> frozenset[int]:
@@ -188,8 +199,20 @@ class TestAncestors:
 
         inherited = set(processes.socket_inodes(os.getpid()))
         held, inodes = in_child(below_sshd)
-        assert inodes - inherited == {held}
+        assert inodes - inherited == ({held} if counts else set())
         assert in_child(look) == frozenset()
+
+
+@pytest.mark.kernel
+@needs_users
+def test_a_forged_variable_shields_no_socket_of_another_user(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, _ = sockets.tcp("127.0.0.2", 9000)
+    address, port = client.getsockname()
+    monkeypatch.setenv("SSH_CONNECTION", f"{address} {port} 127.0.0.2 9000")
+    for uid, is_shielded in ((0, True), (MALLORY, False)):
+        os.fchown(client.fileno(), uid, -1)
+        (row,) = find_sockets(SocketFilter("tcp", dst("127.0.0.2", 9000)))
+        assert (row.uid, own_session().has(row)) == (uid, is_shielded)
 
 
 def pts(number: int) -> int:

@@ -21,6 +21,7 @@ from socklb.kernel import namespaces
 from socklb.kernel.namespaces import CLONE_NEWNET, run_in_netns, unshare
 
 from .. import world
+from ..capabilities import with_only
 from ..networks import no_thread_lingers
 from ..sockets import Sockets, eventually, in_child, reused_pid, without_privilege
 
@@ -226,13 +227,24 @@ class TestWrongPaths:
         assert caught.value.errno == errno.ELOOP
 
     @pytest.mark.kernel
-    def test_another_s_process(self) -> None:
-        def look() -> int | None:
-            with pytest.raises(KernelError, match="open namespace /proc/1/ns/net") as caught:
+    @pytest.mark.parametrize(
+        ("drop", "why"),
+        [
+            (with_only(), "CAP_SYS_PTRACE is missing"),
+            (
+                world.drop_privilege,  # it has every capability, and is root of another user namespace
+                "its process has more capabilities, is in another user namespace, or a security module forbids it",
+            ),
+        ],
+        ids=["no-capability", "those-of-another-user-namespace"],
+    )
+    def test_another_s_process(self, drop: Callable[[], None], why: str) -> None:
+        def look() -> tuple[int | None, str]:
+            with pytest.raises(NotPermitted) as caught:
                 NetworkNamespace.from_pid(1)
-            return caught.value.errno
+            return caught.value.errno, str(caught.value.strerror)
 
-        assert without_privilege(look) == errno.EACCES
+        assert in_child(look, drop) == (errno.EACCES, f"open namespace /proc/1/ns/net: Permission denied; {why}")
 
 
 @pytest.mark.kernel
