@@ -248,7 +248,7 @@ class TestMultiplexers:
         commands = {
             "a stand-in": [sys.executable, "-c", STAND_IN],
             "tmux": ["tmux", "-L", "socklb-test", "-f", "/dev/null", "new-session"],
-            "screen": ["screen", "-c", "/dev/null"],
+            "screen": ["sh", "-c", 'screen -c /dev/null -dmS socklb-test "$@"; exec screen -r socklb-test', "sh"],
         }
         look = [sys.executable, "-c", LOOK, str(Path(socklb.__file__).parents[1]), session.__name__, str(found)]
         with (
@@ -279,9 +279,14 @@ except OSError:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 LOOK = """
-import importlib, sys
+import importlib, sys, time
 sys.path.insert(0, sys.argv[1])
-inodes = importlib.import_module(sys.argv[2]).own_session().inodes
+session = importlib.import_module(sys.argv[2])
+for _ in range(100):  # until the client is attached
+    inodes = session.own_session().inodes
+    if inodes:
+        break
+    time.sleep(0.05)
 open(sys.argv[3], "w").write(" ".join(map(str, inodes)))
 """
 STAND_IN = """

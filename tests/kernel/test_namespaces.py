@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -328,16 +329,12 @@ class TestVanished:
                 assert "of another process now" in self.vanished(namespace)
 
     @pytest.mark.parametrize(
-        "one",
-        [
-            NetworkNamespace("other", "", 0, 0),
-            NetworkNamespace("current", "", 4, 1000),
-            NetworkNamespace("current", "", 0, 0, (), 1),
-        ],
+        "fields",
+        [("other", "", 0, 0), ("current", "", 4, 1000), ("current", "", 0, 0, (), 1)],
         ids=["name", "inode", "cookie"],
     )
-    def test_one_without_a_path_is_not_the_current_one(self, network: None, one: NetworkNamespace) -> None:
-        self.vanished(one)
+    def test_one_without_a_path_is_not_the_current_one(self, network: None, fields: tuple[Any, ...]) -> None:
+        self.vanished(NetworkNamespace(*fields))
 
     def test_a_path_that_leads_to_another_one_now(self, network: None, tmp_path: Path) -> None:
         link = tmp_path / "link"
