@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Union
 
     from ..filters.backend import Backend
-    from ..kernel.discovery import Refused
+    from ..kernel.discovery import UnsearchedNamespace
     from ..wire.reply import InetSocket
     from .audit import Audit, AuditTrail, Target
     from .report import Outcome
@@ -156,7 +156,7 @@ class Run:
             raise
 
     def _run_in_many(
-        self, namespaces: list[NetworkNamespace], progress: Progress | None, refused: Iterable[Refused] = ()
+        self, namespaces: list[NetworkNamespace], progress: Progress | None, refused: Iterable[UnsearchedNamespace] = ()
     ) -> Report:
         """A namespace that fails does not stop the others. What does: NotSupported, for the kernel is the same
         everywhere; an audit that fails; an interrupt. If every namespace failed with NotPermitted (or UnknownName),

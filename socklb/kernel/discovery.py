@@ -9,13 +9,13 @@ from collections import namedtuple
 
 from ..errors import KernelError
 from .exhaustion import raise_if_exhausted
-from .mounts import Mount, mounts
+from .mounts import mounts
 from .namespaces import CURRENT_NAME, NetworkNamespace, check_kind, nsfs_id, run_in_netns
-from .processes import CAP_SYS_PTRACE, command_name, directory_of, has_capability, list_directory, numbers
+from .processes import command_name, directory_of, list_directory, numbers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 PIN_DIRECTORIES = (
     "/run/netns",
@@ -29,9 +29,9 @@ PIN_DIRECTORIES = (
 
 _LINKS_OF_ONE_THREAD = 3  # of /proc/PID/task: the directory's own two, and one a thread (proc_task_getattr())
 _MAX_PATHS = 16  # that are kept of one namespace
-_HIDING, _HIDING_ALL = ("2", "invisible"), ("4", "ptraceable")  # hidepid; the former not from members of a group
 _ENDED = -1
-_INITIAL_USER, _INITIAL_PID = 0xEFFFFFFD, 0xEFFFFFFC  # inodes of the host's own namespaces, linux/proc_ns.h
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # its inode, linux/proc_ns.h
+_KTHREADD = 2  # the pid there of the parent of the kernel's threads
 
 
 class UnsearchedNamespace(namedtuple("UnsearchedNamespace", "path reason count")):
@@ -43,21 +43,12 @@ class UnsearchedNamespace(namedtuple("UnsearchedNamespace", "path reason count")
     count: int
 
 
-class Refused(namedtuple("Refused", "path reason process")):
-    """A path that leads to a namespace and could not be looked at. `process`: the pid it is of, 0 for a pin."""
-
-    __slots__ = ()
-    path: str
-    reason: str
-    process: int
-
-
 class DiscoveredNamespaces(tuple):  # type: ignore[type-arg]
-    """Namespaces, each once. `refused`: the paths that could not be looked at, of which `unsearched` makes a sum;
-    `hidden`: a sentence on the processes that this one cannot see, "" if there are none.
+    """Namespaces, each once. `refused`: what could not be looked at, an entry for each process, thread or pin, which
+    `unsearched` sums up; `hidden`: a sentence on the processes that /proc does not show, "" if it shows all.
     """
 
-    refused: tuple[Refused, ...] = ()
+    refused: tuple[UnsearchedNamespace, ...] = ()
     hidden = ""
 
     if TYPE_CHECKING:
@@ -79,8 +70,8 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
     paths = {(current.device, current.inode): [current.path]}
     names = {CURRENT_NAME: (current.device, current.inode)}
     refused = []
-    mounted, processes = list(mounts()), numbers("/proc")
-    for path, kind, number, process in _candidates(mounted, processes, threads):
+    processes = numbers("/proc")
+    for path, kind, number in _candidates(processes, threads):
         try:
             id = nsfs_id(path, current.device)
             if not (kind or id in paths):
@@ -89,7 +80,8 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
             continue  # it has vanished, or is no network namespace
         except OSError as error:
             raise_if_exhausted(error, f"look at {path}")
-            refused.append(Refused(path, str(error.strerror).replace(f"open namespace {path}: ", ""), process))
+            why = str(error.strerror).replace(f"open namespace {path}: ", "")
+            refused.append(UnsearchedNamespace(path, why, 1))
             continue
         if id not in paths:
             name = _name(path, kind, number)
@@ -99,7 +91,7 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
         NetworkNamespace(name, paths[id][0], *id, tuple(paths[id][1:_MAX_PATHS]), current.cookie if not i else 0)
         for i, (name, id) in enumerate(names.items())
     )
-    found.refused, found.hidden = tuple(refused), _hidden(mounted, len(processes))
+    found.refused, found.hidden = tuple(refused), _hidden(processes)
     return found
 
 
@@ -116,21 +108,24 @@ def _name(path: str, kind: str, number: int) -> str:
     return name.encode("unicode_escape").decode("ascii")
 
 
-def unsearched(refused: Iterable[Refused], searched: Iterable[NetworkNamespace]) -> list[UnsearchedNamespace]:
+def unsearched(
+    refused: Iterable[UnsearchedNamespace], searched: Iterable[NetworkNamespace]
+) -> list[UnsearchedNamespace]:
     """Those of the refused that are in none of the searched namespaces, one entry for each reason.
 
     A process that may not be looked at shows which namespace it is in all the same: anyone may read its
     /proc/PID/net/netlink, which lists the kernel's own socket there. What has ended meanwhile is left out.
     """
-    known: set[int] = set()
-    if any(one.process for one in refused):
-        known = {_kernel_socket_in(namespace) for namespace in searched} - {0, _ENDED}
+    known = {_kernel_socket_in(namespace) for namespace in searched} - {0, _ENDED} if refused else set()
     left: dict[str, dict[object, str]] = {}  # by reason, the first path of each namespace
-    for path, reason, process in refused:
-        socket = _kernel_socket(directory_of(path)) if process else 0
-        if socket in known or (socket == _ENDED and known):
-            continue
-        left.setdefault(reason, {}).setdefault(socket if socket > 0 else (process or path,), path)
+    for path, reason, _ in refused:
+        process = directory_of(path)
+        socket = _kernel_socket(process) if process else 0
+        if not (socket in known or (socket == _ENDED and known)):
+            namespace = (
+                socket if socket > 0 else process.partition("/task/")[0] or path
+            )  # of one process, taken for one
+            left.setdefault(reason, {}).setdefault(namespace, path)
     return [UnsearchedNamespace(next(iter(paths.values())), reason, len(paths)) for reason, paths in left.items()]
 
 
@@ -158,20 +153,15 @@ def _kernel_socket(process: str) -> int:
     return 0
 
 
-def _hidden(mounted: Iterable[Mount], visible: int) -> str:
-    """A sentence on the processes that /proc does not show to this one, "" if it shows all."""
-    if (_inode("/proc/1/ns/pid") or _inode("/proc/self/ns/pid")) not in (0, _INITIAL_PID):
+def _hidden(processes: Collection[int]) -> str:
+    """A sentence on what /proc does not list, "" if it lists every process."""
+    if (_inode("/proc/1/ns/pid") or _inode("/proc/self/ns/pid")) not in (0, _INITIAL_PID_NAMESPACE):
         why = "it shows those of one pid namespace, not of the host"
+    elif _KTHREADD not in processes:
+        why = "it is mounted with hidepid"
     else:
-        options = [mount.options for mount in mounted if mount.point == "/proc"][-1:]
-        values = dict(option.partition("=")[::2] for option in sum(options, ()))
-        hidepid = values.get("hidepid", "")
-        is_member = int(values.get("gid", 0)) in (os.getegid(), *os.getgroups())
-        sees_all = has_capability(CAP_SYS_PTRACE) and _inode("/proc/self/ns/user") == _INITIAL_USER
-        if sees_all or not (hidepid in _HIDING_ALL or (hidepid in _HIDING and not is_member)):
-            return ""
-        why = f"it is mounted with hidepid={hidepid}"
-    count = _processes() - visible
+        return ""
+    count = _processes() - len(processes)
     how_many = f" ({count}, kernel threads counted)" if count > 0 else ""
     return f"namespaces of processes that /proc does not show are not searched{how_many}: {why}"
 
@@ -204,27 +194,27 @@ def pin_names() -> list[str]:
     return sorted({name for directory in PIN_DIRECTORIES for name in list_directory(directory)})
 
 
-class _Candidate(namedtuple("_Candidate", "path kind number process", defaults=("", 0, 0))):
+class _Candidate(namedtuple("_Candidate", "path kind number", defaults=("", 0))):
     """A path that may lead to a network namespace: of a process ("pid") or thread ("tid"), or a mount ("")."""
 
     __slots__ = ()
 
 
-def _candidates(mounted: Iterable[Mount], processes: Iterable[int], threads: bool) -> Iterator[_Candidate]:
+def _candidates(processes: Iterable[int], threads: bool) -> Iterator[_Candidate]:
     """Many of them lead to the same namespace."""
     paths = [
         os.path.join(directory, name) for directory in _distinct(PIN_DIRECTORIES) for name in list_directory(directory)
     ]
-    paths += [mount.point for mount in mounted if mount.type == "nsfs" and mount.root.startswith("net:")]
+    paths += [mount.point for mount in mounts() if mount.type == "nsfs" and mount.root.startswith("net:")]
     for path in dict.fromkeys(paths):
         yield _Candidate(path)
     for pid in processes:
-        yield _Candidate(f"/proc/{pid}/ns/net", "pid", pid, pid)
+        yield _Candidate(f"/proc/{pid}/ns/net", "pid", pid)
     for pid in processes if threads else ():
         if _has_threads(pid):
             for tid in numbers(f"/proc/{pid}/task"):
                 if tid != pid:
-                    yield _Candidate(f"/proc/{pid}/task/{tid}/ns/net", "tid", tid, pid)
+                    yield _Candidate(f"/proc/{pid}/task/{tid}/ns/net", "tid", tid)
 
 
 def _distinct(directories: Iterable[str]) -> Iterator[str]:

@@ -15,16 +15,13 @@ _MOUNTINFO = "/proc/self/mountinfo"
 _ROOT, _POINT = 3, 4  # behind the numbers of the mount, its parent and its device
 
 
-class Mount(namedtuple("Mount", "root point type options", defaults=((),))):
-    """`root`: which part of the file system is mounted ("net:[4026531840]" for a namespace); `point`: where; `type`;
-    `options` of the file system.
-    """
+class Mount(namedtuple("Mount", "root point type")):
+    """`root`: which part of the file system is mounted ("net:[4026531840]" for a namespace); `point`: where; `type`."""
 
     __slots__ = ()
     root: str
     point: str
     type: str
-    options: tuple[str, ...]
 
 
 def mounts() -> Iterator[Mount]:
@@ -39,9 +36,7 @@ def mounts() -> Iterator[Mount]:
                 before, _, after = line.partition(" - ")
                 fields = before.split(" ")
                 if len(fields) > _POINT:
-                    type, _, rest = after.rstrip("\n").partition(" ")
-                    options = tuple(rest.rpartition(" ")[2].split(","))
-                    yield Mount(_unescaped(fields[_ROOT]), _unescaped(fields[_POINT]), type, options)
+                    yield Mount(_unescaped(fields[_ROOT]), _unescaped(fields[_POINT]), after.partition(" ")[0])
     except OSError as error:
         raise_if_exhausted(error, "read the list of mounts")
 

@@ -102,7 +102,7 @@ class NetworkNamespace(Value):
         there, KernelError if it cannot be looked at.
         """
         _check_type(str, path=path)
-        device, inode = nsfs_id(path, nsfs_device())
+        device, inode = nsfs_id(path, cls.current().device or None)
         check_kind(path)
         found = cls(name or os.path.basename(path), path, device, inode, (), 0, start_time(path))
         try:
@@ -292,17 +292,8 @@ def _call_libc(name: str, *arguments: int) -> None:
         raise OSError(code, os.strerror(code), name)
 
 
-def nsfs_device() -> int | None:
-    """The device that every namespace file is on (nsfs); None without /proc, where it cannot be known."""
-    try:
-        return os.stat(_CURRENT).st_dev
-    except OSError as error:
-        raise_if_exhausted(error, f"look at {_CURRENT}")
-        return None
-
-
 def nsfs_id(path: str, device: int | None) -> tuple[int, int]:
-    """(device, inode) of the namespace at a path, `device` being that of nsfs. Its kind is not looked at.
+    """(device, inode) of the namespace at a path, `device` being that of nsfs (None: unknown). Its kind is not looked at.
 
     Raises ValueError if no namespace is there, KernelError if it cannot be looked at.
     """

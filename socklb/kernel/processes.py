@@ -47,12 +47,12 @@ def has_capability(number: int) -> bool:
 
 def command_name(pid: int) -> str:
     """The name of a process or thread (/proc/PID/comm), "" if it has ended."""
-    return _read(pid, "comm").rstrip(b"\n").decode("utf-8", "replace")
+    return _read(f"/proc/{pid}/comm").rstrip(b"\n").decode("utf-8", "replace")
 
 
 def environment_value(pid: int, name: bytes) -> str:
     """The value that a variable had when the process was started, "" if it had none."""
-    for entry in _read(pid, "environ").split(b"\0"):
+    for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
         key, _, value = entry.partition(b"=")
         if key == name:
             return value.decode("ascii", "replace")
@@ -120,20 +120,16 @@ def _open_files(pid: int) -> Iterator[str]:
 
 def _status(pid: int | str) -> dict[bytes, bytes]:
     """/proc/PID/status; a name with a line feed comes escaped."""
-    lines = (line.partition(b":\t") for line in _read(pid, "status").split(b"\n"))
+    lines = (line.partition(b":\t") for line in _read(f"/proc/{pid}/status").split(b"\n"))
     return {name: value for name, _, value in lines if value}
 
 
 def _stat(directory: str, word: int) -> int:
-    words = read(f"{directory}/stat").rpartition(b")")[2].split()
+    words = _read(f"{directory}/stat").rpartition(b")")[2].split()
     return int(words[word]) if len(words) > word else 0
 
 
-def _read(pid: int | str, name: str) -> bytes:
-    return read(f"/proc/{pid}/{name}")
-
-
-def read(path: str) -> bytes:
+def _read(path: str) -> bytes:
     """The content of a file in /proc."""
     try:
         with open(path, "rb") as file:

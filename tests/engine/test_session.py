@@ -86,7 +86,7 @@ def session_among(
         if own is not None:
             patched.setenv("SSH_CONNECTION", own)
         patched.setattr(os, "getuid", lambda: uid)
-        patched.setattr(processes, "read", lambda path: files.get(path, b""))
+        patched.setattr(processes, "_read", lambda path: files.get(path, b""))
         patched.setattr(os, "listdir", listdir)
         patched.setattr(os, "readlink", links.__getitem__)
         return own_session()

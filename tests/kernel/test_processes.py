@@ -47,7 +47,7 @@ class TestAncestors:
     def test_whatever_they_are_called_and_a_circle_ends(self, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
         parents = {"self": 30, "30": 20, "20": 10, "10": 30}
         text = b"Name:\t%s\nPPid:\t%d\nUid:\t5\t6\t7\t8\n"
-        monkeypatch.setattr(processes, "read", lambda path: text % (name, parents[path.split("/")[2]]))
+        monkeypatch.setattr(processes, "_read", lambda path: text % (name, parents[path.split("/")[2]]))
         assert list(ancestors()) == [Process(pid, name.decode("utf-8", "replace"), 5) for pid in (30, 20, 10)]
 
 
