@@ -9,7 +9,7 @@ from collections import namedtuple
 
 from ..errors import KernelError
 from .exhaustion import raise_if_exhausted
-from .mounts import mounts
+from .mounts import Mount, mounts
 from .namespaces import CURRENT_NAME, NetworkNamespace, check_kind, nsfs_id, run_in_netns
 from .processes import command_name, directory_of, list_directory, numbers
 
@@ -71,10 +71,12 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
     names = {CURRENT_NAME: (current.device, current.inode)}
     refused = []
     processes = numbers("/proc")
-    for path, kind, number in _candidates(processes, threads):
+    mounted = [mount for mount in mounts() if mount.type == "nsfs" and mount.root.startswith("net:")]
+    are_networks = {mount.root for mount in mounted}
+    for path, kind, number in _candidates(mounted, processes, threads):
         try:
             id = nsfs_id(path, current.device)
-            if not (kind or id in paths):
+            if not (kind or id in paths or f"net:[{id[1]}]" in are_networks):
                 check_kind(path)
         except ValueError:
             continue  # it has vanished, or is no network namespace
@@ -200,12 +202,12 @@ class _Candidate(namedtuple("_Candidate", "path kind number", defaults=("", 0)))
     __slots__ = ()
 
 
-def _candidates(processes: Iterable[int], threads: bool) -> Iterator[_Candidate]:
+def _candidates(mounted: Iterable[Mount], processes: Iterable[int], threads: bool) -> Iterator[_Candidate]:
     """Many of them lead to the same namespace."""
     paths = [
         os.path.join(directory, name) for directory in _distinct(PIN_DIRECTORIES) for name in list_directory(directory)
     ]
-    paths += [mount.point for mount in mounts() if mount.type == "nsfs" and mount.root.startswith("net:")]
+    paths += [mount.point for mount in mounted]
     for path in dict.fromkeys(paths):
         yield _Candidate(path)
     for pid in processes:

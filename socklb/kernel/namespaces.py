@@ -293,7 +293,7 @@ def _call_libc(name: str, *arguments: int) -> None:
 
 
 def nsfs_id(path: str, device: int | None) -> tuple[int, int]:
-    """(device, inode) of the namespace at a path, `device` being that of nsfs (None: unknown). Its kind is not looked at.
+    """(device, inode) of the namespace at a path; `device`: that of nsfs, None if unknown. Its kind is not looked at.
 
     Raises ValueError if no namespace is there, KernelError if it cannot be looked at.
     """
