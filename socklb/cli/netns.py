@@ -9,7 +9,7 @@ from .output import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from ..engine.run import Namespaces
     from ..kernel.discovery import UnsearchedNamespace
@@ -43,8 +43,43 @@ def netns_from(word: str) -> NetworkNamespace:
     raise NoSuchNamespace(f"{unknown}; current, all, a PID, or a path such as /proc/PID/ns/net can be given too")
 
 
-def warn_of_unsearched(unsearched: Sequence[UnsearchedNamespace]) -> None:
-    """Say which namespaces were seen and could not be searched."""
-    for path, reason, count in unsearched:
-        others = f" and {count - 1} other{'s' if count > 2 else ''}" if count > 1 else ""
-        warn(f"namespaces not searched: {path}{others}: {reason}")
+class NamedNamespaces:
+    """What the words of --netns name, looked up again each time: a pin may have been made anew. A word for a process
+    means the one that had this pid the first time.
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        """Raises ValueError for a word that names no namespace."""
+        self._first = {word: netns_from(word) for word in words}
+
+    def present(self, warn: Callable[[str], object]) -> list[NetworkNamespace]:
+        """Those that are there; `warn` is called with what is to be said of each of the others."""
+        present = []
+        for word, first in self._first.items():
+            try:
+                found = netns_from(word)
+            except ValueError as error:
+                warn(str(error))
+                continue
+            if found.started == first.started:
+                present.append(found)
+            else:
+                warn(f"what {word} named has ended, and is another process now")
+        return present
+
+
+def warn_of_unsearched(unsearched: Iterable[UnsearchedNamespace], hidden: str) -> None:
+    """Say which namespaces were not searched, and which could not even be seen."""
+    for text in unsearched_texts(unsearched):
+        warn(text)
+    if hidden:
+        warn(hidden)
+
+
+def unsearched_texts(unsearched: Iterable[UnsearchedNamespace]) -> list[str]:
+    """For each reason, the first path that could not be searched and how many others there are."""
+    return [f"namespaces not searched: {_first(path, count - 1)}: {reason}" for path, reason, count in unsearched]
+
+
+def _first(path: str, others: int) -> str:
+    return path + (f" and {others} other{'s' if others > 1 else ''}" if others else "")

@@ -24,7 +24,7 @@ from .arguments import (
     audit_from,
     rev_nat_from,
 )
-from .netns import namespaces_from, netns_from, skipped_texts
+from .netns import NamedNamespaces, unsearched_texts
 from .output import DONE, INTERRUPTED, SOME_FAILED, error_text, ignore_broken_pipe, warn
 from .verdicts import namespace_problems, outcome_line, sums_text
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..engine.report import Report
-    from ..kernel.namespaces import NetworkNamespace
     from ..sources import Source
     from ..termination.loop import Pass
     from .arguments import Commands
@@ -77,14 +76,14 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     words = options.netns or [ALL]
-    namespaces_from(words, ALL)  # an unknown one is an error now and not at the first pass
+    named = NamedNamespaces(word for word in words if word != ALL)  # an unknown one is an error now
     _check_support(words)
     with ExitStack() as stack:
         audit = stack.enter_context(audit_from(options))
         rev_nat = stack.enter_context(rev_nat_from(options))
         table = BackendTable()
         reporter = _Reporter()
-        namespaces = ALL if ALL in words else lambda: _present(words, reporter)
+        namespaces = ALL if ALL in words else lambda: named.present(reporter.warn_once)
         loop = TerminationLoop(table, namespaces=namespaces, rev_nat=rev_nat, audit=audit, on_pass=reporter.report)
         source = _source(options.source)
         caught = stack.enter_context(_stopping_on_signals(loop))
@@ -102,17 +101,6 @@ def run(options: argparse.Namespace) -> int:
     if signal.SIGTERM in caught:
         return DONE
     return SOME_FAILED if reporter.has_failed or loop.outstanding else DONE
-
-
-def _present(words: list[str], reporter: _Reporter) -> list[NetworkNamespace]:
-    """The namespaces that exist now; one that does not, or not yet, is named once and does not stop the others."""
-    present: list[NetworkNamespace] = []
-    for word in words:
-        try:
-            present.append(netns_from(word))
-        except ValueError as error:
-            reporter.warn_once(str(error))
-    return present
 
 
 def _check_support(words: list[str]) -> None:
@@ -212,8 +200,10 @@ class _Reporter:
     def _print(self, report: Report, *, with_empty: bool) -> None:
         for text in namespace_problems(report):
             warn(text)
-        for text in skipped_texts(report.skipped_namespaces):
+        for text in unsearched_texts(report.unsearched):
             self.warn_once(text, about=text.rpartition(": ")[2])  # how many there are changes with every process
+        if report.hidden:
+            self.warn_once(report.hidden, about=report.hidden.rpartition(": ")[2])
         with ignore_broken_pipe():
             for backend, counts in report.backends.items():
                 if counts.matched or with_empty:

@@ -74,7 +74,7 @@ class _Discovery:
             self._next_look = monotonic() + THREADS_SECONDS
             self._of_threads = [namespace for namespace in found if "/task/" in namespace.path]
         both = DiscoveredNamespaces(dict.fromkeys((*found, *self._of_threads)))
-        both.skipped = found.skipped
+        both.refused, both.hidden = found.refused, found.hidden
         return both
 
 
