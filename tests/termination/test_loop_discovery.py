@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socklb import KernelError, NetworkNamespace, SkippedNamespace
-from socklb.kernel.discovery import DiscoveredNamespaces, discover_namespaces
+from socklb import KernelError, NetworkNamespace
+from socklb.kernel.discovery import DiscoveredNamespaces, SkippedNamespace, discover_namespaces
 from socklb.termination import loop
 
 from ..kernel.test_discovery_threads import moved
