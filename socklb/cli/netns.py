@@ -9,7 +9,7 @@ from .output import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from ..engine.run import Namespaces
     from ..kernel.discovery import UnsearchedNamespace
@@ -43,8 +43,16 @@ def netns_from(word: str) -> NetworkNamespace:
     raise NoSuchNamespace(f"{unknown}; current, all, a PID, or a path such as /proc/PID/ns/net can be given too")
 
 
-def warn_of_unsearched(unsearched: Sequence[UnsearchedNamespace]) -> None:
+def warn_of_unsearched(unsearched: Iterable[UnsearchedNamespace]) -> None:
     """Say which namespaces were seen and could not be searched."""
-    for path, reason, count in unsearched:
-        others = f" and {count - 1} other{'s' if count > 2 else ''}" if count > 1 else ""
-        warn(f"namespaces not searched: {path}{others}: {reason}")
+    for text in unsearched_texts(unsearched):
+        warn(text)
+
+
+def unsearched_texts(unsearched: Iterable[UnsearchedNamespace]) -> list[str]:
+    """For each reason, the first path that could not be searched and how many others there are."""
+    return [f"namespaces not searched: {_first(path, count - 1)}: {reason}" for path, reason, count in unsearched]
+
+
+def _first(path: str, others: int) -> str:
+    return path + (f" and {others} other{'s' if others > 1 else ''}" if others else "")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any, Union
 
     from ..engine.audit import Audit
+    from ..engine.probe import Support
     from ..engine.report import Report
     from ..engine.run import Namespaces, Run
     from ..filters.backend import Backend
@@ -289,7 +290,7 @@ class TerminationLoop:
         """The backends of a protocol that this kernel cannot list; the others are due again. Raises the error if it is
         not about one protocol alone.
         """
-        protocols = destroyable()
+        protocols = destroyable(probe())
         given_up = [backend for backend in backends if backend.protocol not in protocols]
         if not protocols or not given_up:
             raise error
@@ -298,9 +299,9 @@ class TerminationLoop:
         return given_up
 
 
-def destroyable() -> set[str]:
-    """The protocols whose sockets this kernel can list and destroy, permitted or not."""
-    return {protocol for (protocol, _), answer in probe().items() if answer.status in (SUPPORTED, NOT_PERMITTED)}
+def destroyable(answers: dict[tuple[str, int], Support]) -> set[str]:
+    """The protocols whose sockets this kernel can list and destroy, permitted or not, by what `probe` answered."""
+    return {protocol for (protocol, _), answer in answers.items() if answer.status in (SUPPORTED, NOT_PERMITTED)}
 
 
 def _check_second_pass(seconds: object) -> None:

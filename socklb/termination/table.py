@@ -135,6 +135,11 @@ class BackendTable:
         """Whether some service has the backend alive."""
         return any(self._services.get(backend, {}).values())
 
+    def backends(self) -> dict[Backend, bool]:
+        """Every backend that a service has, and whether it is alive."""
+        with self._lock:
+            return {backend: any(services.values()) for backend, services in self._services.items()}
+
     def has_down(self) -> bool:
         """Whether backends have gone down since `drain_down` was last called."""
         return bool(self._down)
