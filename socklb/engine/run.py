@@ -208,7 +208,7 @@ class Run:
             in_parallel(
                 run,
                 current_first(namespaces),
-                self._stop,
+                self.stop,
                 while_waiting=self._signals.obey,
                 one_by_one=self._left is not None,
             )
@@ -245,6 +245,7 @@ class Run:
             del errors[namespace]  # where only some lack an interface, nothing matches in these
 
     def _run_in(self, namespace: NetworkNamespace) -> None:
+        self._raise_if_stopped()
         filters = self._filters
         if self._here is None or namespace == self._here:
             filters = [*filters, *self._local_filters]
@@ -337,9 +338,9 @@ class Run:
         unrecorded = self.report.outcomes[self._audit.recorded :]
         if unrecorded:
             self._audit.error, self.report.unrecorded = error, unrecorded
-            self._stop("the audit failed")
+            self.stop("the audit failed")
 
-    def _stop(self, why: str) -> None:
+    def stop(self, why: str) -> None:
         """Let no thread begin another batch: RunStopped is raised there, and says why."""
         self._why_stopped = self._why_stopped or why
 

@@ -96,8 +96,12 @@ class BpfMap:
         return opened
 
     def duplicate(self) -> BpfMap:
-        """The same map with a descriptor of its own."""
-        other = BpfMap(self._bpf, os.dup(self._open_descriptor()), self.path)
+        """The same map with a descriptor of its own. Raises KernelError where descriptors have run out."""
+        try:
+            descriptor = os.dup(self._open_descriptor())
+        except OSError as error:
+            raise bpf_error(error.errno or 0, f"duplicate the descriptor of {self.path}") from None
+        other = BpfMap(self._bpf, descriptor, self.path)
         other.info = self.info
         return other
 

@@ -57,8 +57,11 @@ def terminate(
     audit: Audit | None = None,
     progress: Progress | None = None,
     is_alive: Callable[[Backend], bool] = lambda backend: False,
+    on_run: Callable[[Run], object] = lambda run: None,
 ) -> Report:
-    """`terminate_connections`, sparing what is connected to a backend that `is_alive` says has come back."""
+    """`terminate_connections`, sparing what is connected to a backend that `is_alive` says has come back. `on_run` is
+    called with the run before it begins: another thread, or a signal handler, may stop it.
+    """
     gone = _distinct(backends)
 
     def why_spared(socket: InetSocket, namespace: NetworkNamespace) -> str:
@@ -80,6 +83,7 @@ def terminate(
         target=lambda outcome: backend_target(run.report, outcome),
         backends=gone,
     )
+    on_run(run)
     return run.run(namespaces, progress) if gone else run.report
 
 
