@@ -19,7 +19,7 @@ _API = Path(__file__).resolve().parent / "api.md"
 _PACKAGE = Path(__file__).resolve().parents[1] / "socklb" / "__init__.py"
 _TOPICS = {
     "Find": "find_sockets live_cookies InetSocket",
-    "Destroy": "destroy_sockets Report Outcome Counts SkippedNamespace",
+    "Destroy": "destroy_sockets Report Outcome Counts UnsearchedNamespace",
     "Terminate": "terminate_connections TerminationLoop",
     "Filters and conditions": "SocketFilter Condition dst src dport sport device mark cgroup autobound",
     "Backends": "Backend BackendState BackendTable",

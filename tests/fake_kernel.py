@@ -22,7 +22,7 @@ from typing import NamedTuple, Union
 from unittest import mock
 
 from socklb import InetSocket, Report
-from socklb.kernel import diag
+from socklb.kernel import diag, namespaces
 from socklb.wire.bytecode import INET_DIAG_REQ_BYTECODE
 from socklb.wire.netlink import (
     NLM_F_ACK,
@@ -174,8 +174,15 @@ class FakeKernel:
 
     @contextmanager
     def installed(self) -> Iterator[FakeKernel]:
-        """In this context every DiagSocket talks to this kernel; at its end none may be open."""
-        with mock.patch.object(diag, "open_netlink", self.open):
+        """In this context every DiagSocket talks to this kernel; at its end none may be open.
+
+        It is in every namespace that has no path: every thread is taken to be there already.
+        """
+        usual = namespaces._is_current
+        with (
+            mock.patch.object(diag, "open_netlink", self.open),
+            mock.patch.object(namespaces, "_is_current", lambda one: not one.path or usual(one)),
+        ):
             yield self
         assert all(made.closed for made in self.sockets), "a netlink socket was left open"
 

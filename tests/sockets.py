@@ -141,6 +141,17 @@ def leave_descriptors(count: int) -> None:
 
 
 @contextmanager
+def reused_pid(pid: int) -> Iterator[None]:
+    """A process that has just ended; another one in this test world has its number meanwhile."""
+    time.sleep(2 / os.sysconf("SC_CLK_TCK"))  # it may not begin in the same tick of the clock
+    with open("/proc/sys/kernel/ns_last_pid", "w", encoding="ascii") as last:
+        last.write(str(pid - 1))
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        assert process.pid == pid
+        yield
+
+
+@contextmanager
 def left_behind() -> Iterator[int]:
     """Move to a fresh network namespace; the one before stays alive with a process in it, whose id is given."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as inhabitant:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 
 from socklb import KernelError, NetworkNamespace, NotPermitted, SocketFilter, discover_namespaces, find_sockets
-from socklb.kernel.discovery import unreadable
 from socklb.reverse_nat.layout import ReverseSkKey
 
 from . import world
@@ -304,13 +303,13 @@ class TestOtherNamespaces:
                 return stat(path, **options)
 
             monkeypatch.setattr(os, "stat", stat_too_late)
-            assert unreadable(discover_namespaces().skipped) == []
+            assert discover_namespaces().refused == ()
 
     @pytest.mark.parametrize("capabilities", [(), (CAP_SYS_PTRACE,)], ids=["without", "with ptrace"])
     def test_discovery_skips_what_it_may_not_look_at(self, capabilities: tuple[Capability, ...]) -> None:
         def look() -> tuple[set[int], set[str]]:
             found = discover_namespaces()
-            return {each.inode for each in found}, {path for path, _ in found.skipped}
+            return {each.inode for each in found}, {one.path for one in found.refused}
 
         def play(scene: Scene) -> tuple[str, int, set[int], set[str]]:
             world.new_network()

@@ -140,9 +140,9 @@ def private_mounts() -> None:
     _call("mount", b"none", b"/", None, _MS_REC_PRIVATE, None)
 
 
-def mount(type: str, directory: str) -> None:
+def mount(type: str, directory: str, options: str = "") -> None:
     """A file system that needs no device, in the mount namespace of the caller."""
-    _call("mount", type.encode(), os.fsencode(directory), type.encode(), 0, None)
+    _call("mount", type.encode(), os.fsencode(directory), type.encode(), 0, options.encode())
 
 
 def unmount(directory: str) -> None:

@@ -85,7 +85,7 @@ def _namespaces(options: argparse.Namespace) -> list[NetworkNamespace | None]:
     from ..kernel.discovery import discover_namespaces, unsearched
 
     found = discover_namespaces()
-    warn_of_unsearched(unsearched(found.refused, found))
+    warn_of_unsearched(unsearched(found.refused, found), found.hidden)
     return [*found]
 
 

@@ -9,7 +9,7 @@ from .output import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ..engine.run import Namespaces
     from ..kernel.discovery import UnsearchedNamespace
@@ -43,10 +43,37 @@ def netns_from(word: str) -> NetworkNamespace:
     raise NoSuchNamespace(f"{unknown}; current, all, a PID, or a path such as /proc/PID/ns/net can be given too")
 
 
-def warn_of_unsearched(unsearched: Iterable[UnsearchedNamespace]) -> None:
-    """Say which namespaces were seen and could not be searched."""
+class NamedNamespaces:
+    """What the words of --netns name, looked up again each time: a pin may have been made anew. A word for a process
+    means the one that had this pid the first time.
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        """Raises ValueError for a word that names no namespace."""
+        self._first = {word: netns_from(word) for word in words}
+
+    def present(self, warn: Callable[[str, str], object]) -> list[NetworkNamespace]:
+        """Those that are there; `warn` is called with the word for each of the others, and what is to be said of it."""
+        present = []
+        for word, first in self._first.items():
+            try:
+                found = netns_from(word)
+            except ValueError as error:
+                warn(word, str(error))
+                continue
+            if found.started == first.started:
+                present.append(found)
+            else:
+                warn(word, f"what {word} named has ended, and is another process now")
+        return present
+
+
+def warn_of_unsearched(unsearched: Iterable[UnsearchedNamespace], hidden: str) -> None:
+    """Say which namespaces were not searched, and which could not even be seen."""
     for text in unsearched_texts(unsearched):
         warn(text)
+    if hidden:
+        warn(hidden)
 
 
 def unsearched_texts(unsearched: Iterable[UnsearchedNamespace]) -> list[str]:

@@ -7,10 +7,10 @@ import argparse
 
 from ..engine.find import live_cookies
 from ..errors import SocklbError
-from ..kernel.discovery import discover_namespaces
+from ..kernel.discovery import discover_namespaces, unsearched
 from ..wire.address import format_address, format_endpoint
 from .arguments import add_command, add_rev_nat_dir_argument, open_rev_nat
-from .netns import skipped_texts
+from .netns import unsearched_texts
 from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, ignore_broken_pipe, print_json, warn
 
 TYPE_CHECKING = False
@@ -51,20 +51,22 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     problems: list[str] = []
+    hidden = ""
     try:
         with open_rev_nat(options.rev_nat_dir) as maps:
             entries = list(maps.entries())
         if options.stale:
             # Look at the sockets after the entries: one that was made in between must not count as stale.
             found = discover_namespaces()
-            problems = skipped_texts(found.skipped)
             alive = live_cookies(found)
+            problems = unsearched_texts(unsearched(found.refused, found))
+            hidden = found.hidden
             entries = [entry for entry in entries if entry.cookie not in alive]
     except (SocklbError, KeyboardInterrupt) as error:
         if options.json and exit_code(error) != BAD_INPUT:
             print_json({"entries": [], "error": error_text(error)})
         raise
-    for text in problems:
+    for text in (*problems, hidden) if hidden else problems:
         warn(text)
     with ignore_broken_pipe():
         if options.json:

@@ -45,7 +45,7 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
     Namespaces that failed or were skipped are named on standard error. `error` is what ended the run, if anything did.
     """
     problems = namespace_problems(report, error)
-    warn_of_unsearched(report.unsearched)
+    warn_of_unsearched(report.unsearched, report.hidden)
     for text in problems:
         warn(text)
     with ignore_broken_pipe():

@@ -25,7 +25,7 @@ from .arguments import (
     audit_from,
     rev_nat_from,
 )
-from .netns import namespaces_from, netns_from, unsearched_texts
+from .netns import NamedNamespaces, unsearched_texts
 from .outlet import Outlet, start_thread
 from .output import DONE, INTERRUPTED, SOME_FAILED, error_text
 from .verdicts import namespace_problems, outcome_line, sums_text
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from ..engine.audit import Audit
     from ..engine.report import Report
-    from ..kernel.namespaces import NetworkNamespace
     from ..sources import Source
     from ..termination.loop import Pass
     from .arguments import Commands
@@ -87,7 +86,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     words = options.netns or [ALL]
-    namespaces_from(words, ALL)  # an unknown one is an error now and not at the first pass
+    named = NamedNamespaces(word for word in words if word != ALL)  # an unknown one is an error now
     readable_only = getattr(options, "readable_only", False)
     with ExitStack() as stack:
         reporter = stack.enter_context(_Reporter(readable_only))
@@ -97,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
         table = BackendTable()
         loop = TerminationLoop(
             table,
-            namespaces=ALL if ALL in words else lambda: _present(words, reporter),
+            namespaces=ALL if ALL in words else lambda: named.present(reporter.warn_once),
             rev_nat=rev_nat,
             audit=audit,
             readable_only=readable_only,
@@ -117,17 +116,6 @@ def run(options: argparse.Namespace) -> int:
     if caught:
         return INTERRUPTED if signal.SIGINT in caught else DONE
     return SOME_FAILED if reporter.has_failed or loop.outstanding else DONE
-
-
-def _present(words: list[str], reporter: _Reporter) -> list[NetworkNamespace]:
-    """The namespaces that exist now; one that does not, or not yet, is named once and does not stop the others."""
-    present: list[NetworkNamespace] = []
-    for word in words:
-        try:
-            present.append(netns_from(word))
-        except ValueError as error:
-            reporter.warn_once(word, str(error))
-    return present
 
 
 def _check_support(words: list[str], warn: Callable[[str], object]) -> None:
@@ -307,6 +295,8 @@ class _Reporter:
         for backend, counts in report.backends.items():
             if with_empty or counts.matched > (0 if with_failed else counts.failed):
                 self._out.print(f"{backend}: {sums_text(counts)}")
+        if report.hidden:
+            self.warn_once("hidden", report.hidden)
         if report.left_alone:
             names = ", ".join(map(str, report.left_alone))
             self.warn_once("left alone", shortened(f"{_LEFT_ALONE}: {names}"))

@@ -21,7 +21,7 @@ from time import monotonic
 from ..errors import kernel_error
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState
 from ..wire.request import IPPROTO_TCP, PROTOCOL_NAMES, destroy_request
-from ..wire.socket_id import SIZE
+from ..wire.socket_id import ADDRESS_SIZE
 from .report import DESTROYED, FAILED, GONE, SKIPPED, Outcome
 
 TYPE_CHECKING = False
@@ -43,7 +43,6 @@ TIME_LIMIT = "time limit"
 IN_THIS_STATE = "the kernel does not destroy it in this state"
 SUBFLOW = "a subflow of MPTCP: the connection may live on over others"
 
-_ADDRESS_SIZE = SIZE - 8  # of struct inet_diag_sockid, without the cookie
 _MOVES = 3  # how often sockets are followed to another address before they count as gone
 _SECONDS_AN_ADDRESS = 10
 
@@ -71,9 +70,9 @@ class Rounds:
 
     def collect(self, seen: set[int]) -> None:
         """Find what the filter matches, but for the cookies in `seen`."""
-        rows = self._table.search_all(self.filter, self.filter.request_states, self.namespace.name, self._bits)
+        found = self._table.search_all(self.filter, self.filter.request_states, self.namespace.name, self._bits)
         accepts = self.filter.accepts
-        self.pending = {row.cookie: row for row in rows if row.cookie not in seen and accepts(row)}
+        self.pending = {cookie: row for cookie, row in found if cookie not in seen and accepts(row)}
 
     def decide(self, verdict: str, reasons: Sequence[str | None]) -> list[Outcome]:
         """Outcomes for pending sockets without a look-up; the reasons are in their order, None for no outcome."""
@@ -132,36 +131,39 @@ class Rounds:
         `refusal` is the error to end the run with.
         """
         outcomes = self._decided = []
-        rows = self._table.look_up(self.filter, batch, self._bits, self._doing)
-        found = {row.cookie: row for row in rows if row is not None and row.cookie in self.pending}
-        self._found = [row.cookie if row is not None and row.cookie in found else 0 for row in rows]
-        matching = []
-        for cookie, row in found.items():
-            if self._table.still_matches(self.filter, row):
-                matching.append(row)
-            else:
-                outcomes.append(self._outcome(self.pending[cookie], GONE))
-        doomed = []
-        for row, why in zip(matching, reasons(matching)):
+        found: dict[int, InetSocket] = {}
+        self._found = []
+        for row in self._table.look_up(self.filter, batch, self._bits, self._doing):
+            cookie = 0 if row is None else row.cookie
+            if row is not None and cookie in self.pending:
+                found[cookie] = row
+            self._found.append(cookie if cookie in found else 0)
+        for cookie in [cookie for cookie, row in found.items() if not self._table.still_matches(self.filter, row)]:
+            del found[cookie]
+            outcomes.append(self._outcome(self.pending[cookie], GONE))
+        doomed: dict[int, InetSocket] = {}
+        for (cookie, row), why in zip(found.items(), reasons(list(found.values()))):
             if why:
                 outcomes.append(self._outcome(row, SKIPPED, why))
             else:
-                doomed.append(row)
+                doomed[cookie] = row
         if doomed:
             self._destroy(doomed, outcomes)
         return outcomes
 
-    def _destroy(self, doomed: list[InetSocket], outcomes: list[Outcome]) -> None:
-        subflows = {socket.cookie for socket in doomed if socket.is_mptcp_subflow}
-        self._in_flight = {socket.cookie for socket in doomed}
-        requests = [destroy_request(socket.protocol, socket.family, socket.id_bytes) for socket in doomed]
+    def _destroy(self, doomed: dict[int, InetSocket], outcomes: list[Outcome]) -> None:
+        remarks = [SUBFLOW if socket.is_mptcp_subflow else "" for socket in doomed.values()]
+        self._in_flight = {*doomed}
+        requests = [destroy_request(socket.protocol, socket.family, socket.id_bytes) for socket in doomed.values()]
         codes = self._table.diag.destroy(requests, self._doing)
         if self._table.diag.destroy_was_repeated:
             self._in_doubt |= self._in_flight
         unsupported = []
-        for socket, code in zip(doomed, codes):
+        for (cookie, socket), code, remark in zip(doomed.items(), codes, remarks):
             if code == 0:
-                outcomes.append(self._outcome(socket, DESTROYED, SUBFLOW if socket.cookie in subflows else ""))
+                found = self.pending[cookie]  # with fewer attributes, it takes less memory
+                is_as_found = (found.state, found.id_bytes) == (socket.state, socket.id_bytes)
+                outcomes.append(self._outcome(found if is_as_found else socket, DESTROYED, remark))
             elif code == errno.EPERM:
                 self.refusal = self.refusal or kernel_error(code, self._doing)
             elif code == errno.EOPNOTSUPP:
@@ -237,16 +239,15 @@ class Rounds:
         live = STATE_FILTER_TCP if self.filter.protocol == IPPROTO_TCP else STATE_FILTER_UDP
         states = live | self.filter.request_states
         rows = self._table.search_all(self.filter, states, self.namespace.name, self._bits)
-        return {socket.cookie: socket for socket in rows if self._is_alive(socket)}
+        return {cookie: row for cookie, row in rows if cookie in self.pending and self._is_alive(cookie, row)}
 
-    def _is_alive(self, row: InetSocket) -> bool:
-        """Whether it is one of the pending; a TCP socket that was reset may still hold its port, as a bound one."""
-        pending = self.pending.get(row.cookie)
-        if pending is None:
-            return False
-        return row.protocol != IPPROTO_TCP or row.state != TcpState.CLOSE or pending.state == TcpState.CLOSE
+    def _is_alive(self, cookie: int, row: InetSocket) -> bool:
+        """A TCP socket that was reset may still hold its port, as a bound one."""
+        return (
+            row.protocol != IPPROTO_TCP or row.state != TcpState.CLOSE or self.pending[cookie].state == TcpState.CLOSE
+        )
 
 
 def _address(socket: InetSocket) -> bytes:
     """What the kernel looks up by: ports, addresses and interface. Twins have it in common."""
-    return socket.id_bytes[:_ADDRESS_SIZE]
+    return socket.id_bytes[:ADDRESS_SIZE]

@@ -40,6 +40,7 @@ _LATER_OPS = frozenset({INET_DIAG_BC_CGROUP_COND})
 
 _CHUNK = 16  # SKARR_SZ (net/ipv4/inet_diag.c): how many of one chain are dumped under one lock
 _MAX_DUMPS = 5
+_INFO = 1 << 1  # of idiag_ext: INET_DIAG_INFO is 2
 
 
 def find_sockets(
@@ -94,7 +95,7 @@ def live_cookies(namespaces: Iterable[NetworkNamespace]) -> set[int]:
         with table:
             for filter in filters:
                 rows = table.search_all(filter, filter.request_states, namespace.name)
-                cookies.update(socket.cookie for socket in rows)
+                cookies.update(cookie for cookie, _ in rows)
 
     in_parallel(look, current_first(namespaces))
     return cookies
@@ -116,8 +117,10 @@ class SocketTable:
     def __exit__(self, *_: object) -> None:
         self.diag.close()
 
-    def search_all(self, filter: SocketFilter, states: int, netns: str, bits: int = 0) -> Iterator[InetSocket]:
-        """`search`, but each socket once, and none skipped.
+    def search_all(
+        self, filter: SocketFilter, states: int, netns: str, bits: int = 0
+    ) -> Iterator[tuple[int, InetSocket]]:
+        """`search`, but each socket once, with its cookie, and none skipped.
 
         The kernel goes on in a chain of its table by counting: when sockets before that place have closed, it skips as
         many others. So a search that went on, in a further datagram or a long chain, is repeated until it finds nothing
@@ -127,17 +130,19 @@ class SocketTable:
         for attempt in range(_MAX_DUMPS):
             known = len(seen)
             self._may_have_skipped = False
-            for socket in self.search(filter, states, netns, bits=bits, may_repeat_rows=True):
-                if socket.cookie not in seen:
-                    seen.add(socket.cookie)
-                    yield socket
+            for socket in self.search(filter, states, netns, bits=bits, seen=seen):
+                yield socket.cookie, socket
             if not self._may_have_skipped or (attempt and len(seen) == known):
                 return
 
     def look_up(
         self, filter: SocketFilter, sockets: Sequence[InetSocket], bits: int, doing: str
     ) -> list[InetSocket | None]:
-        """What the kernel finds at the address of each socket, in whatever state: None for nothing."""
+        """What the kernel finds at the address of each socket, in whatever state: None for nothing.
+
+        The rows of TCP say whether they are subflows of MPTCP, which comes with INET_DIAG_INFO.
+        """
+        bits |= _INFO if filter.protocol == IPPROTO_TCP else 0
         requests = [look_up_request(socket.protocol, socket.family, socket.id_bytes, bits) for socket in sockets]
         rows = self.diag.look_up(requests, doing)
         return [None if row is None else InetSocket(row, filter.protocol) for row in rows]
@@ -147,9 +152,18 @@ class SocketTable:
         return filter.plan(self._missing_ops).lets_through(socket) and filter.accepts(socket)
 
     def search(
-        self, filter: SocketFilter, states: int, netns: str, *, bits: int = 0, may_repeat_rows: bool = False
+        self,
+        filter: SocketFilter,
+        states: int,
+        netns: str,
+        *,
+        bits: int = 0,
+        seen: set[int] | None = None,
     ) -> Iterator[InetSocket]:
         """The sockets in these states that the filter's condition (not its predicate) matches; `netns` is for errors.
+
+        `seen` takes the cookies of those that were yielded, which are not yielded again: with it a dump that was
+        interrupted after its first row can be repeated.
 
         It costs one walk of the kernel's table for each program of the filter where the kernel answers for both
         families at once, else one for each family. What a kernel refuses is asked for in older ways.
@@ -158,7 +172,7 @@ class SocketTable:
         while True:
             one_walk = filter.protocol == IPPROTO_TCP and filter.family is None and self._takes_old_request
             plan = filter.plan(self._missing_ops)
-            rows = self._rows(plan, _requests(filter, states, bits, one_walk), doing, may_repeat_rows)
+            rows = self._rows(plan, _requests(filter, states, bits, one_walk), doing, seen is not None)
             try:
                 first = next(rows, None)
             except KernelError as error:
@@ -171,7 +185,9 @@ class SocketTable:
                 else:
                     raise
                 continue
-            yield from _matching(first, rows, filter.protocol, plan)
+            if seen is None and not plan.disjoint:
+                seen = set()
+            yield from _matching(first, rows, filter.protocol, plan, seen)
             return
 
     def _rows(
@@ -198,19 +214,18 @@ def _requests(filter: SocketFilter, states: int, bits: int, one_walk: bool) -> l
 
 
 def _matching(
-    first: list[bytes] | None, others: Iterator[list[bytes]], protocol: int, plan: Plan
+    first: list[bytes] | None, others: Iterator[list[bytes]], protocol: int, plan: Plan, seen: set[int] | None
 ) -> Iterator[InetSocket]:
     lets_through = None if plan.residual is None and plan.recheck is None else plan.lets_through
-    seen: set[int] | None = None if plan.disjoint else set()
     buffer = first
     while buffer is not None:
         for row in buffer:
             socket = InetSocket(row, protocol)
+            if seen is not None and socket.cookie in seen:
+                continue
             if lets_through is not None and not lets_through(socket):
                 continue
             if seen is not None:
-                if socket.cookie in seen:
-                    continue
                 seen.add(socket.cookie)
             yield socket
         buffer = next(others, None)

@@ -78,11 +78,11 @@ class Report:
     """What a run did: an outcome for each socket that matched, and their sums.
 
     `outcomes`: a list of Outcome, in the order of the verdicts. `errors`: {NetworkNamespace: exception}, where the run
-    ended early. `unsearched`: namespaces that were seen and could not be looked at, as UnsearchedNamespace (path,
-    reason, count). `left_alone`: backends on a loopback or link-local address, which is another one in each namespace,
-    that were looked for in the current namespace only. `devices`: {NetworkNamespace: {index: name}}, the interfaces
-    where a socket is bound to one. `unrecorded`: the outcomes that the audit failed to take, at most 64 destroyed ones
-    among them.
+    ended early. `unsearched`: namespaces that were seen and could not be searched, as UnsearchedNamespace (path,
+    reason, count). `hidden`: a sentence on the processes that were not seen, if there are any. `left_alone`: backends
+    on a loopback or link-local address, which is another one in each namespace, that were looked for in the current
+    namespace only. `devices`: {NetworkNamespace: {index: name}}, the interfaces where a socket is bound to one.
+    `unrecorded`: the outcomes that the audit failed to take, at most 64 destroyed ones among them.
     """
 
     __slots__ = (
@@ -91,6 +91,7 @@ class Report:
         "_tried",
         "devices",
         "errors",
+        "hidden",
         "left_alone",
         "outcomes",
         "unrecorded",
@@ -100,6 +101,7 @@ class Report:
     outcomes: list[Outcome]
     errors: dict[NetworkNamespace, BaseException]
     unsearched: list[UnsearchedNamespace]
+    hidden: str
     left_alone: tuple[Backend, ...]
     devices: dict[NetworkNamespace, dict[int, str]]
     unrecorded: list[Outcome]
@@ -107,7 +109,7 @@ class Report:
     def __init__(self, backends: Iterable[Backend] = ()) -> None:
         # `outcomes` is the only account of verdicts: appending to it cannot be interrupted half way.
         self.outcomes, self.unrecorded, self.errors, self.unsearched = [], [], {}, []
-        self.left_alone, self.devices = (), {}
+        self.hidden, self.left_alone, self.devices = "", (), {}
         self._backends = _by_endpoint(backends)
         self._tried: dict[NetworkNamespace, None] = {}
         self._sums: _Sums | None = None

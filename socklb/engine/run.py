@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Union
 
     from ..filters.backend import Backend
+    from ..kernel.discovery import UnsearchedNamespace
     from ..wire.reply import InetSocket
     from .audit import Audit, AuditTrail, Target
     from .report import Outcome
@@ -199,6 +200,7 @@ class Run:
                 raise failure
 
         refused = getattr(namespaces, "refused", None)
+        self.report.hidden = getattr(namespaces, "hidden", "")
         if refused is not None and self._local_filters:
             self._here = NetworkNamespace.current()
             self.report.leave_alone(namespaces)

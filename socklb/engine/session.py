@@ -7,22 +7,29 @@ import os
 from collections import namedtuple
 from ipaddress import ip_address
 
-from ..kernel.processes import ancestors, command_name, environment_value, socket_inodes
+from ..kernel.processes import ancestors, environment_value, processes_on, socket_inodes, terminals
 from ..wire.address import unmapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..wire.address import IPAddress
     from ..wire.reply import InetSocket
 
     Endpoint = tuple[IPAddress, int]
 
+_SERVERS = ("sshd", "sshd-session", "dropbear")
+_MULTIPLEXERS = ("tmux", "screen")  # "tmux: server", too
+
 
 class OwnSession(namedtuple("OwnSession", "tuples inodes")):
-    """`tuples`: ((address, port), (address, port)), both ways round; `inodes`: the sockets that an sshd holds."""
+    """`tuples`: ((address, port), (address, port), uid of the socket), both ways round; `inodes`: the sockets that an
+    ssh server holds.
+    """
 
     __slots__ = ()
-    tuples: frozenset[tuple[Endpoint, Endpoint]]
+    tuples: frozenset[tuple[Endpoint, Endpoint, int]]
     inodes: frozenset[int]
 
     def has(self, socket: InetSocket) -> bool:
@@ -31,24 +38,42 @@ class OwnSession(namedtuple("OwnSession", "tuples inodes")):
             return True
         if not self.tuples:
             return False
-        return ((unmapped(socket.src), socket.sport), (unmapped(socket.dst), socket.dport)) in self.tuples
+        return ((unmapped(socket.src), socket.sport), (unmapped(socket.dst), socket.dport), socket.uid) in self.tuples
 
 
 def own_session() -> OwnSession:
-    """SSH_CONNECTION of this process and of every ancestor, and the sockets of the sshd processes among them.
+    """SSH_CONNECTION of this process and of every ancestor, and the sockets of the ssh servers above it.
 
-    Raises KernelError where descriptors or memory have run out: the session would be unknown, and unprotected.
+    Anyone can set a variable: it counts for sockets of root (sshd's) and of the user whose process said so. tmux and
+    screen outlive the session that they were started in: the servers above them are those of the clients that are
+    attached, whose terminals they hold open. Raises KernelError where descriptors or memory have run out: the session
+    would be unknown, and unprotected.
     """
-    values = [os.environ.get("SSH_CONNECTION", "")]
-    inodes: set[int] = set()
-    for pid in ancestors():
-        values.append(environment_value(pid, b"SSH_CONNECTION"))
-        if command_name(pid).startswith("sshd"):
-            inodes.update(socket_inodes(pid))
+    said = [(os.environ.get("SSH_CONNECTION", ""), os.getuid())]
+    inodes = set(_held_by_servers("self"))
+    for process in ancestors():
+        said.append((environment_value(process.pid, b"SSH_CONNECTION"), process.uid))
+        if process.name.partition(":")[0] in _MULTIPLEXERS:
+            for client in processes_on(terminals(process.pid)):
+                inodes.update(_held_by_servers(client))
     tuples = set()
-    for client, server in filter(None, map(_parse_connection, values)):
-        tuples |= {(client, server), (server, client)}
+    for text, uid in said:
+        ends = _parse_connection(text)
+        if ends is not None:
+            tuples |= {(*ends, 0), (*ends, uid), (*ends[::-1], 0), (*ends[::-1], uid)}
     return OwnSession(frozenset(tuples), frozenset(inodes))
+
+
+def _held_by_servers(pid: int | str) -> Iterator[int]:
+    """The inodes of the sockets that the ssh servers above a process hold. Anyone can name a process: one counts that
+    runs as root, or is the child of such a server (what sshd leaves to the user after authentication).
+    """
+    below_root = False
+    for process in reversed([*ancestors(pid)]):
+        is_server = process.name in _SERVERS
+        if is_server and (process.uid == 0 or below_root):
+            yield from socket_inodes(process.pid)
+        below_root = is_server and process.uid == 0
 
 
 def _parse_connection(text: str) -> tuple[Endpoint, Endpoint] | None:

@@ -75,7 +75,7 @@ class DiagSocket:
         self.foreign = 0
         self._has_received = False
         self.destroy_was_repeated = False
-        self._buffer = bytearray(_BUFFER_SIZE)
+        self._buffers = [bytearray(_BUFFER_SIZE)]
         self._logger = _debug_logger()
         try:
             self._socket.settimeout(_TIMEOUT_SECONDS)
@@ -203,13 +203,9 @@ class DiagSocket:
         first = self._next_sequence(len(requests))
         last = first + len(requests) - 1
         answer_to_last = NLM_F_ACK if type == SOCK_DESTROY else 0  # a look-up is answered in any case
-        self._send(
-            b"".join(
-                encode_message(type, NLM_F_REQUEST | (answer_to_last if n == last else 0), n, request)
-                for n, request in enumerate(requests, first)
-            ),
-            doing,
-        )
+        messages = [encode_message(type, NLM_F_REQUEST, n, request) for n, request in enumerate(requests[:-1], first)]
+        messages.append(encode_message(type, NLM_F_REQUEST | answer_to_last, last, requests[-1]))
+        self._send(b"".join(messages), doing)
         answers: list[bytes | int] = [0] * len(requests)
         answered = first - 1
         while answered != last:
@@ -241,7 +237,7 @@ class DiagSocket:
         try:
             for _ in range(2 * BATCH):
                 try:
-                    self._socket.recvmsg_into([self._buffer])
+                    self._socket.recvmsg_into(self._buffers)
                 except BlockingIOError:
                     break
                 except OSError:
@@ -282,11 +278,11 @@ class DiagSocket:
             self._socket.settimeout(max(1e-3, begun + _TIMEOUT_SECONDS - monotonic()))
         if self.foreign:
             self._socket.settimeout(_TIMEOUT_SECONDS)
-        reply = bytes(memoryview(self._buffer)[:size])
+        reply = bytes(memoryview(self._buffers[0])[:size])
         if self._logger:
             _log(self._logger, "<-", reply)
         if flags & socket.MSG_TRUNC:
-            raise MalformedMessage("cut reply", offset=0, expected=f"at most {len(self._buffer)} bytes", got="more")
+            raise MalformedMessage("cut reply", offset=0, expected=f"at most {_BUFFER_SIZE} bytes", got="more")
         if not size:
             raise MalformedMessage("empty reply", offset=0, expected="a netlink message", got="nothing")
         return reply
@@ -294,7 +290,7 @@ class DiagSocket:
     def _receive_into_buffer(self, doing: str) -> tuple[int, int, int]:
         """Size, flags, and the sender's port of a datagram."""
         try:
-            size, _, flags, sender = self._socket.recvmsg_into([self._buffer])
+            size, _, flags, sender = self._socket.recvmsg_into(self._buffers)
             self._has_received = True
         except socket.timeout:
             raise _timed_out(doing) from None

@@ -7,15 +7,15 @@ import errno
 import os
 from collections import namedtuple
 
-from ..errors import KernelError, NotPermitted
+from ..errors import KernelError
 from .exhaustion import raise_if_exhausted
-from .mounts import mounts
-from .namespaces import CURRENT_NAME, NetworkNamespace, NoSuchNamespace, nsfs_device, nsfs_id
-from .processes import command_name, list_directory
+from .mounts import Mount, mounts
+from .namespaces import CURRENT_NAME, NetworkNamespace, check_kind, nsfs_id, run_in_netns
+from .processes import command_name, directory_of, list_directory, numbers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 PIN_DIRECTORIES = (
     "/run/netns",
@@ -27,36 +27,29 @@ PIN_DIRECTORIES = (
 )
 """Where iproute2 (and most container runtimes), Docker and Cilium pin namespaces."""
 
-VANISHED = "vanished"
-NOT_A_NAMESPACE = "not a network namespace"
-
 _LINKS_OF_ONE_THREAD = 3  # of /proc/PID/task: the directory's own two, and one a thread (proc_task_getattr())
 _MAX_PATHS = 16  # that are kept of one namespace
-
-
-class SkippedNamespace(namedtuple("SkippedNamespace", "path reason")):
-    """A namespace that was seen and could not be looked at: its path, and the reason."""
-
-    __slots__ = ()
-    path: str
-    reason: str
+_ENDED = -1
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # its inode, linux/proc_ns.h
+_KTHREADD = 2  # the pid there of the parent of the kernel's threads
 
 
 class UnsearchedNamespace(namedtuple("UnsearchedNamespace", "path reason count")):
+    """Namespaces that were seen and could not be searched, for one reason: the path of the first, and how many."""
+
     __slots__ = ()
     path: str
     reason: str
     count: int
 
 
-def unsearched(refused: Iterable[SkippedNamespace], searched: Iterable[NetworkNamespace]) -> list[UnsearchedNamespace]:
-    return [UnsearchedNamespace(*one, 1) for one in refused]
-
-
 class DiscoveredNamespaces(tuple):  # type: ignore[type-arg]
-    """Namespaces, each once. `skipped`: those that could not be looked at, as SkippedNamespace."""
+    """Namespaces, each once. `refused`: what could not be looked at, an entry for each process, thread or pin, which
+    `unsearched` sums up; `hidden`: a sentence on the processes that /proc does not show, "" if it shows all.
+    """
 
-    skipped: list[SkippedNamespace]
+    refused: tuple[UnsearchedNamespace, ...] = ()
+    hidden = ""
 
     if TYPE_CHECKING:
 
@@ -68,43 +61,47 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
     then those of processes, then (unless `threads` is false) those that only a thread is in.
 
     A pinned one is named after its pin, another one after the first process in it, "pid 123 (command)", or the first
-    thread, "tid 124 (name)"; where the name is taken, by its path. A namespace that vanished meanwhile or may not be
-    looked at is in `.skipped` of the result. One that is kept alive only by an open descriptor, a socket or a mount in
+    thread, "tid 124 (name)"; where the name is taken, by its path. What may not be looked at is in `.refused` of the
+    result; what vanished meanwhile is not. One that is kept alive only by an open descriptor, a socket or a mount in
     another mount namespace is not found. Raises KernelError where /proc is not mounted, or where descriptors or memory
     have run out.
     """
-    paths: dict[tuple[int, int], list[str]] = {}  # by (device, inode)
-    names: dict[str, tuple[int, int]] = {}
-    skipped = []
-    refused: set[int] = set()
-    device = nsfs_device()
-    for path, kind, number, process in _candidates(threads):
+    current = _current()
+    paths = {(current.device, current.inode): [current.path]}
+    names = {CURRENT_NAME: (current.device, current.inode)}
+    refused = []
+    processes = numbers("/proc")
+    mounted = [mount for mount in mounts() if mount.type == "nsfs" and mount.root.startswith("net:")]
+    are_networks = {mount.root for mount in mounted}
+    for path, kind, number in _candidates(mounted, processes, threads):
         try:
-            id = nsfs_id(path, device)
-        except NoSuchNamespace:
-            skipped.append(SkippedNamespace(path, VANISHED))
+            id = nsfs_id(path, current.device)
+            if not (kind or id in paths or f"net:[{id[1]}]" in are_networks):
+                check_kind(path)
         except ValueError:
-            skipped.append(SkippedNamespace(path, NOT_A_NAMESPACE))
+            continue  # it has vanished, or is no network namespace
         except OSError as error:
             raise_if_exhausted(error, f"look at {path}")
-            missing = ""
-            if kind and isinstance(error, NotPermitted):
-                if process in refused:
-                    continue  # once for a process and all its threads
-                missing = "; CAP_SYS_PTRACE is missing"
-                refused.add(process)
-            skipped.append(SkippedNamespace(path, os.strerror(error.errno or 0) + missing))
-        else:
-            if id not in paths:
-                name = CURRENT_NAME if not paths else _name(path, kind, number)  # the first candidate is the caller's
-                names[path if name in names else name] = id
-            paths.setdefault(id, []).append(path)
+            why = str(error.strerror).replace(f"open namespace {path}: ", "")
+            refused.append(UnsearchedNamespace(path, why, 1))
+            continue
+        if id not in paths:
+            name = _name(path, kind, number)
+            names[path if name in names else name] = id
+        paths.setdefault(id, []).append(path)
     found = DiscoveredNamespaces(
-        NetworkNamespace(name, paths[id][0], *id, tuple(paths[id][1:_MAX_PATHS])) for name, id in names.items()
+        NetworkNamespace(name, paths[id][0], *id, tuple(paths[id][1:_MAX_PATHS]), current.cookie if not i else 0)
+        for i, (name, id) in enumerate(names.items())
     )
-    found.skipped = skipped
-    found.refused = unreadable(skipped)
+    found.refused, found.hidden = tuple(refused), _hidden(processes)
     return found
+
+
+def _current() -> NetworkNamespace:
+    current = NetworkNamespace.current()
+    if not current.path:
+        raise KernelError(errno.ENOENT, "look for network namespaces: /proc is not mounted; name them one by one")
+    return current
 
 
 def _name(path: str, kind: str, number: int) -> str:
@@ -113,9 +110,76 @@ def _name(path: str, kind: str, number: int) -> str:
     return name.encode("unicode_escape").decode("ascii")
 
 
-def unreadable(skipped: Iterable[SkippedNamespace]) -> list[SkippedNamespace]:
-    """Those that exist and may not be looked at; what vanished, or is not a namespace, is not missed."""
-    return [one for one in skipped if one.reason not in (VANISHED, NOT_A_NAMESPACE)]
+def unsearched(
+    refused: Iterable[UnsearchedNamespace], searched: Iterable[NetworkNamespace]
+) -> list[UnsearchedNamespace]:
+    """Those of the refused that are in none of the searched namespaces, one entry for each reason.
+
+    A process that may not be looked at shows which namespace it is in all the same: anyone may read its
+    /proc/PID/net/netlink, which lists the kernel's own socket there. What has ended meanwhile is left out.
+    """
+    known = {_kernel_socket_in(namespace) for namespace in searched} - {0, _ENDED} if refused else set()
+    left: dict[str, dict[object, str]] = {}  # by reason, the first path of each namespace
+    for path, reason, _ in refused:
+        process = directory_of(path)
+        socket = _kernel_socket(process) if process else 0
+        if not (socket in known or (socket == _ENDED and known)):
+            namespace = (
+                socket if socket > 0 else process.partition("/task/")[0] or path
+            )  # of one process, taken for one
+            left.setdefault(reason, {}).setdefault(namespace, path)
+    return [UnsearchedNamespace(next(iter(paths.values())), reason, len(paths)) for reason, paths in left.items()]
+
+
+def _kernel_socket_in(namespace: NetworkNamespace) -> int:
+    try:
+        return run_in_netns(namespace, lambda: _kernel_socket("/proc/thread-self"))
+    except (KernelError, ValueError):
+        return 0  # it cannot be entered any more
+
+
+def _kernel_socket(process: str) -> int:
+    """The inode of the kernel's own NETLINK_ROUTE socket in the namespace that a process is in: each has one. 0 where
+    it cannot be read, _ENDED for a process that is in none any more.
+    """
+    try:
+        with open(f"{process}/net/netlink", "rb") as lines:
+            for line in lines:
+                _, protocol, port, *_, inode = line.split()
+                if protocol == port == b"0":  # no other socket has port 0
+                    return int(inode)
+    except OSError as error:
+        raise_if_exhausted(error, f"look at {process}/net/netlink")
+        if isinstance(error, (FileNotFoundError, ProcessLookupError)):
+            return _ENDED
+    return 0
+
+
+def _hidden(processes: Collection[int]) -> str:
+    """A sentence on what /proc does not list, "" if it lists every process."""
+    if (_inode("/proc/1/ns/pid") or _inode("/proc/self/ns/pid")) not in (0, _INITIAL_PID_NAMESPACE):
+        why = "it shows those of one pid namespace, not of the host"
+    elif _KTHREADD not in processes:
+        why = "it is mounted with hidepid"
+    else:
+        return ""
+    count = _processes() - len(processes)
+    how_many = f" ({count}, kernel threads counted)" if count > 0 else ""
+    return f"namespaces of processes that /proc does not show are not searched{how_many}: {why}"
+
+
+def _processes() -> int:
+    """How many processes there are, whoever may see them: /proc counts each as a link to it (proc_root_getattr())."""
+    with os.scandir("/proc") as entries:
+        others = sum(not entry.name.isdigit() and entry.is_dir(follow_symlinks=False) for entry in entries)
+    return os.stat("/proc").st_nlink - 2 - others
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
 
 
 def pinned(name: str) -> NetworkNamespace | None:
@@ -132,48 +196,32 @@ def pin_names() -> list[str]:
     return sorted({name for directory in PIN_DIRECTORIES for name in list_directory(directory)})
 
 
-class _Candidate(namedtuple("_Candidate", "path kind number process", defaults=("", 0, 0))):
+class _Candidate(namedtuple("_Candidate", "path kind number", defaults=("", 0))):
     """A path that may lead to a network namespace: of a process ("pid") or thread ("tid"), or a mount ("")."""
 
     __slots__ = ()
 
 
-def _candidates(threads: bool) -> Iterator[_Candidate]:
+def _candidates(mounted: Iterable[Mount], processes: Iterable[int], threads: bool) -> Iterator[_Candidate]:
     """Many of them lead to the same namespace."""
-    yield _Candidate(_own_path())
-    of_nsfs = [mount for mount in mounts() if mount.type == "nsfs"]
-    others = {mount.point for mount in of_nsfs if not mount.root.startswith("net:")}
     paths = [
         os.path.join(directory, name) for directory in _distinct(PIN_DIRECTORIES) for name in list_directory(directory)
     ]
-    paths += [mount.point for mount in of_nsfs]
+    paths += [mount.point for mount in mounted]
     for path in dict.fromkeys(paths):
-        if path not in others:
-            yield _Candidate(path)
-    processes = _numbers("/proc")
+        yield _Candidate(path)
     for pid in processes:
-        yield _Candidate(f"/proc/{pid}/ns/net", "pid", pid, pid)
+        yield _Candidate(f"/proc/{pid}/ns/net", "pid", pid)
     for pid in processes if threads else ():
         if _has_threads(pid):
-            for tid in _numbers(f"/proc/{pid}/task"):
+            for tid in numbers(f"/proc/{pid}/task"):
                 if tid != pid:
-                    yield _Candidate(f"/proc/{pid}/task/{tid}/ns/net", "tid", tid, pid)
-
-
-def _own_path() -> str:
-    path = NetworkNamespace.current().path
-    if not path:
-        raise KernelError(errno.ENOENT, "look for network namespaces: /proc is not mounted; name them one by one")
-    return path
+                    yield _Candidate(f"/proc/{pid}/task/{tid}/ns/net", "tid", tid)
 
 
 def _distinct(directories: Iterable[str]) -> Iterator[str]:
     """Each directory once: /var/run is /run on most hosts."""
     return iter({os.path.realpath(directory): directory for directory in reversed(tuple(directories))}.values())
-
-
-def _numbers(directory: str) -> list[int]:
-    return sorted(map(int, filter(str.isdigit, list_directory(directory))))
 
 
 def _has_threads(pid: int) -> bool:

@@ -7,6 +7,7 @@ Every function raises KernelError where descriptors or memory have run out, rath
 from __future__ import annotations
 
 import os
+from collections import namedtuple
 
 from .exhaustion import raise_if_exhausted
 
@@ -14,43 +15,83 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CAP_SYS_PTRACE = 19  # linux/capability.h
+_TERMINAL, _START = 4, 19  # words of /proc/PID/stat behind the name: proc_pid_stat(5) counts three more
+_PTS_MAJOR = 136  # UNIX98_PTY_SLAVE_MAJOR, linux/major.h
 
-def ancestors() -> Iterator[int]:
-    """The pids of this process' parent, its parent, and so on, as far as /proc shows them."""
-    pid = os.getppid()
+
+class Process(namedtuple("Process", "pid name uid")):
+    """`name`: of its command, as /proc/PID/comm has it; `uid`: the real one, of who started it."""
+
+    __slots__ = ()
+    pid: int
+    name: str
+    uid: int
+
+
+def ancestors(pid: int | str = "self") -> Iterator[Process]:
+    """A process' parent (the caller's unless given), its parent, and so on, as far as /proc shows them."""
     seen = {0}
-    while pid not in seen:
-        yield pid
-        seen.add(pid)
-        after_name = _read(pid, "stat").rpartition(b")")[2].split()
-        pid = int(after_name[1]) if len(after_name) > 1 else 0
+    status = _status(pid)
+    while (parent := int(status.get(b"PPid", 0))) not in seen:
+        seen.add(parent)
+        status = _status(parent)
+        if status:
+            yield Process(parent, status[b"Name"].decode("utf-8", "replace"), int(status[b"Uid"].split()[0]))
+
+
+def has_capability(number: int) -> bool:
+    """Whether the calling thread has a capability, in its own user namespace."""
+    return bool(int(_status("thread-self").get(b"CapEff", b"0"), 16) >> number & 1)
 
 
 def command_name(pid: int) -> str:
     """The name of a process or thread (/proc/PID/comm), "" if it has ended."""
-    return _read(pid, "comm").rstrip(b"\n").decode("utf-8", "replace")
+    return _read(f"/proc/{pid}/comm").rstrip(b"\n").decode("utf-8", "replace")
 
 
 def environment_value(pid: int, name: bytes) -> str:
     """The value that a variable had when the process was started, "" if it had none."""
-    for entry in _read(pid, "environ").split(b"\0"):
+    for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
         key, _, value = entry.partition(b"=")
         if key == name:
             return value.decode("ascii", "replace")
     return ""
 
 
+def directory_of(path: str) -> str:
+    """The directory of the process or thread that a path leads through, "/proc/PID" or "/proc/PID/task/TID"; "" if
+    it leads through none. /proc may be mounted elsewhere, as /host/proc for one.
+    """
+    before, proc, after = path.partition("/proc/")
+    words = after.split("/")
+    if len(words) < 2 or not (words[0].isascii() and words[0].isdigit()):
+        return ""
+    return before + proc + "/".join(words[: 3 if words[1] == "task" else 1])
+
+
+def start_time(path: str) -> int:
+    """When the process or thread began that a path leads through, in clock ticks since the boot; 0 for none."""
+    directory = directory_of(path)
+    return _stat(directory, _START) if directory else 0
+
+
 def socket_inodes(pid: int) -> Iterator[int]:
     """The inode of each socket that a process holds open."""
-    directory = f"/proc/{pid}/fd"
-    for name in list_directory(directory):
-        try:
-            target = os.readlink(f"{directory}/{name}")
-        except OSError as error:
-            raise_if_exhausted(error, f"look at the sockets of process {pid}")
-            continue
-        if target.startswith("socket:["):
-            yield int(target[len("socket:[") : -1])
+    return (int(target[len("socket:[") : -1]) for target in _open_files(pid) if target.startswith("socket:["))
+
+
+def terminals(pid: int) -> set[int]:
+    """The device numbers of the pseudo-terminals (/dev/pts/N) that a process holds open."""
+    numbers = (target.partition("/dev/pts/")[2] for target in _open_files(pid))
+    return {os.makedev(_PTS_MAJOR, int(number)) for number in numbers if number.isdigit()}
+
+
+def processes_on(terminals: set[int]) -> Iterator[int]:
+    """The pids of the processes that have one of these as their controlling terminal."""
+    for pid in numbers("/proc") if terminals else ():
+        if _stat(f"/proc/{pid}", _TERMINAL) in terminals:
+            yield pid
 
 
 def list_directory(directory: str) -> list[str]:
@@ -62,8 +103,34 @@ def list_directory(directory: str) -> list[str]:
         return []
 
 
-def _read(pid: int, name: str) -> bytes:
-    path = f"/proc/{pid}/{name}"
+def numbers(directory: str) -> list[int]:
+    """The numbers among the names in a directory, in order: the processes in /proc, the threads in /proc/PID/task."""
+    return sorted(map(int, filter(str.isdigit, list_directory(directory))))
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    """What each descriptor of a process leads to: "socket:[INODE]", "/dev/pts/0"."""
+    directory = f"/proc/{pid}/fd"
+    for name in list_directory(directory):
+        try:
+            yield os.readlink(f"{directory}/{name}")
+        except OSError as error:
+            raise_if_exhausted(error, f"look at what process {pid} holds open")
+
+
+def _status(pid: int | str) -> dict[bytes, bytes]:
+    """/proc/PID/status; a name with a line feed comes escaped."""
+    lines = (line.partition(b":\t") for line in _read(f"/proc/{pid}/status").split(b"\n"))
+    return {name: value for name, _, value in lines if value}
+
+
+def _stat(directory: str, word: int) -> int:
+    words = _read(f"{directory}/stat").rpartition(b")")[2].split()
+    return int(words[word]) if len(words) > word else 0
+
+
+def _read(path: str) -> bytes:
+    """The content of a file in /proc."""
     try:
         with open(path, "rb") as file:
             return file.read()

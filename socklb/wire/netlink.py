@@ -59,7 +59,7 @@ def align(length: int) -> int:
 def encode_message(type: int, flags: int, sequence: int, payload: Buffer, port: int = 0) -> bytes:
     """Header, payload, and padding so that another message can follow."""
     length = NLMSGHDR.size + len(payload)
-    return NLMSGHDR.pack(length, type, flags, sequence, port) + bytes(payload) + bytes(align(length) - length)
+    return NLMSGHDR.pack(length, type, flags, sequence, port) + payload + bytes(-length & 3)
 
 
 def iter_messages(buffer: Buffer, size: int) -> Iterator[tuple[int, int, int, int, int, int]]:

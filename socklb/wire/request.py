@@ -9,7 +9,7 @@ from collections import namedtuple
 from struct import Struct
 
 from ..errors import MalformedMessage
-from .socket_id import ADDRESSES, ANY, HANDLE, NO_COOKIE, SIZE, SocketId, decode_id, encode_id
+from .socket_id import ANY, SIZE, SocketId, any_cookie, decode_id, encode_id, swapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,10 +88,8 @@ def look_up_request(protocol: int, family: int, id_bytes: bytes, extensions: int
     """The payload of a SOCK_DIAG_BY_FAMILY that is no dump: the kernel answers with the row of the socket that it finds
     first at the address of this id, whatever its cookie. udp_dump_one() wants source and destination swapped.
     """
-    sport, dport, src, dst = ADDRESSES.unpack_from(id_bytes)
-    interface, _, _ = HANDLE.unpack_from(id_bytes, ADDRESSES.size)
-    ends = (dport, sport, dst, src) if protocol == IPPROTO_UDP else (sport, dport, src, dst)
-    return _V2.pack(family, protocol, extensions, 0) + encode_id(SocketId(*ends, interface, NO_COOKIE))
+    address = swapped(id_bytes) if protocol == IPPROTO_UDP else id_bytes
+    return _V2.pack(family, protocol, extensions, 0) + any_cookie(address)
 
 
 def decode_request_v2(buffer: Buffer) -> InetDiagReqV2:

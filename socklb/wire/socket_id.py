@@ -28,6 +28,9 @@ HANDLE = Struct(
 )
 SIZE = ADDRESSES.size + HANDLE.size
 
+ADDRESS_SIZE = ADDRESSES.size + 4
+"""How much of it the kernel looks a socket up by: ports, addresses, interface."""
+
 NO_COOKIE = 0xFFFFFFFFFFFFFFFF
 """INET_DIAG_NOCOOKIE in both halves: the kernel compares no cookie. All zeros is a cookie like any other."""
 
@@ -56,6 +59,16 @@ def encode_id(id: SocketId) -> bytes:
     return ADDRESSES.pack(id.sport, id.dport, id.src, id.dst) + HANDLE.pack(
         id.interface, id.cookie & 0xFFFFFFFF, id.cookie >> 32
     )
+
+
+def any_cookie(id_bytes: bytes) -> bytes:
+    """The same address, and whatever cookie."""
+    return id_bytes[:ADDRESS_SIZE] + bytes([0xFF] * 8)
+
+
+def swapped(id_bytes: bytes) -> bytes:
+    """The same with source and destination exchanged."""
+    return id_bytes[2:4] + id_bytes[:2] + id_bytes[20:36] + id_bytes[4:20] + id_bytes[36:]
 
 
 def decode_id(buffer: Buffer, offset: int, family: int) -> SocketId:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..sockets import eventually
-from .runner import ROOT, SECONDS, Preexec, Result, bytes_waiting, command, environment, run
+from .runner import ROOT, SECONDS, Preexec, Result, but_for_the_world, bytes_waiting, command, environment, run
 
 Change = dict[str, Any]
 
@@ -58,7 +58,7 @@ class Agent:
 
     @property
     def err(self) -> str:
-        return Path(self._err.name).read_text(encoding="utf-8")
+        return but_for_the_world(Path(self._err.name).read_text(encoding="utf-8"))
 
     def send(self, *changes: Change | str) -> None:
         """Write the changes, and wait until they are read."""

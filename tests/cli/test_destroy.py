@@ -226,7 +226,7 @@ class TestWhatIsPrinted:
         (namespace,) = said.pop("namespaces")
         assert namespace.pop("path").endswith("/ns/net")
         assert namespace == {"name": "current", **sums, "error": None}
-        assert said == {**sums, "skipped_namespaces": [], "backends": {}}
+        assert said == {**sums, "unsearched": [], "backends": {}}
 
     def test_lines(self, sockets: Sockets) -> None:
         client, _ = sockets.tcp("::ffff:127.0.0.2", 9000)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from .. import world
+from ..capabilities import with_only
 from ..networks import Network, pinned_networks
-from ..sockets import Sockets, in_child, pending_error
+from ..sockets import Sockets, eventually, in_child, pending_error, reused_pid
+from .agent import delete, upsert, watching
 from .runner import Result, drop_privilege, run
 from .test_demo import become
 
@@ -164,6 +166,56 @@ class TestUnknown:
         finally:
             stale.unlink()
 
+    def test_a_pin_of_another_kind(self, nets: list[Network], command: list[str]) -> None:
+        pin = Path("/run/netns/link")
+        pin.symlink_to("/proc/1/ns/mnt")
+        try:
+            assert run(*command, *netns("link")) == (2, "", f"socklb: {pin} is not a network namespace\n")
+            assert run(*command, *netns("all"))[::2] == (0, "")
+        finally:
+            pin.unlink()
+
+
+class TestLookedUpAgain:
+    """`watch` looks the words up at each pass."""
+
+    @pytest.mark.parametrize("word", ["{}", "/proc/{}/ns/net"])
+    def test_a_pid_that_another_process_has_now(
+        self, sockets: Sockets, clients: dict[str, socket.socket], nets: list[Network], word: str
+    ) -> None:
+        """It has ended, whoever has its number; what a bystander's namespace holds is left alone."""
+        named = nets[0].make(lambda _: subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+        with named, watching("--netns", word.format(named.pid), "--netns", "db") as agent:
+            agent.send(upsert(BACKEND))
+            named.kill()
+            named.wait()
+            with reused_pid(named.pid):  # in this namespace
+                agent.send(delete(BACKEND))
+                eventually(lambda: bool(pending_error(clients["db"])), "the cut in db")
+                result = agent.end()
+        assert (result.code, cut(clients)) == (0, set())
+        assert result.err == f"socklb: what {word.format(named.pid)} named has ended, and is another process now\n"
+
+
+class TestWhoMayNotLook:
+    """A process of somebody else is missed only if it is where nobody has searched."""
+
+    @ANY_COMMAND
+    def test_who_is_where_the_search_was_is_not_missed(self, network: None, command: list[str]) -> None:
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as other_s:
+            result = run(*command, *netns("all"), preexec=drop_privilege)
+            other_s.kill()
+        assert result.err == ""
+
+    @ANY_COMMAND
+    def test_who_is_elsewhere_is(self, nets: list[Network], command: list[str]) -> None:
+        with nets[0].make(lambda _: subprocess.Popen(["cat"], stdin=subprocess.PIPE)) as inhabitant:
+            result = run(*command, *netns("current", "all"), preexec=with_only())
+            inhabitant.kill()
+        said = [line for line in result.err.splitlines() if line.startswith("socklb: namespaces not ")]
+        reason = "Permission denied; CAP_SYS_PTRACE is missing"
+        assert said == [f"socklb: namespaces not searched: /proc/{inhabitant.pid}/ns/net: {reason}"]
+
 
 @contextmanager
 def loop_among_the_pins() -> Iterator[None]:
@@ -241,10 +293,19 @@ class TestSomeFail:
         with loop_among_the_pins():
             result = run(*command, *netns("all"), "--json")
         assert (result.code, len(result.json["sockets"])) == (0, 3)
-        assert result.err == "socklb: namespaces not looked at: /run/netns/loop: Too many levels of symbolic links\n"
+        assert result.err == "socklb: namespaces not searched: /run/netns/loop: Too many levels of symbolic links\n"
         if command[0] != "list":
-            skipped = {"path": "/run/netns/loop", "reason": "Too many levels of symbolic links"}
-            assert result.json["skipped_namespaces"] == [skipped]
+            one = {"path": "/run/netns/loop", "reason": "Too many levels of symbolic links", "count": 1}
+            assert result.json["unsearched"] == [one]
+
+    @ANY_COMMAND
+    def test_what_is_hidden_is_said_once_and_no_error(
+        self, clients: dict[str, socket.socket], command: list[str]
+    ) -> None:
+        patch = "module('.kernel.discovery')._hidden = lambda *_: 'three are hidden'"
+        result = run(*command, *netns("all"), "--json", patch=patch)
+        assert (result.code, result.err) == (0, "socklb: three are hidden\n")
+        assert run(*command, *netns("current", "web"), patch=patch).err == ""
 
     @ANY_COMMAND
     @pytest.mark.parametrize(

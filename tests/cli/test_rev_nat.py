@@ -87,7 +87,7 @@ class TestStale:
         with pinned_networks("web"), loop_among_the_pins():
             result = run("rev-nat", "--rev-nat-dir", directory, "--stale", *json)
             assert run("rev-nat", "--rev-nat-dir", directory, *json)[::2] == (0, "")
-        text = "namespaces not looked at: /run/netns/loop: Too many levels of symbolic links"
+        text = "namespaces not searched: /run/netns/loop: Too many levels of symbolic links"
         assert (result.code, result.err) == (1, f"socklb: {text}\n")
         if json:
             assert (len(result.json["entries"]), result.json["error"]) == (3, text)

@@ -112,7 +112,7 @@ class TestWhatIsPrinted:
         assert here.pop("path").endswith("/ns/net")
         assert here == {"name": "current", **one, "error": None}
         assert web == {"name": "web", "path": "/run/netns/web", **none, "error": None}
-        assert said == {**one, "skipped_namespaces": [], "backends": {TCP: one, UDP: none}}
+        assert said == {**one, "unsearched": [], "backends": {TCP: one, UDP: none}}
 
     def test_lines(self, sockets: Sockets) -> None:
         with pinned_networks("web") as (web,):

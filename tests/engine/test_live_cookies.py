@@ -94,6 +94,11 @@ class TestNamespaces:
             other = made.namespace
             assert "enter namespace net0: it needs CAP_SYS_ADMIN" in without_privilege(look)
 
+    @pytest.mark.parametrize("wrong", [["x"], "x", [None], [4]], ids=repr)
+    def test_what_is_no_namespace(self, wrong: object) -> None:
+        with pytest.raises(TypeError, match="is a NetworkNamespace, not "):
+            live_cookies(wrong)  # type: ignore[arg-type]
+
     @pytest.mark.parametrize("last", [True, False])
     def test_their_order_does_not_matter(self, sockets: Sockets, last: bool) -> None:
         """A thread that has gone to a namespace of a child user namespace may not go back to the current one."""

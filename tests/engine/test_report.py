@@ -27,9 +27,9 @@ from socklb import (
     Outcome,
     Report,
     RunStopped,
-    UnsearchedNamespace,
     SocklbError,
     UnboundedFilter,
+    UnsearchedNamespace,
 )
 from socklb.kernel.names import UnknownName
 
@@ -138,7 +138,7 @@ class TestCopies:
             Outcome(InetSocket(row(1), TCP), "failed", "why", errno.EPERM, NAMESPACES[1]),
             Counts(1, 2, 3, 4, 5),
             UnsearchedNamespace("/run/netns/x", "Permission denied", 1),
-            NetworkNamespace("n", "/p", 4, 1000, ("/q", "/r")),
+            NetworkNamespace("n", "/p", 4, 1000, ("/q", "/r"), 5, 6),
         ],
         ids=lambda value: type(value).__name__,
     )

@@ -114,7 +114,7 @@ class TestDumps:
     ) -> None:
         for _ in range(10):
             sockets.udp("127.0.0.1", 5000)
-        diag._buffer = bytearray(1024)
+        diag._buffers[:] = [bytearray(1024)]
         with pytest.raises(MalformedMessage, match="cut reply"):
             rows(diag, request(AF_INET, IPPROTO_UDP))
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
+from itertools import count
 from math import ceil
 from random import Random
 from typing import Any
@@ -27,7 +28,8 @@ from socklb import (
     probe,
     sport,
 )
-from socklb.engine.destroy import ANSWER_LOST, ONLY_BOUND, SHARED_ADDRESS
+from socklb.engine import destroy as destroy_module
+from socklb.engine.destroy import ANSWER_LOST, ONLY_BOUND, SHARED_ADDRESS, TIME_LIMIT
 from socklb.wire.reply import decode_msg
 from socklb.wire.request import SOCK_DESTROY
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
@@ -104,6 +106,19 @@ class TestNoEntry:
         assert len(kernel.dumps) == min(max(groups), 2), "a table without a hidden twin is not dumped again"
         assert tries(kernel) == dict.fromkeys(said, 1), "as many destroys as sockets"
         assert sum(map(len, kernel.look_ups)) <= 2 * len(rows)
+
+    def test_after_ten_seconds_at_one_address_the_others_are_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Half a second passes at each look at the clock."""
+        clock = count()
+        monkeypatch.setattr(destroy_module, "monotonic", lambda: next(clock) / 2)
+        rows = [*(row(n, sport=5000) for n in range(100)), *(row(n, sport=5001) for n in (100, 101))]
+        with FakeKernel(StatefulTable(rows)).installed():
+            report = destroy_sockets(TCP)
+        late = {o.socket.cookie for o in report.outcomes if o.reason == TIME_LIMIT}
+        died = {o.socket.cookie for o in report.outcomes if o.verdict == "destroyed"}
+        assert {100, 101} < died, "those of another address"
+        assert (late | died, late & died) == ({*range(102)}, set())
+        assert len(late) > 80
 
     @given(groups=st.lists(st.integers(1, 6), min_size=1, max_size=6), order=st.randoms(use_true_random=False))
     def test_what_answers_0_and_stays_is_never_tried_again(self, groups: list[int], order: Random) -> None:

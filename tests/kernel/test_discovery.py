@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,22 +17,27 @@ import pytest
 from socklb import KernelError, NetworkNamespace
 from socklb.kernel import discovery
 from socklb.kernel.discovery import (
-    NOT_A_NAMESPACE,
-    VANISHED,
     DiscoveredNamespaces,
-    SkippedNamespace,
+    UnsearchedNamespace,
     discover_namespaces,
     pin_names,
     pinned,
-    unreadable,
+    unsearched,
 )
 from socklb.kernel.namespaces import NamespaceVanished, run_in_netns
+from socklb.kernel.processes import numbers
 
 from .. import world
+from ..capabilities import with_only
 from ..networks import in_thread, networks, no_thread_lingers
 from ..sockets import eventually, in_child, left_behind, without_privilege
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("network")]
+
+needs_groups = pytest.mark.skipif(
+    Path("/proc/self/gid_map").read_text().split()[2:3] == ["1"],
+    reason="members of group 0 see all: another one is needed",
+)
 
 IPROUTE = "/run/netns"
 DOCKER = "/run/docker/netns"
@@ -129,7 +135,7 @@ class TestEachOnce:
     def test_alone_there_is_the_current_one(self) -> None:
         found = discover_namespaces()
         assert list(found) == [NetworkNamespace.current()]
-        assert found.skipped == []
+        assert found.refused == ()
         assert "/proc/1/ns/net" in paths_of(found[0])
 
     def test_many_names_are_one_namespace_and_each_path_is_kept(
@@ -148,7 +154,7 @@ class TestEachOnce:
         assert list(found) == [NetworkNamespace.current(), other]
         assert sorted(paths_of(the(found, other))) == sorted(paths)
         assert found[1].name in ("blue", "navy", "1234", "cni-1"), "a pin is better known than a process"
-        assert found.skipped == []
+        assert found.refused == ()
 
     @pytest.mark.parametrize("directory", discovery.PIN_DIRECTORIES)
     def test_each_directory_of_pins(self, other: NetworkNamespace, pins: Pins, directory: str) -> None:
@@ -190,8 +196,10 @@ class TestNames:
         """And what is no number in /proc is none."""
         listed = ["4000001", "900001", "self", "sys", "4000000"]
         monkeypatch.setattr(os, "listdir", lambda path: listed if path == "/proc" else [])
-        paths = [f"/proc/{pid}/ns/net" for pid in (900001, 4000000, 4000001)]
-        assert discover_namespaces().skipped == [SkippedNamespace(path, VANISHED) for path in paths]
+        monkeypatch.setattr(discovery, "nsfs_id", lambda path, _: (1, int(path.split("/")[2])))
+        assert [one.path for one in discover_namespaces()[1:]] == [
+            f"/proc/{pid}/ns/net" for pid in (900001, 4000000, 4000001)
+        ]
 
     @pytest.mark.parametrize("directories", [(IPROUTE, DOCKER), (DOCKER, CILIUM)], ids=" ".join)
     def test_a_name_that_is_another_s_already_is_the_path_instead(
@@ -237,35 +245,27 @@ class TestNames:
         assert discovery._name("/proc/4000000/ns/net", "pid", 4000000) == "pid 4000000 (ended)"
 
 
-class TestSkipped:
-    """Unreadable or vanished: in `.skipped` of the result with the reason, and no error."""
+class TestRefused:
+    """What is there and may not be looked at is in `.refused`; what vanished, or is no namespace, nowhere."""
 
     def test_paths_that_lead_to_no_namespace_or_cannot_be_looked_at(self, pins: Pins, other: NetworkNamespace) -> None:
-        stale = pins.file(IPROUTE, "stale")
-        gone = pins.link("/proc/4000000/ns/net", DOCKER, "container")
+        pins.file(IPROUTE, "stale")
+        pins.link("/proc/4000000/ns/net", DOCKER, "container")
         loop = pins.link("loop", CILIUM, "loop")
         pins.pin(other.path, IPROUTE, "other")
         found = discover_namespaces()
         assert names(found) == ["current", "other"]
-        assert sorted(found.skipped) == [
-            SkippedNamespace(loop, "Too many levels of symbolic links"),
-            SkippedNamespace(gone, VANISHED),
-            SkippedNamespace(stale, NOT_A_NAMESPACE),
-        ]
-        assert unreadable(found.skipped) == [SkippedNamespace(loop, "Too many levels of symbolic links")]
+        assert found.refused == (UnsearchedNamespace(loop, "Too many levels of symbolic links", 1),)
+        assert unsearched(found.refused, found) == [*found.refused]
 
     def test_processes_of_others_without_privilege(self) -> None:
-        def look() -> tuple[list[str], list[SkippedNamespace], bool]:
-            found = discover_namespaces()
-            return names(found), found.skipped, unreadable(found.skipped) == found.skipped
-
         with left_behind() as pid:
-            found, skipped, all_unreadable = without_privilege(look)
-        assert found == ["current"]
-        assert skipped == [
-            SkippedNamespace(f"/proc/{one}/ns/net", "Permission denied; CAP_SYS_PTRACE is missing") for one in (1, pid)
-        ]
-        assert all_unreadable
+            found, refused = in_child(lambda: (names(look := discover_namespaces()), look.refused), with_only())
+        reason = "Permission denied; CAP_SYS_PTRACE is missing"
+        assert (found, refused) == (
+            ["current"],
+            tuple(UnsearchedNamespace(f"/proc/{p}/ns/net", reason, 1) for p in (1, pid)),
+        )
 
     def test_a_process_that_ends_between_listing_and_opening(
         self, other: NetworkNamespace, monkeypatch: pytest.MonkeyPatch
@@ -282,16 +282,104 @@ class TestSkipped:
             monkeypatch.setattr(os, "listdir", listed)
             found = discover_namespaces()
         assert names(found) == ["current", f"pid {stays.pid} (cat)"]
-        assert found.skipped == [SkippedNamespace(f"/proc/{process.pid}/ns/net", VANISHED)]
+        assert found.refused == ()
 
     def test_a_process_that_ended_and_was_not_waited_for(self, other: NetworkNamespace) -> None:
+        """To another user it looks like one that may not be looked at."""
         with inhabitant(other) as process:
             process.kill()
             state = Path(f"/proc/{process.pid}/stat")
             eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z", "a zombie")
             found = discover_namespaces()
-            assert names(found) == ["current"]
-            assert found.skipped == [SkippedNamespace(f"/proc/{process.pid}/ns/net", VANISHED)]
+            assert (names(found), found.refused) == (["current"], ())
+            assert without_privilege(missed) == []
+
+
+def missed() -> list[UnsearchedNamespace]:
+    found = discover_namespaces()
+    return unsearched(found.refused, found)
+
+
+class TestUnsearched:
+    """A process that may not be looked at is in a searched namespace if the kernel's own socket there says so."""
+
+    def test_who_is_where_the_search_was_is_not_missed(self) -> None:
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as here:
+            refused = without_privilege(lambda: discover_namespaces().refused)
+            assert [one.path for one in refused] == [f"/proc/{pid}/ns/net" for pid in (1, here.pid)]
+            assert unsearched(refused, ()) == [UnsearchedNamespace("/proc/1/ns/net", refused[0].reason, 1)]
+            assert unsearched(refused, [NetworkNamespace.current()]) == []
+            here.kill()
+
+    def test_who_is_elsewhere_is_and_one_namespace_counts_once(self, other: NetworkNamespace) -> None:
+        with networks(1) as (another,), inhabitant(other) as one, inhabitant(other), inhabitant(another.namespace):
+            (sum,) = without_privilege(missed)
+            refused = without_privilege(lambda: discover_namespaces().refused)
+            assert sum == UnsearchedNamespace(f"/proc/{one.pid}/ns/net", refused[0].reason, 2)
+            found = discover_namespaces()
+            assert unsearched(refused, found) == []
+            assert unsearched(refused, [found[0], the(found, other)])[0].count == 1
+
+    def test_one_that_cannot_be_entered_any_more_is_no_witness(self, other: NetworkNamespace) -> None:
+        with inhabitant(other):
+            refused = without_privilege(lambda: discover_namespaces().refused)
+            gone = NetworkNamespace("gone", "/nowhere", other.device, other.inode)
+            assert len(unsearched(refused, [gone, NetworkNamespace.current()])) == 1
+            assert unsearched(refused, [gone, NetworkNamespace.current(), other]) == []
+
+    @needs_groups
+    def test_where_nothing_can_be_read_nothing_is_proven(self) -> None:
+        """hidepid=1: processes are listed, and nobody may look into them."""
+        with left_behind() as pid:
+            sums = in_child(missed, lambda: show_less("hidepid=1", with_only()))
+        assert [(one.path, one.count) for one in sums] == [("/proc/1/ns/net", 2)], pid
+
+
+def show_less(options: str, then: Callable[[], object] = lambda: None) -> None:
+    """Mount /proc anew, with such options, where nobody else sees it; for all but members of another group."""
+    world.unshare(world.CLONE_NEWNS)
+    if os.getgid() == 0:
+        os.setgroups([])
+        os.setgid(1)
+    world.mount("proc", "/proc", options)
+    then()
+
+
+class TestHidden:
+    """Processes that /proc does not show are said, with their number."""
+
+    SENTENCE = (
+        r"namespaces of processes that /proc does not show are not searched \(([0-9]+), kernel threads counted\): "
+    )
+
+    def hidden(self, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[], object] = lambda: None) -> str:
+        """As if the test world's pid namespace were the host's, and its first process a thread of the kernel."""
+        monkeypatch.setattr(discovery, "_INITIAL_PID_NAMESPACE", os.stat("/proc/self/ns/pid").st_ino)
+        monkeypatch.setattr(discovery, "_KTHREADD", 1)
+        return in_child(lambda: discover_namespaces().hidden, prepare)
+
+    def test_a_pid_namespace_shows_its_own(self) -> None:
+        said = re.fullmatch(
+            self.SENTENCE + "it shows those of one pid namespace, not of the host",
+            hidden := discover_namespaces().hidden,
+        )
+        assert said, hidden
+        with left_behind(), left_behind():
+            assert discovery._processes() > len(numbers("/proc"))
+
+    @needs_groups
+    def test_of_the_host_s_nothing_is_hidden(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.hidden(monkeypatch) == ""
+        assert self.hidden(monkeypatch, lambda: show_less("hidepid=1", with_only())) == ""
+
+    @needs_groups
+    def test_hidepid_shows_one_s_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        said = self.hidden(monkeypatch, lambda: show_less("hidepid=2", with_only()))
+        assert re.fullmatch(self.SENTENCE + "it is mounted with hidepid", said), said
+
+    @needs_groups
+    def test_hidepid_hides_nothing_from_who_may_look_at_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.hidden(monkeypatch, lambda: show_less("hidepid=2")) == ""
 
 
 class TestOtherKinds:
@@ -303,7 +391,26 @@ class TestOtherKinds:
         where = str(tmp_path) if directory == "elsewhere" else directory
         pins.pin(f"/proc/self/ns/{kind}", where, "leftover")
         found = discover_namespaces()
-        assert (names(found), found.skipped) == (["current"], [])
+        assert (names(found), found.refused) == (["current"], ())
+
+    def test_a_link_to_one_and_a_fifo(self, pins: Pins) -> None:
+        """Which the table of mounts does not show."""
+        pins.link("/proc/self/ns/mnt", IPROUTE, "link")
+        os.mkfifo(f"{IPROUTE}/fifo")
+        try:
+            found = discover_namespaces()
+        finally:
+            os.unlink(f"{IPROUTE}/fifo")
+        assert (names(found), found.refused) == (["current"], ())
+
+    def test_one_below_the_pin_of_a_network_namespace(self, pins: Pins, other: NetworkNamespace) -> None:
+        path = pins.pin("/proc/self/ns/uts", IPROUTE, "web")
+        world.bind(other.path, path)
+        try:
+            found = discover_namespaces()
+        finally:
+            world.unmount(path)
+        assert list(found) == [NetworkNamespace.current(), other]
 
     def test_a_mount_namespace(self, pins: Pins) -> None:
         """As container runtimes and packagers leave them behind."""
@@ -311,7 +418,7 @@ class TestOtherKinds:
             pin = pins.file("/run/runtime", "leftover.mnt")
             assert any(pin_mounts_of(cpu, pin, stack) for cpu in os.sched_getaffinity(0))
             found = discover_namespaces()
-        assert (names(found), found.skipped) == (["current"], [])
+        assert (names(found), found.refused) == (["current"], ())
 
 
 def pin_mounts_of(cpu: int, path: str, undo: ExitStack) -> bool:

@@ -15,8 +15,9 @@ import pytest
 
 from socklb import NetworkNamespace, SocketFilter, destroy_sockets, dst
 from socklb.kernel import discovery
-from socklb.kernel.discovery import VANISHED, SkippedNamespace, discover_namespaces, unreadable
+from socklb.kernel.discovery import discover_namespaces, unsearched
 from socklb.kernel.namespaces import run_in_netns
+from socklb.kernel.processes import numbers
 
 from .. import world
 from ..children import Child
@@ -71,7 +72,7 @@ class TestThreads:
             found = discover_namespaces()
             assert list(found) == [NetworkNamespace.current(), thread.namespace]
             assert names(found) == ["current", f"tid {thread.tid} (mover)"]
-            assert found.skipped == []
+            assert found.refused == ()
             assert paths_of(found[1]) == [thread.path]
             assert run_in_netns(found[1], NetworkNamespace.current) == thread.namespace
 
@@ -93,7 +94,7 @@ class TestThreads:
         assert not [path for path in paths_of(own)[1:] if path.startswith(f"/proc/{os.getpid()}/task/")]
 
     def test_a_thread_that_ends_between_listing_and_looking(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        usual = discovery._numbers
+        usual = numbers
         with moved() as stays, moved() as thread:
 
             def listed(directory: str) -> list[int]:
@@ -102,11 +103,10 @@ class TestThreads:
                     thread.end()
                 return found
 
-            monkeypatch.setattr(discovery, "_numbers", listed)
+            monkeypatch.setattr(discovery, "numbers", listed)
             found = discover_namespaces()
             assert names(found) == ["current", f"tid {stays.tid} (mover)"]
-        assert found.skipped == [SkippedNamespace(thread.path, VANISHED)]
-        assert unreadable(found.skipped) == []
+        assert found.refused == ()
 
 
 @contextmanager
@@ -138,7 +138,7 @@ class TestCost:
         monkeypatch.setattr(os, "stat", stat)
         return paths
 
-    def test_one_stat_a_thread_and_one_for_the_device_of_all(self, looks: list[str]) -> None:
+    def test_one_stat_a_thread(self, looks: list[str]) -> None:
         counts = []
         for threads in (1, 51):
             with waiting_threads(threads):
@@ -147,7 +147,6 @@ class TestCost:
                 counts.append(len(looks))
             no_thread_lingers()
         assert counts[1] - counts[0] <= 50
-        assert looks.count("/proc/thread-self/ns/net") == 1
 
     def test_threads_are_left_out_where_they_are_not_asked_for(self, looks: list[str]) -> None:
         with moved() as thread:
@@ -187,9 +186,14 @@ class TestThreadsOfOthers:
         eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z", "a zombie")
         found = discover_namespaces()
         assert names(found) == ["current", f"tid {tid} (mover)"]
-        assert found.skipped == [SkippedNamespace(f"/proc/{other.pid}/ns/net", VANISHED)]
+        assert found.refused == ()
 
-    def test_a_process_that_may_not_be_looked_at_is_skipped_once(self, other: Child) -> None:
-        other.receive()
-        skipped = without_privilege(lambda: [path for path, _ in discover_namespaces().skipped])
-        assert skipped == [f"/proc/{pid}/ns/net" for pid in sorted((os.getpid(), other.pid))]
+    def test_where_threads_of_a_process_are_that_may_not_be_looked_at(self, other: Child) -> None:
+        """Its first thread is where the search was, and the other one is not."""
+
+        def missed() -> list[tuple[str, int]]:
+            found = discover_namespaces()
+            return [(one.path, one.count) for one in unsearched(found.refused, found)]
+
+        path = f"/proc/{other.pid}/task/{other.receive()}/ns/net"
+        assert without_privilege(missed) == [(path, 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from socklb.kernel.discovery import discover_namespaces, pin_names
 from socklb.kernel.exhaustion import raise_if_exhausted
 from socklb.kernel.mounts import mounts
 from socklb.kernel.names import cgroup_id
+from socklb.kernel.namespaces import run_in_netns
 from socklb.kernel.processes import command_name, socket_inodes
 
+from ..networks import networks
 from ..sockets import Sockets, in_child, leave_descriptors, left_behind
 from .test_discovery_threads import waiting_threads
 
@@ -29,6 +32,15 @@ class TestTheError:
         with pytest.raises(KernelError, match=f"look around: {os.strerror(code)}; .+") as caught:
             raise_if_exhausted(OSError(code, "open"), "look around")
         assert caught.value.errno == code
+
+    @pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOMEM"])
+    def test_an_import_says_so_in_words(self, name: str) -> None:
+        code = getattr(errno, name)
+        text = f"libffi.so.8: cannot open shared object file: {os.strerror(code)}"
+        with pytest.raises(KernelError, match=f"import ctypes: {os.strerror(code)}; .+") as caught:
+            raise_if_exhausted(ImportError(text), "import ctypes")
+        assert caught.value.errno == code
+        raise_if_exhausted(ImportError("No module named '_ctypes'"), "import ctypes")
 
     @pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ESRCH, None])
     def test_any_other_says_something_about_what_was_looked_at(self, code: int | None) -> None:
@@ -59,6 +71,22 @@ class TestNoDescriptorLeft:
         assert code == errno.EMFILE
         assert text.startswith(says)
         assert "(ulimit -n)" in text
+
+    def test_a_python_that_cannot_load_ctypes_has_it_all_the_same(
+        self, network: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def look() -> tuple[str, int | None, str]:
+            monkeypatch.delattr(os, "setns", raising=False)
+            for name in [name for name in sys.modules if name.partition(".")[0] in ("ctypes", "_ctypes")]:
+                monkeypatch.delitem(sys.modules, name)
+            leave_descriptors(1)  # for the namespace
+            with pytest.raises(KernelError) as caught:
+                run_in_netns(other, lambda: None)
+            return type(caught.value).__name__, caught.value.errno, str(caught.value.strerror).partition(":")[0]
+
+        with networks(1) as (made,):
+            other = made.namespace
+            assert in_child(look) == ("KernelError", errno.EMFILE, "import ctypes")
 
     @pytest.mark.parametrize("directory", ["/proc", "/run", "/proc/self/task", "/nowhere"])
     def test_a_namespace_that_could_not_be_looked_for_is_not_missing(
@@ -119,5 +147,5 @@ def test_nor_to_look_at_a_descriptor_of_sshd(monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(errno.ENOMEM, "readlink")
 
     monkeypatch.setattr(os, "readlink", readlink)
-    with pytest.raises(KernelError, match=r"look at the sockets of process .*Cannot allocate memory"):
+    with pytest.raises(KernelError, match=r"look at what process .*Cannot allocate memory"):
         list(socket_inodes(os.getpid()))

@@ -5,21 +5,26 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from socklb import KernelError, NetworkNamespace, NotPermitted, NotSupported, SocketFilter, find_sockets
+from socklb.kernel import namespaces
 from socklb.kernel.namespaces import CLONE_NEWNET, run_in_netns, unshare
 
 from .. import world
+from ..capabilities import with_only
 from ..networks import no_thread_lingers
-from ..sockets import Sockets, in_child, without_privilege
+from ..sockets import Sockets, eventually, in_child, reused_pid, without_privilege
 
 CURRENT = "/proc/thread-self/ns/net"
 
@@ -67,6 +72,37 @@ class TestIdentity:
         assert len({one, NetworkNamespace("n", "/p", 4, 1001), NetworkNamespace("n", "/p", 5, 1000)}) == 3
         assert one != (4, 1000)
 
+    def test_another_cookie_is_another_namespace_where_both_are_known(self) -> None:
+        one, other, unknown = (NetworkNamespace("n", "/p", 4, 1000, (), cookie) for cookie in (7, 8, 0))
+        assert one != other
+        assert one == unknown == other
+        assert len({hash(one), hash(other), hash(unknown)}) == 1
+
+    @pytest.mark.kernel
+    def test_a_dead_one_is_not_the_one_that_has_its_inode_now(self, network: None) -> None:
+        with elsewhere() as dead:
+            pass
+        kept: list[NetworkNamespace] = []
+
+        def is_reused() -> bool:
+            world.new_network()
+            kept[:] = [NetworkNamespace.current()]
+            return kept[0].inode == dead.inode
+
+        eventually(is_reused, "another namespace with the inode of one that has gone")
+        assert kept[0] != dead
+        as_if = NetworkNamespace(dead.name, kept[0].path, dead.device, dead.inode, (), dead.cookie)
+        with pytest.raises(KernelError, match="vanished: another one has its inode now"):
+            run_in_netns(as_if, lambda: pytest.fail("entered the wrong one"))
+
+    @pytest.mark.kernel
+    def test_who_may_enter_knows_the_cookie(self, network: None) -> None:
+        here = NetworkNamespace.current().cookie
+        assert here == NetworkNamespace.from_pid(os.getpid()).cookie > 0
+        with elsewhere() as other:
+            assert other.cookie == here != NetworkNamespace.current().cookie
+            assert without_privilege(lambda: NetworkNamespace.from_path(other.path)).cookie == 0
+
     def test_it_is_immutable(self) -> None:
         one = NetworkNamespace("n", "/p", 4, 1000)
         for name in (*one.__slots__, "other"):
@@ -109,6 +145,59 @@ class TestWrongPaths:
             with pytest.raises(ValueError, match=f"no network namespace at {path}"):
                 NetworkNamespace.from_path(str(path))
 
+    @pytest.mark.parametrize(
+        "call",
+        [
+            pytest.param(lambda path, _: NetworkNamespace.from_path(path), id="while it is looked at"),
+            pytest.param(
+                lambda path, one: run_in_netns(NetworkNamespace("n", path, one.device, one.inode + 1), lambda: None),
+                id="before it is entered",
+            ),
+        ],
+    )
+    def test_a_fifo_that_takes_its_place_is_not_waited_for(
+        self,
+        network: None,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        call: Callable[[str, NetworkNamespace], object],
+    ) -> None:
+        here = NetworkNamespace.current()
+        fifo = str(tmp_path / "fifo")
+        os.mkfifo(fifo)
+
+        def look() -> str:
+            signal.alarm(10)
+            with pytest.raises((KernelError, ValueError)) as caught:
+                call(fifo, here)
+            return str(caught.value)
+
+        monkeypatch.setattr(namespaces, "nsfs_id", lambda *_: (here.device, here.inode + 1))
+
+        assert "fifo" in in_child(look)
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            pytest.param(lambda: NetworkNamespace.from_path(10**30), id="number"),  # type: ignore[arg-type]
+            pytest.param(lambda: NetworkNamespace.from_path(b"/proc/self/ns/net"), id="bytes"),  # type: ignore[arg-type]
+            pytest.param(lambda: NetworkNamespace.from_pid("self"), id="word"),  # type: ignore[arg-type]
+            pytest.param(lambda: NetworkNamespace.from_pid(True), id="bool"),
+            pytest.param(lambda: NetworkNamespace("n", None, 4, 1000), id="no-path"),  # type: ignore[arg-type]
+            pytest.param(lambda: NetworkNamespace("n", "/p", 4, "1000"), id="inode"),  # type: ignore[arg-type]
+            pytest.param(lambda: NetworkNamespace("n", "/p", 4, 1000, "/q"), id="paths"),  # type: ignore[arg-type]
+            pytest.param(lambda: run_in_netns("all", lambda: None), id="name"),  # type: ignore[arg-type]
+        ],
+    )
+    def test_a_wrong_type(self, call: Callable[[], object]) -> None:
+        with pytest.raises(TypeError, match=r" is (a )?(str|int|tuple|NetworkNamespace), not "):
+            call()
+
+    @pytest.mark.parametrize("pid", [-1, 10**30, 10**300], ids=["negative", "large", "longer than a name"])
+    def test_a_number_that_no_process_has(self, pid: int) -> None:
+        with pytest.raises(ValueError, match="no network namespace at /proc/"):
+            NetworkNamespace.from_pid(pid)
+
     def test_no_such_process(self) -> None:
         with pytest.raises(ValueError, match="no network namespace at /proc/0/ns/net"):
             NetworkNamespace.from_pid(0)
@@ -139,13 +228,24 @@ class TestWrongPaths:
         assert caught.value.errno == errno.ELOOP
 
     @pytest.mark.kernel
-    def test_another_s_process(self) -> None:
-        def look() -> int | None:
-            with pytest.raises(KernelError, match="open namespace /proc/1/ns/net") as caught:
+    @pytest.mark.parametrize(
+        ("drop", "why"),
+        [
+            (with_only(), "CAP_SYS_PTRACE is missing"),
+            (
+                world.drop_privilege,  # it has every capability, and is root of another user namespace
+                "its process has more capabilities, is in another user namespace, or a security module forbids it",
+            ),
+        ],
+        ids=["no-capability", "those-of-another-user-namespace"],
+    )
+    def test_another_s_process(self, drop: Callable[[], None], why: str) -> None:
+        def look() -> tuple[int | None, str]:
+            with pytest.raises(NotPermitted) as caught:
                 NetworkNamespace.from_pid(1)
-            return caught.value.errno
+            return caught.value.errno, str(caught.value.strerror)
 
-        assert without_privilege(look) == errno.EACCES
+        assert in_child(look, drop) == (errno.EACCES, f"open namespace /proc/1/ns/net: Permission denied; {why}")
 
 
 @pytest.mark.kernel
@@ -210,6 +310,32 @@ class TestVanished:
         assert os.listdir("/proc/self/fd") == before
         return str(caught.value)
 
+    @pytest.mark.parametrize("here", [True, False], ids=["current", "elsewhere"])
+    def test_another_cookie(self, network: None, here: bool) -> None:
+        with elsewhere() as other:
+            real = NetworkNamespace.current() if here else other
+            stale = NetworkNamespace("n", real.path, real.device, real.inode, (), real.cookie + 1)
+            assert "another one has its inode now" in self.vanished(stale)
+
+    def test_a_pid_that_another_process_has_now(self, network: None) -> None:
+        """Even if that one is in the same namespace, for whoever was named is gone."""
+        with pinned() as here:
+            with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as named:
+                namespace = NetworkNamespace.from_pid(named.pid)
+            with reused_pid(named.pid):
+                assert NetworkNamespace.from_pid(named.pid) == NetworkNamespace.from_path(here)
+                assert "of another process now" in self.vanished(namespace)
+                world.new_network()
+                assert "of another process now" in self.vanished(namespace)
+
+    @pytest.mark.parametrize(
+        "fields",
+        [("other", "", 0, 0), ("current", "", 4, 1000), ("current", "", 0, 0, (), 1)],
+        ids=["name", "inode", "cookie"],
+    )
+    def test_one_without_a_path_is_not_the_current_one(self, network: None, fields: tuple[Any, ...]) -> None:
+        self.vanished(NetworkNamespace(*fields))
+
     def test_a_path_that_leads_to_another_one_now(self, network: None, tmp_path: Path) -> None:
         link = tmp_path / "link"
         with pinned() as old:
@@ -234,7 +360,7 @@ class TestVanished:
 
         with elsewhere() as other:
             monkeypatch.setattr(os, "open", refuse)
-            with pytest.raises(NotPermitted, match="CAP_SYS_PTRACE") as caught:
+            with pytest.raises(NotPermitted, match="open namespace") as caught:
                 run_in_netns(other, lambda: None)
         assert caught.value.errno == errno.EACCES
 
@@ -278,6 +404,16 @@ class TestTheTwoWays:
             without_privilege(enter)
         with pytest.raises(ValueError, match="is not a network namespace"):
             run_in_netns(NetworkNamespace.from_path("/proc/self/ns/uts"), lambda: None)
+
+    def test_a_security_module_that_refuses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError(errno.EACCES, "setns")
+
+        with elsewhere() as other:
+            monkeypatch.setattr(os, "setns", refuse, raising=False)
+            with pytest.raises(NotPermitted, match="a security module") as caught:
+                run_in_netns(other, lambda: None)
+        assert caught.value.errno == errno.EACCES
 
     def test_leaving_for_a_new_one(self) -> None:
         before = NetworkNamespace.current()

@@ -6,14 +6,26 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from socklb.kernel import processes
-from socklb.kernel.processes import ancestors, command_name, environment_value, list_directory, socket_inodes
+from socklb.kernel.processes import (
+    Process,
+    ancestors,
+    command_name,
+    environment_value,
+    list_directory,
+    socket_inodes,
+    start_time,
+)
 
+from .. import world
 from ..sockets import in_child
+from .test_discovery_threads import waiting_threads
 
 NOBODY = 4_000_000  # more than any pid can be
 
@@ -27,14 +39,48 @@ class TestAncestors:
     @pytest.mark.kernel
     def test_all_up_to_the_first_process(self) -> None:
         parent, found = in_child(lambda: in_child(lambda: (os.getppid(), list(ancestors()))))
-        assert found == [parent, 1]
+        assert found == [Process(pid, command_name(1), os.getuid()) for pid in (parent, 1)]
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+            assert list(ancestors(child.pid)) == found[1:]
 
-    @pytest.mark.parametrize("name", [b"b", b"a) S 9 (", b"\xff"])
+    @pytest.mark.parametrize("name", [b"b", b"a:\tb", b"a\\nPPid:\\t7", b"\xff"])
     def test_whatever_they_are_called_and_a_circle_ends(self, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
-        parents = {30: 20, 20: 10, 10: 30}
-        monkeypatch.setattr(os, "getppid", lambda: 30)
-        monkeypatch.setattr(processes, "_read", lambda pid, _: b"%d (%s) S %d 1 1 0 -1" % (pid, name, parents[pid]))
-        assert list(ancestors()) == [30, 20, 10]
+        parents = {"self": 30, "30": 20, "20": 10, "10": 30}
+        text = b"Name:\t%s\nPPid:\t%d\nUid:\t5\t6\t7\t8\n"
+        monkeypatch.setattr(processes, "_read", lambda path: text % (name, parents[path.split("/")[2]]))
+        assert list(ancestors()) == [Process(pid, name.decode("utf-8", "replace"), 5) for pid in (30, 20, 10)]
+
+
+@pytest.mark.kernel
+class TestStart:
+    """Which process a path leads through, and when that one began."""
+
+    def test_it_tells_processes_and_threads_apart(self) -> None:
+        began = start_time("/proc/1/ns/net")
+        assert began == start_time("/proc/1/root/run/netns/x") == start_time("/proc/1/task/1/ns/net") > 0
+        time.sleep(2 / os.sysconf("SC_CLK_TCK"))
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as later, waiting_threads(1):
+            tid = max(map(int, os.listdir("/proc/self/task")))
+            assert start_time(f"/proc/{later.pid}/ns/net") > began
+            assert start_time(f"/proc/1/task/{tid}/ns/net") > began
+
+    @pytest.mark.parametrize(
+        "path", ["/run/netns/web", "/proc/self/ns/net", "/proc/1", f"/proc/{NOBODY}/ns/net", "/proc/\u0661/ns/net", ""]
+    )
+    def test_of_none(self, path: str) -> None:
+        assert start_time(path) == 0
+
+    def test_wherever_proc_is_mounted(self, tmp_path: Path) -> None:
+        def look() -> tuple[int, int]:
+            return start_time(f"{tmp_path}/proc/1/ns/net"), start_time("/proc/1/ns/net")
+
+        def mount() -> None:
+            world.unshare(world.CLONE_NEWNS)
+            world.mount("proc", str(tmp_path / "proc"))
+
+        (tmp_path / "proc").mkdir()
+        elsewhere, here = in_child(look, mount)
+        assert elsewhere == here > 0
 
 
 @pytest.mark.kernel

@@ -162,7 +162,7 @@ class BackendMachine(SocketMachine):
         self, report: Report, backends: Sequence[Backend], numbers: list[int], options: Options
     ) -> None:
         """What was connected to the backends in these namespaces is destroyed; the sums are those of the verdicts."""
-        assert not report.skipped_namespaces
+        assert not report.unsearched
         assert not report.errors
         assert not report.unrecorded
         verdicts: dict[ModelSocket, Verdict] = {}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socklb import KernelError, NetworkNamespace
-from socklb.kernel.discovery import DiscoveredNamespaces, SkippedNamespace, discover_namespaces
+from socklb.kernel.discovery import DiscoveredNamespaces, UnsearchedNamespace, discover_namespaces
 from socklb.termination import loop
 
 from ..kernel.test_discovery_threads import moved
@@ -47,7 +47,7 @@ class Host:
         self.now = 1000.0
         self.looks: list[float] = []  # when threads were looked at
         self.at: Pass
-        self.skipped: list[SkippedNamespace] = []
+        self.refused: tuple[UnsearchedNamespace, ...] = ()
 
     def monotonic(self) -> float:
         return self.now
@@ -59,7 +59,7 @@ class Host:
             self.looks.append(self.now)
         only_threads = self.at.threads - self.at.processes if threads else set()
         found = DiscoveredNamespaces([*map(of_process, self.at.processes), *map(of_thread, only_threads)])
-        found.skipped = self.skipped = [SkippedNamespace("/x", f"at {self.now}")]
+        found.refused = self.refused = (UnsearchedNamespace("/x", f"at {self.now}", 1),)
         return found
 
 
@@ -85,7 +85,7 @@ class TestDiscovery:
                     remembered = each.threads - each.processes
                 assert {namespace.inode for namespace in found} == each.processes | remembered
                 assert len(found) == len({*found})
-                assert found.skipped == host.skipped
+                assert found.refused == host.refused
                 assert {one.name for one in found} >= {of_process(number).name for number in each.processes}
                 assert host.now - host.looks[-1] < MINUTE
         assert all(later - earlier >= MINUTE for earlier, later in zip(host.looks, host.looks[1:]))

@@ -84,7 +84,7 @@ class TestWhoIsCut:
 
     def test_nothing_is_searched_for_no_backend(self) -> None:
         report = terminate_connections([], namespaces=[NetworkNamespace("x", "/nonexistent", 1, 1)])
-        assert (report.matched, report.namespaces, report.skipped_namespaces) == (0, {}, [])
+        assert (report.matched, report.namespaces, report.unsearched) == (0, {}, [])
 
     def test_a_backend_is_a_backend(self) -> None:
         with pytest.raises(TypeError, match=r"Backend\.parse"):
@@ -176,7 +176,7 @@ class TestFailures:
         assert {n.name: str(error) for n, error in report.errors.items()} == {
             "of mounts": "/proc/self/ns/mnt is not a network namespace"
         }
-        assert report.skipped_namespaces == [("/proc/0/ns/net", "vanished")]
+        assert report.unsearched == []
         assert (report.destroyed, len(report.namespaces)) == (3, 4)
 
     def test_not_permitted_if_every_namespace_answers_so(self, nets: list[Network]) -> None:
