@@ -51,19 +51,19 @@ class NamedNamespaces:
         """Raises ValueError for a word that names no namespace."""
         self._first = {word: netns_from(word) for word in words}
 
-    def present(self, warn: Callable[[str], object]) -> list[NetworkNamespace]:
-        """Those that are there; `warn` is called with what is to be said of each of the others."""
+    def present(self, warn: Callable[[str, str], object]) -> list[NetworkNamespace]:
+        """Those that are there; `warn` is called with the word for each of the others, and what is to be said of it."""
         present = []
         for word, first in self._first.items():
             try:
                 found = netns_from(word)
             except ValueError as error:
-                warn(str(error))
+                warn(word, str(error))
                 continue
             if found.started == first.started:
                 present.append(found)
             else:
-                warn(f"what {word} named has ended, and is another process now")
+                warn(word, f"what {word} named has ended, and is another process now")
         return present
 
 

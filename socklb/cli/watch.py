@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         table = BackendTable()
         loop = TerminationLoop(
             table,
-            namespaces=ALL if ALL in words else lambda: named.present(lambda text: reporter.warn_once(text, text)),
+            namespaces=ALL if ALL in words else lambda: named.present(reporter.warn_once),
             rev_nat=rev_nat,
             audit=audit,
             readable_only=readable_only,

@@ -84,7 +84,7 @@ class _Discovery:
             self._next_look = monotonic() + THREADS_SECONDS
             self._of_threads = [namespace for namespace in found if "/task/" in namespace.path]
         both = DiscoveredNamespaces(dict.fromkeys((*found, *self._of_threads)))
-        both.refused, both.hidden = found.refused, found.hidden
+        vars(both).update(vars(found))
         return both
 
 

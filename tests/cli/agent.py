@@ -134,7 +134,7 @@ def watching(
         )
         agent = Agent(process, out, err)
         try:
-            eventually(lambda: agent._catches(signal.SIGTERM), "it runs")
+            eventually(lambda: agent._catches(signal.SIGUSR1), "it runs")
             yield agent
         finally:
             process.kill()

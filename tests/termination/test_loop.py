@@ -28,7 +28,7 @@ from socklb import (
     Support,
     TerminationLoop,
 )
-from socklb.kernel.discovery import DiscoveredNamespaces, SkippedNamespace
+from socklb.kernel.discovery import DiscoveredNamespaces, UnsearchedNamespace
 from socklb.termination import loop as loop_module
 from socklb.termination.loop import Pass
 
@@ -301,11 +301,11 @@ class TestFailedPasses:
         """Is tried again, though nothing else is searched; unless it is expected."""
         table, passes = alive(A), list[Pass]()
         found = DiscoveredNamespaces([WEB])
-        found.refused = [SkippedNamespace("/proc/7/ns/net", "Permission denied")]
+        found.refused = (UnsearchedNamespace("/run/netns/x", "Permission denied", 1),)
 
         def look() -> DiscoveredNamespaces:
             if len(passes) == 2:
-                found.refused = []
+                found.refused = ()
             return found
 
         loop = TerminationLoop(
