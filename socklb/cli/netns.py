@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from ..engine.run import ALL, CURRENT
 from ..kernel.namespaces import NetworkNamespace, NoSuchNamespace
-from .output import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,14 +65,6 @@ class NamedNamespaces:
             else:
                 warn(word, f"what {word} named has ended, and is another process now")
         return present
-
-
-def warn_of_unsearched(unsearched: Iterable[UnsearchedNamespace], hidden: str) -> None:
-    """Say which namespaces were not searched, and which could not even be seen."""
-    for text in unsearched_texts(unsearched):
-        warn(text)
-    if hidden:
-        warn(hidden)
 
 
 def unsearched_texts(unsearched: Iterable[UnsearchedNamespace]) -> list[str]:

@@ -28,7 +28,7 @@ from .arguments import (
 from .netns import NamedNamespaces, unsearched_texts
 from .outlet import Outlet, start_thread
 from .output import DONE, INTERRUPTED, SOME_FAILED, error_text
-from .verdicts import namespace_problems, outcome_line, sums_text
+from .verdicts import left_alone_texts, namespace_problems, outcome_line, sums_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ standard error. No pass waits for a reader of its output.
 """
 
 _SOURCE_SECONDS = 10.0  # for the end of a source that is waiting for its disk
-_LEFT_ALONE = "looked for in the current namespace alone, for loopback and link-local addresses are others elsewhere"
 
 
 def add_parser(commands: Commands) -> None:
@@ -288,7 +287,7 @@ class _Reporter:
         for text in namespace_problems(report):
             self.warn(text)
         for outcome in report.unrecorded:
-            self.warn(outcome_line(outcome, is_unrecorded=True))
+            self.warn(outcome_line(outcome, report.device_of(outcome), is_unrecorded=True))
 
     def _print(self, report: Report, *, with_empty: bool, with_failed: bool = True) -> None:
         """A line for each backend that something was found of; without `with_failed` only where something was done."""
@@ -297,9 +296,8 @@ class _Reporter:
                 self._out.print(f"{backend}: {sums_text(counts)}")
         if report.hidden:
             self.warn_once("hidden", report.hidden)
-        if report.left_alone:
-            names = ", ".join(map(str, report.left_alone))
-            self.warn_once("left alone", shortened(f"{_LEFT_ALONE}: {names}"))
+        for text in left_alone_texts(report):
+            self.warn_once("left alone", shortened(text))
 
 
 class _Problem(namedtuple("_Problem", "text namespace")):

@@ -44,7 +44,7 @@ class Outcome(namedtuple("Outcome", "socket verdict reason error namespace", def
     namespace: NetworkNamespace
 
 
-class Counts(namedtuple("Counts", "destroyed would_destroy gone skipped failed", defaults=(0,) * 5)):
+class Counts(namedtuple("Counts", "destroyed would_destroy gone skipped failed", defaults=(0, 0, 0, 0, 0))):
     """How many sockets got which verdict (see Outcome)."""
 
     __slots__ = ()
@@ -190,13 +190,17 @@ class Report:
             )
         return sums
 
+    def device_of(self, outcome: Outcome) -> str | None:
+        """The name of the interface that its socket is bound to, None without one."""
+        return self.devices.get(outcome.namespace, {}).get(outcome.socket.interface)
+
     def backend_of(self, socket: InetSocket, namespace: NetworkNamespace) -> Backend:
         """Which of the backends a socket is connected to: on a link-local address also by its interface."""
         several = self._backends[unmapped_packed(socket.dst_packed), socket.dport, PROTOCOL_NAMES[socket.protocol]]
         if len(several) == 1:
             return several[0]
         links = (self.devices.get(namespace, {}).get(socket.interface), str(socket.interface))
-        return next((backend for backend in several if backend.address.scope_id in links), several[0])
+        return next((backend for backend in several if backend.link in links), several[0])
 
     def __repr__(self) -> str:
         return f"<Report {' '.join(f'{name}={count}' for name, count in self.counts.as_dict().items())}>"
@@ -210,8 +214,8 @@ def _by_endpoint(backends: Iterable[Backend]) -> dict[tuple[bytes, int, str], li
     return found
 
 
-def socket_record(socket: InetSocket) -> dict[str, Any]:
-    """A socket as JSON has it: addresses as text, the state by name, cookie and inode as numbers."""
+def socket_record(socket: InetSocket, device: str | None) -> dict[str, Any]:
+    """A socket as JSON has it: addresses as text, the state by name, `device` the name of its interface."""
     return {
         "protocol": PROTOCOL_NAMES[socket.protocol],
         "state": state_word(socket.state),
@@ -219,19 +223,25 @@ def socket_record(socket: InetSocket) -> dict[str, Any]:
         "sport": socket.sport,
         "dst": format_address(socket.dst),
         "dport": socket.dport,
+        "interface": socket.interface,
+        "device": device,
         "cookie": socket.cookie,
         "uid": socket.uid,
         "inode": socket.inode,
+        "cgroup_id": socket.attributes.get("cgroup_id"),
+        "timer": socket.timer,
+        "retransmits": socket.retransmits,
+        "expires_ms": socket.expires_ms,
     }
 
 
-def outcome_record(outcome: Outcome, target: dict[str, str], dry_run: bool) -> dict[str, Any]:
+def outcome_record(outcome: Outcome, target: dict[str, str], device: str | None, dry_run: bool) -> dict[str, Any]:
     """An outcome as JSON has it. `target` names what the socket was matched by: {"filter": ...} or {"backend": ...}."""
     return {
         "namespace": outcome.namespace.name,
         **target,
         "dry_run": dry_run,
-        **socket_record(outcome.socket),
+        **socket_record(outcome.socket, device),
         "outcome": outcome.verdict,
         "reason": outcome.reason,
         "error": outcome.error,

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from typing import Union
 
     from ..filters.backend import Backend
-    from ..kernel.discovery import UnsearchedNamespace
     from ..wire.reply import InetSocket
     from .audit import Audit, AuditTrail, Target
     from .report import Outcome
@@ -153,10 +152,7 @@ class Run:
             self._signals.release()
         except BaseException as error:
             error.report = self.report  # type: ignore[attr-defined]
-            try:
-                self._signals.release()
-            except KeyboardInterrupt:
-                pass  # the error ends the run anyway, and says more
+            self._signals.release(quietly=True)  # the error ends the run anyway, and says more
             raise
         return self.report
 
@@ -212,7 +208,7 @@ class Run:
                 while_waiting=self._signals.obey,
                 one_by_one=self._left is not None,
             )
-            self._raise_if_all_failed()
+            raise_if_all_failed(self.report.errors, len(self.report.namespaces))
             if refused:
                 from ..kernel.discovery import unsearched
 
@@ -234,15 +230,6 @@ class Run:
             return not isinstance(error, CannotEnter)
         is_from_audit = self._audit is not None and error is self._audit.error
         return is_from_audit or not isinstance(error, (SocklbError, ValueError))
-
-    def _raise_if_all_failed(self) -> None:
-        errors = self.report.errors
-        kinds = (NotPermitted, CannotEnter, UnknownName)
-        all_failed = bool(errors) and len(errors) == len(self.report.namespaces)
-        if all_failed and all(isinstance(error, kinds) for error in errors.values()):
-            raise next(iter(errors.values()))
-        for namespace in [namespace for namespace, error in errors.items() if isinstance(error, UnknownName)]:
-            del errors[namespace]  # where only some lack an interface, nothing matches in these
 
     def _run_in(self, namespace: NetworkNamespace) -> None:
         self._raise_if_stopped()
@@ -326,7 +313,7 @@ class Run:
                 if self._left is not None:
                     self._left -= sum(outcome.verdict in (DESTROYED, WOULD_DESTROY) for outcome in some)
                 if self._audit is not None:
-                    self._audit.record(some, target)
+                    self._audit.record(some, target, self.report.device_of)
         except BaseException as error:
             self._note_unrecorded(error)
             raise
@@ -375,6 +362,17 @@ def _keeps_orphans() -> bool:
     from .probe import keeps_orphans  # few sockets are closing and without an owner
 
     return keeps_orphans()
+
+
+def raise_if_all_failed(errors: dict[NetworkNamespace, BaseException], tried: int) -> None:
+    """Raise the first error if no namespace of so many could be searched: entered, or asked. Where only some lack an
+    interface or cgroup nothing matches in these, which is no error.
+    """
+    kinds = (NotPermitted, CannotEnter, UnknownName)
+    if errors and len(errors) == tried and all(isinstance(error, kinds) for error in errors.values()):
+        raise next(iter(errors.values()))
+    for namespace in [namespace for namespace, error in errors.items() if isinstance(error, UnknownName)]:
+        del errors[namespace]
 
 
 def _distinct(namespaces: object) -> list[NetworkNamespace]:

@@ -47,10 +47,14 @@ class HeldSignals:
             number, frame = self._waiting.pop()
             self._handlers[number](number, frame)
 
-    def release(self) -> None:
-        """Put the handlers back, and handle what has come."""
+    def release(self, *, quietly: bool = False) -> None:
+        """Put the handlers back, and handle what has come; `quietly` without raising KeyboardInterrupt."""
         import signal
 
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self.obey()
+        try:
+            self.obey()
+        except KeyboardInterrupt:
+            if not quietly:
+                raise
