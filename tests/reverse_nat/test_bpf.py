@@ -314,8 +314,9 @@ class TestErrors:
             for name in [name for name in sys.modules if name.partition(".")[0] in ("ctypes", "_ctypes")]:
                 del sys.modules[name]
             leave_descriptors(0)
-            error = pytest.raises(KernelError, BpfMap.open, "/m").value
-            return type(error), error.errno
+            with pytest.raises(KernelError) as caught:
+                BpfMap.open("/m")
+            return type(caught.value), caught.value.errno
 
         assert in_child(open_without_descriptors) == (KernelError, errno.EMFILE)
 
