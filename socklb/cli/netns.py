@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ..engine.run import ALL, CURRENT
+from ..errors import KernelError
 from ..kernel.namespaces import NetworkNamespace, NoSuchNamespace
 
 TYPE_CHECKING = False
@@ -60,6 +61,8 @@ class NamedNamespaces:
             except ValueError as error:
                 warn(word, str(error))
                 continue
+            except KernelError:
+                found = first  # the error shows when it is entered, and does not stop the others
             if found.started == first.started:
                 present.append(found)
             else:

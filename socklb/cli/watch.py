@@ -27,7 +27,7 @@ from .arguments import (
 )
 from .netns import NamedNamespaces, unsearched_texts
 from .outlet import Outlet, start_thread
-from .output import DONE, INTERRUPTED, SOME_FAILED, error_text
+from .output import DONE, INTERRUPTED, SOME_FAILED, error_text, printable
 from .verdicts import left_alone_texts, namespace_problems, outcome_line, sums_text
 
 TYPE_CHECKING = False
@@ -86,9 +86,8 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     words = options.netns or [ALL]
     named = NamedNamespaces(word for word in words if word != ALL)  # an unknown one is an error now
-    readable_only = getattr(options, "readable_only", False)
     with ExitStack() as stack:
-        reporter = stack.enter_context(_Reporter(readable_only))
+        reporter = stack.enter_context(_Reporter(options.readable_only))
         _check_support(words, reporter.warn)
         audit = stack.enter_context(audit_from(options))
         rev_nat = stack.enter_context(rev_nat_from(options))
@@ -98,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
             namespaces=ALL if ALL in words else lambda: named.present(reporter.warn_once),
             rev_nat=rev_nat,
             audit=audit,
-            readable_only=readable_only,
+            readable_only=options.readable_only,
             on_pass=reporter.report,
         )
         source = _source(options.source)
@@ -227,7 +226,7 @@ class _Reporter:
         self.err.close()
 
     def warn(self, text: str) -> None:
-        self.err.print(f"socklb: {text}")
+        self.err.print(f"socklb: {printable(text)}")
 
     def fail(self, text: str) -> None:
         self.has_failed = True

@@ -11,6 +11,7 @@ import os
 import sys
 
 from ..errors import KernelError, NotPermitted, NotSupported
+from ..kernel.exhaustion import raise_if_exhausted
 from .layout import (
     BPF_F_RDONLY,
     BPF_MAP_GET_NEXT_KEY,
@@ -205,7 +206,8 @@ class _Bpf:
             import ctypes
 
             self._syscall = ctypes.CDLL(None, use_errno=True).syscall
-        except (ImportError, OSError, AttributeError):
+        except (ImportError, OSError, AttributeError) as error:
+            raise_if_exhausted(error, "import ctypes")
             raise NotSupported(
                 errno.ENOSYS, "bpf(2): this Python has no working ctypes, and no other way to read BPF maps"
             ) from None

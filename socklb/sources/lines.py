@@ -69,7 +69,10 @@ class LineSource:
         while not self._stopped:
             if not poll.poll(_PATIENCE_MS):
                 continue
-            data = os.read(self._descriptor, _READ_SIZE)
+            try:
+                data = os.read(self._descriptor, _READ_SIZE)
+            except BlockingIOError:  # another process was first to read what there was
+                continue
             if not data:
                 return
             yield data

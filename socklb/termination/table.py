@@ -133,6 +133,7 @@ class BackendTable:
 
     def is_alive(self, backend: Backend) -> bool:
         """Whether some service has the backend alive."""
+        check_backend(backend)
         return any(self._services.get(backend, {}).values())
 
     def backends(self) -> dict[Backend, bool]:

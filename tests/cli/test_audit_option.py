@@ -24,7 +24,7 @@ from .runner import Result, drop_privilege, run
 
 pytestmark = pytest.mark.kernel
 
-FILTER, BACKEND = "dst 127.0.0.2:9000", "127.0.0.2:9000/UDP"
+FILTER, BACKEND = "dst 10.9.0.2:9000", "10.9.0.2:9000/UDP"
 COMMANDS = {
     "destroy": ["destroy", "--netns", "all", "--udp", FILTER],
     "terminate": ["terminate", "--netns", "all", BACKEND],
@@ -35,7 +35,7 @@ FULL = "the audit file {} cannot be written: (the disk is full|No space left)"  
 
 
 def connect(sockets: Sockets) -> socket.socket:
-    return sockets.udp("127.0.0.2", 9000)
+    return sockets.udp("10.9.0.2", 9000)
 
 
 def records(text: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from .test_demo import become
 
 pytestmark = pytest.mark.kernel
 
-TO, BACKEND = "dst 127.0.0.2:9000", "127.0.0.2:9000/UDP"
+TO, BACKEND = "dst 10.9.0.2:9000", "10.9.0.2:9000/UDP"
 COMMANDS = {
     "list": ["list", "--udp", TO],
     "destroy": ["destroy", "--udp", TO],
@@ -39,7 +39,7 @@ sys.modules["ctypes"] = None
 
 
 def connect(sockets: Sockets) -> socket.socket:
-    return sockets.udp("127.0.0.2", 9000)
+    return sockets.udp("10.9.0.2", 9000)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ class TestWhere:
         lines = run(*COMMANDS["list"], *netns("all")).out.splitlines()
         assert {line.split()[-1] for line in lines} == {"Netns", *EVERYWHERE}
         *lines, _ = run(*COMMANDS["terminate"]).out.splitlines()
-        assert sorted(line.partition("127.0.0.2:9000")[2] for line in lines) == ["", " in db", " in web"]
+        assert sorted(line.partition("10.9.0.2:9000")[2] for line in lines) == ["", " in db", " in web"]
 
     @DESTROYING
     def test_a_dry_run_cuts_nowhere(self, clients: dict[str, socket.socket], command: list[str]) -> None:

@@ -242,6 +242,25 @@ class TestStop:
             eventually(source.thread.is_alive, "it follows")
 
 
+def test_another_process_that_is_first_to_read_is_no_error(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a descriptor that does not block: it is readable no more."""
+    usual, tries = os.read, list[int]()
+
+    def read(descriptor: int, size: int) -> bytes:
+        tries.append(size)
+        if len(tries) == 1:
+            usual(descriptor, size)
+        return usual(descriptor, size)
+
+    os.set_blocking(pipe.reader, False)
+    monkeypatch.setattr(os, "read", read)
+    with followed(LineSource(pipe.reader)) as source:
+        pipe.write(UPSERT_B + b"\n")
+        source.until(lambda s: bool(tries), "it reads")
+        pipe.write(UPSERT_A + b"\n")
+        source.until(lambda s: s.alive(A, B) == [True, False], "the next line")
+
+
 def test_what_cannot_be_read_is_raised(tmp_path: Path) -> None:
     """The command reports it."""
     directory = os.open(tmp_path, os.O_RDONLY)

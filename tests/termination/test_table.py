@@ -149,6 +149,8 @@ class TestChanges:
             table.upsert(A, state="drained")
         with pytest.raises(TypeError, match="a BackendState or a str, not 5"):
             table.upsert(A, state=5)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"Backend\.parse\(\)"):
+            table.is_alive("10.0.0.1:80/TCP")  # type: ignore[arg-type]
         assert not table.is_alive(A)
         table.upsert(A, "web")
         with pytest.raises(TypeError, match=r"Backend\.parse\(\)"):
