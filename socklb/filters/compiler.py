@@ -8,7 +8,7 @@ from errno import EOPNOTSUPP
 
 from ..errors import NotSupported
 from ..wire.bytecode import ANY_PORT, Assembler
-from .conditions import EVERYTHING, And, Condition, Host, Not, Or, Port, endpoint_of, leaves
+from .conditions import EVERYTHING, And, Condition, Host, Not, Or, Port, endpoint_of, leaves, pushed_inward
 from .property_conditions import Autobound
 
 TYPE_CHECKING = False
@@ -111,19 +111,18 @@ def _assemble(condition: Condition) -> _Assembled | None:
     return None if program is None else _Assembled(program, frozenset(assembler.used))
 
 
-def _relaxed(condition: Condition, is_kept: Callable[[Condition], bool], negated: bool = False) -> Condition:
-    """The condition (or its negation) with each `not` pushed inward, and each test that is not kept made EVERYTHING.
+def _relaxed(condition: Condition, is_kept: Callable[[Condition], bool]) -> Condition:
+    """The condition with each `not` pushed inward, and each test that is not kept made EVERYTHING.
 
     No `and` or `or` is negated then, so that relaxing a part can only let through more.
     """
-    if isinstance(condition, Not):
-        return _relaxed(condition.part, is_kept, not negated)
-    if isinstance(condition, (And, Or)):
-        kind = And if isinstance(condition, And) is not negated else Or
-        return kind(*(_relaxed(part, is_kept, negated) for part in condition.parts))
-    if not is_kept(condition):
-        return EVERYTHING
-    return Not(condition) if negated else condition
+
+    def literal(test: Condition, negated: bool) -> Condition:
+        if not is_kept(test):
+            return EVERYTHING
+        return Not(test) if negated else test
+
+    return pushed_inward(condition, literal)
 
 
 def _split(condition: Condition) -> tuple[list[_Assembled], bool]:

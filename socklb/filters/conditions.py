@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Conditions on a socket: immutable values, joined with & | ~ into a tree.
 
-A condition is evaluated in Python (`matches`) or in the kernel (`emit` appends its bytecode), tells whether it bounds
-the sockets it matches (`bounds`), and is written in the language of ss(8) (`str`). Names whose meaning depends on the
+A condition is evaluated in Python (`matches`) or in the kernel (`emit` appends its bytecode), and is written in the
+language of ss(8) (`str`). Names whose meaning depends on the
 network namespace (an interface, a cgroup path) must be replaced by their numbers (`resolved`) before it is evaluated.
 The functions in constructors.py check the arguments; the classes here do not.
 """
@@ -17,7 +17,7 @@ from .endpoints import GE_OPS, HOST_OPS, LE_OPS, Endpoint, EndpointSet, port_alo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Protocol
 
     from ..wire.address import Network
@@ -55,10 +55,6 @@ class Condition(Value):
     def supported(self, missing_ops: frozenset[int]) -> bool:
         """Whether a kernel without these bytecode ops can evaluate this test (of an And, Or or Not, ask its leaves)."""
         return True
-
-    def bounds(self, negated: bool = False) -> bool:
-        """Whether this, or its negation, names an address or a port and so cannot match everything by mistake."""
-        return False
 
     @property
     def is_resolved(self) -> bool:
@@ -125,9 +121,6 @@ class Host(Condition):
         """Whether it is one address."""
         return self.network.prefixlen == self._size * 8
 
-    def bounds(self, negated: bool = False) -> bool:
-        return not negated and self.network.prefixlen > 0
-
     def __str__(self) -> str:
         address = format_address(self.network.network_address)
         if not self.is_exact:
@@ -162,9 +155,6 @@ class Port(Condition):
     def is_exact(self) -> bool:
         """Whether it is one port."""
         return self.low == self.high
-
-    def bounds(self, negated: bool = False) -> bool:
-        return not negated and (self.low > 0 or self.high < PORT_MAX)
 
     def __str__(self) -> str:
         word = self.side[0] + "port"
@@ -232,9 +222,6 @@ class And(_Group):
             elif not (isinstance(part, Port) and part.side in hosts and part is ports.get(part.side)):
                 part.emit(program, no)
 
-    def bounds(self, negated: bool = False) -> bool:
-        return (all if negated else any)(part.bounds(negated) for part in self.parts)
-
     def __str__(self) -> str:
         return super().__str__() if self.parts else "dst *"
 
@@ -264,9 +251,6 @@ class Or(_Group):
         last.emit(program, no)
         program.place(end)
 
-    def bounds(self, negated: bool = False) -> bool:
-        return (any if negated else all)(part.bounds(negated) for part in self.parts)
-
     def __str__(self) -> str:
         return super().__str__() if self.parts else "not dst *"
 
@@ -292,9 +276,6 @@ class Not(Condition):
         program.jump(no)
         program.place(otherwise)
 
-    def bounds(self, negated: bool = False) -> bool:
-        return self.part.bounds(not negated)
-
     @property
     def is_resolved(self) -> bool:
         return self.part.is_resolved
@@ -308,6 +289,26 @@ class Not(Condition):
 
 EVERYTHING = And()
 """Matches every socket."""
+
+
+def joined(kind: type[And] | type[Or], parts: Iterable[Condition]) -> Condition:
+    """The parts in a group of this kind, but one part as it is."""
+    group = kind(*parts)
+    return group.parts[0] if len(group.parts) == 1 else group
+
+
+def pushed_inward(
+    condition: Condition, literal: Callable[[Condition, bool], Condition], negated: bool = False
+) -> Condition:
+    """The condition (or its negation) without a `not` before an `and`, `or` or `not`; `literal` makes what stands for a
+    single test, or, if true is passed, for its negation.
+    """
+    if isinstance(condition, Not):
+        return pushed_inward(condition.part, literal, not negated)
+    if isinstance(condition, (And, Or)):
+        kind = And if isinstance(condition, And) is not negated else Or
+        return joined(kind, (pushed_inward(part, literal, negated) for part in condition.parts))
+    return literal(condition, negated)
 
 
 def leaves(condition: Condition) -> Iterator[Condition]:

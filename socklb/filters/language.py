@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import namedtuple
 
 from . import constructors
-from .conditions import EVERYTHING, PORT_MAX, And, Condition, Not, Or, Port
+from .conditions import EVERYTHING, PORT_MAX, And, Condition, Not, Or, Port, joined
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,16 +117,16 @@ class _Parser:
         alternatives: list[Condition] = []
         conjunction = [self._term(depth)]
         while self.word is not None and self.word.text != ")":
-            joined = self.word
+            first = self.word
             if self._accept(*_OR):
-                alternatives.append(_join(And, conjunction))
+                alternatives.append(joined(And, conjunction))
                 conjunction = [self._term(depth)]
                 continue
             self._accept(*_AND)
             conjunction.append(self._term(depth))
             if alternatives:
-                self.fail("'and' after 'or' is ambiguous, use parentheses", joined)
-        return _join(Or, [*alternatives, _join(And, conjunction)])
+                self.fail("'and' after 'or' is ambiguous, use parentheses", first)
+        return joined(Or, [*alternatives, joined(And, conjunction)])
 
     def _term(self, depth: int) -> Condition:
         if depth > _MAX_DEPTH:
@@ -260,11 +260,6 @@ class _Parser:
     def _cgroup(self, value: _Word) -> Condition:
         text = value.text
         return constructors.cgroup(int(text) if text.isascii() and text.isdigit() else text)
-
-
-def _join(kind: type[And] | type[Or], parts: list[Condition]) -> Condition:
-    joined = kind(*parts)  # flattened: `dport 80 and dst *` has one part
-    return joined.parts[0] if len(joined.parts) == 1 else joined
 
 
 def _why_not_a_test(word: str) -> str:

@@ -7,6 +7,7 @@ from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states,
 from ..values import Value
 from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
+from .bounds import bounds
 from .compiler import compile_condition
 from .conditions import EVERYTHING, And, Condition, Host, Or
 from .constructors import dport, dst
@@ -147,8 +148,8 @@ class SocketFilter(Value):
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the condition names an address or a port; states, family and predicate do not count."""
-        return self.where.bounds()
+        """Whether the condition names what it matches: an address, a few ports, a device, a cgroup."""
+        return bounds(self.where)
 
     def accepts(self, socket: InetSocket) -> bool:
         """What is left to check of a socket that matches the condition: state and predicate."""

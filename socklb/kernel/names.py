@@ -8,6 +8,14 @@ import socket
 
 from ..errors import KernelError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .mounts import Mount
+
+_ROOT_CGROUP = 1  # its id (kernfs_create_root())
+
 
 class UnknownName(ValueError):
     """There is no such name in the namespace where it was looked up."""
@@ -44,12 +52,28 @@ def cgroup_id(path: str) -> int:
     return status.st_ino
 
 
-def _cgroup2_mount() -> str:
+def is_root_cgroup(cgroup: int | str) -> bool:
+    """Whether an id or a path is that of the root, or of what is mounted here as the root; 0 is no cgroup at all."""
+    if isinstance(cgroup, int):
+        roots = (mount.point for mount in _cgroup2_mounts() if mount.root == "/")
+        return cgroup <= _ROOT_CGROUP or any(
+            os.path.exists(point) and os.stat(point).st_ino == cgroup for point in roots
+        )
+    try:
+        return not os.path.normpath(cgroup).strip("/") or is_root_cgroup(cgroup_id(cgroup))
+    except ValueError:
+        return False
+
+
+def _cgroup2_mounts() -> Iterator[Mount]:
     from .mounts import mounts  # few conditions name a cgroup
 
-    for mount in mounts():
-        if mount.type == "cgroup2":
-            return mount.point
+    return (mount for mount in mounts() if mount.type == "cgroup2")
+
+
+def _cgroup2_mount() -> str:
+    for mount in _cgroup2_mounts():
+        return mount.point
     raise ValueError("no cgroup2 file system is mounted; give an absolute path")
 
 

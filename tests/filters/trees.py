@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from socklb import Backend, InetSocket, cgroup, device, dport, dst, mark, sport, src
 from socklb.filters import Condition
-from socklb.filters.conditions import And, Or
+from socklb.filters.conditions import And, Host, Not, Or, Port
+from socklb.filters.property_conditions import Cgroup, Device
 from socklb.wire.reply import InetDiagMsg
 from socklb.wire.request import IPPROTO_TCP
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
@@ -55,8 +56,8 @@ backends = st.builds(
 
 # ---------------------------------------------------------------------------------------------- networks
 
-_V4_PREFIXES = st.sampled_from((0, 8, 24, 31, 32)) | st.integers(0, 32)
-_V6_PREFIXES = st.sampled_from((0, 64, 95, 96, 120, 127, 128)) | st.integers(0, 128)
+_V4_PREFIXES = st.sampled_from((0, 8, 15, 16, 24, 31, 32)) | st.integers(0, 32)
+_V6_PREFIXES = st.sampled_from((0, 16, 31, 32, 64, 80, 95, 96, 111, 112, 120, 127, 128)) | st.integers(0, 128)
 
 
 @st.composite
@@ -68,14 +69,15 @@ def networks(draw: st.DrawFn) -> Network:
 # ------------------------------------------------------------------------------------------------- trees
 
 _endpoints = st.builds(lambda make, *of: make(*of), st.sampled_from((src, dst)), networks(), st.none() | ports)
+_ends = ports | st.sampled_from((4094, 4095, 4096, 4097, 61438, 61439, 61440, 61441))
 _one_sided_ports = st.builds(
     lambda make, number, ends: make(*(number, number) if ends is None else sorted((number, ends))),
     st.sampled_from((sport, dport)),
-    ports,
+    _ends,
     st.sampled_from((None, 0, 65535)),
 )
 _two_sided_ports = st.builds(
-    lambda make, ends: make(*sorted(ends)), st.sampled_from((sport, dport)), st.tuples(ports, ports)
+    lambda make, ends: make(*sorted(ends)), st.sampled_from((sport, dport)), st.tuples(_ends, _ends)
 )
 _marks = st.builds(lambda value, mask: mark(value & mask, mask), u32, st.sampled_from((0, 1, 0xFF, 0xFFFFFFFF)) | u32)
 _indices = st.builds(device, st.sampled_from((0, 1, 2)) | st.integers(0, 0x7FFFFFFF))
@@ -107,3 +109,56 @@ written_conditions = trees(
     _endpoints | _one_sided_ports | _marks | _indices | _cgroups | _names | _paths, fewest_parts=2
 )
 """Trees as the language writes them: a range with two inner ends is two tests there, a group of one is its part."""
+
+
+# ---------------------------------------------------------------------------------------------- bounds
+
+_V4_IN_V6 = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
+
+
+def names_what_it_matches(condition: Condition, negated: bool = False) -> bool:
+    """What bounds a filter, for conditions without names: the rule in other words than those of the package."""
+    if isinstance(condition, Not):
+        return names_what_it_matches(condition.part, not negated)
+    if isinstance(condition, (And, Or)):
+        some = [names_what_it_matches(part, negated) for part in condition.parts]
+        if isinstance(condition, And) is negated:
+            return all(some)
+        ranges = [literal for part in condition.parts for literal in _port_ranges(part, negated)]
+        return any(some) or any(
+            len(set.intersection(*(set(numbers) for of, numbers in ranges if of == side))) <= 4096
+            for side in {side for side, _ in ranges}
+        )
+    if isinstance(condition, Port):
+        ends = [range(condition.low), range(condition.high + 1, 1 << 16)] if negated else []
+        return all(len(r) <= 4096 for r in ends or [range(condition.low, condition.high + 1)])
+    if negated:
+        return False
+    if isinstance(condition, Host):
+        return _is_narrow(condition.network)
+    return (isinstance(condition, Device) and condition.interface != 0) or (
+        isinstance(condition, Cgroup) and condition.cgroup not in (0, 1)
+    )
+
+
+def _port_ranges(condition: Condition, negated: bool) -> list[tuple[str, range]]:
+    """The port tests that are and-ed together by this, or its negation, alone."""
+    if isinstance(condition, Not):
+        return _port_ranges(condition.part, not negated)
+    if isinstance(condition, (And, Or)):
+        is_one = isinstance(condition, And) is not negated or len(condition.parts) == 1
+        return [each for part in condition.parts for each in _port_ranges(part, negated)] if is_one else []
+    if not isinstance(condition, Port):
+        return []
+    if not negated:
+        return [(condition.side, range(condition.low, condition.high + 1))]
+    ends = [range(condition.low), range(condition.high + 1, 1 << 16)]
+    return [(condition.side, end) for end in ends if end] if not all(ends) else []
+
+
+def _is_narrow(network: Network) -> bool:
+    if isinstance(network, IPv4Network):
+        return network.prefixlen >= 16
+    if any(network.subnet_of(v4) for v4 in _V4_IN_V6):
+        return network.prefixlen >= 96 + 16
+    return network.prefixlen >= 32 and not any(v4.subnet_of(network) for v4 in _V4_IN_V6)

@@ -122,18 +122,6 @@ def matches(condition: Condition, one: ModelSocket) -> bool:
     return one.autobound
 
 
-def bounds(condition: Condition, negated: bool = False) -> bool:
-    """A prefix above 0 and a port test that excludes some port do, un-negated; `and` if any part does, `or` if all."""
-    if isinstance(condition, Not):
-        return bounds(condition.part, not negated)
-    if isinstance(condition, (And, Or)):
-        parts = [bounds(part, negated) for part in condition.parts]
-        return any(parts) if isinstance(condition, And) != negated else all(parts)
-    if isinstance(condition, Host):
-        return not negated and condition.network.prefixlen != 0
-    return not negated and isinstance(condition, Port) and (condition.low, condition.high) != (0, 65535)
-
-
 class States(NamedTuple):
     """An argument `states=`, the states that it matches, and whether it names LISTEN on purpose."""
 
