@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 import socket
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from socklb import InetSocket, SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
+from socklb.cli.arguments import FILTER_HELP
 from socklb.filters import Condition, FilterSyntaxError
 from socklb.filters.bounds import bounds
 from socklb.filters.conditions import EVERYTHING, And, Or
 from socklb.filters.language import parse
+from socklb.wire.address import format_address
 
+from ..strategies import addresses, ports, v6_addresses
 from .trees import conditions, full_sockets, written_conditions
 
 A, B, C = dst("10.0.0.1"), dport(80), sport(1024)
@@ -53,11 +57,17 @@ class TestTests:
             (EVERYTHING, ["dst *", "dst *:*"]),
             (dst("::1"), ["dst ::1"]),
             (dst("::"), ["dst ::"]),
-            (dst("2001:db8::1:80"), ["dst 2001:db8::1:80"]),
+            (dst("2001:db8::1:80"), ["dst [2001:db8::1:80]"]),
+            (dst("2001:db8::1:beef"), ["dst 2001:db8::1:beef"]),
             (dst("2001:db8::/32"), ["dst 2001:db8::/32", "dst 2001:DB8::/32"]),
-            (dst("2001:db8::1"), ["dst [2001:db8::1]", "dst [2001:db8::1]:*"]),
+            (dst("2001:db8::1"), ["dst 2001:db8::1", "dst [2001:db8::1]", "dst 2001:db8::1:*"]),
             (dst("2001:db8::1", 53), ["dst [2001:db8::1]:53"]),
-            (dst("2001:db8::/32", 53), ["dst [2001:db8::/32]:53", "dst [2001:db8::]/32:53"]),
+            (dst("2001:db8::/32", 53), ["dst [2001:db8::/32]:53", "dst [2001:db8::]/32:53", "dst 2001:db8::/32:53"]),
+            (dst("::", 8080), ["dst :::8080", "dst [::]:8080"]),
+            (src("::1", 12345), ["src ::1:12345", "src = ::1:12345"]),
+            (dst("10.0.0.1", 22), ["dst ::ffff:10.0.0.1:22"]),
+            (dst("1:2:3:4:5:6:7:8"), ["dst 1:2:3:4:5:6:7:8"]),
+            (dst("1:2:3:4:5:6:7:8", 80), ["dst 1:2:3:4:5:6:7:8:80"]),
             (device("lo"), ["dev lo"]),
             (device("eth0.100"), ["dev = eth0.100"]),
             (device(2), ["dev eq 2"]),
@@ -124,7 +134,7 @@ class TestServiceNames:
 
     def test_a_service_of_another_protocol_will_do(self) -> None:
         assert read("dport any") == dport(7)
-        assert read("src [::1]:any") == src("::1", 7)
+        assert read("src [::1]:any") == read("src ::1:any") == src("::1", 7)
 
     @pytest.mark.parametrize("text", ["dport {}", "dport = :{}", "dst 10.0.0.1:{}", "dst [::1]:{}"])
     @pytest.mark.parametrize("name", ["nosuch", "-1", "8o", "٨", "+80", "0x50"])
@@ -206,10 +216,14 @@ class TestMistakes:
             ('unmatched "["', ["dst «[::1»"]),
             ("expected [ADDRESS] or [ADDRESS]:PORT", ["dst «[]:80»", "dst «[::1]80»"]),
             ("not an IP address",
-             ["dst «::1]:80»", "dst «10.0.0»", "dst «10.0.0.256»", "dst «10.0.0.1/33»", "dst «:::»"]),
+             ["dst «::1]:80»", "dst «10.0.0»", "dst «10.0.0.256»", "dst «10.0.0.1/33»", "dst «::1:x:y»"]),
             ("the prefix length must be a number", ["dst «10.0.0.1/»", "dst «10.0.0.1/255.0.0.0»", "dst «::1/x»"]),
-            ("neither a port number nor a service name", ["dst «10.0.0.1:»", "dport «:»"]),
-            ("a port must be in 0..65535", ["dst «10.0.0.1:65536»", "dport «65536»", "dport = «:99999»"]),
+            ("neither a port number nor a service name", ["dst «10.0.0.1:»", "dport «:»", "dst «:::»", "dst «::1:nope»"]),
+            ("a port must be in 0..65535",
+             ["dst «10.0.0.1:65536»", "dport «65536»", "dport = «:99999»", "dst «::1:99999»"]),
+            ("write [::1:8080] for the address, [::1]:8080 for a port of ::1",
+             ["dst «::1:8080»", "src = «::1:8080»", "dport 1 or not dst «::1:8080»"]),
+            ("[2001:db8::5]:80", ["dst «2001:db8::5:80»"]),
             ("", [f"dport «{'9' * 5000}»"]),
             ("no port is < 0", ["dport < «0»"]),
             ("no port is > 65535", ["dport > «65535»"]),
@@ -243,6 +257,50 @@ class TestMistakes:
     def test_it_is_a_value_error_from_the_public_call_too(self) -> None:
         with pytest.raises(ValueError, match="'dprot' at column 1"):
             SocketFilter.parse("dprot 80", "tcp")
+
+
+class TestV6:
+    """A v6 address in brackets may have a port. Without, it is refused where its end could be one."""
+
+    @given(v6_addresses, ports | st.none(), st.integers(0, 128) | st.none(), st.sampled_from(("dst", "src")))
+    def test_in_brackets_it_is_what_it_says(
+        self, address: IPv6Address, port: int | None, length: int | None, side: str
+    ) -> None:
+        network = f"{address}" if length is None else f"{address}/{length}"
+        end = "" if port is None else f":{port}"
+        expected = {"dst": dst, "src": src}[side](network, port)
+        assert read(f"{side} [{network}]{end}") == expected
+        assert length is None or read(f"{side} [{address}]/{length}{end}") == expected
+
+    _few_groups = st.lists(st.sampled_from((0, 0, 1, 0x80, 0x8080, 0xBEEF)), min_size=8, max_size=8).map(
+        lambda groups: IPv6Address(":".join(f"{group:x}" for group in groups))
+    )
+
+    @given(_few_groups | addresses, ports | st.none(), st.none() | st.integers(0, 32))
+    def test_without_it_has_one_reading_or_none(
+        self, address: IPv4Address | IPv6Address, port: int | None, length: int | None
+    ) -> None:
+        text = format_address(address) + ("" if length is None else f"/{length}") + ("" if port is None else f":{port}")
+        host, _, end = text.rpartition(":")
+        readings = [(text, None)] if _is_network(text) else []
+        if _is_network(host) and end.isdigit():
+            readings.append((host, int(end)))
+        if len(readings) == 1:
+            assert read(f"dst {text}") == dst(*readings[0])
+        else:
+            assert error_of(f"dst {text}").why == f"write [{text}] for the address, [{host}]:{end} for a port of {host}"
+
+    def test_a_mapped_address_is_the_v4_one_as_the_help_says(self) -> None:
+        assert read("dst [::ffff:10.0.0.5]") == read("dst 10.0.0.5")
+        assert "[::ffff:10.0.0.5] is 10.0.0.5" in FILTER_HELP
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
 
 
 _VOCABULARY = (
