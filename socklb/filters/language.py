@@ -262,8 +262,7 @@ class _Parser:
         return _service_port(text, self._protocol) if text else None
 
     def _dev(self, value: _Word) -> Condition:
-        text = value.text
-        return constructors.device(int(text) if text.isascii() and text.isdigit() else text)
+        return constructors.device(value.text)
 
     def _fwmark(self, value: _Word) -> Condition:
         number, slash, mask = value.text.partition("/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+from struct import Struct
 
 from ..errors import KernelError
 
@@ -14,6 +15,22 @@ if TYPE_CHECKING:
 
     from .mounts import Mount
 
+_RTM_NEWLINK = 16
+_RTM_GETLINK = 18
+_IFLA_ALT_IFNAME = 53
+_LINK_REPLY = Struct(
+    "="
+    "4x"
+    "H"  # nlmsg_type
+    "10x"  # the rest of struct nlmsghdr
+    "4x"
+    "i"  # ifi_index
+    "8x"  # the rest of struct ifinfomsg
+)
+_IFINFOMSG_SIZE = 16
+_IFNAMSIZ = 16  # linux/if.h, the final zero included
+_INDEX_MAX = 0x7FFFFFFF
+
 _ROOT_CGROUP = 1  # its id (kernfs_create_root())
 
 
@@ -22,20 +39,34 @@ class UnknownName(ValueError):
 
 
 def interface_index(name: str) -> int:
-    """The index of an interface in the network namespace of the calling thread. Raises UnknownName if there is none."""
+    """The index of an interface in the network namespace of the calling thread. Its name counts first, alternative ones
+    included, the index itself, as text, second. Raises UnknownName if it is neither.
+    """
     try:
         return socket.if_nametoindex(name)
     except OSError:
-        _raise_if_no_socket_can_be_made(name)
-        raise UnknownName(f"no interface {name!r} in this network namespace") from None
-
-
-def _raise_if_no_socket_can_be_made(name: str) -> None:
-    """if_nametoindex(3) needs a socket; that it could not have one looks like an unknown name."""
+        pass
     try:
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close()
-    except OSError as error:
+        index = _index_by_any_name(os.fsencode(name))
+    except OSError as error:  # if_nametoindex(3) needs a socket too: without one each name looks unknown
         raise KernelError(error.errno or 0, f"look up interface {name!r}: {error.strerror}") from None
+    if index:
+        return index
+    if not (name.isascii() and name.isdigit() and len(name) < _IFNAMSIZ and int(name) <= _INDEX_MAX):
+        raise UnknownName(f"no interface {name!r} in this network namespace")
+    return int(name)
+
+
+def _index_by_any_name(name: bytes) -> int:
+    """Also by an alternative name of more than 15 bytes, which only rtnetlink knows (Linux 5.5); 0 if there is none."""
+    from ..wire.netlink import NLM_F_REQUEST, encode_attribute, encode_message
+
+    request = bytes(_IFINFOMSG_SIZE) + encode_attribute(_IFLA_ALT_IFNAME, name + b"\0")
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as route:
+        route.connect((0, 0))  # to the kernel: nobody else can answer
+        route.send(encode_message(_RTM_GETLINK, NLM_F_REQUEST, 1, request))
+        type, index = _LINK_REPLY.unpack(route.recv(_LINK_REPLY.size))
+    return int(index) if type == _RTM_NEWLINK else 0
 
 
 def cgroup_id(path: str) -> int:

@@ -16,6 +16,7 @@ from socklb.filters import Condition, FilterSyntaxError
 from socklb.filters.bounds import bounds
 from socklb.filters.conditions import EVERYTHING, And, Or
 from socklb.filters.language import parse
+from socklb.kernel import names
 from socklb.wire.address import format_address
 
 from ..strategies import addresses, ports, v6_addresses
@@ -70,7 +71,7 @@ class TestTests:
             (dst("1:2:3:4:5:6:7:8", 80), ["dst 1:2:3:4:5:6:7:8:80"]),
             (device("lo"), ["dev lo"]),
             (device("eth0.100"), ["dev = eth0.100"]),
-            (device(2), ["dev eq 2"]),
+            (device("2"), ["dev eq 2"]),
             (~device("lo"), ["dev != lo"]),
             (mark(0x13), ["fwmark 19", "fwmark = 0x13"]),
             (mark(0x10, 0xF0), ["fwmark = 0x10/0xf0"]),
@@ -228,9 +229,9 @@ class TestMistakes:
             ("no port is < 0", ["dport < «0»"]),
             ("no port is > 65535", ["dport > «65535»"]),
             ("only be compared with = and !=", ["dst «>=» 10.0.0.1", "dev «lt» lo", "fwmark «>»1"]),
-            ("15 bytes", ["dev «an-interface-name»"]),
+            ("127 bytes", [f"dev «{'x' * 128}»"]),
             ("expected VALUE or VALUE/MASK", ["fwmark «one»", "fwmark «1/»"]),
-            ("is outside", ["dev «4294967296»", "fwmark «-1»", "fwmark «0x100000000»", f"cgroup «{1 << 64}»"]),
+            ("is outside", ["fwmark «-1»", "fwmark «0x100000000»", f"cgroup «{1 << 64}»"]),
             ("outside its mask", ["fwmark «0x13/0x10»"]),
             ("'and' after 'or' is ambiguous, use parentheses",
              ["dport 1 or sport 2 «and» dst ::1", "dport 1 or sport 2 «dst» ::1", "dport 1 | !sport 2 «&&» dst ::1",
@@ -328,10 +329,11 @@ class TestLaws:
 
     @given(conditions, full_sockets)
     def test_any_tree_reads_back_to_one_that_matches_the_same(self, condition: Condition, socket: InetSocket) -> None:
-        back = read(str(condition))
+        """Where no interface is called by a number."""
+        back = read(str(condition)).resolved(names)
         assert back.matches(socket) == condition.matches(socket)
         assert bounds(back) == bounds(condition)
-        assert read(str(back)) == back
+        assert read(str(back)).resolved(names) == back
 
     @given(_texts)
     @example("dport \x00")

@@ -85,7 +85,7 @@ _cgroups = st.builds(cgroup, st.sampled_from((0, 1)) | st.integers(0, (1 << 64) 
 
 # What the language of ss can say: one word without its symbols, and not a number.
 _words = st.text(st.characters(codec="utf-8", categories=("L", "N", "P"), exclude_characters="()!&|=<>"), min_size=1)
-_names = st.builds(device, _words.filter(lambda name: len(name.encode()) < 16 and not name.isdigit()))
+_names = st.builds(device, _words.filter(lambda name: len(name.encode()) < 128) | st.integers(0, 0x7FFFFFFF).map(str))
 _paths = st.builds(cgroup, _words.filter(lambda path: not path.isdigit()))
 
 
@@ -105,10 +105,9 @@ _resolved_leaves = _endpoints | _one_sided_ports | _two_sided_ports | _marks | _
 conditions = trees(_resolved_leaves, fewest_parts=0)
 """Trees that can be matched: every name is resolved."""
 
-written_conditions = trees(
-    _endpoints | _one_sided_ports | _marks | _indices | _cgroups | _names | _paths, fewest_parts=2
-)
-"""Trees as the language writes them: a range with two inner ends is two tests there, a group of one is its part."""
+written_conditions = trees(_endpoints | _one_sided_ports | _marks | _cgroups | _names | _paths, fewest_parts=2)
+"""Trees as the language writes them: a range with two inner ends is two tests there, a group of one is its part, a
+device is a name first."""
 
 
 # ---------------------------------------------------------------------------------------------- bounds
