@@ -219,7 +219,8 @@ class TestMistakes:
             ("not an IP address",
              ["dst «::1]:80»", "dst «10.0.0»", "dst «10.0.0.256»", "dst «10.0.0.1/33»", "dst «::1:x:y»"]),
             ("the prefix length must be a number", ["dst «10.0.0.1/»", "dst «10.0.0.1/255.0.0.0»", "dst «::1/x»"]),
-            ("neither a port number nor a service name", ["dst «10.0.0.1:»", "dport «:»", "dst «:::»", "dst «::1:nope»"]),
+            ("neither a port number nor a service name",
+             ["dst «10.0.0.1:»", "dport «:»", "dst «:::»", "dst «::1:nope»"]),
             ("a port must be in 0..65535",
              ["dst «10.0.0.1:65536»", "dport «65536»", "dport = «:99999»", "dst «::1:99999»"]),
             ("write [::1:8080] for the address, [::1]:8080 for a port of ::1",
@@ -283,7 +284,7 @@ class TestV6:
     ) -> None:
         text = format_address(address) + ("" if length is None else f"/{length}") + ("" if port is None else f":{port}")
         host, _, end = text.rpartition(":")
-        readings = [(text, None)] if _is_network(text) else []
+        readings: list[tuple[str, int | None]] = [(text, None)] if _is_network(text) else []
         if _is_network(host) and end.isdigit():
             readings.append((host, int(end)))
         if len(readings) == 1:

@@ -30,12 +30,9 @@ class TestInterfaces:
         bound = sockets.make(socket.AF_INET, socket.SOCK_DGRAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
         bound.bind(("127.0.0.1", 5000))
-        found = {
-            name: [row.cookie for row in find_sockets(filter)]
-            for name in ("lo", "short", long_name, "2", "1", "3")
-            for filter in (SocketFilter.parse(f"dev {name}", "udp"), SocketFilter("udp", device(name)))
-        }
-        assert found == {**dict.fromkeys(("lo", "short", long_name, "2", "1"), [cookie_of(bound)]), "3": []}
+        for name, matches in (("2", True), ("1", True), ("3", False), ("lo", True), ("short", True), (long_name, True)):
+            for filter in (SocketFilter.parse(f"dev {name}", "udp"), SocketFilter("udp", device(name))):
+                assert [row.cookie for row in find_sockets(filter)] == [cookie_of(bound)] * matches
         assert not list(find_sockets(SocketFilter("udp", device(2))))
 
     @pytest.mark.parametrize(
