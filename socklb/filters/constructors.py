@@ -76,7 +76,9 @@ def cgroup(cgroup: int | str) -> Condition:
 
 
 def autobound() -> Condition:
-    """The kernel chose the local port. Only the kernel can evaluate it; `SocketFilter.matches` raises ValueError."""
+    """The kernel chose the local port, from the range of the namespace that is searched, as ss(8) has it. Only the
+    kernel can evaluate it; `SocketFilter.matches` raises ValueError.
+    """
     return Autobound()
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import namedtuple
 
 from . import constructors
-from .conditions import EVERYTHING, PORT_MAX, And, Condition, Not, Or, Port, joined
+from .conditions import EVERYTHING, MAX_DEPTH, PORT_MAX, And, Condition, Not, Or, Port, joined
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _OPERATORS = {
 }  # fmt: skip
 _TESTS = ("dst", "src", "dport", "sport", "dev", "fwmark", "cgroup", "autobound")
 _SYMBOLS = ("&&", "||", "==", "!=", "<=", ">=", "(", ")", "!", "&", "|", "=", "<", ">")
-_MAX_DEPTH = 100  # of parentheses and nots: more is a mistake, and the parser is recursive
 
 
 class FilterSyntaxError(ValueError):
@@ -69,7 +68,12 @@ def parse(text: str, protocol: str) -> Condition:
     parser = _Parser(text, protocol)
     if parser.word is None:
         return EVERYTHING
-    condition = parser.filter(0)
+    try:
+        condition = parser.filter(0)
+    except FilterSyntaxError:
+        raise
+    except ValueError as error:  # nested too deep
+        parser.fail(str(error))
     if parser.word is not None:
         parser.fail('unmatched ")"')
     return condition
@@ -133,8 +137,8 @@ class _Parser:
         return joined(Or, [*alternatives, joined(And, conjunction)])
 
     def _term(self, depth: int) -> Condition:
-        if depth > _MAX_DEPTH:
-            self.fail(f"parentheses and nots are nested more than {_MAX_DEPTH} deep")
+        if depth > MAX_DEPTH:
+            self.fail(f"parentheses and nots are nested more than {MAX_DEPTH} deep")
         if self._accept(*_NOT):
             return ~self._term(depth + 1)
         opened = self._accept("(")

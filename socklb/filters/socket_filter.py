@@ -165,8 +165,8 @@ class SocketFilter(Value):
     def matches(self, socket: InetSocket) -> bool:
         """Whether this socket matches, all of it evaluated in Python.
 
-        Raises ValueError for a condition that only the kernel can evaluate or whose name is not yet resolved, and
-        NotPermitted for a mark that the kernel did not report.
+        A condition on what the row does not carry (a mark, a cgroup) is unknown: neither it nor its negation matches.
+        Raises ValueError for a condition that only the kernel can evaluate or whose name is not yet resolved.
         """
         return (
             socket.protocol == self.protocol
@@ -178,7 +178,7 @@ class SocketFilter(Value):
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the condition has no interface or cgroup by name, and so is the same in every namespace."""
+        """Whether the condition has no interface or cgroup by name and no `autobound`, and so is the same everywhere."""
         return self.where.is_resolved
 
     def resolved(self, names: Names) -> SocketFilter:

@@ -31,6 +31,7 @@ _IFINFOMSG_SIZE = 16
 _IFNAMSIZ = 16  # linux/if.h, the final zero included
 _INDEX_MAX = 0x7FFFFFFF
 
+_LOCAL_PORTS = "/proc/sys/net/ipv4/ip_local_port_range"  # of the thread that opens it (net_ctl_header_lookup())
 _ROOT_CGROUP = 1  # its id (kernfs_create_root())
 
 
@@ -106,6 +107,19 @@ def _cgroup2_mount() -> str:
     for mount in _cgroup2_mounts():
         return mount.point
     raise ValueError("no cgroup2 file system is mounted; give an absolute path")
+
+
+def local_ports() -> tuple[int, int]:
+    """The range that the kernel chooses local ports from (v6 too), in the network namespace of the calling thread.
+
+    Raises KernelError where it cannot be read: /proc/sys is not mounted, perhaps.
+    """
+    try:
+        with open(_LOCAL_PORTS, encoding="ascii") as range:
+            low, high = map(int, range.read().split())
+    except OSError as error:
+        raise KernelError(error.errno or 0, f"read {_LOCAL_PORTS}: {error.strerror}") from None
+    return low, high
 
 
 def interface_names() -> dict[int, str]:

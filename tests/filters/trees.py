@@ -11,7 +11,7 @@ from socklb import Backend, InetSocket, cgroup, device, dport, dst, mark, sport,
 from socklb.filters import Condition
 from socklb.filters.conditions import And, Host, Not, Or, Port
 from socklb.filters.property_conditions import Cgroup, Device
-from socklb.wire.reply import InetDiagMsg
+from socklb.wire.reply import InetDiagMsg, decode_msg
 from socklb.wire.request import IPPROTO_TCP
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
 
@@ -46,6 +46,9 @@ def _endpoint(text: str) -> tuple[bytes, int]:
 
 full_sockets = sockets(with_attributes=("mark", "cgroup_id"))
 """Sockets whose rows have every attribute that a condition tests."""
+
+mini_sockets = sockets().map(lambda socket: make_socket(decode_msg(socket.row)._replace(inode=0), socket.protocol, {}))
+"""Sockets whose rows have none, and no owner."""
 
 backends = st.builds(
     Backend,
@@ -100,9 +103,9 @@ def trees(leaves: st.SearchStrategy[Condition], fewest_parts: int) -> st.SearchS
     return st.recursive(leaves, joined, max_leaves=8)
 
 
-_resolved_leaves = _endpoints | _one_sided_ports | _two_sided_ports | _marks | _indices | _cgroups
+resolved_leaves = _endpoints | _one_sided_ports | _two_sided_ports | _marks | _indices | _cgroups
 
-conditions = trees(_resolved_leaves, fewest_parts=0)
+conditions = trees(resolved_leaves, fewest_parts=0)
 """Trees that can be matched: every name is resolved."""
 
 written_conditions = trees(_endpoints | _one_sided_ports | _marks | _cgroups | _names | _paths, fewest_parts=2)
