@@ -37,14 +37,6 @@ def add_v6_address(address: str) -> None:
         eventually(lambda: not error_of(lambda: any_socket.bind((address, 0))), f"an address {address}")
 
 
-def add_v4_network(address: str = "10.9.0.1") -> None:
-    """Loopback has this address too, and every other one of its /16, in the calling thread's network namespace."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for request, value in ((0x8916, address), (0x891C, "255.255.0.0")):
-            packed = socket.inet_aton(value)
-            fcntl.ioctl(any_socket, request, struct.pack("16sHH4s8x", b"lo:1", socket.AF_INET, 0, packed))
-
-
 def family_of(address: str) -> int:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 

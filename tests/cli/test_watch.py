@@ -16,7 +16,7 @@ import pytest
 from socklb import Backend
 
 from ..networks import Network, networks, pinned_networks
-from ..sockets import Sockets, add_v4_network, error_of, eventually, pending_error, talk
+from ..sockets import Sockets, error_of, eventually, pending_error, talk
 from .agent import delete, lines, replace, upsert, watch, watching
 from .runner import answers, closed_pipe, drop_privilege, run
 from .test_probe import NO_UDP_DIAG, NO_V6
@@ -91,12 +91,11 @@ SOON = 'module(".termination.loop").PAUSES = (0.02,) * 1000\n'
 @pytest.fixture
 def sockets(sockets: Sockets) -> Sockets:
     """With addresses that are the same in every namespace, unlike loopback."""
-    add_v4_network()
     return sockets
 
 
 def far(net: Network, backend: Backend) -> socket.socket:
-    return net.make(lambda sockets: add_v4_network() or to(sockets, backend))  # type: ignore[func-returns-value]
+    return net.make(lambda sockets: to(sockets, backend))
 
 
 def to(sockets: Sockets, backend: Backend) -> socket.socket:

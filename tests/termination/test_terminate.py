@@ -19,7 +19,7 @@ from socklb.termination.terminate import terminate
 
 from .. import world
 from ..networks import Network, networks
-from ..sockets import Sockets, add_v4_network, add_v6_address, cookie_of, pending_error, talk, without_privilege
+from ..sockets import Sockets, add_v6_address, cookie_of, pending_error, talk, without_privilege
 
 pytestmark = pytest.mark.kernel
 
@@ -76,10 +76,8 @@ class TestWhoIsCut:
     def test_all_that_can_be_discovered_by_default(self, network: None) -> None:
         """But for loopback addresses, which are others elsewhere."""
         with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as inhabitant, Sockets() as left, Sockets() as here:
-            add_v4_network()
             far, local = left.udp("10.9.0.2", PORT), left.udp(GONE, PORT)
             world.new_network()
-            add_v4_network()
             near = [here.udp("10.9.0.2", PORT), here.udp(GONE, PORT)]
             report = terminate_connections([UDP, Backend("10.9.0.2", PORT, "udp")])
             assert (errors([far, *near]), pending_error(local), report.left_alone) == ({ABORTED}, "", (UDP,))
