@@ -270,17 +270,16 @@ class TestProblems:
         path.write_text(replace(A))
         usual, regular = os.stat, os.stat(path)
 
-        def stat(name: str) -> os.stat_result:
-            return regular if name == str(path) else usual(name)
+        def stat(name: object, **options: Any) -> os.stat_result:
+            return regular if name == str(path) else usual(name, **options)  # type: ignore[arg-type]
 
-        with followed(FileSource(str(path))) as source:
+        with followed(FileSource(str(path))) as source, monkeypatch.context() as patch:
             until_alive(source, A)
-            monkeypatch.setattr(os, "stat", stat)
-            monkeypatch.setattr(file, "_signature", lambda status: os.urandom(8))
+            patch.setattr(os, "stat", stat)
+            patch.setattr(file, "_signature", lambda status: os.urandom(8))
             path.with_name("link").symlink_to(target)
             path.with_name("link").rename(path)
             source.until(lambda s: s.warnings == [f"{path} is not a regular file; the last table stays"], "it is seen")
-            monkeypatch.undo()
 
     def test_a_sparse_one(self, source: Followed, path: Path) -> None:
         """A terabyte takes nothing to write, and much to read."""
