@@ -265,7 +265,7 @@ class TestManyNamespaces:
     def test_the_others_finish_the_batch_at_hand(self) -> None:
         """One answers EOPNOTSUPP while the other is in the middle of its first batch."""
         begun, stopped = threading.Event(), threading.Event()
-        stop = Run._stop
+        stop = Run.stop
 
         def noted_stop(run: Run, why: str) -> None:
             stop(run, why)
