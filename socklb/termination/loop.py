@@ -290,7 +290,10 @@ class TerminationLoop:
         """The backends of a protocol that this kernel cannot list; the others are due again. Raises the error if it is
         not about one protocol alone.
         """
-        protocols = destroyable(probe())
+        try:
+            protocols = destroyable(probe())
+        except SocklbError:
+            raise error from None
         given_up = [backend for backend in backends if backend.protocol not in protocols]
         if not protocols or not given_up:
             raise error

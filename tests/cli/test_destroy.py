@@ -113,11 +113,8 @@ class TestNothingDies:
     @pytest.mark.parametrize("words", [[TO_9000], ["--unbounded", "--unconnected"]], ids=["filter", "unbounded"])
     def test_in_a_dry_run(self, crowd: Crowd, words: list[str], preexec: Any) -> None:
         result = run("destroy", "--dry-run", "--json", *words, preexec=preexec)
-        assert (result.code, result.err, set(counts(result))) == (
-            0,
-            "",
-            {"matched", "would_destroy", "skipped"} & {*counts(result)},
-        )
+        assert (result.code, result.err) == (0, "")
+        assert {*counts(result)} <= {"matched", "would_destroy", "skipped"}
         said = {(row["outcome"], row["reason"], row["dry_run"]) for row in result.json["sockets"]}
         assert ("would_destroy", "", True) in said
         assert said <= {("would_destroy", "", True), ("skipped", "listening", True)}
