@@ -21,6 +21,7 @@ from .errors import (
     SocklbError,
     UnboundedFilter,
 )
+from .features import import_name, names_left
 from .filters import Condition, FilterSyntaxError, SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
 from .kernel.namespaces import NetworkNamespace
 from .states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, state_mask, states_in
@@ -44,11 +45,14 @@ __all__ = [
     "mark", "probe", "sport", "src", "state_mask", "states_in", "terminate_connections",
 ]
 # fmt: on
+__all__[:] = names_left(__all__)
+
+
+def __dir__() -> set[str]:
+    return {*globals(), *__all__}
 
 
 def __getattr__(name: str) -> object:
     """Import what a copy may leave out, or few programs need, when it is first asked for."""
-    from .features import import_name
-
     value = globals()[name] = import_name(name)
     return value

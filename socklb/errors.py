@@ -74,6 +74,8 @@ def mark_hidden(doing: str) -> NotPermitted:
 def kernel_error(code: int, doing: str, extended_ack: str = "") -> KernelError:
     """The error for an errno answered while `doing`: what happened, to what, and what to do about it."""
     detail = f" ({extended_ack})" if extended_ack else ""
+    if code == _errno.EACCES:
+        return NotPermitted(code, f"{doing}: not permitted{detail}: a security module (SELinux, AppArmor) forbids it")
     if code == _errno.EPERM:
         return NotPermitted(
             code,

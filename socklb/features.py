@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+import sys
 
 _PACKAGE = __name__.rpartition(".")[0]
 
@@ -18,10 +18,20 @@ _NAMES = {
 
 def has(folder: str) -> bool:
     """Whether this copy has a folder."""
-    from importlib.util import find_spec  # takes as long to import as half of the package
+    name, places = _PACKAGE, sys.modules[_PACKAGE].__path__
+    for part in folder.split("."):
+        name += f".{part}"  # as importlib.util.find_spec, which takes as long to import as half of the package
+        spec = next(filter(None, (finder.find_spec(name, places) for finder in sys.meta_path)), None)
+        if spec is None or spec.origin is None:  # an empty directory has a spec without an origin
+            return False
+        places = spec.submodule_search_locations or ()  # type: ignore[assignment]
+    return True
 
-    spec = find_spec(f"{_PACKAGE}.{folder}")
-    return spec is not None and spec.origin is not None  # an empty directory has a spec without an origin
+
+def names_left(names: list[str]) -> list[str]:
+    """Those of the public names whose folders this copy has."""
+    left_out = {folder for folder in {*_NAMES.values()} if "." not in folder and not has(folder)}
+    return [name for name in names if _NAMES.get(name) not in left_out]
 
 
 def missing(what: str, folder: str) -> str:
@@ -30,17 +40,12 @@ def missing(what: str, folder: str) -> str:
 
 
 def import_name(name: str) -> object:
-    """A public name from its module. Raises AttributeError for an unknown one, ImportError if its folder is missing."""
+    """A public name from its module. Raises AttributeError for an unknown one, and if its folder is missing."""
     module = _NAMES.get(name)
     if module is None:
         raise AttributeError(f"module {_PACKAGE!r} has no attribute {name!r}")
-    path = f"{_PACKAGE}.{module}"
-    try:
-        found = import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name != path:
-            raise
-        found = None
-    if found is None or found.__file__ is None:  # an empty directory is a module without a file
-        raise ImportError(missing(f"{_PACKAGE}.{name}", module), name=path)
-    return getattr(found, name)
+    if not has(module):
+        raise AttributeError(missing(f"{_PACKAGE}.{name}", module))
+    from importlib import import_module
+
+    return getattr(import_module(f"{_PACKAGE}.{module}"), name)

@@ -17,17 +17,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
 from itertools import chain
+from math import ceil
 from typing import NamedTuple, Union
 from unittest import mock
 
 from socklb import InetSocket, Report
-from socklb.kernel import diag, namespaces, sockstat
+from socklb.kernel import diag, namespaces
 from socklb.wire.bytecode import INET_DIAG_REQ_BYTECODE
 from socklb.wire.netlink import (
     NLM_F_ACK,
+    NLM_F_DUMP,
     NLM_F_MULTI,
     NLMSG_DONE,
     NLMSG_ERROR,
+    NLMSG_NOOP,
     Ack,
     Done,
     encode_ack,
@@ -39,6 +42,7 @@ from socklb.wire.netlink import (
 from socklb.wire.reply import InetDiagMsg, decode_msg
 from socklb.wire.request import (
     IPPROTO_TCP,
+    IPPROTO_UDP,
     SOCK_DESTROY,
     TCPDIAG_GETSOCK,
     InetDiagReq,
@@ -60,6 +64,13 @@ class Request(NamedTuple):
     flags: int
     sequence: int
     payload: bytes
+
+    @property
+    def kind(self) -> str:
+        """ "dump", "look-up" or "destroy"."""
+        if self.type == SOCK_DESTROY:
+            return "destroy"
+        return "dump" if self.flags & NLM_F_DUMP == NLM_F_DUMP else "look-up"
 
     @property
     def body(self) -> InetDiagReqV2:
@@ -109,6 +120,8 @@ class FakeSocket:
     def bind(self, address: tuple[int, int]) -> None:
         assert address == (0, 0)
 
+    connect = bind
+
     def close(self) -> None:
         self.closed = True
 
@@ -120,6 +133,9 @@ class FakeSocket:
             Request(type_, flags, sequence, bytes(data[start:end]))
             for type_, flags, sequence, _, start, end in iter_messages(data, len(data))
         ]
+        if requests[0].type == NLMSG_NOOP:
+            self._replies = iter([ack_message(requests[0])])
+            return len(data)
         self._kernel.sent.append(requests)
         self._replies = chain(self._replies, self._kernel.answer(requests))
         return len(data)
@@ -165,7 +181,6 @@ class FakeKernel:
         usual = namespaces._is_current
         with (
             mock.patch.object(diag, "open_netlink", self.open),
-            mock.patch.object(sockstat, "_FILES", ()),
             mock.patch.object(namespaces, "_is_current", lambda one: not one.path or usual(one)),
         ):
             yield self
@@ -173,12 +188,17 @@ class FakeKernel:
 
     @property
     def dumps(self) -> list[Request]:
-        return [requests[0] for requests in self.sent if requests[0].type != SOCK_DESTROY]
+        return [requests[0] for requests in self.sent if requests[0].kind == "dump"]
+
+    @property
+    def look_ups(self) -> list[list[Request]]:
+        """The batches of look-ups, one a send."""
+        return [requests for requests in self.sent if requests[0].kind == "look-up"]
 
     @property
     def destroys(self) -> list[list[Request]]:
         """The batches of destroys, one a send."""
-        return [requests for requests in self.sent if requests[0].type == SOCK_DESTROY]
+        return [requests for requests in self.sent if requests[0].kind == "destroy"]
 
 
 # ------------------------------------------------------------------------------------------ usual answers
@@ -217,22 +237,30 @@ def ack_message(request: Request, code: int = 0, attributes: tuple[tuple[int, by
     return encode_message(NLMSG_ERROR, flags, request.sequence, payload)
 
 
-def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None = None) -> Answer:
+def table(
+    rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None = None, *, datagrams: int = 1
+) -> Answer:
     """A kernel with these rows; `destroy(id, family)` is the errno of a destroy (default: 0 for a row, else ENOENT).
 
-    A dump answers with the rows of its families and states that match its program, split over two receives on purpose.
-    A destroy by itself removes no row.
+    A dump answers with the rows of its families and states that match its program, in so many datagrams, and with the
+    end of the dump in one more. A look-up finds the last row with the address. A destroy by itself removes no row.
     """
 
     def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
-        if requests[0].type == SOCK_DESTROY:
+        if requests[0].kind == "destroy":
             return [message for request in requests for message in _destroy(request)]
+        if requests[0].kind == "look-up":
+            return [_look_up(request) for request in requests]
         (request,) = requests
         wanted = [row for row in rows if _asked_for(request, row)]
-        half = (len(wanted) + 1) // 2
-        first = b"".join(row_message(request, row) for row in wanted[:half])
-        second = b"".join(row_message(request, row) for row in wanted[half:]) + done_message(request)
-        return [first, second] if first else [second]
+        size = max(1, ceil(len(wanted) / datagrams))
+        parts = (wanted[start : start + size] for start in range(0, len(wanted), size))
+        return [*(b"".join(row_message(request, row) for row in part) for part in parts), done_message(request)]
+
+    def _look_up(request: Request) -> bytes:
+        body = request.body
+        found = found_at(rows, swapped(body.id) if body.protocol == IPPROTO_UDP else body.id)
+        return ack_message(request, errno.ENOENT) if found is None else row_message(request, found, 0)
 
     def _destroy(request: Request) -> list[bytes]:
         body = request.body
@@ -241,6 +269,17 @@ def table(rows: Sequence[bytes], destroy: Callable[[SocketId, int], int] | None 
         return [ack_message(request, code)] if code or request.flags & NLM_F_ACK else []
 
     return answer
+
+
+def found_at(rows: Sequence[bytes], id: SocketId) -> bytes | None:
+    """The row that the kernel finds first at an address."""
+    address = encode_id(id)[:_ADDRESS_SIZE]
+    return next((row for row in reversed(rows) if row.startswith(address, _ID)), None)
+
+
+def swapped(id: SocketId) -> SocketId:
+    """With source and destination exchanged, as a look-up of UDP has them."""
+    return id._replace(sport=id.dport, dport=id.sport, src=id.dst, dst=id.src)
 
 
 class StatefulTable:
@@ -259,17 +298,13 @@ class StatefulTable:
         return self._table(requests)
 
     def _destroy(self, id: SocketId, family: int) -> int:
-        address = encode_id(id)[:_ADDRESS_SIZE]
-        for one in reversed(self.rows):
-            if one.startswith(address, _ID):
-                there = decode_msg(one).id
-                if there.cookie != id.cookie:
-                    return errno.ENOENT
-                if not self._stays:
-                    self.rows.remove(one)
-                self.killed.append(there.cookie)
-                return 0
-        return errno.ENOENT
+        found = found_at(self.rows, id)
+        if found is None or decode_msg(found).id.cookie != id.cookie:
+            return errno.ENOENT
+        if not self._stays:
+            self.rows.remove(found)
+        self.killed.append(id.cookie)
+        return 0
 
 
 def _asked_for(request: Request, row: bytes) -> bool:
@@ -287,7 +322,7 @@ def verdicts(report: Report) -> dict[int, str]:
     """By cookie. Every socket has one verdict, and `matched` is the sum of the counts."""
     verdict_of = {outcome.socket.cookie: outcome.verdict for outcome in report.outcomes}
     counts = Counter(verdict_of.values())
-    sums = {name: counts[name] for name in ("destroyed", "gone", "skipped", "failed")}
+    sums = {name: counts[name] for name in report.counts._fields}
     assert report.counts.as_dict() == {"matched": len(verdict_of), **sums}
     assert len(report.outcomes) == len(verdict_of)
     return verdict_of

@@ -2,7 +2,7 @@
 
 It runs as an ordinary user, in a user namespace that owns its network namespaces: `current`, where it starts; `other`,
 which is pinned as ip-netns(8) does it; and `process`, in which a process lives that has a capability more than it. Each
-has a connection to 127.0.0.2:9000.
+has a connection to 10.9.0.2:9000.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ CAP_NET_ADMIN, CAP_SYS_ADMIN = Capability.CAP_NET_ADMIN, Capability.CAP_SYS_ADMI
 CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH = Capability.CAP_SYS_PTRACE, Capability.CAP_DAC_READ_SEARCH
 CAP_BPF = Capability.CAP_BPF
 
-TARGET = "dst 127.0.0.2:9000"
-BACKEND = "127.0.0.2:9000/TCP"
+TARGET = "dst 10.9.0.2:9000"
+BACKEND = "10.9.0.2:9000/TCP"
 PINNED = "/run/netns/other"
 PROCESS = "/proc/1/ns/net"
 ENTER = (CAP_SYS_ADMIN,)
@@ -73,7 +73,7 @@ EVERYWHERE = (
         (CAP_SYS_ADMIN, 1, ("current",), "enter namespace other: it needs CAP_SYS_ADMIN"),
         (
             CAP_SYS_PTRACE,
-            0,
+            1,
             ("other", "current"),
             f"{PROCESS}: Permission denied; CAP_SYS_PTRACE is missing",
         ),
@@ -87,7 +87,7 @@ ROWS = {
     "list process": Row(("list", "--netns", PROCESS, TARGET), (*ENTER, CAP_SYS_PTRACE)),
     "destroy": Row(("destroy", TARGET), (CAP_NET_ADMIN,), ("current",)),
     "destroy a listener": Row(("destroy", "--state", "listening", "sport = 9000"), (CAP_NET_ADMIN,)),
-    "destroy nobody": Row(("destroy", "dst 127.0.0.99:9000")),
+    "destroy nobody": Row(("destroy", "dst 10.9.0.99:9000")),
     "destroy pinned": Row(("destroy", "--netns", "other", TARGET), DESTROY_THERE, ("other",)),
     "destroy process": Row(("destroy", "--netns", PROCESS, TARGET), DESTROY_EVERYWHERE, ("process",)),
     "destroy everywhere": Row(("destroy", "--netns", "all", TARGET), *EVERYWHERE),
@@ -98,7 +98,13 @@ ROWS = {
     "terminate pinned": Row(("terminate", "--netns", PINNED, BACKEND), DESTROY_THERE, ("other",)),
     "terminate everywhere": Row(("terminate", BACKEND), *EVERYWHERE),
     "watch": Row(("watch", "--source", "-", "--netns", "current"), (CAP_NET_ADMIN,), ("current",), stdin=GOES_DOWN),
-    "watch pinned": Row(("watch", "--source", "-", "--netns", "other"), DESTROY_THERE, ("other",), stdin=GOES_DOWN),
+    "watch pinned": Row(
+        ("watch", "--source", "-", "--netns", "other"),
+        DESTROY_THERE,
+        ("other",),
+        tuple((capability, 1, (), f"{capability.name} in the user namespace") for capability in DESTROY_THERE),
+        GOES_DOWN,
+    ),
     "watch everywhere": Row(("watch", "--source", "-"), *EVERYWHERE, GOES_DOWN),
     "probe": Row(("probe",), (CAP_NET_ADMIN,)),
     "demo": Row(("demo",)),
@@ -128,7 +134,7 @@ class Scene:
         self.clients: dict[str, socket.socket] = {}
         for name in ("other", "process", "current"):
             world.new_network()
-            listener = sockets.listen("127.0.0.2", 9000)
+            listener = sockets.listen("10.9.0.2", 9000)
             self.clients[name] = sockets.make(socket.AF_INET, socket.SOCK_STREAM)
             self.clients[name].connect(listener.getsockname())
             sockets.keep(listener.accept()[0])
@@ -354,7 +360,7 @@ class TestReverseNat:
             with Maps() as maps:
                 maps.lru(self.NAME, 16, 8)
                 for client in scene.clients.values():
-                    key = ReverseSkKey(cookie_of(client), ip_address("127.0.0.2").packed, 9000)
+                    key = ReverseSkKey(cookie_of(client), ip_address("10.9.0.2").packed, 9000)
                     maps.put(self.NAME, key.encode(), bytes(8))
                 words = (*row.words, "--rev-nat-dir", maps.directory)
                 return run_with(capabilities, *words, stdin=row.stdin), scene.cut()

@@ -173,6 +173,10 @@ def loopback_up() -> None:
         request = struct.pack("16sH22x", b"lo", 0)
         _, flags = struct.unpack("16sH22x", fcntl.ioctl(any_socket, 0x8913, request))
         fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH22x", b"lo", flags | 1))
+        # A network whose addresses mean the same everywhere, unlike 127.0.0.0/8: 10.9.0.0/16.
+        for number, value in ((0x8916, "10.9.0.1"), (0x891C, "255.255.0.0")):
+            packed = socket.inet_aton(value)
+            fcntl.ioctl(any_socket, number, struct.pack("16sHH4s8x", b"lo:1", socket.AF_INET, 0, packed))
 
 
 def new_network() -> None:

@@ -13,6 +13,7 @@ from ..errors import SocklbError
 from ..features import has, missing
 from .help import HelpFormatter
 from .output import DONE, error_text, exit_code, flush_stdout, warn
+from .signals import ending_on_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,13 +32,13 @@ _COMMANDS: dict[str, tuple[str, ...]] = {  # and the folders that each needs
 _EXIT_CODES = """\
 exit codes:
   0    done, also when there was nothing to do
-  1    some sockets or namespaces failed, the audit could not go on, or the run
-       failed
+  1    some sockets or namespaces failed or could not be searched, the audit
+       could not go on, or the run failed
   2    usage, bad input, an unknown namespace, an audit file that cannot be
        opened; nothing was destroyed
   3    the kernel or the interpreter cannot; the message names what is missing
   4    not permitted; the message names the capability
-  130  interrupted
+  130, 143, 129   ended by SIGINT, SIGTERM or SIGHUP
 
 Each command has a help text with examples: socklb COMMAND --help
 With SOCKLB_DEBUG=1 in the environment each request to the kernel and its answer
@@ -88,13 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)8.1f ms %(name)s: %(message)s")
     try:
         try:
-            options = parse(sys.argv[1:] if arguments is None else arguments)
-            code: int = options.run(options)
+            if hasattr(sys.stdout, "reconfigure"):
+                sys.stdout.reconfigure(errors="backslashreplace")  # a name that cannot be encoded must not end a report
+            with ending_on_signals():
+                options = parse(sys.argv[1:] if arguments is None else arguments)
+                code: int = options.run(options)
         finally:
             flush_stdout()
     except BrokenPipeError:
         return DONE
-    except (SocklbError, ValueError, OSError, KeyboardInterrupt) as error:
+    except (SocklbError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
         warn(error_text(error))
         return exit_code(error)
     return code

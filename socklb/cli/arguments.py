@@ -97,6 +97,11 @@ def add_netns_argument(parser: argparse.ArgumentParser, default: str) -> None:
         "ip-netns(8) has it, the PID of a process in it, or a PATH such as /proc/PID/ns/net; may be repeated; "
         f"default: {default}",
     )
+    parser.add_argument(
+        "--readable-only",
+        action="store_true",
+        help="expect namespaces that may not be looked at or entered: say so once, and end with 0 all the same",
+    )
 
 
 def add_rev_nat_dir_argument(parser: argparse.ArgumentParser) -> None:

@@ -22,8 +22,7 @@ from .verdicts import run_and_show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..engine.report import Report
-    from ..wire.reply import InetSocket
+    from ..engine.report import Outcome, Report
     from .arguments import Commands
 
 _EXAMPLES = """\
@@ -76,8 +75,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("destroy needs a FILTER (or --unbounded, to match every socket)")
     texts = {filter.protocol: str(filter) for filter in filters}
 
-    def target(socket: InetSocket) -> dict[str, str]:
-        return {"filter": texts[socket.protocol]}
+    def target(_: Report, outcome: Outcome) -> dict[str, str]:
+        return {"filter": texts[outcome.socket.protocol]}
 
     def destroy() -> Report:
         namespaces = namespaces_from(options.netns, CURRENT)

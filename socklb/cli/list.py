@@ -10,26 +10,30 @@ from itertools import chain
 
 from ..engine.find import find_sockets
 from ..engine.report import socket_record
-from ..engine.run import CURRENT
+from ..engine.run import ALL, CURRENT, raise_if_all_failed
 from ..errors import NotPermitted, NotSupported, SocklbError
-from ..kernel.namespaces import CURRENT_NAME, NamespaceVanished, NetworkNamespace
+from ..kernel.names import UnknownName, interface_names
+from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, run_in_netns
 from ..states import state_word
 from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_command, add_filter_arguments, add_netns_argument, filters_from
 from .help import terminal_width
-from .netns import namespaces_from, warn_of_unsearched
-from .output import DONE, SOME_FAILED, error_text, ignore_broken_pipe, interrupts_held_back, warn
+from .netns import namespaces_from, unsearched_texts
+from .output import DONE, SOME_FAILED, error_text, ignore_broken_pipe, interrupts_held_back, printable, warn
+from .verdicts import local_endpoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
+    from typing import Any
 
     from ..filters import SocketFilter
+    from ..kernel.discovery import UnsearchedNamespace
     from ..wire.reply import InetSocket
     from .arguments import Commands
 
-    Rows = Generator[tuple[str, InetSocket], None, None]
+    Rows = Generator[tuple[NetworkNamespace, InetSocket], None, None]
 
 _EXAMPLES = """\
 examples:
@@ -64,91 +68,121 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     filters = filters_from(options)
-    failures: dict[str, Exception] = {}  # by the name of the namespace
-    with closing(_rows(options, filters, failures)) as rows:
+    search = _Search(options.netns, filters)
+    with closing(search.rows()) as rows:
         if options.json:
-            _print_json(rows, failures)
+            _print_json(rows, search, options.readable_only)
         else:
-            _print_table(rows, with_netns=bool(options.netns))
-    for text in _texts(failures):
+            _print_table(rows, search, with_netns=bool(options.netns))
+    for text in search.problems():
         warn(text)
-    return SOME_FAILED if failures else DONE
+    if search.hidden:
+        warn(search.hidden)
+    return SOME_FAILED if search.unexpected(options.readable_only) else DONE
 
 
-def _namespaces(options: argparse.Namespace) -> list[NetworkNamespace | None]:
-    """None for the namespace that this runs in, or those of --netns, each once."""
-    chosen = namespaces_from(options.netns, CURRENT)
-    if chosen == CURRENT:
-        return [None]
-    if isinstance(chosen, list):
-        return [*dict.fromkeys(chosen)]
-    from ..kernel.discovery import discover_namespaces, unsearched
-
-    found = discover_namespaces()
-    warn_of_unsearched(unsearched(found.refused, found), found.hidden)
-    return [*found]
-
-
-def _rows(options: argparse.Namespace, filters: list[SocketFilter], failures: dict[str, Exception]) -> Rows:
-    """Each socket with the name of its namespace.
-
-    One of several namespaces that fails does not stop the others. A kernel that cannot does, being the same everywhere;
-    and if none of them is permitted, that error is raised.
+class _Search:
+    """The sockets that filters match in some namespaces. `errors`: {NetworkNamespace: exception}; `unsearched`,
+    `hidden`: as in a Report; `devices`: {(namespace, index): name} of interfaces.
     """
-    namespaces = _namespaces(options)
-    # A generator starts when it is first asked, but names are looked up at once: bad input comes before all else.
-    streams = [
-        (CURRENT_NAME if namespace is None else namespace.name, find_sockets(filter, namespace=namespace))
-        for namespace in namespaces
-        for filter in filters
-    ]
-    try:
-        for netns, stream in streams:
+
+    def __init__(self, words: list[str] | None, filters: list[SocketFilter]) -> None:
+        self._words, self._filters = words, filters
+        self.errors: dict[NetworkNamespace, BaseException] = {}
+        self.unsearched: list[UnsearchedNamespace] = []
+        self.hidden = ""
+        self._devices: dict[NetworkNamespace, dict[int, str]] = {}
+
+    def rows(self) -> Rows:
+        """Each socket with its namespace. One of several namespaces that fails does not stop the others, but for a
+        kernel that cannot, being the same everywhere; if none could be searched, the first error is raised.
+        """
+        namespaces, refused = self._namespaces()
+        for namespace in namespaces:
             try:
-                for socket in stream:
-                    yield netns, socket
-            except NotSupported:
-                raise
+                yield from self._rows_in(namespace)
             except (SocklbError, ValueError) as error:
-                if len(namespaces) == 1:
+                is_of_kernel = isinstance(error, NotSupported) and not isinstance(error, CannotEnter)
+                if is_of_kernel or len(namespaces) == 1:
                     raise
                 if not isinstance(error, NamespaceVanished):
-                    failures.setdefault(netns, error)
-    finally:
-        for _, stream in streams:
-            stream.close()
-    refusals = [error for error in failures.values() if isinstance(error, NotPermitted)]
-    if refusals and len(refusals) == len(namespaces):
-        failures.clear()
-        raise refusals[0]
+                    self.errors[namespace] = error
+        raise_if_all_failed(self.errors, len(namespaces))
+        if refused:
+            from ..kernel.discovery import unsearched
+
+            self.unsearched = unsearched(refused, [n for n in namespaces if n not in self.errors])
+
+    def _namespaces(self) -> tuple[list[NetworkNamespace], Sequence[UnsearchedNamespace]]:
+        """Where to search, each once, and what was seen and may not be looked at."""
+        chosen = namespaces_from(self._words, CURRENT)
+        if chosen == CURRENT:
+            return [NetworkNamespace.current()], ()
+        if chosen != ALL:
+            return [*dict.fromkeys(chosen)], ()  # type: ignore[arg-type, list-item] # no single one
+        from ..kernel.discovery import discover_namespaces
+
+        found = discover_namespaces()
+        self.hidden = found.hidden
+        return [*found], found.refused
+
+    def _rows_in(self, namespace: NetworkNamespace) -> Rows:
+        unknown: UnknownName | None = None
+        for filter in self._filters:
+            try:
+                stream = find_sockets(filter, namespace=namespace)
+            except UnknownName as error:
+                unknown = error  # nothing can match this filter here
+                continue
+            with closing(stream):
+                for socket in stream:
+                    yield namespace, socket
+        if unknown is not None:
+            raise unknown
+
+    def device(self, namespace: NetworkNamespace, socket: InetSocket) -> str | None:
+        """The name of the interface that a socket is bound to."""
+        if not socket.interface:
+            return None
+        names = self._devices.get(namespace)
+        if names is None:
+            names = self._devices[namespace] = run_in_netns(namespace, interface_names)
+        return names.get(socket.interface)
+
+    def problems(self) -> list[str]:
+        """What is to be said about namespaces that were not searched to the end."""
+        texts = [f"in {namespace.name}: {error_text(error)}" for namespace, error in self.errors.items()]
+        return texts + unsearched_texts(self.unsearched)
+
+    def unexpected(self, readable_only: bool) -> list[str]:
+        """Those problems that end the command with 1."""
+        if not readable_only:
+            return self.problems()
+        return [str(error) for error in self.errors.values() if not isinstance(error, NotPermitted)]
 
 
-def _texts(failures: dict[str, Exception]) -> list[str]:
-    return [f"in {netns}: {error_text(error)}" for netns, error in failures.items()]
-
-
-def _print_table(rows: Rows, *, with_netns: bool) -> None:
+def _print_table(rows: Rows, search: _Search, *, with_netns: bool) -> None:
     """As ss(8) has it. What is not a terminal has no width, and gets all columns."""
     first = next(rows, None)  # before the header: on bad input nothing is printed
     width = terminal_width(sys.stdout)
     row = _WIDE if width is None or width >= _WIDE_COLUMNS else _NARROW
     print(row.format(*_HEADS) + (" Netns" if with_netns else ""))
-    for netns, socket in () if first is None else chain((first,), rows):
+    for namespace, socket in () if first is None else chain((first,), rows):
         columns = row.format(
             PROTOCOL_NAMES[socket.protocol],
             state_word(socket.state),
             socket.rqueue,
             socket.wqueue,
-            format_endpoint(socket.src, socket.sport or "*"),
+            local_endpoint(socket, search.device(namespace, socket)),
             format_endpoint(socket.dst, socket.dport or "*"),
             socket.uid,
             socket.inode,
             socket.cookie,
         )
-        print(f"{columns} {netns}" if with_netns else columns)
+        print(f"{columns} {printable(namespace.name)}" if with_netns else columns)
 
 
-def _print_json(rows: Rows, failures: dict[str, Exception]) -> None:
+def _print_json(rows: Rows, search: _Search, readable_only: bool) -> None:
     """One object, written while the sockets come, and complete however it ends; nothing at all for bad input."""
     import json  # tables do without
 
@@ -166,13 +200,19 @@ def _print_json(rows: Rows, failures: dict[str, Exception]) -> None:
             print(text, end="")
 
     def finish(error: BaseException | None) -> None:
-        text = "; ".join(_texts(failures)) if error is None else error_text(error)
+        text = "; ".join(search.unexpected(readable_only)) if error is None else error_text(error)
+        more: dict[str, Any] = {}
+        if search.unsearched:
+            more["unsearched"] = [one._asdict() for one in search.unsearched]
+        if text:
+            more["error"] = text
         with ignore_broken_pipe():
-            write(f'], "error": {json.dumps(text)}}}\n' if text else "]}\n")
+            write("]" + "".join(f', "{name}": {json.dumps(value)}' for name, value in more.items()) + "}\n")
 
     try:
-        for netns, socket in rows:
-            waiting.append("\n  " + json.dumps({"namespace": netns, **socket_record(socket)}))
+        for namespace, socket in rows:
+            record = socket_record(socket, search.device(namespace, socket))
+            waiting.append("\n  " + json.dumps({"namespace": namespace.name, **record}))
             if len(waiting) == _ROWS_A_WRITE:
                 write()
         finish(None)

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from ..engine.run import ALL, CURRENT
+from ..errors import KernelError
 from ..kernel.namespaces import NetworkNamespace, NoSuchNamespace
-from .output import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,28 +52,22 @@ class NamedNamespaces:
         """Raises ValueError for a word that names no namespace."""
         self._first = {word: netns_from(word) for word in words}
 
-    def present(self, warn: Callable[[str], object]) -> list[NetworkNamespace]:
-        """Those that are there; `warn` is called with what is to be said of each of the others."""
+    def present(self, warn: Callable[[str, str], object]) -> list[NetworkNamespace]:
+        """Those that are there; `warn` is called with the word for each of the others, and what is to be said of it."""
         present = []
         for word, first in self._first.items():
             try:
                 found = netns_from(word)
             except ValueError as error:
-                warn(str(error))
+                warn(word, str(error))
                 continue
+            except KernelError:
+                found = first  # the error shows when it is entered, and does not stop the others
             if found.started == first.started:
                 present.append(found)
             else:
-                warn(f"what {word} named has ended, and is another process now")
+                warn(word, f"what {word} named has ended, and is another process now")
         return present
-
-
-def warn_of_unsearched(unsearched: Iterable[UnsearchedNamespace], hidden: str) -> None:
-    """Say which namespaces were not searched, and which could not even be seen."""
-    for text in unsearched_texts(unsearched):
-        warn(text)
-    if hidden:
-        warn(hidden)
 
 
 def unsearched_texts(unsearched: Iterable[UnsearchedNamespace]) -> list[str]:

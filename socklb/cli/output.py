@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""What every command does with its results: JSON, exit codes, and a pipe whose reader has gone."""
+"""What every command does with its results: JSON, exit codes, texts from elsewhere, a pipe whose reader has gone."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import contextmanager
+from signal import SIG_BLOCK, SIG_SETMASK, SIGHUP, SIGINT, SIGTERM, pthread_sigmask
 
-from ..errors import NotPermitted, NotSupported, SocklbError
+from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,16 +23,20 @@ CANNOT = 3
 REFUSED = 4
 INTERRUPTED = 130
 
+_INDENT = "\n  "
+
 
 def exit_code(error: BaseException) -> int:
     """The exit code that an error ends a command with. BAD_INPUT promises that nothing was destroyed."""
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
-    if isinstance(error, NotPermitted):
-        return REFUSED
-    if isinstance(error, NotSupported):
-        return CANNOT
+        return 128 + getattr(error, "number", SIGINT)
     report = getattr(error, "report", None)
+    if report is None or not report.destroyed:
+        if isinstance(error, NotSupported):
+            return CANNOT
+        is_refused = isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES)
+        if isinstance(error, NotPermitted) or (is_refused and not isinstance(error, AuditError)):
+            return REFUSED
     nothing_happened = report is None or not report.outcomes
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError) and nothing_happened:
         return BAD_INPUT
@@ -40,18 +46,32 @@ def exit_code(error: BaseException) -> int:
 def error_text(error: BaseException) -> str:
     """The message of an error, without the number that OSError puts before it."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return str(error) or "interrupted"
+    if isinstance(error, MemoryError):
+        return "out of memory"
     if isinstance(error, SocklbError) and isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error)
 
 
+def printable(text: str) -> str:
+    """With what is not printable escaped: names from elsewhere must not steer a terminal, or forge a line."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def warn(text: str) -> None:
-    """Print a message on standard error. If that is closed, the message is dropped; the exit code stays the same."""
+    """Print a message on standard error; its further lines are indented.
+
+    If that is closed, the message is dropped; the exit code stays the same.
+    """
     if sys.stderr is None:  # print would take standard output instead
         return
     try:
-        print(f"socklb: {text}", file=sys.stderr)
+        print(f"socklb: {_INDENT.join(map(printable, text.split(_INDENT)))}", file=sys.stderr)
     except OSError:
         _silence(sys.stderr)
 
@@ -66,10 +86,8 @@ def print_json(value: dict[str, Any]) -> None:
 
 @contextmanager
 def interrupts_held_back() -> Iterator[None]:
-    """SIGINT waits: a write that it interrupts would leave half a JSON value."""
-    from signal import SIG_BLOCK, SIG_SETMASK, SIGINT, pthread_sigmask  # tables do without
-
-    before = pthread_sigmask(SIG_BLOCK, (SIGINT,))
+    """SIGINT, SIGTERM and SIGHUP wait: a write that they interrupt would leave half a JSON value, or half a report."""
+    before = pthread_sigmask(SIG_BLOCK, (SIGINT, SIGTERM, SIGHUP))
     try:
         yield
     finally:

@@ -4,13 +4,24 @@
 from __future__ import annotations
 
 from ..engine.report import Report, outcome_record
-from ..errors import SocklbError
+from ..errors import NotPermitted, SocklbError
 from ..kernel.namespaces import CURRENT_NAME
 from ..states import state_word
 from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
-from .netns import warn_of_unsearched
-from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, ignore_broken_pipe, print_json, warn
+from .netns import unsearched_texts
+from .output import (
+    BAD_INPUT,
+    DONE,
+    SOME_FAILED,
+    error_text,
+    exit_code,
+    ignore_broken_pipe,
+    interrupts_held_back,
+    print_json,
+    printable,
+    warn,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,8 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..engine.audit import Target
     from ..engine.report import Counts, Outcome
+    from ..wire.reply import InetSocket
+
+    Target = Callable[[Report, Outcome], dict[str, str]]
 
 
 def run_and_show(destroy: Callable[[], Report], target: Target, options: argparse.Namespace) -> int:
@@ -29,40 +42,49 @@ def run_and_show(destroy: Callable[[], Report], target: Target, options: argpars
     """
     try:
         report = destroy()
-    except (SocklbError, ValueError, KeyboardInterrupt) as error:
+    except (SocklbError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
         if exit_code(error) != BAD_INPUT:
             nothing_done = Report(getattr(options, "backends", ()))
             _show(getattr(error, "report", None) or nothing_done, target, options, error)
         raise
-    _show(report, target, options, None)
-    return SOME_FAILED if report.failed or report.errors else DONE
+    problems = _show(report, target, options, None)
+    return SOME_FAILED if report.failed or problems else DONE
 
 
-def _show(report: Report, target: Target, options: argparse.Namespace, error: BaseException | None) -> None:
+def _show(report: Report, target: Target, options: argparse.Namespace, error: BaseException | None) -> list[str]:
     """The verdicts and their sums on standard output, as lines or (--json) as one object.
 
-    Namespaces that failed or were skipped are named on standard error. `error` is what ended the run, if anything did.
+    Namespaces that were not searched to the end are named on standard error; given back are the texts about those that
+    were to be. `error` is what ended the run, if anything did.
     """
-    problems = namespace_problems(report, error)
-    warn_of_unsearched(report.unsearched, report.hidden)
-    for text in problems:
-        warn(text)
-    with ignore_broken_pipe():
-        if options.json:
-            print_json(_as_json(report, target, options, [error_text(error)] if error is not None else problems))
-            return
-        unrecorded = {id(outcome) for outcome in report.unrecorded}
-        for outcome in report.outcomes:
-            print(outcome_line(outcome, is_unrecorded=id(outcome) in unrecorded))
-        print(sums_text(report.counts))
+    problems, expected = _namespace_problems(report, error, options.readable_only)
+    with interrupts_held_back():
+        for text in [*problems, *expected, *left_alone_texts(report)]:
+            warn(text)
+        if report.hidden:
+            warn(report.hidden)
+        with ignore_broken_pipe():
+            if options.json:
+                said = ([error_text(error)] if error is not None else []) + problems
+                print_json(_as_json(report, target, options, said))
+            else:
+                _print_lines(report)
+    return problems
+
+
+def _print_lines(report: Report) -> None:
+    unrecorded = {id(outcome) for outcome in report.unrecorded}
+    for outcome in report.outcomes:
+        print(outcome_line(outcome, report.device_of(outcome), is_unrecorded=id(outcome) in unrecorded))
+    print(sums_text(report.counts))
 
 
 def _as_json(report: Report, target: Target, options: argparse.Namespace, problems: list[str]) -> dict[str, Any]:
     return {
         **report.counts.as_dict(),
-        **({"error": "; ".join(problems)} if problems else {}),
-        **({"unrecorded": [outcome.socket.cookie for outcome in report.unrecorded]} if report.unrecorded else {}),
-        "sockets": [outcome_record(o, target(o.socket), options.dry_run) for o in report.outcomes],
+        "sockets": [
+            outcome_record(o, target(report, o), report.device_of(o), options.dry_run) for o in report.outcomes
+        ],
         "namespaces": [
             {
                 "name": namespace.name,
@@ -72,17 +94,21 @@ def _as_json(report: Report, target: Target, options: argparse.Namespace, proble
             }
             for namespace, counts in report.namespaces.items()
         ],
-        "unsearched": [one._asdict() for one in report.unsearched],
         "backends": {str(backend): counts.as_dict() for backend, counts in report.backends.items()},
+        "unsearched": [one._asdict() for one in report.unsearched],
+        "left_alone": [str(backend) for backend in report.left_alone],
+        **({"unrecorded": [outcome.socket.cookie for outcome in report.unrecorded]} if report.unrecorded else {}),
+        **({"error": "; ".join(problems)} if problems else {}),
     }
 
 
 def sums_text(counts: Counts) -> str:
-    """ "2 matched: 1 destroyed, 0 gone, ..." """
-    return f"{counts.matched} matched: " + ", ".join(f"{count} {name}" for name, count in counts._asdict().items())
+    """ "2 matched: 1 destroyed, 0 gone, ..."; would_destroy only where there are such, in a dry run."""
+    shown = {name.replace("_", " "): n for name, n in counts._asdict().items() if n or name != "would_destroy"}
+    return f"{counts.matched} matched: " + ", ".join(f"{count} {name}" for name, count in shown.items())
 
 
-def outcome_line(outcome: Outcome, *, is_unrecorded: bool) -> str:
+def outcome_line(outcome: Outcome, device: str | None, *, is_unrecorded: bool) -> str:
     """One verdict for people."""
     socket = outcome.socket
     netns = outcome.namespace.name
@@ -90,15 +116,41 @@ def outcome_line(outcome: Outcome, *, is_unrecorded: bool) -> str:
     if is_unrecorded:
         remarks.append("not in the audit")
     return (
-        f"{outcome.verdict:9} {PROTOCOL_NAMES[socket.protocol]} {state_word(socket.state):11} "
-        f"{format_endpoint(socket.src, socket.sport)} -> {format_endpoint(socket.dst, socket.dport)}"
-        + ("" if netns == CURRENT_NAME else f" in {netns}")
+        f"{outcome.verdict.replace('_', ' '):9} {PROTOCOL_NAMES[socket.protocol]} {state_word(socket.state):11} "
+        f"{local_endpoint(socket, device)} -> {format_endpoint(socket.dst, socket.dport)}"
+        + ("" if netns == CURRENT_NAME else f" in {printable(netns)}")
         + (f" ({', '.join(remarks)})" if remarks else "")
     )
 
 
+def local_endpoint(socket: InetSocket, device: str | None) -> str:
+    """address%device:port, as ss(8) shows what a socket is bound to; the interface's number if it has no name."""
+    address, _, port = format_endpoint(socket.src, socket.sport or "*").rpartition(":")
+    bound = f"%{printable(device or str(socket.interface))}" if socket.interface else ""
+    return f"{address}{bound}:{port}"
+
+
 def namespace_problems(report: Report, ended: BaseException | None = None) -> list[str]:
     """What is to be said about namespaces that were not searched to the end, besides what ended the run."""
-    return [
-        f"in {namespace.name}: {error_text(error)}" for namespace, error in report.errors.items() if error is not ended
-    ]
+    return _namespace_problems(report, ended, readable_only=False)[0]
+
+
+def _namespace_problems(
+    report: Report, ended: BaseException | None, readable_only: bool
+) -> tuple[list[str], list[str]]:
+    """What went wrong in namespaces, and what was to be expected where `readable_only` ones are."""
+    problems, expected = list[str](), list[str]()
+    for namespace, error in report.errors.items():
+        if error is not ended:
+            is_expected = readable_only and isinstance(error, NotPermitted)
+            (expected if is_expected else problems).append(f"in {namespace.name}: {error_text(error)}")
+    (expected if readable_only else problems).extend(unsearched_texts(report.unsearched))
+    return problems, expected
+
+
+def left_alone_texts(report: Report) -> list[str]:
+    """A line about backends whose address means another one elsewhere; none if there is none."""
+    if not report.left_alone:
+        return []
+    names = ", ".join(map(str, report.left_alone))
+    return [f"searched for in the current namespace alone, for such an address is another one in each: {names}"]

@@ -7,14 +7,15 @@ import argparse
 import errno
 import signal
 import sys
+from collections import namedtuple
 from contextlib import ExitStack, contextmanager
-from threading import Thread
 
-from ..engine.probe import NO_DESTROY, NO_DIAG, NOT_PERMITTED, probe
+from ..engine.probe import NO_DESTROY, NO_DIAG, NO_FAMILY, NOT_PERMITTED, SUPPORTED, probe
 from ..engine.run import ALL, CURRENT
-from ..errors import NotPermitted, NotSupported, SocklbError
+from ..errors import AuditError, NotPermitted, NotSupported, RunStopped, SocklbError
 from ..sources import FileSource, LineSource
-from ..termination.loop import PAUSES, TerminationLoop
+from ..sources.protocol import shortened
+from ..termination.loop import PAUSES, TerminationLoop, destroyable
 from ..termination.table import BackendTable
 from .arguments import (
     add_audit_argument,
@@ -25,13 +26,15 @@ from .arguments import (
     rev_nat_from,
 )
 from .netns import NamedNamespaces, unsearched_texts
-from .output import DONE, INTERRUPTED, SOME_FAILED, error_text, ignore_broken_pipe, warn
-from .verdicts import namespace_problems, outcome_line, sums_text
+from .outlet import Outlet, start_thread
+from .output import DONE, INTERRUPTED, SOME_FAILED, error_text, printable
+from .verdicts import left_alone_texts, namespace_problems, outcome_line, sums_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from ..engine.audit import Audit
     from ..engine.report import Report
     from ..sources import Source
     from ..termination.loop import Pass
@@ -53,9 +56,15 @@ A FILE holds one replace object; write a new one and rename it over the old one.
 
 A backend is alive while a service has it active or terminating, and healthy.
 Its connections are destroyed when it stops being alive; what was never alive is
-left alone, and nothing is destroyed at the start. SIGTERM and SIGINT end the
-command after the batch at hand. Needs what `socklb terminate` needs.
+left alone, and nothing is destroyed at the start. What fails is tried again where
+it failed, for 15 minutes. Needs what `socklb terminate` needs.
+
+SIGTERM and SIGINT end the command after the pass at hand, a second one after the
+batch at hand; SIGHUP opens the audit file anew; SIGUSR1 shows the backends on
+standard error. No pass waits for a reader of its output.
 """
+
+_SOURCE_SECONDS = 10.0  # for the end of a source that is waiting for its disk
 
 
 def add_parser(commands: Commands) -> None:
@@ -77,40 +86,53 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     words = options.netns or [ALL]
     named = NamedNamespaces(word for word in words if word != ALL)  # an unknown one is an error now
-    _check_support(words)
     with ExitStack() as stack:
+        reporter = stack.enter_context(_Reporter(options.readable_only))
+        _check_support(words, reporter.warn)
         audit = stack.enter_context(audit_from(options))
         rev_nat = stack.enter_context(rev_nat_from(options))
         table = BackendTable()
-        reporter = _Reporter()
-        namespaces = ALL if ALL in words else lambda: named.present(reporter.warn_once)
-        loop = TerminationLoop(table, namespaces=namespaces, rev_nat=rev_nat, audit=audit, on_pass=reporter.report)
+        loop = TerminationLoop(
+            table,
+            namespaces=ALL if ALL in words else lambda: named.present(reporter.warn_once),
+            rev_nat=rev_nat,
+            audit=audit,
+            readable_only=options.readable_only,
+            on_pass=reporter.report,
+        )
         source = _source(options.source)
-        caught = stack.enter_context(_stopping_on_signals(loop))
+        caught = stack.enter_context(_signals(loop, audit, reporter, lambda: _table_text(table, loop)))
         try:
             with _followed(source, table, loop, reporter):
                 loop.run()
-            if caught:
+            if len(caught) == 1:
                 loop.run()  # once more, for what the source had read when the signal came
         except SocklbError as error:
             if error.report is not None:
                 reporter.report_end(error.report)
             raise
-    if signal.SIGINT in caught:
-        return INTERRUPTED
-    if signal.SIGTERM in caught:
-        return DONE
+    if caught:
+        return INTERRUPTED if signal.SIGINT in caught else DONE
     return SOME_FAILED if reporter.has_failed or loop.outstanding else DONE
 
 
-def _check_support(words: list[str]) -> None:
+def _check_support(words: list[str], warn: Callable[[str], object]) -> None:
     """An agent that cannot destroy says so when it starts, and not when it is needed."""
-    answers = {answer.status: answer.missing for answer in probe().values()}
-    for status in (NO_DIAG, NO_DESTROY):
-        if status in answers:
-            raise NotSupported(errno.EOPNOTSUPP, f"this kernel cannot destroy sockets: it lacks {answers[status]}")
-    if NOT_PERMITTED in answers and {CURRENT, ALL} & {*words}:
-        raise NotPermitted(errno.EPERM, f"not permitted: it needs {answers[NOT_PERMITTED]}; run as root, or grant it")
+    answers = probe()
+    statuses = {answer.status for answer in answers.values()}
+    lacking: dict[str, set[str]] = {}
+    for (protocol, _), answer in answers.items():
+        if answer.status in (NO_DIAG, NO_DESTROY, NO_FAMILY):
+            lacking.setdefault(answer.missing, set()).add(protocol)
+    if not statuses & {SUPPORTED, NOT_PERMITTED}:
+        raise NotSupported(errno.EOPNOTSUPP, f"this kernel cannot destroy sockets: it lacks {', '.join(lacking)}")
+    if NOT_PERMITTED in statuses and {CURRENT, ALL} & {*words}:
+        missing = next(answer.missing for answer in answers.values() if answer.status == NOT_PERMITTED)
+        raise NotPermitted(errno.EPERM, f"not permitted: it needs {missing}; run as root, or grant it")
+    for missing, protocols in lacking.items():
+        if protocols - destroyable(answers):
+            names = " and ".join(sorted(protocols))
+            warn(f"this kernel cannot destroy {names} sockets: it lacks {missing}; such backends are left alone")
 
 
 def _source(word: str) -> Source:
@@ -122,23 +144,45 @@ def _source(word: str) -> Source:
 
 
 @contextmanager
-def _stopping_on_signals(loop: TerminationLoop) -> Iterator[list[int]]:
-    """While active, SIGTERM and SIGINT stop the loop, unless they are ignored; yields the list of those that came."""
+def _signals(
+    loop: TerminationLoop, audit: Audit | None, reporter: _Reporter, table_text: Callable[[], str]
+) -> Iterator[list[int]]:
+    """While active, SIGTERM and SIGINT stop the loop, SIGHUP opens the audit file anew, and SIGUSR1 shows the table;
+    but for those that are ignored. Yields the list of those that stopped it.
+    """
     came: list[int] = []
 
     def stop(number: int, frame: object) -> None:
         came.append(number)
         loop.stop()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, stop)
+    def reopen(number: int, frame: object) -> None:
+        try:
+            getattr(audit, "reopen", lambda: None)()
+        except AuditError as error:
+            reporter.warn(f"{error_text(error)}; the old one stays")
+
+    def show(number: int, frame: object) -> None:
+        reporter.err.print(table_text)
+
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reopen, signal.SIGUSR1: show}
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        if before[number] != signal.SIG_IGN:
+            signal.signal(number, handler)
     try:
         yield came
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, usual in before.items():
+            signal.signal(number, usual)
+
+
+def _table_text(table: BackendTable, loop: TerminationLoop) -> str:
+    """Each backend in a line, alive or down, and how many there are."""
+    alive = table.backends()
+    alive.update((backend, table.is_alive(backend)) for backend in loop.outstanding)
+    lines = [f"{backend} {'alive' if is_alive else 'down'}" for backend, is_alive in alive.items()]
+    return "\n".join(f"socklb: {line}" for line in [*lines, f"{sum(alive.values())} of {len(alive)} backends alive"])
 
 
 @contextmanager
@@ -147,64 +191,115 @@ def _followed(source: Source, table: BackendTable, loop: TerminationLoop, report
 
     def follow() -> None:
         try:
-            source.follow(table, warn)
+            source.follow(table, reporter.warn)
         except Exception as error:
             why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
             reporter.fail(f"the source cannot be read: {why}")
         finally:
             loop.finish()
 
-    thread = Thread(target=follow, name="socklb source")
-    try:
-        thread.start()
-    except RuntimeError as error:
-        raise SocklbError(f"start a thread: {error} (a limit on processes or memory)") from None
+    thread = start_thread(follow, "socklb source")
     try:
         yield
     finally:
         source.stop()
-        thread.join()
+        thread.join(_SOURCE_SECONDS)
 
 
 class _Reporter:
-    """Reports the passes of the loop: a line for each backend on standard output, problems on standard error."""
+    """Reports the passes of the loop: a line for each backend on standard output, problems on standard error. No pass
+    waits for what is printed.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, readable_only: bool) -> None:
         self.has_failed = False
-        self._warned: set[str] = set()
+        self._readable_only = readable_only
+        self._said: set[object] = set()
+        self.err = Outlet(sys.stderr, lambda lost: self.warn(f"{lost} messages could not be written"))
+        self._out = Outlet(sys.stdout, lambda lost: self.warn(f"{lost} lines of standard output could not be written"))
+
+    def __enter__(self) -> _Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._out.close()
+        self.err.close()
+
+    def warn(self, text: str) -> None:
+        self.err.print(f"socklb: {printable(text)}")
 
     def fail(self, text: str) -> None:
         self.has_failed = True
-        warn(text)
+        self.warn(text)
 
-    def warn_once(self, text: str, about: str = "") -> None:
+    def warn_once(self, about: object, text: str) -> None:
         """Warn, unless there was a warning about the same before."""
-        if (about or text) not in self._warned:
-            self._warned.add(about or text)
-            warn(text)
+        if about not in self._said:
+            self._said.add(about)
+            self.warn(text)
 
     def report(self, done: Pass) -> None:
-        if done.error is not None:
-            warn(error_text(done.error))
+        if isinstance(done.error, NotSupported):  # it was said at the start
+            self.has_failed = True
+        else:
+            self._report_problems(done)
         if done.report is not None:
-            self._print(done.report, with_empty=not done.is_second_pass)
-        if done.given_up:
-            self.fail(f"given up after {len(PAUSES) + 1} attempts: {', '.join(map(str, done.given_up))}")
+            self._print(
+                done.report, with_empty=not (done.is_second_pass or done.is_retry), with_failed=not done.is_retry
+            )
+        if done.given_up and not isinstance(done.error, NotSupported):
+            self.fail(shortened(f"given up after {len(PAUSES) + 1} attempts: {', '.join(map(str, done.given_up))}"))
+
+    def _report_problems(self, done: Pass) -> None:
+        """Each when it comes up, and then no more until it has changed."""
+        problems = self._problems(done)
+        self._said -= {about for about in self._said if about not in problems and self._is_over(about, done)}
+        for about, text in problems.items():
+            self.warn_once(about, text)
+
+    def _problems(self, done: Pass) -> dict[object, str]:
+        problems: dict[object, str] = {}
+        if done.error is not None and not isinstance(done.error, RunStopped):
+            text = error_text(done.error)
+            problems[_Problem(text, None)] = f"{text}; it is tried again"
+        if done.report is None:
+            return problems
+        for namespace, error in done.report.errors.items():
+            if error is not done.error and not isinstance(error, RunStopped):
+                is_expected = self._readable_only and isinstance(error, NotPermitted)
+                text = f"in {namespace.name}: {error_text(error)}"
+                problems[_Problem(text, namespace)] = text + ("" if is_expected else "; it is tried again")
+        for one, text in zip(done.report.unsearched, unsearched_texts(done.report.unsearched)):
+            about = one.reason if self._readable_only else _Problem(one.reason, None)  # how many there are changes
+            problems[about] = text + ("" if self._readable_only else "; it is tried again")
+        return problems
+
+    def _is_over(self, about: object, done: Pass) -> bool:
+        """Whether a pass that does not show a problem was where it would have shown."""
+        if not isinstance(about, _Problem) or done.report is None or done.error is not None:
+            return False
+        return about.namespace is None or about.namespace in done.report.namespaces
 
     def report_end(self, report: Report) -> None:
         """What had been done when an error ended the loop, and what of that is not in the audit."""
         self._print(report, with_empty=False)
-        for outcome in report.unrecorded:
-            warn(outcome_line(outcome, is_unrecorded=True))
-
-    def _print(self, report: Report, *, with_empty: bool) -> None:
         for text in namespace_problems(report):
-            warn(text)
-        for text in unsearched_texts(report.unsearched):
-            self.warn_once(text, about=text.rpartition(": ")[2])  # how many there are changes with every process
+            self.warn(text)
+        for outcome in report.unrecorded:
+            self.warn(outcome_line(outcome, report.device_of(outcome), is_unrecorded=True))
+
+    def _print(self, report: Report, *, with_empty: bool, with_failed: bool = True) -> None:
+        """A line for each backend that something was found of; without `with_failed` only where something was done."""
+        for backend, counts in report.backends.items():
+            if with_empty or counts.matched > (0 if with_failed else counts.failed):
+                self._out.print(f"{backend}: {sums_text(counts)}")
         if report.hidden:
-            self.warn_once(report.hidden, about=report.hidden.rpartition(": ")[2])
-        with ignore_broken_pipe():
-            for backend, counts in report.backends.items():
-                if counts.matched or with_empty:
-                    print(f"{backend}: {sums_text(counts)}", flush=True)
+            self.warn_once("hidden", report.hidden)
+        for text in left_alone_texts(report):
+            self.warn_once("left alone", shortened(text))
+
+
+class _Problem(namedtuple("_Problem", "text namespace")):
+    """What is wrong with a pass, in one namespace or (None) as a whole."""
+
+    __slots__ = ()

@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..wire.reply import InetSocket
     from .report import Outcome
 
     Audit = Callable[[dict[str, Any]], object]
-    Target = Callable[[InetSocket], dict[str, str]]
+    Target = Callable[[Outcome], dict[str, str]]
 
 _PATIENCE_MS = 10_000
 # O_NONBLOCK: a pipe without a reader is an error at once.
@@ -43,13 +42,13 @@ class AuditTrail:
         self.recorded = 0  # how many outcomes have a record
         self.error: BaseException | None = None  # why no more are recorded
 
-    def record(self, outcomes: list[Outcome], target: Target) -> None:
-        """Record the outcomes, unless `error` is set."""
+    def record(self, outcomes: list[Outcome], target: Target, device: Callable[[Outcome], str | None]) -> None:
+        """Record the outcomes, with the name of what each is bound to, unless `error` is set."""
         if self.error is not None:
             return
         for outcome in outcomes:
             stamp = {"time": _now(), "operation": self._operation, "actor": self._actor, **self._command}
-            self._audit({**stamp, **outcome_record(outcome, target(outcome.socket), self._dry_run)})
+            self._audit({**stamp, **outcome_record(outcome, target(outcome), device(outcome), self._dry_run)})
             self._command = {}
             self.recorded += 1
 

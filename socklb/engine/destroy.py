@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: MIT
 """Rounds of destroys: from the sockets that a filter matches in one namespace to a verdict on each.
 
-A round tries each pending socket once, 64 in a send, and then dumps again. ENOENT says little: a socket that still
-exists can hide behind a twin, another socket with the same addresses and ports, which the kernel finds first. So after
-a round that destroyed something the next one tries the rest again; after one that destroyed nothing, what is left is
-given up. A socket that answered 0 is never tried again: a bound UDP twin keeps its place in the table and would answer
-0 for ever.
+A batch is two sends: the first looks up what is now at the address of each socket, the second destroys what still has
+the cookie, matches and is not spared. That something else is found says little: a socket that still exists can hide
+behind a twin, another socket with the same addresses and ports, which the kernel finds first.
+
+The first round tries each pending socket once, and then all are dumped again. The second one takes one socket of each
+address at a time and destroys whichever twin is found there, as long as there is one: so many destroys as sockets, in
+whatever order the twins lie. What is found and is not pending hides the rest: a bound UDP twin that was destroyed keeps
+its place, and would answer 0 for ever.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from itertools import islice
+from time import monotonic
 
 from ..errors import kernel_error
-from ..kernel.diag import BATCH
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState
 from ..wire.request import IPPROTO_TCP, PROTOCOL_NAMES, destroy_request
+from ..wire.socket_id import ADDRESS_SIZE
 from .report import DESTROYED, FAILED, GONE, SKIPPED, Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..errors import KernelError
     from ..filters import SocketFilter
@@ -29,17 +34,24 @@ if TYPE_CHECKING:
     from ..wire.reply import InetSocket
     from .find import SocketTable
 
+    Reasons = Callable[[Sequence[InetSocket]], Sequence[str]]
+
 SHARED_ADDRESS = "another socket shares its address"
 ONLY_BOUND = "only bound: the kernel destroys no TCP socket that has no peer"
 ANSWER_LOST = "an answer of the kernel was lost: perhaps destroyed"
+TIME_LIMIT = "time limit"
+IN_THIS_STATE = "the kernel does not destroy it in this state"
+SUBFLOW = "a subflow of MPTCP: the connection may live on over others"
+
 _MOVES = 3  # how often sockets are followed to another address before they count as gone
+_SECONDS_AN_ADDRESS = 10
 
 
 class Rounds:
     """The sockets of one namespace that one filter matches, until each has its verdict.
 
     `pending` holds those that are not accounted for, by cookie. A step returns outcomes; the caller takes them into
-    account and then calls `settle`. After an interrupt between any two steps `left_over` has the rest.
+    account and then calls `settle`. After an error between any two steps `left_over` has the rest.
     A reason to spare a socket is a text, "" for one that is to be destroyed.
     """
 
@@ -47,77 +59,155 @@ class Rounds:
         self._table, self.filter, self.namespace, self._bits = table, filter, namespace, bits
         self.pending: dict[int, InetSocket] = {}
         self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {namespace.name}"
-        self._decided: list[Outcome] = []  # of the last step, for an interrupt that comes before they are settled
+        self._decided: list[Outcome] = []  # of the last step, for an error that comes before they are settled
         self._in_flight: set[int] = set()  # cookies that were sent to the kernel and are not answered for
         self._in_doubt: set[int] = set()  # cookies of batches whose answers were lost in part
-        self._progress = False  # whether the round at hand destroyed something, or may have
+        self._found: list[int] = []  # for each socket of the last batch the cookie of the pending one found there, or 0
+        self._late: set[bytes] = set()  # addresses that took too long
+        self._round = 0
         self._moves_left = _MOVES
         self.refusal: KernelError | None = None
 
     def collect(self, seen: set[int]) -> None:
         """Find what the filter matches, but for the cookies in `seen`."""
-        found = self._table.collect(self.filter, self.namespace.name, self._bits)
-        for cookie in seen.intersection(found):
-            del found[cookie]
-        self.pending = found
+        found = self._table.search_all(self.filter, self.filter.request_states, self.namespace.name, self._bits)
+        accepts = self.filter.accepts
+        self.pending = {cookie: row for cookie, row in found if cookie not in seen and accepts(row)}
 
-    def spare(self, reasons: Sequence[str]) -> list[Outcome]:
-        """Outcomes for the pending sockets that are spared; the reasons are in their order."""
+    def decide(self, verdict: str, reasons: Sequence[str | None]) -> list[Outcome]:
+        """Outcomes for pending sockets without a look-up; the reasons are in their order, None for no outcome."""
         self._decided = [
-            self._outcome(socket, SKIPPED, why) for socket, why in zip(self.pending.values(), reasons) if why
+            self._outcome(socket, verdict, why)
+            for socket, why in zip(self.pending.values(), reasons)
+            if why is not None
         ]
         return self._decided
 
-    def batches(self) -> Iterator[list[InetSocket]]:
-        """One round: each pending socket once, up to 64 at a time."""
-        self._progress = False
-        sockets = list(self.pending.values())
-        for start in range(0, len(sockets), BATCH):
-            yield sockets[start : start + BATCH]
+    def batches(self, size: Callable[[], int]) -> Iterator[list[InetSocket]]:
+        """One round: the pending sockets in batches of so many, those of one address one after another."""
+        self._round += 1
+        if self._round > 1:
+            yield from self._batches_by_address(size)
+            return
+        sockets = iter(list(self.pending.values()))
+        while True:
+            # One that a twin led to has its verdict already.
+            batch = list(islice((socket for socket in sockets if socket.cookie in self.pending), size()))
+            if not batch:
+                return
+            yield batch
 
-    def destroy(self, batch: Sequence[InetSocket], reasons: Sequence[str]) -> list[Outcome]:
-        """Destroy those of a batch that are not spared; the ones that answered ENOENT get no outcome yet.
+    def _batches_by_address(self, size: Callable[[], int]) -> Iterator[list[InetSocket]]:
+        addresses: dict[bytes, list[int]] = {}
+        for cookie, socket in self.pending.items():
+            addresses.setdefault(_address(socket), []).append(cookie)
+        begun: dict[bytes, float] = {}
+        last_found: dict[bytes, int] = {}
+        while addresses and size():
+            batch = []
+            for address in list(islice(addresses, size())):
+                begun.setdefault(address, monotonic())
+                cookies = addresses[address]
+                while cookies and cookies[-1] not in self.pending:
+                    cookies.pop()
+                if cookies and monotonic() - begun[address] > _SECONDS_AN_ADDRESS:
+                    self._late.add(address)
+                if cookies and address not in self._late:
+                    batch.append(self.pending[cookies[-1]])
+                else:
+                    del addresses[address]
+            if not batch:
+                continue
+            yield batch
+            for address, cookie in zip(map(_address, batch), self._found):
+                if not cookie or cookie == last_found.get(address):
+                    del addresses[address]  # hidden: no other pending socket will be found there
+                last_found[address] = cookie
 
-        Where the kernel refuses (EPERM, EOPNOTSUPP), `refusal` is the error to end the run with.
+    def destroy(self, batch: Sequence[InetSocket], reasons: Reasons) -> list[Outcome]:
+        """Look a batch up, and destroy what is found of the pending sockets; the others get no outcome yet.
+
+        `reasons` says of sockets as they are now why each is spared. Where the kernel refuses (EPERM, EOPNOTSUPP),
+        `refusal` is the error to end the run with.
         """
-        outcomes = [self._outcome(socket, SKIPPED, why) for socket, why in zip(batch, reasons) if why]
-        self._decided = outcomes
-        doomed = [socket for socket, why in zip(batch, reasons) if not why]
-        if not doomed:
-            return outcomes
-        self._in_flight = {socket.cookie for socket in doomed}
-        requests = [destroy_request(socket.protocol, socket.family, socket.id_bytes) for socket in doomed]
-        codes = self._table.diag.destroy(requests, self._doing)
-        if self._table.diag.destroy_was_repeated and not self._in_flight <= self._in_doubt:
-            self._in_doubt |= self._in_flight
-            self._progress = True
-        self._progress = self._progress or 0 in codes
-        for socket, code in zip(doomed, codes):
-            if code == 0:
-                outcomes.append(self._outcome(socket, DESTROYED))
-            elif code not in (errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP):
-                outcomes.append(self._outcome(socket, FAILED, os.strerror(code), code))
-            elif code != errno.ENOENT:
-                self.refusal = self.refusal or kernel_error(code, self._doing)
-        self._in_flight = set()
+        outcomes = self._decided = []
+        found: dict[int, InetSocket] = {}
+        self._found = []
+        for row in self._table.look_up(self.filter, batch, self._bits, self._doing):
+            cookie = 0 if row is None else row.cookie
+            if row is not None and cookie in self.pending:
+                found[cookie] = row
+            self._found.append(cookie if cookie in found else 0)
+        for cookie in [cookie for cookie, row in found.items() if not self._table.still_matches(self.filter, row)]:
+            del found[cookie]
+            outcomes.append(self._outcome(self.pending[cookie], GONE))
+        doomed: dict[int, InetSocket] = {}
+        for (cookie, row), why in zip(found.items(), reasons(list(found.values()))):
+            if why:
+                outcomes.append(self._outcome(row, SKIPPED, why))
+            else:
+                doomed[cookie] = row
+        if doomed:
+            self._destroy(doomed, outcomes)
         return outcomes
 
+    def _destroy(self, doomed: dict[int, InetSocket], outcomes: list[Outcome]) -> None:
+        remarks = [SUBFLOW if socket.is_mptcp_subflow else "" for socket in doomed.values()]
+        self._in_flight = {*doomed}
+        requests = [destroy_request(socket.protocol, socket.family, socket.id_bytes) for socket in doomed.values()]
+        codes = self._table.diag.destroy(requests, self._doing)
+        if self._table.diag.destroy_was_repeated:
+            self._in_doubt |= self._in_flight
+        unsupported = []
+        for (cookie, socket), code, remark in zip(doomed.items(), codes, remarks):
+            if code == 0:
+                found = self.pending[cookie]  # with fewer attributes, it takes less memory
+                is_as_found = (found.state, found.id_bytes) == (socket.state, socket.id_bytes)
+                outcomes.append(self._outcome(found if is_as_found else socket, DESTROYED, remark))
+            elif code == errno.EPERM:
+                self.refusal = self.refusal or kernel_error(code, self._doing)
+            elif code == errno.EOPNOTSUPP:
+                unsupported.append(socket)
+            elif code != errno.ENOENT:
+                outcomes.append(self._outcome(socket, FAILED, os.strerror(code), code))
+        self._in_flight = set()
+        if unsupported:
+            self._judge(unsupported, outcomes)
+
+    def _judge(self, unsupported: list[InetSocket], outcomes: list[Outcome]) -> None:
+        """Sockets that answered EOPNOTSUPP. Linux before about 6.1 says so of mini-sockets, and a full one may have
+        become one since it was looked up; a kernel without CONFIG_INET_DIAG_DESTROY says so of every socket.
+        """
+        rows = self._table.look_up(self.filter, unsupported, self._bits, self._doing)
+        for socket, row in zip(unsupported, rows):
+            if row is None or row.cookie != socket.cookie or not self._table.still_matches(self.filter, row):
+                outcomes.append(self._outcome(socket, GONE))
+                continue
+            if self.refusal is None:
+                from .probe import can_destroy  # kernels that answer so are few
+
+                if not can_destroy(socket.protocol, socket.family):
+                    self.refusal = kernel_error(errno.EOPNOTSUPP, self._doing)
+            if self.refusal is None:
+                outcomes.append(self._outcome(row, FAILED, IN_THIS_STATE, errno.EOPNOTSUPP))
+
     def look_again(self) -> list[Outcome]:
-        """Sort those that answered ENOENT: gone, moved to another address, or hidden behind a twin."""
+        """Sort those that were not found: gone, moved to another address, or hidden behind a twin."""
         there = self._still_there()
         moved = {
             cookie: row
             for cookie, row in there.items()
             if row.id_bytes != self.pending[cookie].id_bytes and self._moves_left and self.filter.accepts(row)
         }
-        outcomes: list[Outcome] = []
-        self._decided = outcomes
+        outcomes = self._decided = []
         for cookie, socket in self.pending.items():
             if cookie not in there or (socket.id_bytes != there[cookie].id_bytes and cookie not in moved):
                 outcomes.append(self._outcome(socket, GONE, ANSWER_LOST if cookie in self._in_doubt else ""))
-            elif cookie not in moved and not self._progress:
+            elif cookie not in moved and self._round > 1:
                 only_bound = socket.protocol == IPPROTO_TCP and socket.state == TcpState.CLOSE
                 reason = ONLY_BOUND if only_bound else SHARED_ADDRESS
+                if _address(socket) in self._late:
+                    reason = TIME_LIMIT
                 outcomes.append(self._outcome(socket, FAILED, reason, errno.ENOENT))
         if moved:
             self._moves_left -= 1
@@ -148,12 +238,16 @@ class Rounds:
         """Dump again: pending sockets that still exist and match, in whatever live state, keyed by cookie."""
         live = STATE_FILTER_TCP if self.filter.protocol == IPPROTO_TCP else STATE_FILTER_UDP
         states = live | self.filter.request_states
-        rows = self._table.search(self.filter, states, self.namespace.name, bits=self._bits, may_repeat_rows=True)
-        return {socket.cookie: socket for socket in rows if self._is_alive(socket)}
+        rows = self._table.search_all(self.filter, states, self.namespace.name, self._bits)
+        return {cookie: row for cookie, row in rows if cookie in self.pending and self._is_alive(cookie, row)}
 
-    def _is_alive(self, row: InetSocket) -> bool:
-        """Whether it is one of the pending; a TCP socket that was reset may still hold its port, as a bound one."""
-        pending = self.pending.get(row.cookie)
-        if pending is None:
-            return False
-        return row.protocol != IPPROTO_TCP or row.state != TcpState.CLOSE or pending.state == TcpState.CLOSE
+    def _is_alive(self, cookie: int, row: InetSocket) -> bool:
+        """A TCP socket that was reset may still hold its port, as a bound one."""
+        return (
+            row.protocol != IPPROTO_TCP or row.state != TcpState.CLOSE or self.pending[cookie].state == TcpState.CLOSE
+        )
+
+
+def _address(socket: InetSocket) -> bytes:
+    """What the kernel looks up by: ports, addresses and interface. Twins have it in common."""
+    return socket.id_bytes[:ADDRESS_SIZE]

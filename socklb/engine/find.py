@@ -7,11 +7,9 @@ import errno
 
 from ..errors import KernelError, mark_hidden
 from ..filters import SocketFilter
-from ..kernel import names
+from ..kernel import hash_table, names
 from ..kernel.diag import DiagSocket
 from ..kernel.namespaces import CURRENT_NAME, NamespaceVanished, NetworkNamespace, current_first, run_in_netns
-from ..kernel.sockstat import sockets_in_use
-from ..states import TcpState, state_mask
 from ..wire.bytecode import (
     INET_DIAG_BC_CGROUP_COND,
     INET_DIAG_BC_MARK_COND,
@@ -26,21 +24,23 @@ from ..wire.request import (
     TCPDIAG_GETSOCK,
     InetDiagReq,
     InetDiagReqV2,
+    look_up_request,
 )
 from .parallel import in_parallel, is_worker
 from .policy import check_filters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from ..filters.compiler import Plan
 
-# sockstat does not count these.
-_UNCOUNTED = state_mask(TcpState.TIME_WAIT, TcpState.BOUND_INACTIVE)
-
 # The bytecode op that a kernel with SOCK_DESTROY for UDP (Linux 4.9) may lack: it came with 5.9.
 _LATER_OPS = frozenset({INET_DIAG_BC_CGROUP_COND})
+
+_CHUNK = 16  # SKARR_SZ (net/ipv4/inet_diag.c): how many of one chain are dumped under one lock
+_MAX_DUMPS = 5
+_INFO = 1 << 1  # of idiag_ext: INET_DIAG_INFO is 2
 
 
 def find_sockets(
@@ -51,8 +51,9 @@ def find_sockets(
     The iterator holds a netlink socket until it is exhausted, closed (`close()`), or raises.
     `namespace` None is the caller's. `extensions` names response attributes to ask for ("info", "cong", "meminfo",
     "skmeminfo", ...); some come without being asked for. Raises ValueError for an interface or cgroup that does not
-    exist there, KernelError for what the kernel answers. A dump that is interrupted after its first row raises, since
-    rows that were yielded cannot be taken back.
+    exist there, KernelError for what the kernel answers, SocklbError where it is continued in a forked process. A dump
+    that is interrupted after its first row raises, since rows that were yielded cannot be taken back; a socket is
+    skipped if another one, before it in the kernel's table, closes between two replies (`destroy_sockets` looks again).
     """
     check_filters([filter], allow_unbounded=True)
     if namespace is not None and not isinstance(namespace, NetworkNamespace):
@@ -93,8 +94,8 @@ def live_cookies(namespaces: Iterable[NetworkNamespace]) -> set[int]:
             return
         with table:
             for filter in filters:
-                rows = table.search(filter, filter.request_states, namespace.name, may_repeat_rows=True)
-                cookies.update(socket.cookie for socket in rows)
+                rows = table.search_all(filter, filter.request_states, namespace.name)
+                cookies.update(cookie for cookie, _ in rows)
 
     in_parallel(look, current_first(namespaces))
     return cookies
@@ -104,9 +105,9 @@ class SocketTable:
     """The sockets of the network namespace that it is made in. A context manager; holds one netlink socket."""
 
     def __init__(self) -> None:
-        # Sockets created later are out of scope, so the counts are read once.
-        self._in_use = sockets_in_use()
         self.diag = DiagSocket()
+        self._has_long_chains = hash_table.is_small()
+        self._may_have_skipped = False
         self._missing_ops: frozenset[int] = frozenset()  # bytecode ops that the kernel has refused
         self._takes_old_request = True
 
@@ -116,25 +117,62 @@ class SocketTable:
     def __exit__(self, *_: object) -> None:
         self.diag.close()
 
-    def collect(self, filter: SocketFilter, netns: str, bits: int = 0) -> dict[int, InetSocket]:
-        """What the filter matches, by cookie: once, however often an interrupted dump had to be repeated."""
-        found = self.search(filter, filter.request_states, netns, bits=bits, may_repeat_rows=True)
-        return {socket.cookie: socket for socket in found if filter.accepts(socket)}
+    def search_all(
+        self, filter: SocketFilter, states: int, netns: str, bits: int = 0
+    ) -> Iterator[tuple[int, InetSocket]]:
+        """`search`, but each socket once, with its cookie, and none skipped.
+
+        The kernel goes on in a chain of its table by counting: when sockets before that place have closed, it skips as
+        many others. So a search that went on, in a further datagram or a long chain, is repeated until it finds nothing
+        new, also where nothing matched: the skipped one might.
+        """
+        seen: set[int] = set()
+        for attempt in range(_MAX_DUMPS):
+            known = len(seen)
+            self._may_have_skipped = False
+            for socket in self.search(filter, states, netns, bits=bits, seen=seen):
+                yield socket.cookie, socket
+            if not self._may_have_skipped or (attempt and len(seen) == known):
+                return
+
+    def look_up(
+        self, filter: SocketFilter, sockets: Sequence[InetSocket], bits: int, doing: str
+    ) -> list[InetSocket | None]:
+        """What the kernel finds at the address of each socket, in whatever state: None for nothing.
+
+        The rows of TCP say whether they are subflows of MPTCP, which comes with INET_DIAG_INFO.
+        """
+        bits |= _INFO if filter.protocol == IPPROTO_TCP else 0
+        requests = [look_up_request(socket.protocol, socket.family, socket.id_bytes, bits) for socket in sockets]
+        rows = self.diag.look_up(requests, doing)
+        return [None if row is None else InetSocket(row, filter.protocol) for row in rows]
+
+    def still_matches(self, filter: SocketFilter, socket: InetSocket) -> bool:
+        """Whether a socket that has matched does so as it is now."""
+        return filter.plan(self._missing_ops).lets_through(socket) and filter.accepts(socket)
 
     def search(
-        self, filter: SocketFilter, states: int, netns: str, *, bits: int = 0, may_repeat_rows: bool = False
+        self,
+        filter: SocketFilter,
+        states: int,
+        netns: str,
+        *,
+        bits: int = 0,
+        seen: set[int] | None = None,
     ) -> Iterator[InetSocket]:
         """The sockets in these states that the filter's condition (not its predicate) matches; `netns` is for errors.
 
+        `seen` takes the cookies of those that were yielded, which are not yielded again: with it a dump that was
+        interrupted after its first row can be repeated.
+
         It costs one walk of the kernel's table for each program of the filter where the kernel answers for both
-        families at once, and none for a family without a socket. What a kernel refuses is asked for in older ways.
+        families at once, else one for each family. What a kernel refuses is asked for in older ways.
         """
-        families = self._families_in_use(filter, states)
         doing = f"list {PROTOCOL_NAMES[filter.protocol]} sockets in {netns}"
-        while families:
+        while True:
             one_walk = filter.protocol == IPPROTO_TCP and filter.family is None and self._takes_old_request
             plan = filter.plan(self._missing_ops)
-            rows = self._rows(plan, _requests(filter, families, states, bits, one_walk), doing, may_repeat_rows)
+            rows = self._rows(plan, _requests(filter, states, bits, one_walk), doing, seen is not None)
             try:
                 first = next(rows, None)
             except KernelError as error:
@@ -147,13 +185,10 @@ class SocketTable:
                 else:
                     raise
                 continue
-            yield from _matching(first, rows, filter.protocol, plan)
+            if seen is None and not plan.disjoint:
+                seen = set()
+            yield from _matching(first, rows, filter.protocol, plan, seen)
             return
-
-    def _families_in_use(self, filter: SocketFilter, states: int) -> list[int]:
-        if filter.protocol == IPPROTO_TCP and states & _UNCOUNTED:
-            return list(filter.families)
-        return [family for family in filter.families if self._in_use.get((filter.protocol, family), 1)]
 
     def _rows(
         self, plan: Plan, requests: list[tuple[int, bytes]], doing: str, may_repeat_rows: bool
@@ -161,34 +196,36 @@ class SocketTable:
         for program in plan.programs:
             attribute = encode_attribute(INET_DIAG_REQ_BYTECODE, program) if program else b""
             for type_, request in requests:
-                yield from self.diag.dump(type_, request + attribute, doing, may_repeat_rows=may_repeat_rows)
+                dump = self.diag.dump(type_, request + attribute, doing, may_repeat_rows=may_repeat_rows)
+                for number, rows in enumerate(dump):
+                    if number or (self._has_long_chains and len(rows) > _CHUNK):
+                        self._may_have_skipped = True
+                    yield rows
 
 
-def _requests(
-    filter: SocketFilter, families: list[int], states: int, bits: int, one_walk: bool
-) -> list[tuple[int, bytes]]:
+def _requests(filter: SocketFilter, states: int, bits: int, one_walk: bool) -> list[tuple[int, bytes]]:
     """(message type, request) of each dump that is needed. The older request covers TCP of both families."""
     if one_walk:
         return [(TCPDIAG_GETSOCK, InetDiagReq(extensions=bits, states=states).encode())]
-    return [(SOCK_DIAG_BY_FAMILY, InetDiagReqV2(family, filter.protocol, bits, states).encode()) for family in families]
+    return [
+        (SOCK_DIAG_BY_FAMILY, InetDiagReqV2(family, filter.protocol, bits, states).encode())
+        for family in filter.families
+    ]
 
 
 def _matching(
-    first: list[bytes] | None, others: Iterator[list[bytes]], protocol: int, plan: Plan
+    first: list[bytes] | None, others: Iterator[list[bytes]], protocol: int, plan: Plan, seen: set[int] | None
 ) -> Iterator[InetSocket]:
-    residual, recheck = plan.residual, plan.recheck
-    seen: set[int] | None = None if plan.disjoint else set()
+    lets_through = None if plan.residual is None and plan.recheck is None else plan.lets_through
     buffer = first
     while buffer is not None:
         for row in buffer:
             socket = InetSocket(row, protocol)
-            if recheck is not None and not recheck.matches(socket):
+            if seen is not None and socket.cookie in seen:
                 continue
-            if residual is not None and not residual.matches(socket):
+            if lets_through is not None and not lets_through(socket):
                 continue
             if seen is not None:
-                if socket.cookie in seen:
-                    continue
                 seen.add(socket.cookie)
             yield socket
         buffer = next(others, None)

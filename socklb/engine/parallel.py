@@ -31,15 +31,21 @@ def is_worker() -> bool:
 
 
 def in_parallel(
-    function: Callable[[T], object], items: Iterable[T], stop: Callable[[str], object] | None = None
+    function: Callable[[T], object],
+    items: Iterable[T],
+    stop: Callable[[str], object] | None = None,
+    *,
+    while_waiting: Callable[[], object] = lambda: None,
+    one_by_one: bool = False,
 ) -> None:
     """Call the function for each item, in order, and return when all calls have.
 
     After the first exception (an interrupt is one) no further item is begun; `stop` is called with the reason, calls
-    that are under way are waited for, and the exception is raised. With one item or one processor no thread is made.
+    that are under way are waited for, and the exception is raised. `while_waiting` is called now and then by the thread
+    that waits, and may raise. With one item or one processor, or `one_by_one`, no thread is made.
     """
     todo = list(items)[::-1]
-    threads = min(len(todo), len(os.sched_getaffinity(0)))
+    threads = 1 if one_by_one else min(len(todo), len(os.sched_getaffinity(0)))
     errors: list[BaseException] = []
 
     def fail(error: BaseException) -> None:
@@ -62,12 +68,17 @@ def in_parallel(
     if threads <= 1:
         work()
     else:
-        _run_threads(work, threads, fail)
+        _run_threads(work, threads, fail, while_waiting)
     if errors:
         raise errors[0]
 
 
-def _run_threads(work: Callable[[], None], count: int, fail: Callable[[BaseException], None]) -> None:
+def _run_threads(
+    work: Callable[[], None],
+    count: int,
+    fail: Callable[[BaseException], None],
+    while_waiting: Callable[[], object],
+) -> None:
     """Run `work` in so many threads and wait for their end. An interrupt fails the run, and does not end the wait."""
     begun: list[None] = []
     ended: list[None] = []
@@ -90,13 +101,17 @@ def _run_threads(work: Callable[[], None], count: int, fail: Callable[[BaseExcep
     def wait(threads: list[None]) -> None:
         while len(ended) < len(threads):
             wake.acquire(timeout=_WAIT_SECONDS)
+            if not failed:
+                while_waiting()
 
+    failed = False
     try:
         for _ in range(count):
             start_thread(run)
         wait([None] * count)
         return
     except BaseException as error:
+        failed = True
         fail(error)
     while True:
         try:

@@ -10,7 +10,7 @@ from ..wire.request import IPPROTO_TCP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ..wire.reply import InetSocket
     from .session import OwnSession
@@ -18,21 +18,32 @@ if TYPE_CHECKING:
 OWN_SESSION = "own session"
 LISTENING = "listening"
 NOT_CONNECTED = "not connected"
+NO_OWNER = "no owner"
 LIMIT = "limit"
-DRY_RUN = "dry run"
+
+_CLOSING = (TcpState.FIN_WAIT1, TcpState.CLOSING, TcpState.LAST_ACK)
 
 
-def why_spared(socket: InetSocket, filter: SocketFilter, session: OwnSession, unconnected: bool) -> str:
+def why_spared(
+    socket: InetSocket,
+    filter: SocketFilter,
+    session: OwnSession,
+    unconnected: bool,
+    keeps_orphans: Callable[[], bool],
+) -> str:
     """The reason to spare a socket that the filter matches, "" to destroy it.
 
     A filter whose states name LISTEN lifts "listening", `unconnected` lifts "not connected" (UDP without a peer),
-    nothing lifts "own session".
+    nothing lifts "own session". "no owner": it is closing, nobody holds it, and `keeps_orphans` says that this kernel
+    would stop its timer and keep it.
     """
     if session.has(socket):
         return OWN_SESSION
     if socket.protocol == IPPROTO_TCP:
         if socket.state == TcpState.LISTEN and not filter.names_listen:
             return LISTENING
+        if socket.state in _CLOSING and not socket.inode and keeps_orphans():
+            return NO_OWNER
     elif socket.state != TcpState.ESTABLISHED and not unconnected:
         return NOT_CONNECTED
     return ""

@@ -5,13 +5,22 @@ from __future__ import annotations
 
 import errno
 from collections import namedtuple
+from functools import cache
 
 from ..errors import KernelError, NotSupported, kernel_error
 from ..kernel.diag import DiagSocket
-from ..kernel.probe_socket import ProbeSocket
+from ..kernel.probe_socket import OrphanSocket, ProbeSocket
 from ..wire.reply import InetSocket
-from ..wire.request import PROTOCOLS, SOCK_DIAG_BY_FAMILY, InetDiagReqV2, destroy_request
-from ..wire.socket_id import AF_INET, AF_INET6, ANY
+from ..wire.request import (
+    IPPROTO_TCP,
+    PROTOCOL_NAMES,
+    PROTOCOLS,
+    SOCK_DIAG_BY_FAMILY,
+    InetDiagReqV2,
+    destroy_request,
+    look_up_request,
+)
+from ..wire.socket_id import AF_INET, AF_INET6, ANY, NO_COOKIE, SocketId, encode_id
 
 SUPPORTED = "supported"
 NO_FAMILY = "no_family"
@@ -44,6 +53,35 @@ def probe() -> dict[tuple[str, int], Support]:
         for name, protocol in PROTOCOLS.items()
         for family in (AF_INET, AF_INET6)
     }
+
+
+def can_destroy(protocol: int, family: int) -> bool:
+    """False if this kernel was built without SOCK_DESTROY, as far as can be tried."""
+    try:
+        return _probe_one(PROTOCOL_NAMES[protocol], protocol, family).status != NO_DESTROY
+    except KernelError:
+        return True
+
+
+@cache
+def keeps_orphans() -> bool:
+    """Whether destroying a closing TCP connection that nobody holds stops its timer and keeps it for good, as Linux did
+    until "tcp: fix forever orphan socket caused by tcp_abort" (6.11, and back to 6.1): tried on one of its own, over
+    loopback. True where it cannot be tried. Without privilege False: then nothing is destroyed anyway.
+    """
+    doing = "destroy a closing tcp socket of its own"
+    try:
+        with OrphanSocket() as own, DiagSocket() as diag:
+            id_bytes = encode_id(SocketId(*own.ports, own.address, own.address, 0, NO_COOKIE))
+            request = look_up_request(IPPROTO_TCP, AF_INET, id_bytes, 0)
+            (row,) = diag.look_up([request], doing)
+            if row is None:
+                return True
+            doomed = destroy_request(IPPROTO_TCP, AF_INET, InetSocket(row, IPPROTO_TCP).id_bytes)
+            (code,) = diag.destroy([doomed], doing)
+            return code == 0 and diag.look_up([request], doing) != [None]
+    except OSError:
+        return True
 
 
 def _probe_one(name: str, protocol: int, family: int) -> Support:

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections import namedtuple
 
 from ..states import state_word
-from ..wire.address import format_address
+from ..wire.address import format_address, unmapped_packed
 from ..wire.request import PROTOCOL_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from ..filters.backend import Backend
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..wire.reply import InetSocket
 
 DESTROYED = "destroyed"
+WOULD_DESTROY = "would_destroy"
 GONE = "gone"
 SKIPPED = "skipped"
 FAILED = "failed"
@@ -28,9 +29,11 @@ FAILED = "failed"
 class Outcome(namedtuple("Outcome", "socket verdict reason error namespace", defaults=("", None, None))):
     """The verdict on one socket.
 
-    `verdict`: "destroyed" (the kernel answered 0), "gone" (closed by itself in between), "skipped" (spared) or
-    "failed" (still there). `reason`: why it was skipped or failed, or that it is gone behind an answer that was lost;
-    "" otherwise. `error`: the errno of a failure, or None. `namespace`: the NetworkNamespace it was found in.
+    `verdict`: "destroyed" (the kernel answered 0), "would_destroy" (in a dry run), "gone" (no longer there or no longer
+    matching: closed by itself, or by the end of a connection that this run destroyed), "skipped" (spared) or "failed"
+    (still there). `reason`: why it was skipped or failed, or what else is to be known; "" otherwise. `error`: the errno
+    of a failure, or None. `namespace`: the NetworkNamespace it was found in. A socket that was destroyed is shown as it
+    was looked up just before.
     """
 
     __slots__ = ()
@@ -41,18 +44,19 @@ class Outcome(namedtuple("Outcome", "socket verdict reason error namespace", def
     namespace: NetworkNamespace
 
 
-class Counts(namedtuple("Counts", "destroyed gone skipped failed", defaults=(0, 0, 0, 0))):
+class Counts(namedtuple("Counts", "destroyed would_destroy gone skipped failed", defaults=(0, 0, 0, 0, 0))):
     """How many sockets got which verdict (see Outcome)."""
 
     __slots__ = ()
     destroyed: int
+    would_destroy: int
     gone: int
     skipped: int
     failed: int
 
     @property
     def matched(self) -> int:
-        """The sum of the four."""
+        """The sum of them all."""
         return sum(self)
 
     def as_dict(self) -> dict[str, int]:
@@ -74,30 +78,50 @@ class Report:
     """What a run did: an outcome for each socket that matched, and their sums.
 
     `outcomes`: a list of Outcome, in the order of the verdicts. `errors`: {NetworkNamespace: exception}, where the run
-    ended early. `unsearched`: the namespaces that were seen and could not be searched, as UnsearchedNamespace (path,
-    reason, count). `hidden`: a sentence on the processes that were not seen, if there are any. `unrecorded`: the
-    outcomes that the audit failed to take, at most 64 destroyed ones among them.
+    ended early. `unsearched`: namespaces that were seen and could not be searched, as UnsearchedNamespace (path,
+    reason, count). `hidden`: a sentence on the processes that were not seen, if there are any. `left_alone`: backends
+    on a loopback or link-local address, which is another one in each namespace, that were looked for in the current
+    namespace only. `devices`: {NetworkNamespace: {index: name}}, the interfaces where a socket is bound to one.
+    `unrecorded`: the outcomes that the audit failed to take, at most 64 destroyed ones among them.
     """
 
-    __slots__ = ("_backends", "_sums", "_tried", "errors", "hidden", "outcomes", "unrecorded", "unsearched")
+    __slots__ = (
+        "_backends",
+        "_sums",
+        "_tried",
+        "devices",
+        "errors",
+        "hidden",
+        "left_alone",
+        "outcomes",
+        "unrecorded",
+        "unsearched",
+    )
 
     outcomes: list[Outcome]
     errors: dict[NetworkNamespace, BaseException]
     unsearched: list[UnsearchedNamespace]
     hidden: str
+    left_alone: tuple[Backend, ...]
+    devices: dict[NetworkNamespace, dict[int, str]]
     unrecorded: list[Outcome]
 
     def __init__(self, backends: Iterable[Backend] = ()) -> None:
         # `outcomes` is the only account of verdicts: appending to it cannot be interrupted half way.
         self.outcomes, self.unrecorded, self.errors, self.unsearched = [], [], {}, []
-        self.hidden = ""
-        self._backends = dict.fromkeys(backends)
+        self.hidden, self.left_alone, self.devices = "", (), {}
+        self._backends = _by_endpoint(backends)
         self._tried: dict[NetworkNamespace, None] = {}
         self._sums: _Sums | None = None
 
     def add_namespace(self, namespace: NetworkNamespace) -> None:
         """List a namespace in `namespaces`, whether or not a socket matches there."""
         self._tried[namespace] = None
+
+    def leave_alone(self, namespaces: Sequence[NetworkNamespace]) -> None:
+        """Note that of several namespaces only the current one is searched for the backends that are local to it."""
+        if len(namespaces) > 1:
+            self.left_alone = tuple(b for several in self._backends.values() for b in several if b.is_local)
 
     @property
     def counts(self) -> Counts:
@@ -108,6 +132,11 @@ class Report:
     def destroyed(self) -> int:
         """How many sockets were destroyed: the kernel answered 0."""
         return self.counts.destroyed
+
+    @property
+    def would_destroy(self) -> int:
+        """How many a dry run would have destroyed."""
+        return self.counts.would_destroy
 
     @property
     def gone(self) -> int:
@@ -126,7 +155,7 @@ class Report:
 
     @property
     def matched(self) -> int:
-        """How many sockets matched: the sum of destroyed, gone, skipped and failed."""
+        """How many sockets matched: the sum of all verdicts."""
         return self.counts.matched
 
     @property
@@ -145,16 +174,14 @@ class Report:
         sums = self._sums
         if sums is None or sums.lengths != lengths:
             by_namespace = {namespace: dict.fromkeys(Counts._fields, 0) for namespace in self._tried}
-            by_backend = {backend: dict.fromkeys(Counts._fields, 0) for backend in self._backends}
+            backends = [backend for several in self._backends.values() for backend in several]
+            by_backend = {backend: dict.fromkeys(Counts._fields, 0) for backend in backends}
             total = dict.fromkeys(Counts._fields, 0)
             for outcome in self.outcomes[: lengths[0]]:
                 total[outcome.verdict] += 1
                 by_namespace[outcome.namespace][outcome.verdict] += 1
-            if by_backend:
-                from ..filters.backend import backend_of  # most runs are not about backends
-
-                for outcome in self.outcomes[: lengths[0]]:
-                    by_backend[backend_of(outcome.socket)][outcome.verdict] += 1
+            for outcome in self.outcomes[: lengths[0]] if backends else ():
+                by_backend[self.backend_of(outcome.socket, outcome.namespace)][outcome.verdict] += 1
             sums = self._sums = _Sums(
                 lengths,
                 Counts(**total),
@@ -163,12 +190,32 @@ class Report:
             )
         return sums
 
+    def device_of(self, outcome: Outcome) -> str | None:
+        """The name of the interface that its socket is bound to, None without one."""
+        return self.devices.get(outcome.namespace, {}).get(outcome.socket.interface)
+
+    def backend_of(self, socket: InetSocket, namespace: NetworkNamespace) -> Backend:
+        """Which of the backends a socket is connected to: on a link-local address also by its interface."""
+        several = self._backends[unmapped_packed(socket.dst_packed), socket.dport, PROTOCOL_NAMES[socket.protocol]]
+        if len(several) == 1:
+            return several[0]
+        links = (self.devices.get(namespace, {}).get(socket.interface), str(socket.interface))
+        return next((backend for backend in several if backend.link in links), several[0])
+
     def __repr__(self) -> str:
         return f"<Report {' '.join(f'{name}={count}' for name, count in self.counts.as_dict().items())}>"
 
 
-def socket_record(socket: InetSocket) -> dict[str, Any]:
-    """A socket as JSON has it: addresses as text, the state by name, cookie and inode as numbers."""
+def _by_endpoint(backends: Iterable[Backend]) -> dict[tuple[bytes, int, str], list[Backend]]:
+    """Several have one endpoint if their link-local addresses differ in nothing but the link."""
+    found: dict[tuple[bytes, int, str], list[Backend]] = {}
+    for backend in dict.fromkeys(backends):
+        found.setdefault((backend.address.packed, backend.port, backend.protocol), []).append(backend)
+    return found
+
+
+def socket_record(socket: InetSocket, device: str | None) -> dict[str, Any]:
+    """A socket as JSON has it: addresses as text, the state by name, `device` the name of its interface."""
     return {
         "protocol": PROTOCOL_NAMES[socket.protocol],
         "state": state_word(socket.state),
@@ -176,19 +223,25 @@ def socket_record(socket: InetSocket) -> dict[str, Any]:
         "sport": socket.sport,
         "dst": format_address(socket.dst),
         "dport": socket.dport,
+        "interface": socket.interface,
+        "device": device,
         "cookie": socket.cookie,
         "uid": socket.uid,
         "inode": socket.inode,
+        "cgroup_id": socket.attributes.get("cgroup_id"),
+        "timer": socket.timer,
+        "retransmits": socket.retransmits,
+        "expires_ms": socket.expires_ms,
     }
 
 
-def outcome_record(outcome: Outcome, target: dict[str, str], dry_run: bool) -> dict[str, Any]:
+def outcome_record(outcome: Outcome, target: dict[str, str], device: str | None, dry_run: bool) -> dict[str, Any]:
     """An outcome as JSON has it. `target` names what the socket was matched by: {"filter": ...} or {"backend": ...}."""
     return {
         "namespace": outcome.namespace.name,
         **target,
         "dry_run": dry_run,
-        **socket_record(outcome.socket),
+        **socket_record(outcome.socket, device),
         "outcome": outcome.verdict,
         "reason": outcome.reason,
         "error": outcome.error,

@@ -4,9 +4,9 @@
 The way of a kill: `destroy_sockets` makes a Run; the run opens a SocketTable in each namespace and collects what each
 filter matches; Rounds destroys it batch by batch; the run takes every outcome into the report and the audit.
 
-Without an audit no lock is held while the kernel works, so several namespaces go on at once. With one, only one thread
-at a time is between asking the kernel for a batch and recording its outcomes: at most one batch is unrecorded when the
-audit fails.
+Without an audit no lock is held while the kernel works, so several namespaces go on at once (but one after another with
+a limit). With one, only one thread at a time is between asking the kernel for a batch and recording its outcomes: at
+most one batch is unrecorded when the audit fails. Signals wait meanwhile.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace
 from .destroy import Rounds
 from .find import SocketTable, extension_bits
 from .parallel import in_parallel, is_worker
-from .policy import DRY_RUN, LIMIT, check_filters, check_limit, why_spared
-from .report import Report
+from .policy import LIMIT, check_filters, check_limit, why_spared
+from .report import DESTROYED, SKIPPED, WOULD_DESTROY, Report
 from .session import OwnSession, own_session
+from .signals import HeldSignals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from contextlib import AbstractContextManager
     from typing import Union
 
     from ..filters.backend import Backend
-    from ..kernel.discovery import UnsearchedNamespace
     from ..wire.reply import InetSocket
     from .audit import Audit, AuditTrail, Target
     from .report import Outcome
 
+    Spare = Callable[[Sequence[InetSocket], NetworkNamespace], Sequence[str]]
     Progress = Callable[[int, int, NetworkNamespace], object]
     Namespaces = Union[str, NetworkNamespace, Iterable[NetworkNamespace]]
 
@@ -63,17 +63,20 @@ def destroy_sockets(
     namespace that fails raises; of several the others are done, and its error is in the report.
 
     Spared, with the reason in the report: listening TCP sockets (unless the filter's states name LISTEN), UDP sockets
-    without a peer (unless `unconnected`), the ssh session that the caller runs in, all of them in a `dry_run`, and
-    those beyond `limit`, a number of sockets for the whole run. A socket that several filters match counts for the
-    first of them. `extensions` names response attributes for the predicates of filters, as `find_sockets` takes them.
-    `audit` is called with one dict for each outcome, `progress` with (done, total, namespace) after each namespace;
-    where there are several, both are called from the thread that worked there, one at a time.
+    without a peer (unless `unconnected`), the ssh session that the caller runs in, closing sockets without an owner on
+    a kernel that would keep them for good, and those beyond `limit`, a number of destroyed sockets for the whole run. A
+    `dry_run` destroys nothing: "would_destroy" is the verdict on what a run would. A socket that several filters match
+    counts for the first of them. `extensions` names response attributes for the predicates of filters, as
+    `find_sockets` takes them. `audit` is called with one dict for each outcome, `progress` with (done, total,
+    namespace) after each namespace; where there are several, both are called from the thread that worked there, one at
+    a time.
 
     Raises UnboundedFilter for a filter that names no endpoint (unless `allow_unbounded`); ValueError or TypeError for
     other wrong arguments; NotPermitted or NotSupported when the kernel refuses (of several namespaces: NotPermitted if
     all of them do); KernelError or MalformedMessage when it answers nothing or nonsense; and what `audit` raises.
     Once the run has begun, the exception has the report so far in `.report`, where the sockets that were still to be
-    destroyed are `failed`. A dry run, and a run that matches nothing, needs no privilege.
+    destroyed are `failed`. SIGINT, SIGTERM and SIGHUP, where Python handles them, are handled when the batch at hand
+    is in the report and the audit; a second one at once. A dry run, and a run that matches nothing, needs no privilege.
     """
     run = Run(
         [filters] if isinstance(filters, SocketFilter) else list(filters),
@@ -92,39 +95,43 @@ class Run:
 
     `spare` is asked before each batch: a reason to spare each of its sockets, "" for none. `target` names what a
     socket was matched by, for the records: its filter unless given. `backends` are those that the report sums up.
+    `local_filters` are for addresses that are another one in each namespace: of all that can be discovered they are for
+    the current one alone.
     """
 
     def __init__(
         self,
         filters: Sequence[SocketFilter],
         *,
+        local_filters: Sequence[SocketFilter] = (),
         extensions: Iterable[str] = (),
         dry_run: bool = False,
         limit: int | None = None,
         unconnected: bool = False,
         allow_unbounded: bool = False,
         audit: Audit | None = None,
-        spare: Callable[[Sequence[InetSocket]], Sequence[str]] | None = None,
+        spare: Spare | None = None,
         target: Target | None = None,
         backends: Iterable[Backend] = (),
     ) -> None:
-        check_filters(filters, allow_unbounded)
+        check_filters([*filters, *local_filters], allow_unbounded)
         check_limit(limit)
-        self._filters, self._bits = filters, extension_bits(extensions)
-        self._are_resolved = [filter.is_resolved for filter in filters]
+        self._filters, self._local_filters = _with_resolved(filters), _with_resolved(local_filters)
+        self._bits = extension_bits(extensions)
         self._dry_run, self._unconnected, self._spare, self._target = dry_run, unconnected, spare, target
-        self._left, self._limit_lock = limit, allocate_lock()
+        self._left = limit
+        self._is_one_of_many = len(filters) + len(local_filters) > 1
+        self._here: NetworkNamespace | None = None  # where alone local filters are searched for
         self._session: OwnSession | None = None
         self._audit: AuditTrail | None = None
-        from contextlib import nullcontext  # takes a while to import
-
-        self._turn: AbstractContextManager[object] = nullcontext()
         if audit is not None:
             from .audit import AuditTrail  # most runs have none
 
-            # Held from a batch's question to its records. An interrupt may come between acquiring it and the block: the
-            # thread that has it then can acquire it again, to account for what is left.
-            self._audit, self._turn = AuditTrail(audit, dry_run=dry_run), RLock()
+            self._audit = AuditTrail(audit, dry_run=dry_run)
+        # Held from a batch's question to its records. A second signal may come between acquiring it and the block: the
+        # thread that has it then can acquire it again, to account for what is left.
+        self._turn = RLock()
+        self._signals = HeldSignals()
         self._why_stopped = ""
         self.report = Report(backends)
 
@@ -132,35 +139,40 @@ class Run:
 
     def run(self, namespaces: Namespaces, progress: Progress | None = None) -> Report:
         """Destroy in these namespaces. Whatever is raised once that has begun has the report in `.report`."""
-        if isinstance(namespaces, NetworkNamespace):
-            return self._run_in_one(namespaces, progress)
-        if namespaces == CURRENT:
-            return self._run_in_one(NetworkNamespace.current(), progress)
+        many = self._many(namespaces)
+        try:
+            self._signals.hold()
+            if many is not None:
+                self._run_in_many(many, progress)
+            else:
+                one = namespaces if isinstance(namespaces, NetworkNamespace) else NetworkNamespace.current()
+                self._run_in(one)
+                if progress is not None:
+                    progress(1, 1, one)
+            self._signals.release()
+        except BaseException as error:
+            error.report = self.report  # type: ignore[attr-defined]
+            self._signals.release(quietly=True)  # the error ends the run anyway, and says more
+            raise
+        return self.report
+
+    def _many(self, namespaces: Namespaces) -> Sequence[NetworkNamespace] | None:
+        """Several namespaces, where an error of one is no error of the run; None for a single one."""
+        if isinstance(namespaces, NetworkNamespace) or namespaces == CURRENT:
+            return None
         if namespaces == ALL:
             from ..kernel.discovery import discover_namespaces
 
-            namespaces = discover_namespaces()
+            return discover_namespaces()
         if isinstance(namespaces, str):
             raise ValueError(f'namespaces is "current", "all", or NetworkNamespaces, not {namespaces!r}')
-        self.report.hidden = getattr(namespaces, "hidden", "")
-        return self._run_in_many(_distinct(namespaces), progress, getattr(namespaces, "refused", ()))
+        if hasattr(namespaces, "refused"):
+            return namespaces  # type: ignore[return-value]
+        return _distinct(namespaces)
 
-    def _run_in_one(self, namespace: NetworkNamespace, progress: Progress | None) -> Report:
-        try:
-            self._run_in(namespace)
-            if progress is not None:
-                progress(1, 1, namespace)
-            return self.report
-        except BaseException as error:
-            error.report = self.report  # type: ignore[attr-defined]
-            raise
-
-    def _run_in_many(
-        self, namespaces: list[NetworkNamespace], progress: Progress | None, refused: Iterable[UnsearchedNamespace] = ()
-    ) -> Report:
+    def _run_in_many(self, namespaces: Sequence[NetworkNamespace], progress: Progress | None) -> None:
         """A namespace that fails does not stop the others. What does: NotSupported, for the kernel is the same
-        everywhere; an audit that fails; an interrupt. If every namespace failed with NotPermitted (or UnknownName),
-        that error is raised; so is CannotEnter if any has it.
+        everywhere; an audit that fails; an interrupt. If no namespace could be searched, the first error is raised.
         """
         lock = allocate_lock()
         begun: list[NetworkNamespace] = []
@@ -168,6 +180,7 @@ class Run:
 
         def run(namespace: NetworkNamespace) -> None:
             nonlocal done
+            self._signals.obey()
             begun.append(namespace)
             failure: BaseException | None = None
             try:
@@ -182,20 +195,29 @@ class Run:
             if failure is not None and self._ends_the_run(failure):
                 raise failure
 
+        refused = getattr(namespaces, "refused", None)
+        self.report.hidden = getattr(namespaces, "hidden", "")
+        if refused is not None and self._local_filters:
+            self._here = NetworkNamespace.current()
+            self.report.leave_alone(namespaces)
         try:
-            in_parallel(run, current_first(namespaces), self._stop)
+            in_parallel(
+                run,
+                current_first(namespaces),
+                self.stop,
+                while_waiting=self._signals.obey,
+                one_by_one=self._left is not None,
+            )
+            raise_if_all_failed(self.report.errors, len(self.report.namespaces))
             if refused:
                 from ..kernel.discovery import unsearched
 
-                searched = [namespace for namespace in self.report.namespaces if namespace not in self.report.errors]
-                self.report.unsearched += unsearched(refused, searched)
-            self._raise_if_all_failed()
-            return self.report
-        except BaseException as error:
+                searched = [one for one in self.report.namespaces if one not in self.report.errors]
+                self.report.unsearched = unsearched(refused, searched)
+        except BaseException:
             for namespace in namespaces:
                 if namespace not in begun:
                     self._note_failure(namespace, RunStopped("not begun"))
-            error.report = self.report  # type: ignore[attr-defined]
             raise
 
     def _note_failure(self, namespace: NetworkNamespace, error: BaseException) -> None:
@@ -209,33 +231,33 @@ class Run:
         is_from_audit = self._audit is not None and error is self._audit.error
         return is_from_audit or not isinstance(error, (SocklbError, ValueError))
 
-    def _raise_if_all_failed(self) -> None:
-        errors = self.report.errors
-        for kind in (NotPermitted, UnknownName):
-            failed = [namespace for namespace, error in errors.items() if isinstance(error, kind)]
-            if failed and len(failed) == len(self.report.namespaces):
-                raise errors[failed[0]]
-        for namespace in [namespace for namespace, error in errors.items() if isinstance(error, UnknownName)]:
-            del errors[namespace]  # where only some lack an interface, nothing matches in these
-        for error in errors.values():
-            if isinstance(error, CannotEnter):
-                raise error
-
     def _run_in(self, namespace: NetworkNamespace) -> None:
-        filters: list[SocketFilter] = []
+        self._raise_if_stopped()
+        filters = self._filters
+        if self._here is None or namespace == self._here:
+            filters = [*filters, *self._local_filters]
+        if not filters:
+            return
+        resolved: list[tuple[SocketFilter, SocketFilter]] = []
         seen: set[int] = set()
 
         def enter() -> SocketTable:
-            pairs = zip(self._filters, self._are_resolved)
-            filters.extend(filter if is_resolved else filter.resolved(names) for filter, is_resolved in pairs)
+            unknown: UnknownName | None = None
+            for filter, is_resolved in filters:
+                try:
+                    resolved.append((filter, filter if is_resolved else filter.resolved(names)))
+                except UnknownName as error:
+                    unknown = error  # nothing can match this filter here
+            if unknown is not None and not resolved:
+                raise unknown
             return SocketTable()
 
         with run_in_netns(namespace, enter, thread_may_move=is_worker()) as table:
             self.report.add_namespace(namespace)
-            for filter, resolved in zip(self._filters, filters):
+            for filter, here in resolved:
                 text = str(filter) if self._audit else ""  # of a thousand backends it takes as long as a walk
                 target = self._target or _constantly({"filter": text})
-                self._destroy(Rounds(table, resolved, namespace, self._bits), seen, target)
+                self._destroy(Rounds(table, here, namespace, self._bits), seen, target)
 
     # ------------------------------------------------------------------------------------------- sockets
 
@@ -244,40 +266,54 @@ class Run:
 
         Who is spared is recorded first: an audit that does not work is noticed before anything is destroyed.
         """
+        turn = self._turn if self._audit is not None else RLock()
+
+        def take(outcomes: list[Outcome]) -> None:
+            with turn:
+                self._take(outcomes, rounds, target)
+
+        def reasons(sockets: Sequence[InetSocket]) -> list[str]:
+            return self._reasons(rounds, sockets)
+
         try:
             rounds.collect(seen)
-            if len(self._filters) > 1:  # the cookies of a large crowd take memory
-                seen.update(rounds.pending)
-            spared = rounds.spare(self._first_reasons(rounds))
-            for start in range(0, len(spared), BATCH):
-                with self._turn:
-                    self._raise_if_stopped()
-                    self._take(spared[start : start + BATCH], rounds, target)
-            while rounds.pending:
-                for batch in rounds.batches():
-                    with self._turn:
+            pending = list(rounds.pending.values())
+            if self._is_one_of_many:
+                seen.update(rounds.pending)  # the cookies of a large crowd take memory
+            if any(socket.interface for socket in pending):
+                self.report.devices[rounds.namespace] = run_in_netns(rounds.namespace, names.interface_names)
+            take(rounds.decide(SKIPPED, [why or None for why in reasons(pending)]))
+            if self._dry_run:
+                take(rounds.decide(WOULD_DESTROY, [""] * min(len(rounds.pending), self._left_of(len(pending)))))
+            while rounds.pending and self._left_of(BATCH):
+                for batch in rounds.batches(lambda: self._left_of(BATCH)):
+                    self._signals.obey()
+                    with turn:
                         self._raise_if_stopped()
-                        self._take(rounds.destroy(batch, self._reasons(rounds, batch)), rounds, target)
+                        self._take(rounds.destroy(batch, reasons), rounds, target)
                     if rounds.refusal is not None:
                         raise rounds.refusal
-                if rounds.pending:
-                    outcomes = rounds.look_again()
-                    with self._turn:
-                        self._take(outcomes, rounds, target)
+                if rounds.pending and self._left_of(BATCH):
+                    take(rounds.look_again())
+            take(rounds.decide(SKIPPED, [LIMIT] * len(rounds.pending)))
         except BaseException as error:
-            taken = {o.socket.cookie for o in self.report.outcomes if o.namespace == rounds.namespace}
-            left = [o for o in rounds.left_over(*_why_failed(error)) if o.socket.cookie not in taken]
-            with self._turn:
+            with turn:
+                taken = {o.socket.cookie for o in self.report.outcomes if o.namespace == rounds.namespace}
+                left = [o for o in rounds.left_over(*_why_failed(error)) if o.socket.cookie not in taken]
                 self._take(left, rounds, target)
             raise
 
     def _take(self, outcomes: list[Outcome], rounds: Rounds, target: Target) -> None:
-        """Take outcomes into the report, and then into the audit. With an audit one thread at a time does so."""
+        """Take outcomes into the report and then into the audit, so many at a time as may stay unrecorded."""
         try:
-            self.report.outcomes.extend(outcomes)
-            rounds.settle(outcomes)
-            if self._audit is not None:
-                self._audit.record(outcomes, target)
+            for start in range(0, len(outcomes), BATCH):
+                some = outcomes[start : start + BATCH]
+                self.report.outcomes.extend(some)
+                rounds.settle(some)
+                if self._left is not None:
+                    self._left -= sum(outcome.verdict in (DESTROYED, WOULD_DESTROY) for outcome in some)
+                if self._audit is not None:
+                    self._audit.record(some, target, self.report.device_of)
         except BaseException as error:
             self._note_unrecorded(error)
             raise
@@ -289,9 +325,9 @@ class Run:
         unrecorded = self.report.outcomes[self._audit.recorded :]
         if unrecorded:
             self._audit.error, self.report.unrecorded = error, unrecorded
-            self._stop("the audit failed")
+            self.stop("the audit failed")
 
-    def _stop(self, why: str) -> None:
+    def stop(self, why: str) -> None:
         """Let no thread begin another batch: RunStopped is raised there, and says why."""
         self._why_stopped = self._why_stopped or why
 
@@ -299,30 +335,44 @@ class Run:
         if self._why_stopped:
             raise RunStopped(self._why_stopped)
 
-    def _first_reasons(self, rounds: Rounds) -> list[str]:
-        """Why each pending socket is spared before any is destroyed, "" if it is not: also limit and dry run."""
-        return [why or self._limit_or_dry_run() for why in self._reasons(rounds, list(rounds.pending.values()))]
-
     def _reasons(self, rounds: Rounds, sockets: Sequence[InetSocket]) -> list[str]:
         """Why each socket is spared, "" if it is not: by the policy, else by the `spare` hook."""
         if not sockets:
             return []  # most searches of most namespaces; a look at one's ancestors would take as long
         if self._session is None:
             self._session = own_session()
-        reasons = [why_spared(socket, rounds.filter, self._session, self._unconnected) for socket in sockets]
+        session, unconnected = self._session, self._unconnected
+        reasons = [why_spared(socket, rounds.filter, session, unconnected, _keeps_orphans) for socket in sockets]
         if self._spare is not None and "" in reasons:
-            further = iter(self._spare([socket for socket, why in zip(sockets, reasons) if not why]))
+            further = iter(self._spare([s for s, why in zip(sockets, reasons) if not why], rounds.namespace))
             reasons = [why or next(further) for why in reasons]
         return reasons
 
-    def _limit_or_dry_run(self) -> str:
-        """LIMIT once the run has had its number of sockets, which nothing else spared; else DRY_RUN in a dry run."""
-        if self._left is not None:
-            with self._limit_lock:
-                if not self._left:
-                    return LIMIT
-                self._left -= 1
-        return DRY_RUN if self._dry_run else ""
+    def _left_of(self, number: int) -> int:
+        """So many, or what the limit leaves of them."""
+        return number if self._left is None else min(number, self._left)
+
+
+def _with_resolved(filters: Iterable[SocketFilter]) -> list[tuple[SocketFilter, bool]]:
+    """With each filter whether it is resolved; of a thousand backends it takes long to find out."""
+    return [(filter, filter.is_resolved) for filter in filters]
+
+
+def _keeps_orphans() -> bool:
+    from .probe import keeps_orphans  # few sockets are closing and without an owner
+
+    return keeps_orphans()
+
+
+def raise_if_all_failed(errors: dict[NetworkNamespace, BaseException], tried: int) -> None:
+    """Raise the first error if no namespace of so many could be searched: entered, or asked. Where only some lack an
+    interface or cgroup nothing matches in these, which is no error.
+    """
+    kinds = (NotPermitted, CannotEnter, UnknownName)
+    if errors and len(errors) == tried and all(isinstance(error, kinds) for error in errors.values()):
+        raise next(iter(errors.values()))
+    for namespace in [namespace for namespace, error in errors.items() if isinstance(error, UnknownName)]:
+        del errors[namespace]
 
 
 def _distinct(namespaces: object) -> list[NetworkNamespace]:
@@ -337,7 +387,7 @@ def _distinct(namespaces: object) -> list[NetworkNamespace]:
 
 
 def _constantly(target: dict[str, str]) -> Target:
-    return lambda socket: target
+    return lambda outcome: target
 
 
 def _why_failed(error: BaseException) -> tuple[str, int | None]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..wire.address import format_endpoint, unmapped
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..wire.address import IPAddress
-    from ..wire.reply import InetSocket
     from .socket_filter import Protocol
 
 _PORT_MAX = 0xFFFF
@@ -75,6 +73,16 @@ class Backend(namedtuple("Backend", "address port protocol")):
         except ValueError as error:
             raise ValueError(f"backend {text!r}: {error}") from None
 
+    @property
+    def link(self) -> str:
+        """The interface of a link-local address, by name or index; "" for another address."""
+        return getattr(self.address, "scope_id", None) or ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the address is another one in each network namespace: loopback, or link-local."""
+        return self.address.is_loopback or bool(self.link)
+
     def __str__(self) -> str:
         return f"{format_endpoint(self.address, self.port)}/{self.protocol.upper()}"
 
@@ -83,13 +91,3 @@ def check_backend(backend: Backend) -> None:
     """Raises TypeError for what is not a Backend: a text or a plain tuple would never match."""
     if not isinstance(backend, Backend):
         raise TypeError(f"a backend must be a Backend, as made by Backend.parse(), not {backend!r}")
-
-
-def backend_of(socket: InetSocket) -> Backend:
-    """The backend that a socket is connected to."""
-    return _backend(socket.dst, socket.dport, socket.protocol)
-
-
-@lru_cache(maxsize=1024)  # many sockets, few backends
-def _backend(address: IPAddress, port: int, protocol: int) -> Backend:
-    return Backend(address, port, protocol)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Optional
 
+    from ..wire.reply import InetSocket
+
 
 class Plan(namedtuple("Plan", "programs ops residual disjoint recheck")):
     """How to find the sockets that a condition matches.
@@ -35,6 +37,12 @@ class Plan(namedtuple("Plan", "programs ops residual disjoint recheck")):
     residual: Optional[Condition]
     disjoint: bool
     recheck: Optional[Condition]
+
+    def lets_through(self, socket: InetSocket) -> bool:
+        """Whether a socket that one of the programs accepted matches, as its row says now."""
+        return (self.recheck is None or self.recheck.matches(socket)) and (
+            self.residual is None or self.residual.matches(socket)
+        )
 
 
 def compile_condition(condition: Condition, missing_ops: frozenset[int] = frozenset()) -> Plan:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sys
+from time import monotonic
 
-from ..errors import KernelError, MalformedMessage, NotPermitted, NotSupported, kernel_error
+from ..errors import KernelError, MalformedMessage, NotPermitted, NotSupported, SocklbError, kernel_error
 from ..wire.netlink import (
     NLM_F_ACK,
     NLM_F_DUMP,
@@ -23,7 +25,7 @@ from ..wire.netlink import (
     encode_message,
     iter_messages,
 )
-from ..wire.request import SOCK_DESTROY
+from ..wire.request import SOCK_DESTROY, SOCK_DIAG_BY_FAMILY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 
 BATCH = 64
-"""How many destroys go out in one send. Their 64 acknowledgements fit into the smallest usual receive buffer."""
+"""How many look-ups or destroys go out in one send. Their answers fit into the usual receive buffer."""
 
 _TIMEOUT_SECONDS = 10
 _ATTEMPTS = 3
@@ -57,9 +59,10 @@ def open_netlink() -> socket.socket:
 class DiagSocket:
     """A netlink socket to sock_diag, in the network namespace that it was opened in. A context manager.
 
-    Raises KernelError for an errno that the kernel answers (ETIMEDOUT if it does not answer within 10 seconds), and
-    MalformedMessage for a reply that no kernel sends; then the socket is closed. Requests and replies are logged
-    if the logger "socklb" was enabled for DEBUG when the socket was opened.
+    Raises KernelError for an errno that the kernel answers (ETIMEDOUT if it does not answer within 10 seconds of
+    waiting), MalformedMessage for a reply that no kernel sends (then the socket is closed), and SocklbError in another
+    process than the one that opened it. Requests and replies are logged if the logger "socklb" was enabled for DEBUG
+    when the socket was opened. Datagrams that do not come from the kernel are passed over; `foreign` counts them.
     """
 
     def __init__(self) -> None:
@@ -68,14 +71,18 @@ class DiagSocket:
         except OSError as error:
             raise _open_error(error) from None
         self._sequence = 0
+        self._pid = os.getpid()
+        self.foreign = 0
+        self._has_received = False
         self.destroy_was_repeated = False
-        self._buffer = bytearray(_BUFFER_SIZE)
+        self._buffers = [bytearray(_BUFFER_SIZE)]
         self._logger = _debug_logger()
         try:
             self._socket.settimeout(_TIMEOUT_SECONDS)
             for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
                 self._set_option(option)
             self._socket.bind((0, 0))
+            self._socket.connect((0, 0))  # to the kernel: from now on nobody else can send to it
         except OSError as error:
             self.close()
             raise _open_error(error) from None
@@ -105,6 +112,8 @@ class DiagSocket:
         An interrupted dump is repeated, up to three attempts in all; once rows were yielded, only if they
         `may_repeat`, because the new attempt yields them again. `doing` says in errors what was attempted.
         """
+        if may_repeat_rows and not self._has_received:
+            self._enlarge_replies(doing)
         for attempt in range(1, _ATTEMPTS + 1):
             yielded = False
             try:
@@ -112,12 +121,19 @@ class DiagSocket:
                     yielded = True
                     yield rows
                 return
-            except _Interrupted:
+            except _Interrupted as error:
                 if attempt == _ATTEMPTS or (yielded and not may_repeat_rows):
-                    raise
+                    raise KernelError(*error.args) from None
             except MalformedMessage:
                 self.close()
                 raise
+
+    def _enlarge_replies(self, doing: str) -> None:
+        """Receive something: the kernel makes its replies as large as the largest buffer that it has seen, up to 32 KiB
+        (netlink_dump()), and more rows in one mean fewer dumps that have to be repeated. NLMSG_NOOP is acknowledged.
+        """
+        self._send(encode_message(NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, self._next_sequence(1), b""), doing)
+        self._receive(doing)
 
     def _dump_once(self, type: int, request: bytes, doing: str) -> Iterator[list[bytes]]:
         sequence = self._next_sequence(1)
@@ -147,7 +163,24 @@ class DiagSocket:
         if interrupted is not None:
             raise interrupted
 
-    # ------------------------------------------------------------------------------------------ destroys
+    # ------------------------------------------------------------------------------- look-ups and destroys
+
+    def look_up(self, requests: Sequence[bytes], doing: str) -> list[bytes | None]:
+        """Look up at most BATCH sockets at once: the row of each in order, None where the kernel finds none.
+
+        If an answer was lost, half of them are asked for at a time.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                answers = self._exchange(SOCK_DIAG_BY_FAMILY, requests, doing)
+                return [_found(answer, doing) for answer in answers]
+            except _Interrupted as error:
+                lost = error
+                self._drain()
+            if len(requests) > 1:
+                half = len(requests) // 2
+                return self.look_up(requests[:half], doing) + self.look_up(requests[half:], doing)
+        raise KernelError(*lost.args)
 
     def destroy(self, requests: Sequence[bytes], doing: str) -> list[int]:
         """Send up to BATCH destroys at once; the errno of each in order, 0 for a socket that was destroyed.
@@ -156,45 +189,45 @@ class DiagSocket:
         answer was lost, all are sent again and `destroy_was_repeated` is set: whatever the first attempt destroyed
         answers ENOENT then.
         """
-        oldest = self._sequence + 1
-        self.destroy_was_repeated = False
-        for _ in range(_ATTEMPTS - 1):
+        for attempt in range(1, _ATTEMPTS + 1):
+            self.destroy_was_repeated = attempt > 1
             try:
-                return self._destroy_once(requests, doing, oldest)
-            except _Interrupted:
-                self.destroy_was_repeated = True
+                return [int(code) for code in self._exchange(SOCK_DESTROY, requests, doing)]
+            except _Interrupted as error:
+                lost = error
                 self._drain()
-        return self._destroy_once(requests, doing, oldest)
+        raise KernelError(*lost.args)
 
-    def _destroy_once(self, requests: Sequence[bytes], doing: str, oldest: int) -> list[int]:
-        """`oldest` is the first sequence of the batch's first attempt: late answers to it are ignored."""
+    def _exchange(self, type: int, requests: Sequence[bytes], doing: str) -> list[bytes | int]:
+        """Send messages of one type; for each in order the row that answers it, or its errno (0 without an answer)."""
         first = self._next_sequence(len(requests))
         last = first + len(requests) - 1
-        messages = (
-            encode_message(SOCK_DESTROY, NLM_F_REQUEST | (NLM_F_ACK if n == last else 0), n, request)
-            for n, request in enumerate(requests, first)
-        )
+        answer_to_last = NLM_F_ACK if type == SOCK_DESTROY else 0  # a look-up is answered in any case
+        messages = [encode_message(type, NLM_F_REQUEST, n, request) for n, request in enumerate(requests[:-1], first)]
+        messages.append(encode_message(type, NLM_F_REQUEST | answer_to_last, last, requests[-1]))
         self._send(b"".join(messages), doing)
-        codes = [0] * len(requests)
+        answers: list[bytes | int] = [0] * len(requests)
         answered = first - 1
         while answered != last:
             try:
                 reply = self._receive(doing)
                 for kind, flags, sequence, _, start, end in iter_messages(reply, len(reply)):
-                    if kind == NLMSG_NOOP or oldest <= sequence < first:
+                    if kind == NLMSG_NOOP:
                         continue
-                    if kind != NLMSG_ERROR:
+                    is_row = kind == type == SOCK_DIAG_BY_FAMILY
+                    if not is_row and kind != NLMSG_ERROR:
                         raise MalformedMessage("type of a reply", offset=start, expected=NLMSG_ERROR, got=kind)
                     if not answered < sequence <= last:
                         raise MalformedMessage(
                             "sequence of a reply", offset=start, expected=f"{answered + 1}..{last}", got=sequence
                         )
-                    codes[sequence - first] = decode_ack(reply, start, end, flags).errno
+                    answer = reply[start:end] if is_row else decode_ack(reply, start, end, flags).errno
+                    answers[sequence - first] = answer
                     answered = sequence
             except MalformedMessage:
                 self.close()
                 raise
-        return codes
+        return answers
 
     def _drain(self) -> None:
         """Discard the answers that are left: as long as one is queued, the kernel drops new ones without a further
@@ -204,7 +237,7 @@ class DiagSocket:
         try:
             for _ in range(2 * BATCH):
                 try:
-                    self._socket.recvmsg_into([self._buffer])
+                    self._socket.recvmsg_into(self._buffers)
                 except BlockingIOError:
                     break
                 except OSError:
@@ -233,27 +266,48 @@ class DiagSocket:
                     raise kernel_error(error.errno or 0, doing) from None
 
     def _receive(self, doing: str) -> bytes:
-        """One datagram from the kernel."""
+        """One datagram from the kernel. Others' datagrams are no answer, and do not extend the deadline."""
+        if os.getpid() != self._pid:
+            raise SocklbError(f"{doing}: this was begun in another process, {self._pid}, which reads the answers")
+        begun = monotonic()
+        while True:
+            size, flags, sender = self._receive_into_buffer(doing)
+            if sender == 0:
+                break
+            self.foreign += 1
+            self._socket.settimeout(max(1e-3, begun + _TIMEOUT_SECONDS - monotonic()))
+        if self.foreign:
+            self._socket.settimeout(_TIMEOUT_SECONDS)
+        reply = bytes(memoryview(self._buffers[0])[:size])
+        if self._logger:
+            _log(self._logger, "<-", reply)
+        if flags & socket.MSG_TRUNC:
+            raise MalformedMessage("cut reply", offset=0, expected=f"at most {_BUFFER_SIZE} bytes", got="more")
+        if not size:
+            raise MalformedMessage("empty reply", offset=0, expected="a netlink message", got="nothing")
+        return reply
+
+    def _receive_into_buffer(self, doing: str) -> tuple[int, int, int]:
+        """Size, flags, and the sender's port of a datagram."""
         try:
-            size, _, flags, sender = self._socket.recvmsg_into([self._buffer])
+            size, _, flags, sender = self._socket.recvmsg_into(self._buffers)
+            self._has_received = True
         except socket.timeout:
             raise _timed_out(doing) from None
         except OSError as error:
             if error.errno in (errno.ENOBUFS, errno.EINTR):
                 raise _interrupted(error.errno, doing) from None
             raise kernel_error(error.errno or 0, doing) from None
-        reply = bytes(memoryview(self._buffer)[:size])
-        if self._logger:
-            _log(self._logger, "<-", reply)
-        if sender[0] != 0:
-            raise MalformedMessage(
-                "sender of a reply", offset=0, expected="the kernel, port 0", got=f"port {sender[0]}"
-            )
-        if flags & socket.MSG_TRUNC:
-            raise MalformedMessage("cut reply", offset=0, expected=f"at most {len(self._buffer)} bytes", got="more")
-        if not size:
-            raise MalformedMessage("empty reply", offset=0, expected="a netlink message", got="nothing")
-        return reply
+        return size, flags, sender[0]
+
+
+def _found(answer: bytes | int, doing: str) -> bytes | None:
+    """The row that answered a look-up; None where nothing is, or something else is (ESTALE, with UDP)."""
+    if isinstance(answer, bytes):
+        return answer
+    if answer in (errno.ENOENT, errno.ESTALE):
+        return None
+    raise kernel_error(answer, doing)
 
 
 def _parse_dump(reply: bytes, type: int, sequence: int) -> tuple[list[bytes], Ack | Done | None, int]:
@@ -316,9 +370,13 @@ def _open_error(error: OSError) -> KernelError:
             error.errno,
             "open a netlink socket: this kernel (or a seccomp filter) has no NETLINK_SOCK_DIAG: CONFIG_INET_DIAG",
         )
-    kind = NotPermitted if error.errno == errno.EPERM else KernelError
-    hint = " (a seccomp filter? It needs no capability)" if error.errno in (errno.EPERM, errno.EACCES) else ""
-    return kind(error.errno or 0, f"open a netlink socket: {error.strerror}{hint}")
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return NotPermitted(
+            error.errno,
+            f"open a netlink socket: {error.strerror}: it needs no capability, so a seccomp filter or a security "
+            "module (SELinux, AppArmor) forbids it",
+        )
+    return KernelError(error.errno or 0, f"open a netlink socket: {error.strerror}")
 
 
 def _dump_error(code: int, doing: str, text: str) -> KernelError:

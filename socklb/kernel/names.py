@@ -51,3 +51,13 @@ def _cgroup2_mount() -> str:
         if mount.type == "cgroup2":
             return mount.point
     raise ValueError("no cgroup2 file system is mounted; give an absolute path")
+
+
+def interface_names() -> dict[int, str]:
+    """The name of each interface of the calling thread's network namespace, by its index; {} where it has run out of
+    descriptors.
+    """
+    try:
+        return dict(socket.if_nameindex())
+    except OSError:
+        return {}

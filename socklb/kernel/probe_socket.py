@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A socket made to be destroyed: whether destroying works is tried on it alone."""
+"""Sockets made to be destroyed: what destroying does is tried on them alone."""
 
 from __future__ import annotations
 
@@ -49,3 +49,36 @@ class ProbeSocket:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._socket.close()
+
+
+class OrphanSocket:
+    """A TCP connection over loopback whose one end was closed while its peer reads nothing: it is in FIN_WAIT1, and
+    nobody holds it. A context manager; at its end the peer is closed, which resets what is left. Raises OSError.
+    """
+
+    address = bytes((127, 0, 0, 1))
+
+    def __init__(self) -> None:
+        text = socket.inet_ntoa(self.address)
+        with socket.socket() as listener, socket.socket() as closing:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            closing.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            listener.bind((text, 0))
+            listener.listen(1)
+            closing.connect(listener.getsockname())
+            self.ports = closing.getsockname()[1], listener.getsockname()[1]
+            self._peer, _ = listener.accept()
+            closing.setblocking(False)
+            try:
+                while True:
+                    closing.send(bytes(4096))
+            except BlockingIOError:
+                return
+
+    def __enter__(self) -> OrphanSocket:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._peer.close()

@@ -11,6 +11,7 @@ import os
 import sys
 
 from ..errors import KernelError, NotPermitted, NotSupported
+from ..kernel.exhaustion import raise_if_exhausted
 from .layout import (
     BPF_F_RDONLY,
     BPF_MAP_GET_NEXT_KEY,
@@ -96,8 +97,12 @@ class BpfMap:
         return opened
 
     def duplicate(self) -> BpfMap:
-        """The same map with a descriptor of its own."""
-        other = BpfMap(self._bpf, os.dup(self._open_descriptor()), self.path)
+        """The same map with a descriptor of its own. Raises KernelError where descriptors have run out."""
+        try:
+            descriptor = os.dup(self._open_descriptor())
+        except OSError as error:
+            raise bpf_error(error.errno or 0, f"duplicate the descriptor of {self.path}") from None
+        other = BpfMap(self._bpf, descriptor, self.path)
         other.info = self.info
         return other
 
@@ -201,7 +206,8 @@ class _Bpf:
             import ctypes
 
             self._syscall = ctypes.CDLL(None, use_errno=True).syscall
-        except (ImportError, OSError, AttributeError):
+        except (ImportError, OSError, AttributeError) as error:
+            raise_if_exhausted(error, "import ctypes")
             raise NotSupported(
                 errno.ENOSYS, "bpf(2): this Python has no working ctypes, and no other way to read BPF maps"
             ) from None

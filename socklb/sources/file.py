@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
 import time
 from collections import namedtuple
 
-from .protocol import Replace, parse_line, shortened
+from .protocol import LARGEST, LeftOut, Replace, parse_line, shortened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,26 +31,31 @@ class _Look(namedtuple("_Look", "content signature problem")):
     __slots__ = ()
 
 
+_NOT_REGULAR = _Look(None, None, "is not a regular file")
+
+
 class FileSource:
-    """Follows a file, until `stop()`. What is wrong with it (empty, cut, no replace, deleted) is reported once, and
-    the last table stays; it is read again when it has changed.
+    """Follows a file, until `stop()`. What is wrong with it (empty, cut, no replace, deleted, too large, no regular
+    file) is reported once, and the last table stays; it is read again when it has changed.
 
     Write it elsewhere and rename it over the old one; a rewrite in place works too, once it is complete.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fsdecode(path)
+        if "\0" in self._path:
+            raise ValueError(f"embedded null byte in {self._path!r}")
         self._stopped = threading.Event()
 
     def stop(self) -> None:
         self._stopped.set()
 
     def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None:
-        last = _Look(None, None, "")
+        last, left_out = _Look(None, None, ""), LeftOut(warn)
         while not self._stopped.is_set():
             look = self._look(last)
             if look.content is not None and look.content != last.content:
-                look = look._replace(problem=_apply(look.content, table))
+                look = look._replace(problem=_apply(look.content, table, left_out))
             elif look.content is not None:
                 look = look._replace(problem=last.problem)
             if look.problem and look.problem != last.problem:
@@ -62,25 +68,34 @@ class FileSource:
             status = os.stat(self._path)
             if last.signature is not None and _signature(status) == last.signature:
                 return last
-            if not stat.S_ISREG(status.st_mode):
-                return _Look(None, None, "is not a regular file")
-            with open(self._path, "rb") as file:
+            if not stat.S_ISREG(status.st_mode):  # opening a device may do something
+                return _NOT_REGULAR
+            with open(self._path, "rb", opener=_open) as file:
                 before = os.fstat(file.fileno())
-                content = file.read()
+                if not stat.S_ISREG(before.st_mode):  # another one than before
+                    return _NOT_REGULAR
+                if before.st_size > LARGEST:
+                    return _Look(None, None, f"is larger than {LARGEST >> 20} MiB")
+                content = file.read(LARGEST)
                 after = os.fstat(file.fileno())
-        except OSError as error:
-            return _Look(None, None, f"cannot be read: {os.strerror(error.errno or 0)}")
+        except (OSError, MemoryError) as error:
+            return _Look(None, None, f"cannot be read: {os.strerror(getattr(error, 'errno', None) or errno.ENOMEM)}")
         if _signature(before) != _signature(after):
             return last._replace(signature=None)  # it changed while it was read
         is_settled = time.time() - after.st_ctime > _SETTLED_SECONDS
         return _Look(content, _signature(after) if is_settled else None, "")
 
 
+def _open(path: str, flags: int) -> int:
+    """What has been put in the place of a file is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
 def _signature(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _apply(content: bytes, table: BackendTable) -> str:
+def _apply(content: bytes, table: BackendTable, left_out: LeftOut) -> str:
     """What is wrong with the content, "" if nothing: then it is in the table."""
     if not content.strip():
         return "is empty"
@@ -89,6 +104,7 @@ def _apply(content: bytes, table: BackendTable) -> str:
         if not isinstance(change, Replace):
             raise ValueError('its op is not "replace"')
         change.apply(table)
+        left_out.note(change.left_out)
     except ValueError as error:
         return f"does not hold a replace: {error}"
     return ""

@@ -6,16 +6,13 @@ from __future__ import annotations
 import os
 import select
 
-from .protocol import parse_line, shortened
+from .protocol import LARGEST, LeftOut, parse_line, shortened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..termination.table import BackendTable
-
-LONGEST_LINE = 64 << 20
-"""In bytes; a longer line is passed over. A replace of half a million backends fits."""
 
 _READ_SIZE = 1 << 16
 _PATIENCE_MS = 200  # until a stop is noticed
@@ -28,6 +25,8 @@ class LineSource:
     """
 
     def __init__(self, descriptor: int) -> None:
+        if isinstance(descriptor, bool) or not isinstance(descriptor, int) or descriptor < 0:
+            raise TypeError(f"a descriptor is the number of an open file, not {descriptor!r}")
         self._descriptor = descriptor
         self._stopped = False
 
@@ -35,13 +34,16 @@ class LineSource:
         self._stopped = True
 
     def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None:
+        left_out = LeftOut(warn)
         for number, line in enumerate(self._lines(), 1):
             if not line.strip():
                 continue
             try:
-                if len(line) > LONGEST_LINE:
-                    raise ValueError(f"longer than {LONGEST_LINE >> 20} MiB")
-                parse_line(line).apply(table)
+                if len(line) > LARGEST:
+                    raise ValueError(f"longer than {LARGEST >> 20} MiB")
+                change = parse_line(line)
+                change.apply(table)
+                left_out.note(change.left_out)
             except ValueError as error:
                 warn(shortened(f"line {number} is passed over: {error}"))
 
@@ -54,7 +56,7 @@ class LineSource:
             for piece in ended:
                 yield b"".join([*pieces, piece])
                 pieces, size = [], 0
-            if size <= LONGEST_LINE:
+            if size <= LARGEST:
                 pieces.append(rest)
                 size += len(rest)
         if pieces and not self._stopped:
@@ -67,7 +69,10 @@ class LineSource:
         while not self._stopped:
             if not poll.poll(_PATIENCE_MS):
                 continue
-            data = os.read(self._descriptor, _READ_SIZE)
+            try:
+                data = os.read(self._descriptor, _READ_SIZE)
+            except BlockingIOError:  # another process was first to read what there was
+                continue
             if not data:
                 return
             yield data

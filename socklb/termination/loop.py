@@ -7,10 +7,13 @@ from collections import namedtuple
 from queue import Empty, SimpleQueue
 from time import monotonic
 
+from ..engine.probe import NOT_PERMITTED, SUPPORTED, probe
+from ..engine.report import FAILED
 from ..engine.run import ALL, CURRENT
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
-from ..kernel.discovery import DiscoveredNamespaces, discover_namespaces
+from ..kernel.discovery import DiscoveredNamespaces, discover_namespaces, unsearched
 from ..kernel.namespaces import NetworkNamespace
+from .table import BackendTable
 from .terminate import terminate
 
 TYPE_CHECKING = False
@@ -19,31 +22,33 @@ if TYPE_CHECKING:
     from typing import Any, Union
 
     from ..engine.audit import Audit
+    from ..engine.probe import Support
     from ..engine.report import Report
-    from ..engine.run import Namespaces
+    from ..engine.run import Namespaces, Run
     from ..filters.backend import Backend
     from ..reverse_nat.maps import RevNatMaps
-    from .table import BackendTable
 
     Choice = Union[Namespaces, Callable[[], Namespaces]]
 
 GATHER_SECONDS = 0.05
 """Changes gather for so long from the first, and go as one batch."""
 
-PAUSES = (1, 2, 4, 8, 16, 32, 60, 60, 60)
-"""Seconds between the attempts at a backend whose pass failed; after the last one it is given up."""
+PAUSES = (1, 2, 4, 8, 16, 32, *(60,) * 14)
+"""Seconds between the attempts at a backend whose pass failed; after the last one, 15 minutes, it is given up."""
 
 THREADS_SECONDS = 60.0
 """How often namespaces are looked for that only a thread is in: with many threads it is what a pass costs most."""
 
+_LONGEST_SECONDS = 86_400
 _PATIENCE_SECONDS = 1.0  # Python may miss a signal that comes just as a wait begins; it is noticed after so long
 
 
-class Pass(namedtuple("Pass", "backends report error given_up is_second_pass")):
+class Pass(namedtuple("Pass", "backends report error given_up is_second_pass is_retry")):
     """One pass of the loop.
 
     `backends`: those that it was for. `report`: what it did, `error`: what ended it (either may be None). `given_up`:
-    backends that were attempted too often. `is_second_pass`: all of them had been terminated before.
+    backends that were attempted too often, or that this kernel cannot be asked about. `is_second_pass`: all of them had
+    been terminated before. `is_retry`: a pass for each of them has failed, and this one was for the places where.
     """
 
     __slots__ = ()
@@ -52,12 +57,17 @@ class Pass(namedtuple("Pass", "backends report error given_up is_second_pass")):
     error: Exception | None
     given_up: list[Backend]
     is_second_pass: bool
+    is_retry: bool
 
 
-class _Scheduled(namedtuple("_Scheduled", "time failures is_second_pass")):
-    """When a backend that went down is next to be terminated, and how often that has failed."""
+class _Scheduled(namedtuple("_Scheduled", "time failures is_second_pass searched", defaults=(frozenset(),))):
+    """When a backend that went down is next to be terminated; how often that has failed, and where it has not."""
 
     __slots__ = ()
+    time: float
+    failures: int
+    is_second_pass: bool
+    searched: frozenset[NetworkNamespace]
 
 
 class _Discovery:
@@ -74,7 +84,7 @@ class _Discovery:
             self._next_look = monotonic() + THREADS_SECONDS
             self._of_threads = [namespace for namespace in found if "/task/" in namespace.path]
         both = DiscoveredNamespaces(dict.fromkeys((*found, *self._of_threads)))
-        both.refused, both.hidden = found.refused, found.hidden
+        vars(both).update(vars(found))
         return both
 
 
@@ -83,11 +93,13 @@ class TerminationLoop:
 
     Changes gather for 50 ms from the first and go as one batch; what has come back by then is not terminated. A second
     pass, `second_pass` seconds after the first (None: no such pass), catches what was connecting meanwhile, unless the
-    backend has come back. A backend whose pass failed is attempted again, with growing pauses, ten times in all.
+    backend has come back. A pass fails where a namespace was not searched to the end, or could not be searched at all
+    (unless `readable_only`), or a socket is still there: it is repeated in these places, with growing pauses, for 15
+    minutes.
 
     `namespaces` as in `destroy_sockets`, or a function that is asked for them at each pass. "all" are discovered anew
     at each pass, but for those that only a thread is in: these are looked for once a minute. `on_pass` is called with a
-    Pass after each; without it, failures are logged.
+    Pass after each; without it, failures are logged. Raises TypeError or ValueError for wrong arguments.
     """
 
     def __init__(
@@ -98,28 +110,38 @@ class TerminationLoop:
         rev_nat: RevNatMaps | None = None,
         audit: Audit | None = None,
         second_pass: float | None = 1.0,
+        readable_only: bool = False,
         on_pass: Callable[[Pass], object] | None = None,
     ) -> None:
-        if second_pass is not None and second_pass < 0:
-            raise ValueError(f"second_pass {second_pass} is below 0")
-        if isinstance(namespaces, str) and namespaces not in (CURRENT, ALL):
-            raise ValueError(f'namespaces is "current", "all", or NetworkNamespaces, not {namespaces!r}')
-        self._table = table
-        if isinstance(namespaces, NetworkNamespace):
-            namespaces = (namespaces,)  # that it has vanished is no failure here
-        is_one = callable(namespaces) or isinstance(namespaces, str)
-        self._namespaces = namespaces if is_one else tuple(namespaces)  # type: ignore[arg-type]
-        self._rev_nat, self._audit, self._second_pass = rev_nat, audit, second_pass
+        if not isinstance(table, BackendTable):
+            raise TypeError(f"table is a BackendTable, not {table!r}")
+        _check_second_pass(second_pass)
+        if rev_nat is not None and not hasattr(rev_nat, "reopen"):
+            raise TypeError(f"rev_nat is RevNatMaps or None, not {rev_nat!r}")
+        for name, value in (("audit", audit), ("on_pass", on_pass)):
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} is a function or None, not {value!r}")
+        self._table, self._namespaces = table, _checked(namespaces)
+        self._rev_nat, self._audit = rev_nat, audit
+        self._second_pass, self._readable_only = second_pass, readable_only
         self._on_pass = on_pass or _log
         self._discovery = _Discovery()
         self._scheduled: dict[Backend, _Scheduled] = {}
-        self._stopped = self._finishing = False
+        self._stops, self._finishing = 0, False
+        self._run_at_hand: Run | None = None
         self._wake: SimpleQueue[None] = SimpleQueue()  # its put() may be called from a signal handler
 
     def stop(self) -> None:
-        """Let `run` return once what has gone down by now is terminated. Signal handlers may call this."""
-        self._stopped = True
+        """Let `run` return once what has gone down by now is terminated; called again, after the batch at hand. Signal
+        handlers may call this.
+        """
+        self._stops += 1
+        self._stop_run()
         self._wake_up()
+
+    def _stop_run(self) -> None:
+        if self._stops > 1 and self._run_at_hand is not None:
+            self._run_at_hand.stop("stopped")
 
     def finish(self) -> None:
         """Finish all pending work, second passes included, then let `run` return. For the end of the input."""
@@ -134,7 +156,7 @@ class TerminationLoop:
     def run(self) -> None:
         """Run until `stop()` or `finish()`.
 
-        Raises NotSupported, NotPermitted (every namespace refused) and what the audit raises: another attempt would not
+        Raises NotSupported, where this kernel can destroy nothing, and what the audit raises: another attempt would not
         help. What had been done by then is in `.report` of the error.
         """
         with self._table.subscribe(self._wake_up):
@@ -143,7 +165,7 @@ class TerminationLoop:
     def _run(self) -> None:
         gathered: float | None = None  # when the batch that is gathering is to go
         while True:
-            now, stopping = monotonic(), self._stopped
+            now, stopping = monotonic(), self._stops > 0
             if gathered is None and self._table.has_down():
                 gathered = now + GATHER_SECONDS
             if gathered is not None and (now >= gathered or stopping):
@@ -171,63 +193,167 @@ class TerminationLoop:
             self._wake.put(None)
 
     def _pass_for(self, backends: list[Backend]) -> None:
-        """One pass for those of the backends that have not come back; then schedule their next one, if any."""
-        down = []
+        """A pass for those of the backends that have not come back, one for all that were searched for in the same
+        places; then schedule their next one, if any.
+        """
+        groups: dict[frozenset[NetworkNamespace], list[Backend]] = {}
         for backend in backends:
             if self._table.is_alive(backend):
                 del self._scheduled[backend]
             else:
-                down.append(backend)
-        if not down:
-            return
-        is_second_pass = all(self._scheduled[backend].is_second_pass for backend in down)
-        report, error = self._pass(down)
-        given_up = [backend for backend in down if not self._reschedule(backend, _has_failed(backend, report, error))]
-        self._on_pass(Pass(down, report, error, given_up, is_second_pass))
+                groups.setdefault(self._scheduled[backend].searched, []).append(backend)
+        for searched, down in groups.items():
+            if self._stops > 1:
+                return
+            before = [self._scheduled[backend] for backend in down]
+            report, error = self._pass(down, searched)
+            if isinstance(error, NotSupported):
+                given_up = self._give_up_unsupported(down, error)
+            else:
+                failures = self._failures(down, report, error)
+                given_up = [backend for backend in down if not self._reschedule(backend, report, failures.get(backend))]
+            is_second, is_retry = (all(each) for each in zip(*((b.is_second_pass, b.failures) for b in before)))
+            self._on_pass(Pass(down, report, error, given_up, is_second, is_retry))
 
-    def _pass(self, backends: list[Backend]) -> tuple[Report | None, Exception | None]:
+    def _pass(
+        self, backends: list[Backend], searched: frozenset[NetworkNamespace]
+    ) -> tuple[Report | None, Exception | None]:
+        """Terminate everywhere but where that was done."""
         try:
             if self._rev_nat is not None:
                 self._rev_nat.reopen()
-            namespaces: Any = self._namespaces() if callable(self._namespaces) else self._namespaces
-            if namespaces == ALL:
-                namespaces = self._discovery.discover()
-            return terminate(
-                backends, namespaces, rev_nat=self._rev_nat, audit=self._audit, is_alive=self._table.is_alive
-            ), None
-        except (NotSupported, NotPermitted, AuditError):
+            found: Any = self._namespaces() if callable(self._namespaces) else self._namespaces
+            if isinstance(found, str) and found == ALL:
+                found = self._discovery.discover()
+            report = terminate(
+                backends,
+                _without(found, searched),
+                rev_nat=self._rev_nat,
+                audit=self._audit,
+                is_alive=self._table.is_alive,
+                on_run=self._begin,
+            )
+        except AuditError:
             raise
         except (SocklbError, ValueError) as error:
-            report = getattr(error, "report", None)
-            if report is not None and report.unrecorded:
+            ended = getattr(error, "report", None)
+            if ended is not None and ended.unrecorded:
                 raise  # the audit's own
+            return ended, error
+        finally:
+            self._run_at_hand = None
+        try:
+            report.unsearched = unsearched(getattr(found, "refused", ()), [*searched, *_searched(report)])
+        except SocklbError as error:
             return report, error
+        return report, None
 
-    def _reschedule(self, backend: Backend, has_failed: bool) -> bool:
+    def _begin(self, run: Run) -> None:
+        self._run_at_hand = run
+        self._stop_run()
+
+    def _failures(
+        self, backends: list[Backend], report: Report | None, error: Exception | None
+    ) -> dict[Backend, set[NetworkNamespace]]:
+        """The backends that are to be attempted again, with the namespaces where a socket of theirs is still there."""
+        failed: dict[Backend, set[NetworkNamespace]] = {}
+        if error is not None or report is None or not self._is_complete(report):
+            failed = {backend: set() for backend in backends}
+        if report is not None:
+            for outcome in report.outcomes:
+                if outcome.verdict == FAILED:
+                    backend = report.backend_of(outcome.socket, outcome.namespace)
+                    failed.setdefault(backend, set()).add(outcome.namespace)
+        return failed
+
+    def _is_complete(self, report: Report) -> bool:
+        """Whether each namespace was searched to the end, but for those that may be left out."""
+        if self._readable_only:
+            return all(isinstance(error, NotPermitted) for error in report.errors.values())
+        return not report.errors and not report.unsearched
+
+    def _reschedule(self, backend: Backend, report: Report | None, failed_in: set[NetworkNamespace] | None) -> bool:
         """Schedule the backend's next pass, if it is to have one; False if it is given up."""
         last = self._scheduled.pop(backend)
-        if has_failed:
+        if failed_in is not None:
             if last.failures >= len(PAUSES):
                 return False
+            done = frozenset() if report is None else _searched(report) - failed_in
             self._scheduled[backend] = _Scheduled(
-                monotonic() + PAUSES[last.failures], last.failures + 1, last.is_second_pass
+                monotonic() + PAUSES[last.failures], last.failures + 1, last.is_second_pass, last.searched | done
             )
         elif not last.is_second_pass and self._second_pass is not None:
             self._scheduled[backend] = _Scheduled(monotonic() + self._second_pass, 0, True)
         return True
 
+    def _give_up_unsupported(self, backends: list[Backend], error: NotSupported) -> list[Backend]:
+        """The backends of a protocol that this kernel cannot list; the others are due again. Raises the error if it is
+        not about one protocol alone.
+        """
+        try:
+            protocols = destroyable(probe())
+        except SocklbError:
+            raise error from None
+        given_up = [backend for backend in backends if backend.protocol not in protocols]
+        if not protocols or not given_up:
+            raise error
+        for backend in given_up:
+            del self._scheduled[backend]
+        return given_up
 
-def _has_failed(backend: Backend, report: Report | None, error: Exception | None) -> bool:
-    """Whether some namespace was not searched to the end, or a socket of the backend is still there."""
-    return error is not None or report is None or bool(report.errors) or report.backends[backend].failed > 0
+
+def destroyable(answers: dict[tuple[str, int], Support]) -> set[str]:
+    """The protocols whose sockets this kernel can list and destroy, permitted or not, by what `probe` answered."""
+    return {protocol for (protocol, _), answer in answers.items() if answer.status in (SUPPORTED, NOT_PERMITTED)}
+
+
+def _check_second_pass(seconds: object) -> None:
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"second_pass is a number of seconds or None, not {seconds!r}")
+    if not 0 <= seconds <= _LONGEST_SECONDS:  # nor a NaN
+        raise ValueError(f"second_pass is 0 to {_LONGEST_SECONDS} seconds, not {seconds!r}")
+
+
+def _checked(namespaces: Any) -> Any:
+    """The choice of namespaces, as it is used again and again."""
+    if callable(namespaces):
+        return namespaces
+    if isinstance(namespaces, str):
+        if namespaces not in (CURRENT, ALL):
+            raise ValueError(f'namespaces is "current", "all", or NetworkNamespaces, not {namespaces!r}')
+        return namespaces
+    # That a single one has vanished is no failure here.
+    several = (namespaces,) if isinstance(namespaces, NetworkNamespace) else tuple(namespaces)
+    for namespace in several:
+        if not isinstance(namespace, NetworkNamespace):
+            raise TypeError(f"namespaces are NetworkNamespaces, not {namespace!r}")
+    return several
+
+
+def _without(found: Any, searched: frozenset[NetworkNamespace]) -> Any:
+    if isinstance(found, (str, NetworkNamespace)):
+        return found
+    left = [namespace for namespace in found if namespace not in searched]
+    if not isinstance(found, DiscoveredNamespaces):
+        return left
+    discovered = DiscoveredNamespaces(left)
+    vars(discovered).update(vars(found), refused=())  # what was refused is summed up over all attempts
+    return discovered
+
+
+def _searched(report: Report) -> frozenset[NetworkNamespace]:
+    return frozenset(namespace for namespace in report.namespaces if namespace not in report.errors)
 
 
 def _log(done: Pass) -> None:
     """Failures go to the log where no `on_pass` takes them."""
     reasons = [str(error) for error in done.report.errors.values()] if done.report else []
+    reasons += [f"{one.path}: {one.reason}" for one in done.report.unsearched] if done.report else []
     if done.error is not None:
         reasons.append(str(done.error))
-    if reasons or done.given_up:
+    if (reasons and not done.is_retry) or done.given_up:
         from logging import getLogger  # few need it
 
         names = ", ".join(map(str, done.backends))

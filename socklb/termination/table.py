@@ -8,14 +8,12 @@ from contextlib import contextmanager
 from enum import Enum
 from threading import Lock
 
-from ..filters.backend import check_backend
+from ..filters.backend import Backend, check_backend
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
-
-    from ..filters.backend import Backend
 
 
 class BackendState(Enum):
@@ -29,6 +27,8 @@ class BackendState(Enum):
     @classmethod
     def parse(cls, text: str) -> BackendState:
         """The state of that value. Raises ValueError, naming the known ones."""
+        if not isinstance(text, str):
+            raise TypeError(f"the state of a backend is a BackendState or a str, not {text!r}")
         try:
             return cls(text)
         except ValueError:
@@ -88,12 +88,14 @@ class BackendTable:
     def replace(self, entries: Iterable[tuple[Any, ...]]) -> None:
         """Let these be the instances, and no others. If one of them is wrong, nothing changes.
 
-        An entry has what `upsert` takes, in that order; the last three may be missing.
+        An entry is a tuple of what `upsert` takes, in that order; the last three may be missing. Of two for the same
+        backend and service one that is alive counts.
         """
         wanted: dict[Backend, dict[str, bool]] = {}
         for entry in entries:
-            instance = Instance(*entry)
-            wanted.setdefault(instance.backend, {})[instance.service] = _is_alive(instance)
+            instance = _instance(entry)
+            services, alive = wanted.setdefault(instance.backend, {}), _is_alive(instance)
+            services[instance.service] = services.get(instance.service, False) or alive
         with self._lock:
             for backend in {**self._services, **wanted}:
                 self._put(backend, wanted.get(backend, {}))
@@ -114,6 +116,8 @@ class BackendTable:
     @contextmanager
     def subscribe(self, on_down: Callable[[], object]) -> Iterator[None]:
         """While active, call `on_down` after each change that leaves backends down, in the thread that made it."""
+        if not callable(on_down):
+            raise TypeError(f"on_down is a function, not {on_down!r}")
         if self._on_down is not None:
             raise ValueError("the table has a subscriber already")
         self._on_down = on_down
@@ -129,7 +133,13 @@ class BackendTable:
 
     def is_alive(self, backend: Backend) -> bool:
         """Whether some service has the backend alive."""
+        check_backend(backend)
         return any(self._services.get(backend, {}).values())
+
+    def backends(self) -> dict[Backend, bool]:
+        """Every backend that a service has, and whether it is alive."""
+        with self._lock:
+            return {backend: any(services.values()) for backend, services in self._services.items()}
 
     def has_down(self) -> bool:
         """Whether backends have gone down since `drain_down` was last called."""
@@ -146,6 +156,14 @@ def _check(backend: Backend, service: str) -> None:
     check_backend(backend)
     if not isinstance(service, str):
         raise TypeError(f"the service of a backend is a str, not {service!r}")
+
+
+def _instance(entry: object) -> Instance:
+    if not isinstance(entry, tuple) or isinstance(entry, Backend) or not 1 <= len(entry) <= len(Instance._fields):
+        raise TypeError(
+            f"an entry is a tuple of a Backend, service, state, unhealthy, or the first of these; not {entry!r}"
+        )
+    return Instance(*entry)
 
 
 def _is_alive(instance: Instance) -> bool:

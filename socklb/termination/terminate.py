@@ -5,17 +5,16 @@ from __future__ import annotations
 
 from ..engine.run import ALL, Run
 from ..filters import SocketFilter
-from ..filters.backend import backend_of, check_backend
-from ..wire.request import PROTOCOL_NAMES
+from ..filters.backend import Backend, check_backend
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ..engine.audit import Audit
-    from ..engine.report import Report
+    from ..engine.report import Outcome, Report
     from ..engine.run import Namespaces, Progress
-    from ..filters.backend import Backend
+    from ..kernel.namespaces import NetworkNamespace
     from ..reverse_nat.maps import RevNatMaps
     from ..wire.reply import InetSocket
 
@@ -32,15 +31,19 @@ def terminate_connections(
     audit: Audit | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Destroy the sockets that are connected to any of these backends, in every namespace of the host by default.
+    """Destroy the sockets that are connected to any of these backends, in every network namespace that can be found.
 
     Costs one pass a namespace and protocol, however many backends there are; several namespaces go on at once. With
     `rev_nat` only sockets that the balancer sent there are destroyed, the others are skipped. `namespaces`, `dry_run`,
     `audit` and `progress` are as in `destroy_sockets`; the report's `.backends` has the sums of each backend.
 
-    A namespace that fails does not stop the others: its error is in the report. Raises NotSupported when the kernel
-    cannot destroy, NotPermitted if every namespace refuses, and what `audit` raises, with the report so far in
-    `.report`; KernelError where "all" is asked for and /proc cannot be read.
+    A loopback or link-local address is another one in each namespace: of "all" its backends are looked for in the
+    current one, the others are left alone, and `.left_alone` of the report names them. Name namespaces one by one to
+    have them searched there. The link of a link-local backend is looked up in each namespace.
+
+    A namespace that fails does not stop the others: its error is in the report. Raises TypeError for what is no
+    Backend; NotSupported when the kernel cannot destroy, NotPermitted if every namespace refuses, and what `audit`
+    raises, with the report so far in `.report`; KernelError where "all" is asked for and /proc cannot be read.
     """
     return terminate(backends, namespaces, rev_nat=rev_nat, dry_run=dry_run, audit=audit, progress=progress)
 
@@ -54,34 +57,55 @@ def terminate(
     audit: Audit | None = None,
     progress: Progress | None = None,
     is_alive: Callable[[Backend], bool] = lambda backend: False,
+    on_run: Callable[[Run], object] = lambda run: None,
 ) -> Report:
-    """`terminate_connections`, sparing what is connected to a backend that `is_alive` says has come back."""
-    gone = dict.fromkeys(backends)
-    for backend in gone:
-        check_backend(backend)
+    """`terminate_connections`, sparing what is connected to a backend that `is_alive` says has come back. `on_run` is
+    called with the run before it begins: another thread, or a signal handler, may stop it.
+    """
+    gone = _distinct(backends)
 
-    def why_spared(socket: InetSocket) -> str:
-        if is_alive(backend_of(socket)):
+    def why_spared(socket: InetSocket, namespace: NetworkNamespace) -> str:
+        if is_alive(run.report.backend_of(socket, namespace)):
             return ALIVE_AGAIN
         if rev_nat is not None and not rev_nat.contains(socket.cookie, socket.dst, socket.dport):
             return NO_REV_NAT
         return ""
 
-    def spare(batch: Sequence[InetSocket]) -> list[str]:
-        return list(map(why_spared, batch))
+    def spare(batch: Sequence[InetSocket], namespace: NetworkNamespace) -> list[str]:
+        return [why_spared(socket, namespace) for socket in batch]
 
-    protocols = [protocol for protocol in PROTOCOL_NAMES.values() if any(b.protocol == protocol for b in gone)]
     run = Run(
-        [SocketFilter.to_backends(b for b in gone if b.protocol == protocol) for protocol in protocols],
+        _filters(backend for backend in gone if not backend.is_local),
+        local_filters=_filters(backend for backend in gone if backend.is_local),
         dry_run=dry_run,
         audit=audit,
         spare=spare,
-        target=backend_target,
+        target=lambda outcome: backend_target(run.report, outcome),
         backends=gone,
     )
+    on_run(run)
     return run.run(namespaces, progress) if gone else run.report
 
 
-def backend_target(socket: InetSocket) -> dict[str, str]:
-    """What records name a socket by: the backend that it is connected to."""
-    return {"backend": str(backend_of(socket))}
+def _distinct(backends: Iterable[Backend]) -> list[Backend]:
+    if isinstance(backends, (str, Backend)):
+        raise TypeError(f"backends are several Backends, as in [Backend.parse('10.0.0.1:80/TCP')], not {backends!r}")
+    distinct = list(dict.fromkeys(backends))
+    for backend in distinct:
+        check_backend(backend)
+    return distinct
+
+
+def _filters(backends: Iterable[Backend]) -> list[SocketFilter]:
+    """One filter for each protocol, and for each link of link-local addresses: where there is no such link, nothing
+    matches that one alone.
+    """
+    groups: dict[tuple[str, str], list[Backend]] = {}
+    for backend in backends:
+        groups.setdefault((backend.protocol, backend.link), []).append(backend)
+    return [SocketFilter.to_backends(group) for _, group in sorted(groups.items())]
+
+
+def backend_target(report: Report, outcome: Outcome) -> dict[str, str]:
+    """What records name an outcome by: the backend that its socket is connected to."""
+    return {"backend": str(report.backend_of(outcome.socket, outcome.namespace))}

@@ -59,7 +59,7 @@ def align(length: int) -> int:
 def encode_message(type: int, flags: int, sequence: int, payload: Buffer, port: int = 0) -> bytes:
     """Header, payload, and padding so that another message can follow."""
     length = NLMSGHDR.size + len(payload)
-    return NLMSGHDR.pack(length, type, flags, sequence, port) + bytes(payload) + bytes(align(length) - length)
+    return NLMSGHDR.pack(length, type, flags, sequence, port) + payload + bytes(-length & 3)
 
 
 def iter_messages(buffer: Buffer, size: int) -> Iterator[tuple[int, int, int, int, int, int]]:
@@ -172,7 +172,11 @@ def encode_ack(ack: Ack) -> tuple[int, bytes]:
 
 
 def decode_ack(buffer: Buffer, start: int, end: int, flags: int) -> Ack:
-    """The payload of an NLMSG_ERROR between two offsets; `flags` are those of its message."""
+    """The payload of an NLMSG_ERROR between two offsets; `flags` are those of its message.
+
+    One that ends behind the header of the request is capped, whatever its flags say: NLM_F_CAPPED came with Linux 4.12,
+    two years after the kernel had begun to cap.
+    """
     if end - start < _ERRNO.size + NLMSGHDR.size:
         raise MalformedMessage(
             "cut NLMSG_ERROR", offset=start, expected=f"{_ERRNO.size + NLMSGHDR.size} bytes", got=f"{end - start}"
@@ -180,7 +184,7 @@ def decode_ack(buffer: Buffer, start: int, end: int, flags: int) -> Ack:
     code = _decode_errno(buffer, start)
     length, type_, request_flags, sequence, port = NLMSGHDR.unpack_from(buffer, start + _ERRNO.size)
     echo = start + _ERRNO.size + NLMSGHDR.size
-    size = 0 if flags & NLM_F_CAPPED or not code else length - NLMSGHDR.size
+    size = 0 if flags & NLM_F_CAPPED or not code or echo == end else length - NLMSGHDR.size
     if not 0 <= size <= end - echo:
         raise MalformedMessage(
             "request echoed by NLMSG_ERROR", offset=echo, expected=f"0..{end - echo} bytes", got=size

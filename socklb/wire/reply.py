@@ -234,6 +234,14 @@ class InetSocket:
             offset = MSG_SIZE + error.offset
             raise MalformedMessage(error.what, offset=offset, expected=error.expected, got=error.got) from None
 
+    @property
+    def is_mptcp_subflow(self) -> bool:
+        """Whether this TCP connection is one of those that an MPTCP connection runs over."""
+        if b"mptcp" not in self._row:
+            return False
+        ulp = self.attributes.get("ulp_info")
+        return isinstance(ulp, tuple) and ("name", "mptcp") in ulp
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._row, self._protocol)
 

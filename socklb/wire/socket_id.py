@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections import namedtuple
 from struct import Struct
 
+from .address import V4_MAPPED
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .netlink import Buffer
@@ -27,6 +29,9 @@ HANDLE = Struct(
     "I"  # idiag_cookie[1], the high half
 )
 SIZE = ADDRESSES.size + HANDLE.size
+
+ADDRESS_SIZE = ADDRESSES.size + 4
+"""How much of it the kernel looks a socket up by: ports, addresses, interface."""
 
 NO_COOKIE = 0xFFFFFFFFFFFFFFFF
 """INET_DIAG_NOCOOKIE in both halves: the kernel compares no cookie. All zeros is a cookie like any other."""
@@ -56,6 +61,24 @@ def encode_id(id: SocketId) -> bytes:
     return ADDRESSES.pack(id.sport, id.dport, id.src, id.dst) + HANDLE.pack(
         id.interface, id.cookie & 0xFFFFFFFF, id.cookie >> 32
     )
+
+
+def any_cookie(id_bytes: bytes) -> bytes:
+    """The same address, and whatever cookie."""
+    return id_bytes[:ADDRESS_SIZE] + bytes([0xFF] * 8)
+
+
+def swapped(id_bytes: bytes) -> bytes:
+    """The same with source and destination exchanged."""
+    return id_bytes[2:4] + id_bytes[:2] + id_bytes[20:36] + id_bytes[4:20] + id_bytes[36:]
+
+
+def unmapped_id(family: int, id_bytes: bytes) -> tuple[int, bytes]:
+    """(AF_INET, the v4 form) of an id whose both addresses are v4-mapped; any other unchanged."""
+    src, dst = id_bytes[4:20], id_bytes[20:36]
+    if family == AF_INET or not src[:12] == dst[:12] == V4_MAPPED:
+        return family, id_bytes
+    return AF_INET, id_bytes[:4] + src[12:] + bytes(12) + dst[12:] + bytes(12) + id_bytes[36:]
 
 
 def decode_id(buffer: Buffer, offset: int, family: int) -> SocketId:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -40,6 +41,11 @@ def lines(*changes: Change | str) -> str:
     return "".join((change if isinstance(change, str) else json.dumps(change)) + "\n" for change in changes)
 
 
+def without_zeros(text: str) -> str:
+    """The sums without those that are 0, but for the first."""
+    return re.sub(r", 0 \w+", "", text)
+
+
 class Agent:
     """The process, its standard input, and what it has printed so far."""
 
@@ -48,7 +54,7 @@ class Agent:
 
     @property
     def out(self) -> str:
-        return Path(self._out.name).read_text(encoding="utf-8")
+        return without_zeros(Path(self._out.name).read_text(encoding="utf-8"))
 
     @property
     def err(self) -> str:
@@ -97,7 +103,8 @@ def second_pass_after(seconds: float) -> str:
 
 def watch(*words: str, stdin: str, patch: str = "") -> Result:
     """`socklb watch` on lines that are all there, to its end, with the second pass soon after the first."""
-    return run("watch", "--source", "-", *words, stdin=stdin, patch=second_pass_after(0.05) + patch)
+    result = run("watch", "--source", "-", *words, stdin=stdin, patch=second_pass_after(0.05) + patch)
+    return result._replace(out=without_zeros(result.out))
 
 
 @contextmanager
@@ -127,7 +134,7 @@ def watching(
         )
         agent = Agent(process, out, err)
         try:
-            eventually(lambda: agent._catches(signal.SIGTERM), "it runs")
+            eventually(lambda: agent._catches(signal.SIGUSR1), "it runs")
             yield agent
         finally:
             process.kill()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.kernel
 
 COMMANDS = pytest.mark.parametrize(
     "words",
-    [["terminate", "127.0.0.2:9000/UDP"], ["destroy", "--netns", "all", "dst 127.0.0.2"]],
+    [["terminate", "10.9.0.2:9000/UDP"], ["destroy", "--netns", "all", "dst 10.9.0.2"]],
     ids=["terminate", "destroy"],
 )
 CLEAR = "\r\x1b[K"
@@ -52,7 +52,7 @@ class TestOnATerminal:
         self, words: list[str], error: str, code: int, last: str
     ) -> None:
         """What ended the run, and namespaces that failed."""
-        patch = f"def fail(*_): raise {error}\nmodule('.engine.find').SocketTable.collect = fail"
+        patch = f"def fail(*_): raise {error}\nmodule('.engine.find').SocketTable.search_all = fail"
         result = on_terminal(*words, patch=patch)
         assert result.code == code
         *shown, after = result.err.split(CLEAR)
@@ -64,5 +64,5 @@ class TestOnATerminal:
 
 def test_none_elsewhere() -> None:
     """Neither where there is no terminal, nor for the current namespace alone, which takes no time."""
-    assert run("terminate", "127.0.0.2:9000/UDP")[::2] == (0, "")
-    assert on_terminal("destroy", "dst 127.0.0.2")[::2] == (0, "")
+    assert run("terminate", "10.9.0.2:9000/UDP")[::2] == (0, "")
+    assert on_terminal("destroy", "dst 10.9.0.2")[::2] == (0, "")

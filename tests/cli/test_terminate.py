@@ -21,7 +21,7 @@ from .test_destroy import COUNTS, counts
 
 pytestmark = pytest.mark.kernel
 
-TCP, UDP = "127.0.0.2:9000/TCP", "127.0.0.2:9000/UDP"
+TCP, UDP = "10.9.0.2:9000/TCP", "10.9.0.2:9000/UDP"
 TCP6 = "[fd00::2]:9000/TCP"
 
 
@@ -30,9 +30,9 @@ def test_several_backends_at_once_in_several_namespaces(sockets: Sockets) -> Non
 
     def connect(made: Sockets) -> tuple[list[socket.socket], list[tuple[socket.socket, socket.socket]]]:
         add_v6_address("fd00::2")
-        doomed = [made.udp("127.0.0.2", 9000), made.udp("::ffff:127.0.0.2", 9000)]
-        doomed += [made.tcp(address, 9000)[0] for address in ("127.0.0.2", "::ffff:127.0.0.2", "fd00::2")]
-        others = [made.tcp("127.0.0.3", 9000), made.tcp("127.0.0.2", 9001), made.udp_pair("127.0.0.3", 9000)]
+        doomed = [made.udp("10.9.0.2", 9000), made.udp("::ffff:10.9.0.2", 9000)]
+        doomed += [made.tcp(address, 9000)[0] for address in ("10.9.0.2", "::ffff:10.9.0.2", "fd00::2")]
+        others = [made.tcp("10.9.0.3", 9000), made.tcp("10.9.0.2", 9001), made.udp_pair("10.9.0.3", 9000)]
         return doomed, others
 
     with pinned_networks("web") as (web,):
@@ -60,7 +60,7 @@ class TestExitCodes:
         ids=["no destroy", "no privilege", "EPERM", "interrupted"],
     )
     def test_what_ends_the_run(self, sockets: Sockets, code: int, preexec: Preexec, patch: str, error: str) -> None:
-        client = sockets.udp("127.0.0.2", 9000)
+        client = sockets.udp("10.9.0.2", 9000)
         result = run("terminate", UDP, "--json", preexec=preexec, patch=patch)
         assert (result.code, counts(result)) == (code, {"matched": 1, "failed": 1})
         assert error in result.json["error"]
@@ -71,14 +71,14 @@ class TestExitCodes:
         assert lines.out.endswith("1 matched: 0 destroyed, 0 gone, 0 skipped, 1 failed\n")
 
     def test_an_interrupt_keeps_the_account_of_what_was_done(self, sockets: Sockets) -> None:
-        client, later = sockets.tcp("127.0.0.2", 9000)[0], sockets.udp("127.0.0.2", 9000)
+        client, later = sockets.tcp("10.9.0.2", 9000)[0], sockets.udp("10.9.0.2", 9000)
         result = run("terminate", TCP, UDP, "--json", patch=INTERRUPTED_AT_UDP)
         assert (result.code, result.err) == (130, "socklb: interrupted\n")
         assert counts(result) == {"matched": 2, "destroyed": 1, "failed": 1}
         assert (pending_error(client), pending_error(later)) == ("ECONNABORTED", "")
 
     def test_some_that_failed_are_1(self, sockets: Sockets) -> None:
-        sockets.udp("127.0.0.2", 9000)
+        sockets.udp("10.9.0.2", 9000)
         result = run("terminate", UDP, "--json", patch=answers(5))
         assert (result.code, result.err, counts(result)) == (1, "", {"matched": 1, "failed": 1})
         (row,) = result.json["sockets"]
@@ -86,10 +86,10 @@ class TestExitCodes:
 
     @pytest.mark.parametrize("preexec", [None, drop_privilege], ids=["privileged", "unprivileged"])
     def test_a_dry_run_is_0_and_cuts_nothing(self, sockets: Sockets, preexec: Preexec) -> None:
-        client, server = sockets.tcp("127.0.0.2", 9000)
+        client, server = sockets.tcp("10.9.0.2", 9000)
         result = run("terminate", "--netns", "current", "--dry-run", "--json", TCP, preexec=preexec)
-        assert (result.code, result.err, counts(result)) == (0, "", {"matched": 1, "skipped": 1})
-        assert [(row["reason"], row["dry_run"]) for row in result.json["sockets"]] == [("dry run", True)]
+        assert (result.code, result.err, counts(result)) == (0, "", {"matched": 1, "would_destroy": 1})
+        assert [(row["outcome"], row["dry_run"]) for row in result.json["sockets"]] == [("would_destroy", True)]
         talk(client, server)
 
     def test_nothing_matched_needs_no_privilege(self, network: None) -> None:
@@ -100,7 +100,7 @@ class TestWhatIsPrinted:
     """`--json`: a socket is as `destroy` has it, but for the backend; and sums by namespace and backend."""
 
     def test_json(self, sockets: Sockets) -> None:
-        client, _ = sockets.tcp("::ffff:127.0.0.2", 9000)
+        client, _ = sockets.tcp("::ffff:10.9.0.2", 9000)
         with pinned_networks("web"):
             said = run("terminate", "--netns", "current", "--netns", "web", "--json", TCP, TCP, UDP).json
         (row,) = said.pop("sockets")
@@ -112,20 +112,20 @@ class TestWhatIsPrinted:
         assert here.pop("path").endswith("/ns/net")
         assert here == {"name": "current", **one, "error": None}
         assert web == {"name": "web", "path": "/run/netns/web", **none, "error": None}
-        assert said == {**one, "unsearched": [], "backends": {TCP: one, UDP: none}}
+        assert said == {**one, "unsearched": [], "left_alone": [], "backends": {TCP: one, UDP: none}}
 
     def test_lines(self, sockets: Sockets) -> None:
         with pinned_networks("web") as (web,):
-            near, far = sockets.udp("127.0.0.2", 9000), web.make(lambda s: s.udp("127.0.0.2", 9000))
+            near, far = sockets.udp("10.9.0.2", 9000), web.make(lambda s: s.udp("10.9.0.2", 9000))
             result = run("terminate", "--dry-run", UDP)
             ports = [client.getsockname()[1] for client in (near, far)]
         *lines, last = result.out.splitlines()
-        start = "skipped   udp ESTABLISHED 127.0.0.1"
+        start = "would destroy udp ESTABLISHED 10.9.0.1"
         assert {*lines} == {
-            f"{start}:{ports[0]} -> 127.0.0.2:9000 (dry run)",
-            f"{start}:{ports[1]} -> 127.0.0.2:9000 in web (dry run)",
+            f"{start}:{ports[0]} -> 10.9.0.2:9000",
+            f"{start}:{ports[1]} -> 10.9.0.2:9000 in web",
         }
-        assert last == "2 matched: 0 destroyed, 0 gone, 2 skipped, 0 failed"
+        assert last == "2 matched: 0 destroyed, 2 would destroy, 0 gone, 0 skipped, 0 failed"
 
 
 def no_maps() -> None:
@@ -140,14 +140,14 @@ class TestRevNat:
 
     @pytest.mark.parametrize("json", [[], ["--json"]], ids=["lines", "json"])
     def test_without_maps_it_is_2(self, sockets: Sockets, json: list[str]) -> None:
-        client = sockets.udp("127.0.0.2", 9000)
+        client = sockets.udp("10.9.0.2", 9000)
         result = run("terminate", "--rev-nat", UDP, *json, preexec=no_maps)
         assert (result.code, result.out, pending_error(client)) == (2, "", "")
         assert result.err.startswith(f"socklb: no directory {DEFAULT_DIRECTORY}: ")
 
     def test_who_went_there_by_himself_is_spared(self, sockets: Sockets, maps: Maps) -> None:
         def connect(made: Sockets) -> tuple[socket.socket, socket.socket]:
-            return made.udp("127.0.0.2", 9000), made.udp("::ffff:127.0.0.2", 9000)
+            return made.udp("10.9.0.2", 9000), made.udp("::ffff:10.9.0.2", 9000)
 
         with pinned_networks("web") as (web,):
             pairs = [connect(sockets), web.make(connect)]
@@ -172,7 +172,7 @@ class TestRevNat:
     def test_maps_that_cannot_be_used(
         self, sockets: Sockets, maps: Maps, damage: Any, preexec: Preexec, code: int, error: str
     ) -> None:
-        client, directory = sockets.udp("127.0.0.2", 9000), both(maps)
+        client, directory = sockets.udp("10.9.0.2", 9000), both(maps)
         damage(maps)
         words = ("terminate", "--rev-nat", "--rev-nat-dir", directory, UDP)
         result = run(*words, "--json", preexec=preexec)
@@ -186,5 +186,5 @@ class TestRevNat:
 
 def entry(client: socket.socket) -> RevNatEntry:
     """What a balancer records when it sends a client of a service to this backend."""
-    backend = ip_address("127.0.0.2")
+    backend = ip_address("10.9.0.2")
     return RevNatEntry(cookie_of(client), backend, 9000, ip_address("10.96.0.10"), 53, 1)

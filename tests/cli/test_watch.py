@@ -8,25 +8,25 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from socklb import Backend
 
-from ..networks import pinned_networks
+from ..networks import Network, networks, pinned_networks
 from ..sockets import Sockets, error_of, eventually, pending_error, talk
 from .agent import delete, lines, replace, upsert, watch, watching
 from .runner import answers, closed_pipe, drop_privilege, run
-from .test_probe import NO_V6
+from .test_probe import NO_UDP_DIAG, NO_V6
 
 pytestmark = pytest.mark.kernel
 
-A, B, C = (Backend(f"127.0.0.{n}", 9000, "udp") for n in (2, 3, 4))
+A, B, C = (Backend(f"10.9.0.{n}", 9000, "udp") for n in (2, 3, 4))
 ABORTED = "ECONNABORTED"
 CURRENT = ("--netns", "current")
-ONE_CUT = f"{A}: 1 matched: 1 destroyed, 0 gone, 0 skipped, 0 failed\n"
+ONE_CUT = f"{A}: 1 matched: 1 destroyed\n"
 SLOW_SOURCES = """
 import time
 lines, file = module(".sources.lines"), module(".sources.file")
@@ -52,11 +52,50 @@ terminate = loop.terminate
 def terminate_and_connect(*arguments, **options):
     report = terminate(*arguments, **options)
     late = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    late.connect(("127.0.0.2", 9000))
+    late.connect(("10.9.0.2", 9000))
     late.detach()
     return report
 loop.terminate = terminate_and_connect
 """
+
+
+SIGNALS_TWICE = """
+import os
+DiagSocket = module(".kernel.diag").DiagSocket
+destroy = DiagSocket.destroy
+def destroy_and_signal(self, requests, doing):
+    answers = destroy(self, requests, doing)
+    if doing == "destroy udp sockets in current":
+        os.kill(os.getpid(), {number})
+        os.kill(os.getpid(), {number})
+    return answers
+DiagSocket.destroy = destroy_and_signal
+"""
+HUNG_SOURCE = """
+import threading
+module(".sources.lines").LineSource.follow = lambda *arguments: threading.Event().wait()
+module(".cli.watch")._SOURCE_SECONDS = 0.01
+"""
+REOPEN = """
+import os
+def reopen(self):
+    other = type(self)(self._name)
+    os.dup2(other._descriptor, self._descriptor, inheritable=False)
+    other.close()
+vars(module(".engine.audit").AuditFile).get("reopen") or setattr(module(".engine.audit").AuditFile, "reopen", reopen)
+"""
+IMPATIENT = 'module(".cli.outlet").PATIENCE_SECONDS = 0.05\n'
+SOON = 'module(".termination.loop").PAUSES = (0.02,) * 1000\n'
+
+
+@pytest.fixture
+def sockets(sockets: Sockets) -> Sockets:
+    """With addresses that are the same in every namespace, unlike loopback."""
+    return sockets
+
+
+def far(net: Network, backend: Backend) -> socket.socket:
+    return net.make(lambda sockets: to(sockets, backend))
 
 
 def to(sockets: Sockets, backend: Backend) -> socket.socket:
@@ -72,13 +111,13 @@ class TestLines:
     """Changes on standard input. What goes down is cut; at the end of the input, after the last batch, it ends."""
 
     def test_what_is_deleted_is_cut_and_nobody_else(self, sockets: Sockets) -> None:
-        doomed, mapped = to(sockets, A), sockets.udp("::ffff:127.0.0.2", 9000)
-        other, (client, server) = to(sockets, B), sockets.tcp("127.0.0.2", 9000)
+        doomed, mapped = to(sockets, A), sockets.udp("::ffff:10.9.0.2", 9000)
+        other, (client, server) = to(sockets, B), sockets.tcp("10.9.0.2", 9000)
         with watching() as agent:
             agent.send(upsert(A), upsert(B), upsert(C, state="quarantined"))
             agent.send(delete(A), delete(C))
             eventually(lambda: is_cut(doomed), "the cut")
-            assert agent.end() == (0, f"{A}: 2 matched: 2 destroyed, 0 gone, 0 skipped, 0 failed\n", "")
+            assert agent.end() == (0, f"{A}: 2 matched: 2 destroyed\n", "")
         assert (pending_error(mapped), pending_error(other)) == (ABORTED, "")
         talk(client, server)
 
@@ -106,7 +145,7 @@ class TestLines:
         client = to(sockets, A)
         with watching(*CURRENT, patch=FAILS_ONCE) as agent:
             agent.send(upsert(A), delete(A))
-            agent.wait_for(f"{A}: 1 matched: 0 destroyed, 0 gone, 0 skipped, 1 failed\n{ONE_CUT}")
+            agent.wait_for(f"{A}: 1 matched: 0 destroyed, 1 failed\n{ONE_CUT}")
             assert agent.stop().code == 0
         assert is_cut(client)
 
@@ -134,6 +173,51 @@ class TestSignals:
             agent.send(upsert(A), delete(A))
             agent.wait_for("1 destroyed")
             assert agent.stop(number) == (code, ONE_CUT, "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_it_after_the_batch_at_hand(sockets: Sockets, number: int, code: int) -> None:
+    """Both come while the first batch of 150 sockets is destroyed."""
+    clients = [to(sockets, A) for _ in range(150)]
+    with watching(*CURRENT, patch=SIGNALS_TWICE.format(number=int(number))) as agent:
+        agent.send(upsert(A), delete(A))
+        assert agent.result() == (code, f"{A}: 150 matched: 64 destroyed, 86 failed\n", "")
+    assert sum(map(is_cut, clients)) == 64
+
+
+def test_a_signal_ends_it_though_its_source_hangs(network: None) -> None:
+    """As a file on a disk that does not answer."""
+    with watching(*CURRENT, patch=HUNG_SOURCE) as agent:
+        assert agent.stop() == (0, "", "")
+
+
+def test_sigusr1_shows_the_table(sockets: Sockets) -> None:
+    """What is down is in it until it is done with."""
+    to(sockets, A)
+    with watching(*CURRENT, second_pass=600) as agent:
+        agent.send(upsert(A), upsert(B), upsert(C, state="quarantined"), delete(A))
+        agent.wait_for("1 destroyed")
+        agent.process.send_signal(signal.SIGUSR1)
+        agent.wait_for("backends alive\n")
+        assert agent.stop().err == "".join(
+            f"socklb: {line}\n" for line in (f"{B} alive", f"{C} down", f"{A} down", "1 of 3 backends alive")
+        )
+
+
+def test_sighup_opens_the_audit_file_anew(sockets: Sockets, tmp_path: Path) -> None:
+    """As logrotate(8) wants it."""
+    clients, path = [to(sockets, backend) for backend in (A, B)], tmp_path / "audit"
+    with watching(*CURRENT, "--audit", str(path), patch=REOPEN) as agent:
+        agent.send(upsert(A), upsert(B), delete(A))
+        eventually(lambda: is_cut(clients[0]), "the cut")
+        path.rename(tmp_path / "old")
+        agent.process.send_signal(signal.SIGHUP)
+        eventually(path.exists, "there is a new one")
+        agent.send(delete(B))
+        eventually(lambda: is_cut(clients[1]), "the other cut")
+        assert agent.stop()[::2] == (0, "")
+    named = [json.loads(file.read_text())["backend"] for file in (tmp_path / "old", path)]
+    assert named == [str(A), str(B)]
 
 
 def test_a_signal_that_is_ignored_stays_ignored(sockets: Sockets) -> None:
@@ -203,17 +287,17 @@ class TestNamespaces:
             agent.send(upsert(A), upsert(B), delete(A))
             eventually(lambda: is_cut(near), "the cut")
             with pinned_networks("later") as (later,):
-                far = later.make(lambda s: to(s, B))
+                client = far(later, B)
                 agent.send(delete(B))
-                eventually(lambda: is_cut(far), "the cut there")
+                eventually(lambda: is_cut(client), "the cut there")
                 assert agent.end()[::2] == (0, "")
 
     def test_those_asked_for(self, sockets: Sockets) -> None:
         with pinned_networks("web", "db") as nets:
-            far = [net.make(lambda s: to(s, A)) for net in nets]
+            clients = [far(net, A) for net in nets]
             near = to(sockets, A)
             assert watch("--netns", "web", stdin=lines(upsert(A), delete(A)))[::2] == (0, "")
-            assert [pending_error(client) for client in (near, *far)] == ["", ABORTED, ""]
+            assert [pending_error(client) for client in (near, *clients)] == ["", ABORTED, ""]
 
     def test_one_that_is_gone_is_named_once_and_the_others_are_done(self, sockets: Sockets) -> None:
         clients = [to(sockets, backend) for backend in (A, B)]
@@ -230,6 +314,77 @@ class TestNamespaces:
         assert result.err.count("no network namespace is pinned as 'web'") == 1
 
 
+LEADS_NOWHERE = "Too many levels of symbolic links"
+
+
+class TestWhatCouldNotBeSearched:
+    def test_is_expected_with_readable_only_and_said_once(self, sockets: Sockets) -> None:
+        pin = Path("/run/netns/nowhere")
+        pin.parent.mkdir(exist_ok=True)
+        pin.symlink_to("nowhere")
+        try:
+            result = watch("--readable-only", stdin=lines(upsert(A), delete(A)))
+        finally:
+            pin.unlink()
+        assert (result.code, result.err.count(LEADS_NOWHERE), result.err.count("again")) == (0, 1, 0)
+
+    def test_of_several_that_are_named_does_not_stop_the_others(self, sockets: Sockets) -> None:
+        pin = Path("/run/netns/web")
+        client = to(sockets, A)
+        with ExitStack() as pins:
+            pins.enter_context(pinned_networks("web"))
+            with watching("--netns", "web", *CURRENT) as agent:
+                agent.send(upsert(A))
+                pins.close()
+                pin.symlink_to("web")
+                try:
+                    agent.send(delete(A))
+                    eventually(lambda: is_cut(client), "the cut")
+                    agent.wait_for(f"{LEADS_NOWHERE}; it is tried again")
+                finally:
+                    pin.unlink()
+
+    def test_it_is_tried_again_there_alone_and_said_once(self, sockets: Sockets) -> None:
+        """A pin that leads nowhere, until it leads to a namespace with a client."""
+        pin = Path("/run/netns/later")
+        pin.parent.mkdir(exist_ok=True)
+        pin.symlink_to("later")
+        try:
+            with networks(1) as (net,), watching(patch=SOON, second_pass=600) as agent:
+                client = far(net, A)
+                agent.send(upsert(A), delete(A))
+                agent.wait_for(f"/run/netns/later: {LEADS_NOWHERE}")
+                near = to(sockets, A)
+                new = Path("/run/new")
+                new.symlink_to(net.namespace.path.replace("/self/", f"/{os.getpid()}/"))
+                new.rename(pin)
+                eventually(lambda: is_cut(client), "the cut there")
+                result = agent.stop()
+        finally:
+            pin.unlink()
+        assert (result.code, pending_error(near), result.err.count("it is tried again")) == (0, "", 1)
+
+
+@contextmanager
+def taking_nothing(kind: str) -> Iterator[int]:
+    """A pipe that is full and nobody reads, or a disk that is full."""
+    if kind == "full":
+        with open("/dev/full", "wb") as file:
+            yield file.fileno()
+        return
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(1 << 16))
+        os.set_blocking(writer, True)
+        yield writer
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 class TestItStaysAlive:
     """An agent outlives who reads what it prints, and who lived in the namespaces it looks into."""
 
@@ -243,6 +398,21 @@ class TestItStaysAlive:
             eventually(lambda: is_cut(clients[1]), "the other cut")
             assert agent.end().code == 0
 
+    @pytest.mark.parametrize("kind", ["blocked", "full"])
+    @pytest.mark.parametrize("stream", ["stdout", "stderr"])
+    def test_who_takes_nothing(self, sockets: Sockets, stream: str, kind: str) -> None:
+        """What cannot be written is counted, and said at the end."""
+        clients = [to(sockets, backend) for backend in (A, B)]
+        with taking_nothing(kind) as target, watching(*CURRENT, patch=IMPATIENT, **{stream: target}) as agent:  # type: ignore[arg-type]
+            agent.send(upsert(A), upsert(B), "nonsense", delete(A))
+            eventually(lambda: is_cut(clients[0]), "the cut")
+            agent.send("more nonsense", delete(B))
+            eventually(lambda: is_cut(clients[1]), "the other cut")
+            result = agent.stop()
+        assert result.code == 0
+        if stream == "stdout":
+            assert "socklb: 2 lines of standard output could not be written\n" in result.err
+
     @pytest.mark.parametrize("descriptor", [1, 2])
     def test_that_never_had_one(self, sockets: Sockets, descriptor: int) -> None:
         client = to(sockets, A)
@@ -253,10 +423,10 @@ class TestItStaysAlive:
 
     def test_without_leaving_threads_or_descriptors(self, sockets: Sockets) -> None:
         with pinned_networks("web", "db") as nets, watching() as agent:
-            eventually(lambda: agent.threads_and_descriptors()[0] == 2, "it reads its input")
+            eventually(lambda: agent.threads_and_descriptors()[0] == 4, "it reads its input")
             at_rest = agent.threads_and_descriptors()
             for _ in range(12):
-                clients = [net.make(lambda s: to(s, A)) for net in nets]
+                clients = [far(net, A) for net in nets]
                 agent.send(upsert(A), delete(A))
                 eventually(lambda clients=clients: all(map(is_cut, clients)), "the cuts")  # type: ignore[misc]
             eventually(lambda: agent.threads_and_descriptors() == at_rest, "it is at rest again")
@@ -276,6 +446,18 @@ class TestItCannotStart:
         result = run("watch", "--source", "-", patch=answers(95))
         assert (result.code, result.out) == (3, "")
         assert "CONFIG_INET_DIAG_DESTROY" in result.err
+
+    def test_without_udp_diag_it_does_and_says_so(self, sockets: Sockets) -> None:
+        """Once; and goes on when the first UDP backend goes down."""
+        client, _ = sockets.tcp("10.9.0.2", 9000)
+        tcp = A._replace(protocol="tcp")
+        with watching(*CURRENT, patch=NO_UDP_DIAG) as agent:
+            agent.send(upsert(A), upsert(B), upsert(tcp), delete(A))
+            agent.send(delete(tcp), delete(B))
+            agent.wait_for("1 destroyed")
+            result = agent.stop()
+        assert (result.code, pending_error(client), len(result.err.splitlines())) == (0, ABORTED, 1)
+        assert "this kernel cannot destroy udp sockets: it lacks CONFIG_INET_DIAG and its udp_diag part" in result.err
 
     def test_without_ipv6_it_does(self, network: None) -> None:
         assert watch(stdin="", patch=NO_V6) == (0, "", "")

@@ -68,6 +68,12 @@ class TestRecords:
             "dry_run": False,
             "protocol": "tcp",
             "state": "ESTABLISHED",
+            "interface": 0,
+            "device": None,
+            "cgroup_id": None,
+            "timer": 0,
+            "retransmits": 0,
+            "expires_ms": 0,
             "src": "::ffff:10.0.0.1",
             "sport": 5000,
             "dst": "::ffff:10.0.0.5",
@@ -88,7 +94,7 @@ class TestRecords:
         real, dry = self.run(), self.run(dry_run=True)
         assert len({record["operation"] for record in real}) == len({record["operation"] for record in dry}) == 1
         assert real[0]["operation"] != dry[0]["operation"]
-        assert [(record["dry_run"], record["reason"]) for record in dry] == [(True, "dry run")] * 2
+        assert [(record["dry_run"], record["outcome"]) for record in dry] == [(True, "would_destroy")] * 2
         assert ["command" in record for record in real + dry] == [True, False] * 2
 
     def test_nobody_became_root_and_an_embedded_interpreter_has_no_arguments(

@@ -288,6 +288,6 @@ class TestPrivilege:
         def run() -> list[tuple[int, int]]:
             nothing = [SocketFilter(protocol, dport(PORT + 1)) for protocol in ("tcp", "udp")]
             reports = destroy_sockets([TCP, UDP], dry_run=True), destroy_sockets(nothing)
-            return [(report.matched, report.skipped) for report in reports]
+            return [(report.matched, report.would_destroy) for report in reports]
 
         assert without_privilege(run) == [(2, 2), (0, 0)]

@@ -31,13 +31,11 @@ from socklb import (
     UnboundedFilter,
     UnsearchedNamespace,
 )
-from socklb.filters import backend as backend_module
-from socklb.filters.backend import backend_of
 from socklb.kernel.names import UnknownName
 
 from ..fake_kernel import row
 
-VERDICTS = ("destroyed", "gone", "skipped", "failed")
+VERDICTS = ("destroyed", "would_destroy", "gone", "skipped", "failed")
 NAMESPACES = [NetworkNamespace(f"net{n}", f"/run/netns/net{n}", 4, n) for n in range(3)]
 BACKENDS = [Backend(f"10.0.0.{n}", 80, "tcp") for n in range(5, 8)]
 TCP = 6
@@ -90,7 +88,7 @@ class TestSums:
 
     def test_outcomes_are_counted_once_until_there_are_more(self) -> None:
         report = report_with([outcome("destroyed")] * 1000)
-        with mock.patch.object(backend_module, "backend_of", side_effect=backend_of) as looked_at:
+        with mock.patch.object(Report, "backend_of", autospec=True, side_effect=Report.backend_of) as looked_at:
             for _ in range(3):
                 self.look(report)
             assert looked_at.call_count == 1000
@@ -103,15 +101,15 @@ class TestSums:
         assert report.matched == 0
         another = NetworkNamespace("another", "/a", 4, 99)
         report.add_namespace(another)
-        assert report.namespaces[another] == (0, 0, 0, 0)
+        assert report.namespaces[another] == (0, 0, 0, 0, 0)
 
     def test_an_interrupt_while_they_are_counted_leaves_nothing_half_done(self) -> None:
         report = report_with([outcome("destroyed")])
-        interrupted = mock.patch.object(backend_module, "backend_of", side_effect=KeyboardInterrupt)
+        interrupted = mock.patch.object(Report, "backend_of", side_effect=KeyboardInterrupt)
         with interrupted, pytest.raises(KeyboardInterrupt):
             self.look(report)
         self.look(report)
-        assert report.counts == report.namespaces[NAMESPACES[0]] == report.backends[BACKENDS[0]] == (1, 0, 0, 0)
+        assert report.counts == report.namespaces[NAMESPACES[0]] == report.backends[BACKENDS[0]] == (1, 0, 0, 0, 0)
 
 
 ERRORS: list[BaseException] = [
@@ -138,8 +136,8 @@ class TestCopies:
         [
             outcome("skipped"),
             Outcome(InetSocket(row(1), TCP), "failed", "why", errno.EPERM, NAMESPACES[1]),
-            Counts(1, 2, 3, 4),
-            UnsearchedNamespace("/run/netns/x", "why", 2),
+            Counts(1, 2, 3, 4, 5),
+            UnsearchedNamespace("/run/netns/x", "Permission denied", 1),
             NetworkNamespace("n", "/p", 4, 1000, ("/q", "/r"), 5, 6),
         ],
         ids=lambda value: type(value).__name__,
@@ -155,7 +153,7 @@ class TestCopies:
         error = copy.copy(error)
         report = report_with([outcome("destroyed", 1, 2), outcome("failed", 1, 2)])
         report.errors[NAMESPACES[1]] = error
-        report.unsearched.append(UnsearchedNamespace("/x", "why", 1))
+        report.unsearched.append(UnsearchedNamespace("/x", "Permission denied", 3))
         report.unrecorded = report.outcomes[:1]
         error.report = report  # type: ignore[attr-defined]
         other = copied(error)
@@ -175,7 +173,7 @@ class TestCopies:
 
 def test_printed_forms() -> None:
     assert repr(NAMESPACES[0]) == "<NetworkNamespace net0 /run/netns/net0 inode=0>"
-    assert repr(Counts(1, 0, 2, 0)) == "Counts(destroyed=1, gone=0, skipped=2, failed=0)"
-    assert repr(UnsearchedNamespace("/x", "why", 1)) == "UnsearchedNamespace(path='/x', reason='why', count=1)"
+    assert repr(Counts(1, 0, 0, 2, 0)) == "Counts(destroyed=1, would_destroy=0, gone=0, skipped=2, failed=0)"
+    assert repr(UnsearchedNamespace("/x", "why", 2)) == "UnsearchedNamespace(path='/x', reason='why', count=2)"
     assert repr(outcome("gone")).startswith("Outcome(socket=<InetSocket 6 ESTABLISHED 10.0.0.1:1025 -> 10.0.0.5:80 ")
-    assert repr(Report()) == "<Report matched=0 destroyed=0 gone=0 skipped=0 failed=0>"
+    assert repr(Report()) == "<Report matched=0 destroyed=0 would_destroy=0 gone=0 skipped=0 failed=0>"

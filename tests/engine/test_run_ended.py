@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from itertools import count, repeat
 from types import FrameType
 from typing import Any
@@ -85,7 +87,7 @@ class TestAnAuditThatFails:
         with FakeKernel(StatefulTable(rows)).installed() as kernel, pytest.raises(Full) as caught:
             destroy_sockets(TCP, audit=audit)
         assert kernel.destroys == []
-        assert report_of(caught.value).counts == (0, 0, 1, 2 * BATCH - 2)
+        assert report_of(caught.value).counts == (0, 0, 0, 1, 2 * BATCH - 2)
 
     def test_a_dry_run_and_what_is_spared_stop_as_well(self) -> None:
         def audit(record: Record) -> None:
@@ -94,13 +96,13 @@ class TestAnAuditThatFails:
         with FakeKernel(table([row(n) for n in range(1, 4 * BATCH + 1)])).installed(), pytest.raises(Full) as caught:
             destroy_sockets(TCP, dry_run=True, audit=audit)
         report = report_of(caught.value)
-        assert {(outcome.verdict, outcome.reason) for outcome in report.outcomes} == {("skipped", "dry run")}
+        assert {(outcome.verdict, outcome.reason) for outcome in report.outcomes} <= {("would_destroy", "")}
         assert report.matched == 4 * BATCH
         assert report.unrecorded == report.outcomes[:BATCH]
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt at the n-th line of the engine that runs within it; `where` is the function then."""
+    """SIGINT comes at the n-th line of the engine that runs within it; `where` is the function then."""
 
     FILES = (run_module.__file__, destroy_module.__file__, audit_module.__file__)
 
@@ -123,7 +125,7 @@ class Interrupt:
         if event == "line":
             if not self._left:
                 self.where = frame.f_code.co_name
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
             self._left -= 1
         return self._line
 
@@ -142,13 +144,13 @@ class Busy(StatefulTable):
 
 
 class TestAnInterrupt:
-    """Between any two steps: each socket has one outcome, and what was destroyed is recorded or named."""
+    """Between any two steps: each socket has one outcome and one record, and what was destroyed is reported so."""
 
     @pytest.mark.parametrize("with_audit", [False, True], ids=["", "audit"])
     def test_at_any_line(self, monkeypatch: pytest.MonkeyPatch, with_audit: bool) -> None:
-        monkeypatch.setattr(destroy_module, "BATCH", 2)
+        monkeypatch.setattr(run_module, "BATCH", 2)
         interrupted = {*iter(map(self.run, count(), repeat(with_audit)).__next__, "")}
-        assert {"_destroy", "_take", "destroy", "look_again", "settle", "_reasons", "spare"} <= interrupted
+        assert {"_destroy", "_take", "destroy", "look_again", "settle", "_reasons", "decide"} <= interrupted
 
     def run(self, after: int, with_audit: bool) -> str:
         """Where it was interrupted, "" if it came to its end before."""
@@ -160,7 +162,7 @@ class TestAnInterrupt:
             except KeyboardInterrupt as error:
                 for made in kernel.sockets:
                     made.close()  # Python closes nothing if it is interrupted just as a `with` block ends
-                if kernel.sent:  # before that nothing was known
+                if kernel.sent and interrupt.where != "run":  # it comes before anything is known, or after all is over
                     report = report_of(error)
                     self.check(report, world.killed, [r["cookie"] for r in records], interrupt.where, with_audit)
             else:
@@ -169,17 +171,10 @@ class TestAnInterrupt:
 
     def check(self, report: Report, killed: list[int], recorded: list[int], where: str, with_audit: bool) -> None:
         verdict_of = verdicts(report)
-        perhaps = {o.socket.cookie for o in report.outcomes if o.reason.endswith("perhaps destroyed")}
         destroyed = {cookie for cookie, verdict in verdict_of.items() if verdict == "destroyed"}
         assert verdict_of.keys() in ({*range(1, 7)}, set()), where
-        assert destroyed <= {*killed} <= destroyed | perhaps
-        if where in ("_take", "settle", "record"):
-            assert not perhaps, "every answer was there"
-        if with_audit:
-            unrecorded = {outcome.socket.cookie for outcome in report.unrecorded}
-            assert len(recorded) == len({*recorded})
-            assert {*killed} <= {*recorded} | unrecorded
-            assert len({*killed} - {*recorded}) <= 2
+        assert destroyed == {*killed}, where
+        assert sorted(recorded) == sorted(verdict_of) or not with_audit
 
 
 class TestTheReportOfAnError:
@@ -198,7 +193,16 @@ class TestTheReportOfAnError:
             (ValueError, TCP, 0, {"audit": lambda record: int("closed")}),
         ],
     )
-    def test_it_is_there(self, namespaces: Any, kind: type[BaseException], where: Any, code: int, options: Any) -> None:
+    def test_it_is_there(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        namespaces: Any,
+        kind: type[BaseException],
+        where: Any,
+        code: int,
+        options: Any,
+    ) -> None:
+        monkeypatch.setattr(import_module("socklb.engine.probe"), "can_destroy", lambda *_: False)
         with FakeKernel(table([row(1)], lambda *_: code)).installed(), pytest.raises(kind) as caught:
             destroy_sockets(where, namespaces=namespaces, **options)
         report = report_of(caught.value)

@@ -37,7 +37,7 @@ from socklb.wire.socket_id import AF_INET, AF_INET6
 
 from ..fake_kernel import Answer, Datagram, FakeKernel, Request, StatefulTable, done_message, row
 
-DUMP, DESTROY = "dump", "destroy"
+DUMP, LOOK_UP, DESTROY = "dump", "look-up", "destroy"
 
 Reported = dict[Any, str]
 """By cookie the state of a socket that was listed, or the verdict about it; by label what a probe says."""
@@ -91,8 +91,8 @@ class NoSocket(nullcontext[None]):
 class Call(NamedTuple):
     """`right` is what it reports about a kernel with these rows when nothing goes wrong.
 
-    `so_far`: what it reports when its first or second dump or batch of destroys ends it, for each that it makes. (A
-    list may have reported more of that dump.)
+    `so_far`: what it reports when its first or second dump, or batch of look-ups or destroys, ends it, for each that it
+    makes. (A list may have reported more of that dump.)
     """
 
     run: Callable[[], Result]
@@ -121,7 +121,11 @@ class Call(NamedTuple):
 
     def on(self, answer: Answer) -> Result:
         probe_module = import_module("socklb.engine.probe")  # the package has the function by that name
-        with FakeKernel(answer).installed(), mock.patch.object(probe_module, "ProbeSocket", NoSocket):
+        with (
+            FakeKernel(answer).installed(),
+            mock.patch.object(probe_module, "ProbeSocket", NoSocket),
+            mock.patch.object(probe_module, "can_destroy", return_value=False),
+        ):
             return self.run()
 
     def check(self, result: Result, end: End, reported: Reported) -> None:
@@ -233,7 +237,7 @@ def each(cookies: Iterable[Any], what: str) -> Reported:
 
 
 def ends_at_once(matched: Iterable[int]) -> dict[tuple[str, int], Reported]:
-    return {(DUMP, 1): {}, (DESTROY, 1): each(matched, "failed")}
+    return {(DUMP, 1): {}, **dict.fromkeys(((LOOK_UP, 1), (DESTROY, 1)), each(matched, "failed"))}
 
 
 FEW = [row(1), row(2), row(3), row(4, family=AF_INET6), row(9, dport=81)]
@@ -257,10 +261,13 @@ DESTROY_IN_ROUNDS = Call(
     lambda: destroy(TCP),
     TWINS,
     each((1, 5, 6, 7), "destroyed"),
-    {**ends_at_once((1, 5, 6, 7)), (DUMP, 2): _FIRST_ROUND, (DESTROY, 2): _FIRST_ROUND},
+    {**ends_at_once((1, 5, 6, 7)), **dict.fromkeys(((DUMP, 2), (LOOK_UP, 2), (DESTROY, 2)), _FIRST_ROUND)},
 )
 DESTROY_IN_BATCHES = Call(
-    lambda: destroy(TCP), MANY, each(_MANY, "destroyed"), {**ends_at_once(_MANY), (DESTROY, 2): _FIRST_BATCH}
+    lambda: destroy(TCP),
+    MANY,
+    each(_MANY, "destroyed"),
+    {**ends_at_once(_MANY), **dict.fromkeys(((LOOK_UP, 2), (DESTROY, 2)), _FIRST_BATCH)},
 )
 
 CALLS: dict[str, Call] = {

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from socklb import KernelError, MalformedMessage, NotPermitted, NotSupported
 from socklb.wire.netlink import NLM_F_DUMP_INTR, NLMSG_NOOP, NLMSG_OVERRUN, encode_message, iter_messages
-from socklb.wire.request import SOCK_DESTROY
 
 from ..fake_kernel import Answer, Datagram, Request, ack_message, done_message, row, row_message
-from .calls import DESTROY, DUMP, GOOD, End
+from .calls import DESTROY, DUMP, GOOD, LOOK_UP, End
 
 Honest = Callable[[], "list[bytes]"]
 """Lets the kernel do what it was asked for; the messages that it answers. Not called, nothing is done."""
@@ -42,7 +41,9 @@ def single(datagrams: Iterable[Datagram]) -> list[bytes]:
 
 
 class InjectFault:
-    """Damages the answers to these dumps or destroys, counted from 1; the others are honest. `hit`: the requests."""
+    """Damages the answers to these dumps, look-ups or destroys, counted from 1; the others are honest. `hit`: the
+    requests.
+    """
 
     def __init__(self, damage: Damage, on: str, when: Sequence[int] = ALWAYS) -> None:
         self._damage, self._on, self._when, self._count = damage, on, when, 0
@@ -50,7 +51,7 @@ class InjectFault:
 
     def __call__(self, usual: Answer) -> Answer:
         def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
-            if (requests[0].type == SOCK_DESTROY) != (self._on == DESTROY):
+            if requests[0].kind != self._on:
                 return usual(requests)
             self._count += 1
             if self._count not in self._when:
@@ -177,7 +178,7 @@ _ROW_OF_112 = row(1, attributes=[(999, bytes(36))])  # 128 with its header: the 
 
 
 def _of_either(on: str) -> dict[str, Fault]:
-    """What may happen to dumps and to destroys alike."""
+    """What may happen to all of them alike."""
     return {
         "one by one": Fault(on, lambda r, honest: list(honest()), GOOD),
         "in one datagram": Fault(on, lambda r, honest: [b"".join(honest())], GOOD),
@@ -185,7 +186,7 @@ def _of_either(on: str) -> dict[str, Fault]:
         "cut": Fault(on, at(-1, lambda m: m[:-1])),
         "nothing": Fault(on, at(-1, lambda m: b"")),
         "length 0": Fault(on, at(-1, length(0))),
-        "foreign port": Fault(on, at(-1, lambda m: (m, 4711))),
+        "foreign port": Fault(on, lambda r, honest: [x for m in honest() for x in ((m, 4711), m)], GOOD),
         "foreign sequence": Fault(on, at(-1, other_sequence(1 << 16))),
         "unknown type": Fault(on, at(-1, with_field("=H", 4, 0x4242))),
         "errno above zero": Fault(on, at(-1, with_field("=i", 16, 1))),
@@ -213,7 +214,7 @@ def destroy(damage: Damage, end: End = MALFORMED, **more: Any) -> Fault:
 
 
 FAULTS: dict[str, Fault] = {
-    **{f"{on}: {name}": fault for on in (DUMP, DESTROY) for name, fault in _of_either(on).items()},
+    **{f"{on}: {name}": fault for on in (DUMP, LOOK_UP, DESTROY) for name, fault in _of_either(on).items()},
     # --------------------------------------------------------------------------- replies that no kernel sends
     "dump: row too short": dump(lambda r, honest: [row_message(r[0], row(1)[:71]), done_message(r[0])]),
     "dump: row of an unknown family": dump(at(0, with_field("=B", 16, 7))),
@@ -223,6 +224,8 @@ FAULTS: dict[str, Fault] = {
     "dump: another acknowledged": dump(behind_a_row(lambda r: ack_message(moved(r, -1)))),
     "dump: error of another request": dump(behind_a_row(lambda r: ack_message(moved(r, 1), errno.EPERM))),
     "dump: longer than the buffer": dump(lambda r, honest: [row_message(r[0], _ROW_OF_112) * 800]),
+    "look-up: row too short": Fault(LOOK_UP, lambda r, honest: [*honest()[:-1], row_message(r[-1], row(1)[:71], 0)]),
+    "look-up: done": Fault(LOOK_UP, lambda r, honest: [*honest()[:-1], done_message(r[-1])]),
     "destroy: done": destroy(lambda r, honest: [*honest()[:-1], done_message(r[-1])]),
     "destroy: row": destroy(lambda r, honest: [*honest()[:-1], row_message(r[-1], row(1))]),
     "destroy: last twice": destroy(lambda r, honest: [b"".join([*honest(), ack_message(r[-1])])]),
@@ -244,6 +247,7 @@ FAULTS: dict[str, Fault] = {
     "destroy: eperm": destroy(refused(errno.EPERM), REFUSED),
     "destroy: eopnotsupp": destroy(refused(errno.EOPNOTSUPP), NO_DESTROY),
     "destroy: einval": destroy(refused(errno.EINVAL), GOOD, verdict="failed"),
+    "look-up: eio": Fault(LOOK_UP, refused(errno.EIO), EIO),
     # ------------------------------------------------------------------------------ tried again by the call
     "dump: enobufs": dumped_again(raising(_NO_BUFFERS), LOST),
     "dump: eintr": dumped_again(raising(_INTERRUPT), INTERRUPTED),
@@ -257,6 +261,8 @@ FAULTS: dict[str, Fault] = {
     "dump: marked behind a row": dumped_again(at(-1, marked), INTERRUPTED, after_a_row=True),
     "dump: done eintr behind rows": dumped_again(done(errno.EINTR), INTERRUPTED, after_a_row=True),
     # The first attempt destroyed them, and the second finds nothing.
+    "look-up: enobufs": Fault(LOOK_UP, raising(_NO_BUFFERS, rest=False), LOST, repeats=True),
+    "look-up: eintr": Fault(LOOK_UP, raising(_INTERRUPT), INTERRUPTED, repeats=True),
     "destroy: enobufs": destroy(raising(_NO_BUFFERS, rest=False), LOST, repeats=True, verdict="gone"),
     "destroy: enobufs, and the rest": destroy(raising(_NO_BUFFERS), LOST, repeats=True, verdict="gone"),
     "destroy: eintr": destroy(raising(_INTERRUPT, rest=False), INTERRUPTED, repeats=True, verdict="gone"),

@@ -22,6 +22,7 @@ from .calls import (
     FIND,
     FIND_IN_TWO_DUMPS,
     GOOD,
+    LOOK_UP,
     Call,
     End,
     each,
@@ -57,12 +58,12 @@ def check(call: Call, fault: Fault, when: Sequence[int], end: End) -> None:
     streams = not call.destroys and "alive" not in call.right.values()
     goes_on = end == GOOD or (fault.repeats and when is not ALWAYS and not (fault.after_a_row and streams))
     if goes_on:
-        hit = {} if fault.on == DUMP else each((one.body.id.cookie for one in injected.hit), fault.verdict)
-        if call is DESTROY_IN_ROUNDS and fault.verdict == "gone":
-            # The attempt whose answer was lost made the way free to another twin.
+        hit = {} if fault.on != DESTROY else each((one.body.id.cookie for one in injected.hit), fault.verdict)
+        if call is DESTROY_IN_ROUNDS and fault.verdict != "destroyed":
+            # An attempt whose answer was lost has made the way free to another twin; one that failed has not.
             assert result.end == GOOD
             assert result.reported.keys() == call.right.keys()
-            assert set(result.reported.values()) <= {"gone", "destroyed"}
+            assert set(result.reported.values()) <= {fault.verdict, "destroyed"}
         else:
             reported = {**call.right, **hit}
             call.check(result, GOOD, reported)
@@ -90,7 +91,7 @@ SOME = ("in one datagram", "cut", "foreign port", "silent", "receive fails", "se
     [
         (call_name, name)
         for call_name, call in CALLS.items()
-        for name in (*(f"{on}: {name}" for on in (DUMP, DESTROY) for name in SOME), *PROBED)
+        for name in (*(f"{on}: {name}" for on in (DUMP, LOOK_UP, DESTROY) for name in SOME), *PROBED)
         if (FAULTS[name].on, 1) in call.so_far
     ],
 )

@@ -35,7 +35,7 @@ from .calls import End, one_pass, value_or_report, verdicts_in
 
 pytestmark = pytest.mark.kernel
 
-ADDRESS, PORT = "127.0.0.2", 9000
+ADDRESS, PORT = "10.9.0.2", 9000
 UDP = SocketFilter("udp", dst(ADDRESS, PORT))
 TCP = SocketFilter("tcp", dst(ADDRESS, PORT))
 BACKENDS = [Backend(ADDRESS, PORT, "tcp")]

@@ -22,6 +22,7 @@ from socklb import (
     MalformedMessage,
     NotSupported,
     SocketFilter,
+    SocklbError,
     destroy_sockets,
     dport,
     find_sockets,
@@ -32,7 +33,7 @@ from socklb.wire.request import IPPROTO_TCP, IPPROTO_UDP, SOCK_DIAG_BY_FAMILY, I
 from socklb.wire.socket_id import AF_INET, AF_INET6, ANY, SocketId
 
 from .. import world
-from ..sockets import Sockets, cookie_of, pending_error, without_privilege
+from ..sockets import Sockets, cookie_of, in_child, pending_error, without_privilege
 
 pytestmark = pytest.mark.kernel
 
@@ -113,7 +114,7 @@ class TestDumps:
     ) -> None:
         for _ in range(10):
             sockets.udp("127.0.0.1", 5000)
-        diag._buffer = bytearray(1024)
+        diag._buffers[:] = [bytearray(1024)]
         with pytest.raises(MalformedMessage, match="cut reply"):
             rows(diag, request(AF_INET, IPPROTO_UDP))
 
@@ -123,14 +124,23 @@ class TestDumps:
         with pytest.raises(MalformedMessage, match="sequence of a reply"):
             rows(diag, asked)
 
-    def test_an_answer_that_another_process_forged_is_refused(self, diag: DiagSocket) -> None:
-        with open_netlink() as forger:
+    def test_nobody_but_the_kernel_can_send_to_it(self, diag: DiagSocket) -> None:
+        with open_netlink() as forger, pytest.raises(ConnectionRefusedError):
             forger.sendto(encode_message(NLMSG_DONE, NLM_F_MULTI, 1, bytes(4)), diag._socket.getsockname())
-            with pytest.raises(
-                MalformedMessage, match=f"expected the kernel, port 0, got port {forger.getsockname()[0]}"
-            ):
-                rows(diag, request(AF_INET, IPPROTO_TCP))
-        assert diag._socket.fileno() == -1
+
+    def test_a_find_that_is_continued_in_a_forked_process_is_an_error_there(self, sockets: Sockets) -> None:
+        for _ in range(100):
+            sockets.udp("127.0.0.1", 5000)
+        found = find_sockets(SocketFilter("udp", dport(5000)))
+        next(found)
+
+        def go_on() -> str:
+            with pytest.raises(SocklbError) as caught:
+                list(found)
+            return str(caught.value)
+
+        assert f"another process, {os.getpid()}" in in_child(go_on)
+        assert len(list(found)) == 99, "the parent's is complete"
 
 
 class TestDestroys:
@@ -183,7 +193,7 @@ class TestDebugLog:
         client = sockets.udp(address, 5000)
         family, host = (AF_INET6, "[::1]") if ":" in address else (AF_INET, address)
         id = f"{host}:{client.getsockname()[1]} -> {host}:5000 interface 0 cookie {cookie_of(client):#x}"
-        filter = SocketFilter("udp", dport(5000))
+        filter = SocketFilter("udp", dport(5000), family=family)
         with caplog.at_level(logging.DEBUG, "socklb"):
             assert len(list(find_sockets(filter, extensions=["meminfo"]))) == 1
             asked, row, done = caplog.messages
@@ -192,9 +202,9 @@ class TestDebugLog:
         assert asked.endswith(" bytes of attributes")
         assert row == f"<- seq 1 SOCK_DIAG_BY_FAMILY: {id} ESTABLISHED"
         assert done == "<- seq 1 NLMSG_DONE: errno 0"
-        killed = f"-> seq 2 SOCK_DESTROY: udp family {int(family)} {id} "
+        killed = f"-> seq 4 SOCK_DESTROY: udp family {int(family)} {id} "
         assert any(line.startswith(killed) for line in caplog.messages)
-        assert "<- seq 2 NLMSG_ERROR: errno 0" in caplog.messages
+        assert "<- seq 4 NLMSG_ERROR: errno 0" in caplog.messages
 
     def test_logging_is_not_imported(self, sockets: Sockets) -> None:
         sockets.udp("127.0.0.1", 5000)

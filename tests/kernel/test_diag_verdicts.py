@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
+from itertools import count
 from math import ceil
 from random import Random
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -26,7 +28,8 @@ from socklb import (
     probe,
     sport,
 )
-from socklb.engine.destroy import ANSWER_LOST, ONLY_BOUND, SHARED_ADDRESS
+from socklb.engine import destroy as destroy_module
+from socklb.engine.destroy import ANSWER_LOST, ONLY_BOUND, SHARED_ADDRESS, TIME_LIMIT
 from socklb.wire.reply import decode_msg
 from socklb.wire.request import SOCK_DESTROY
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
@@ -59,9 +62,9 @@ def destroyed(answer: Answer, filter: SocketFilter = TCP, **options: Any) -> tup
         return verdicts(destroy_sockets(filter, **options)), kernel
 
 
-def outcomes(answer: Answer, filter: SocketFilter = TCP) -> dict[int, Verdict]:
+def outcomes(answer: Answer, filter: SocketFilter = TCP, *, can_destroy: bool = False) -> dict[int, Verdict]:
     """Verdict, reason and errno of each socket by its cookie, also of a run that an error ended."""
-    with FakeKernel(answer).installed():
+    with FakeKernel(answer).installed(), mock.patch.object(probe_module, "can_destroy", return_value=can_destroy):
         try:
             report = destroy_sockets(filter)
         except KernelError as error:
@@ -100,8 +103,22 @@ class TestNoEntry:
         rows = [row(100 * group + n, sport=5000 + group) for group, size in enumerate(groups) for n in range(size)]
         said, kernel = destroyed(StatefulTable(rows))
         assert said == {decode_msg(one).id.cookie: "destroyed" for one in rows}
-        assert len(kernel.dumps) == max(groups), "a table without a hidden twin is not dumped again"
-        assert max(tries(kernel).values()) == max(groups)
+        assert len(kernel.dumps) == min(max(groups), 2), "a table without a hidden twin is not dumped again"
+        assert tries(kernel) == dict.fromkeys(said, 1), "as many destroys as sockets"
+        assert sum(map(len, kernel.look_ups)) <= 2 * len(rows)
+
+    def test_after_ten_seconds_at_one_address_the_others_are_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Half a second passes at each look at the clock."""
+        clock = count()
+        monkeypatch.setattr(destroy_module, "monotonic", lambda: next(clock) / 2)
+        rows = [*(row(n, sport=5000) for n in range(100)), *(row(n, sport=5001) for n in (100, 101))]
+        with FakeKernel(StatefulTable(rows)).installed():
+            report = destroy_sockets(TCP)
+        late = {o.socket.cookie for o in report.outcomes if o.reason == TIME_LIMIT}
+        died = {o.socket.cookie for o in report.outcomes if o.verdict == "destroyed"}
+        assert {100, 101} < died, "those of another address"
+        assert (late | died, late & died) == ({*range(102)}, set())
+        assert len(late) > 80
 
     @given(groups=st.lists(st.integers(1, 6), min_size=1, max_size=6), order=st.randoms(use_true_random=False))
     def test_what_answers_0_and_stays_is_never_tried_again(self, groups: list[int], order: Random) -> None:
@@ -118,14 +135,14 @@ class TestNoEntry:
 
     @pytest.mark.parametrize("state", [TcpState.ESTABLISHED, TcpState.CLOSE_WAIT, TcpState.LAST_ACK, TcpState.CLOSING])
     def test_still_there_without_progress_is_failed_with_the_reason(self, state: int) -> None:
-        rows = [row(1, state=state), row(2, state=state)]
+        rows = [row(1, state=state, inode=1), row(2, state=state, inode=2)]
         said = outcomes(table(rows, lambda one, family: errno.ENOENT))
         assert said == dict.fromkeys((1, 2), ("failed", SHARED_ADDRESS, errno.ENOENT))
 
     @pytest.mark.parametrize(
         ("before", "after", "verdict"),
         [
-            (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT, ("failed", SHARED_ADDRESS, errno.ENOENT)),
+            (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT, ("gone", "", None)),
             (TcpState.ESTABLISHED, TcpState.CLOSE, ("gone", "", None)),
             (TcpState.CLOSE, TcpState.CLOSE, ("failed", ONLY_BOUND, errno.ENOENT)),
         ],
@@ -169,7 +186,7 @@ class TestLostAnswers:
     def test_a_twin_that_hid_others_may_be_destroyed(self) -> None:
         """The others are tried again then."""
         hidden, before = ([row(first + n, sport=5000 + n) for n in range(64)] for first in (0, 100))
-        said = self.outcomes([*hidden, *before], lost=1)
+        said = self.outcomes([*hidden, *before], lost=0)
         assert {said[n] for n in range(64)} == {("destroyed", "", None)}
         assert {said[100 + n] for n in range(64)} == {("gone", ANSWER_LOST, None)}
 
@@ -193,6 +210,7 @@ class TestHowMuchIsSent:
         said, kernel = destroyed(table(rows), BOTH_FAMILIES if v6 else TCP)
         assert said == dict.fromkeys(range(count), "destroyed")
         assert [request.families for request in kernel.dumps] == [(AF_INET, AF_INET6) if v6 else (AF_INET,)]
+        assert [len(batch) for batch in kernel.look_ups] == [len(batch) for batch in kernel.destroys]
         assert len(kernel.destroys) == ceil(count / 64)
         assert [len(batch) for batch in kernel.destroys[:-1]] == [64] * (len(kernel.destroys) - 1)
         assert tries(kernel) == dict.fromkeys(range(count), 1)
@@ -213,7 +231,7 @@ class TestHowMuchIsSent:
 
     def test_a_dry_run_sends_none(self) -> None:
         said, kernel = destroyed(table([row(1), row(2)]), dry_run=True)
-        assert (said, kernel.destroys) == ({1: "skipped", 2: "skipped"}, [])
+        assert (said, kernel.destroys) == ({1: "would_destroy", 2: "would_destroy"}, [])
 
 
 class TestRefusals:

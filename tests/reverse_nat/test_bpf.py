@@ -22,7 +22,7 @@ from socklb.reverse_nat import bpf
 from socklb.reverse_nat.bpf import BpfMap, bpf_error
 from socklb.reverse_nat.layout import BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH
 
-from ..sockets import without_privilege
+from ..sockets import in_child, leave_descriptors, without_privilege
 from .balancer import ebpf
 from .bpf_maps import Maps, descriptors
 
@@ -306,6 +306,19 @@ class TestErrors:
         with pytest.raises(NotSupported, match="this Python has no working ctypes") as caught:
             BpfMap.open("/m")
         assert exit_code(caught.value) == 3
+
+    def test_where_descriptors_have_run_out_it_is_not_said_to_be_missing(self) -> None:
+        """It would never be tried again."""
+
+        def open_without_descriptors() -> tuple[type[Exception], int | None]:
+            for name in [name for name in sys.modules if name.partition(".")[0] in ("ctypes", "_ctypes")]:
+                del sys.modules[name]
+            leave_descriptors(0)
+            with pytest.raises(KernelError) as caught:
+                BpfMap.open("/m")
+            return type(caught.value), caught.value.errno
+
+        assert in_child(open_without_descriptors) == (KernelError, errno.EMFILE)
 
 
 class TestMachines:

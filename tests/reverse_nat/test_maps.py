@@ -17,7 +17,7 @@ from socklb.reverse_nat import bpf
 from socklb.reverse_nat.layout import ReverseSkKey, ReverseSkValue
 from socklb.reverse_nat.maps import DEFAULT_DIRECTORY, RevNatEntry, RevNatMaps
 
-from ..sockets import cookie_of, without_privilege
+from ..sockets import cookie_of, in_child, leave_descriptors, without_privilege
 from .balancer.clients import BACKEND_PORT, CASES, PORT, Case, Clients
 from .bpf_maps import Maps, descriptors
 
@@ -253,6 +253,17 @@ class TestEntries:
         opened.close()
         assert sorted((first, second, *entries)) == sorted((ONE, TWO, SIX))
         assert descriptors() == before
+
+    def test_where_descriptors_have_run_out(self, maps: Maps) -> None:
+        maps.lru(V4, 16, 8)
+
+        def read() -> int | None:
+            with RevNatMaps.open(maps.directory) as rev_nat, pytest.raises(KernelError) as caught:
+                leave_descriptors(0)
+                next(rev_nat.entries())
+            return caught.value.errno
+
+        assert in_child(read) == errno.EMFILE
 
     def test_an_iterator_that_is_closed_leaves_no_descriptor(self, maps: Maps) -> None:
         directory = both(maps)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,7 +195,7 @@ BAD = {
         "does not hold a replace: backend number 2: backend '10.0.0.1/TCP' has no port",
     ),
     "NUL bytes": ("\0" * 100, "does not hold a replace: not JSON: "),  # what a crash leaves on some file systems
-    "not UTF-8": ("\udcff", "does not hold a replace: not UTF-8 at byte 0"),
+    "not UTF-8": ("\udcff", "does not hold a replace: not UTF-8 at column 1"),
 }
 
 
@@ -260,6 +261,34 @@ class TestProblems:
             path.with_suffix(".new").rename(path)
             assert until_warned(source, 1) == f"{path} is not a regular file; the last table stays"
 
+    @pytest.mark.parametrize("target", ["fifo", "/dev/zero"])
+    def test_what_is_put_in_its_place_as_it_is_opened(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+    ) -> None:
+        """Neither waited for nor read: memory has an end."""
+        os.mkfifo(path.with_name("fifo"))
+        path.write_text(replace(A))
+        usual = os.stat
+
+        def stat(name: str) -> os.stat_result:
+            status = usual(name)
+            path.unlink()
+            path.symlink_to(target)
+            return status
+
+        with followed(FileSource(str(path))) as source, monkeypatch.context() as patch:
+            until_alive(source, A)
+            patch.setattr(os, "stat", stat)
+            patch.setattr(file, "_signature", lambda status: os.urandom(4))
+            source.until(lambda s: s.warnings == [f"{path} is not a regular file; the last table stays"], "it is seen")
+
+    def test_a_sparse_one(self, source: Followed, path: Path) -> None:
+        """A terabyte takes nothing to write, and much to read."""
+        os.truncate(path, 1 << 40)
+        assert until_warned(source, 1) == f"{path} is larger than 64 MiB; the last table stays"
+        rename_over(path, replace(B))
+        until_alive(source, B)
+
     def test_what_should_be_a_directory_is_a_file(self, path: Path) -> None:
         path.touch()
         with followed(FileSource(str(path / "deeper"))) as source:
@@ -274,6 +303,13 @@ class TestProblems:
             until_warned(source, count)
         assert ["is empty" in warning for warning in source.warnings] == [True, False, True, True]
         assert source.alive(A, B) == [False, True]
+
+
+@pytest.mark.parametrize(("path", "kind"), [(5, TypeError), (None, TypeError), ("a\0b", ValueError)])
+def test_a_path_is_a_path(path: Any, kind: type[Exception]) -> None:
+    """A number would be a descriptor, and be closed."""
+    with pytest.raises(kind):
+        FileSource(path)
 
 
 class TestStop:

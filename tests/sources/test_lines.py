@@ -134,7 +134,7 @@ class TestFragments:
     [
         (b"bad", "not JSON: "),
         (b"{}", "no 'op'"),
-        (b"\xff", "not UTF-8 at byte 0"),
+        (b"\xff", "not UTF-8 at column 1"),
         (UPSERT_A + UPSERT_A, "not JSON: "),
         (
             b'{"op": "replace", "backends": [{"backend": "10.0.0.2:80/TCP"}, {"backend": "x"}]}',
@@ -154,6 +154,16 @@ def test_a_bad_line_is_reported_with_number_and_reason_and_the_next_counts(
         assert warning.startswith(f"line {number} is passed over: {reason}")
 
 
+def test_link_local_backends_without_a_link_are_left_out_and_that_is_said_once(pipe: Pipe) -> None:
+    left_out = b'{"backend": "[fe80::1]:80/TCP"}, {"backend": "[fe80::2]:80/TCP"}'
+    replace = b'{"op": "replace", "backends": [' + left_out + b', {"backend": "10.0.0.2:80/TCP"}]}'
+    source = followed_to_the_end(pipe, b"\n".join([UPSERT_A, replace, UPSERT_A.replace(b"10.0.0.1", b"[fe80::1]")]))
+    assert (source.alive(A, B), len(source.table.changes), len(source.warnings)) == ([False, True], 2, 1)
+    assert source.warnings[0].startswith(
+        "link-local backends without a link are left out: [fe80::1]:80/TCP and 1 more; "
+    )
+
+
 class TestLongLines:
     """One that is too long is passed over, and so much of it is kept as shows that."""
 
@@ -161,7 +171,7 @@ class TestLongLines:
 
     @pytest.fixture(autouse=True)
     def _short(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(lines, "LONGEST_LINE", self.LONGEST)
+        monkeypatch.setattr(lines, "LARGEST", self.LONGEST)
         monkeypatch.setattr(lines, "_READ_SIZE", 64)
 
     def padded(self, length: int) -> bytes:
@@ -230,6 +240,25 @@ class TestStop:
         """Input that never ends is read no further."""
         with open("/dev/zero", "rb") as zeros, followed(LineSource(zeros.fileno())) as source:
             eventually(source.thread.is_alive, "it follows")
+
+
+def test_another_process_that_is_first_to_read_is_no_error(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a descriptor that does not block: it is readable no more."""
+    usual, tries = os.read, list[int]()
+
+    def read(descriptor: int, size: int) -> bytes:
+        tries.append(size)
+        if len(tries) == 1:
+            usual(descriptor, size)
+        return usual(descriptor, size)
+
+    os.set_blocking(pipe.reader, False)
+    monkeypatch.setattr(os, "read", read)
+    with followed(LineSource(pipe.reader)) as source:
+        pipe.write(UPSERT_B + b"\n")
+        source.until(lambda s: bool(tries), "it reads")
+        pipe.write(UPSERT_A + b"\n")
+        source.until(lambda s: s.alive(A, B) == [True, False], "the next line")
 
 
 def test_what_cannot_be_read_is_raised(tmp_path: Path) -> None:

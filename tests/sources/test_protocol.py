@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -10,17 +11,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from socklb import Backend, BackendState, BackendTable
-from socklb.sources.protocol import Delete, Replace, Upsert, parse_line, shortened
+from socklb.sources.protocol import Delete, Nothing, Replace, Upsert, parse_line, shortened
 from socklb.termination.table import Instance
 
 from .. import strategies
+from ..sockets import in_child
 from ..strategies import damaged
 
 A, B = Backend.parse("10.0.0.1:80/TCP"), Backend.parse("[2001:db8::1]:53/UDP")
 
 backends = st.builds(
     Backend,
-    strategies.addresses.filter(lambda a: a.packed.strip(b"\0") not in (b"", b"\xff\xff")),
+    strategies.addresses.filter(
+        lambda a: a.packed.strip(b"\0") not in (b"", b"\xff\xff") and not (a.version == 6 and a.is_link_local)
+    ),
     strategies.ports.filter(bool),
     st.sampled_from(("tcp", "udp")),
 )
@@ -29,7 +33,7 @@ instances = st.builds(Instance, backends, services, st.sampled_from(BackendState
 changes: st.SearchStrategy[Any] = (
     st.builds(Upsert, instances)
     | st.builds(Delete, backends, st.none() | services)
-    | st.builds(Replace, st.lists(instances, max_size=4).map(tuple))
+    | st.builds(Replace, st.lists(instances, max_size=4).map(tuple), st.just(()))
 )
 
 
@@ -40,8 +44,11 @@ def line_of(change: Any) -> bytes:
         written: dict[str, Any] = {"op": "delete", "backend": str(change.backend), **service}
     elif isinstance(change, Upsert):
         written = {"op": "upsert", **_entry(change.instance)}
+    elif isinstance(change, Nothing):
+        written = {"op": "upsert", "backend": change.left_out[0]}
     else:
-        written = {"op": "replace", "backends": list(map(_entry, change.instances))}
+        left_out = [{"backend": text} for text in change.left_out]
+        written = {"op": "replace", "backends": [*map(_entry, change.instances), *left_out]}
     return json.dumps(written).encode()
 
 
@@ -215,14 +222,53 @@ class TestWhatIsWrong:
         assert "unknown key 'op'" in refused(line)
 
     def test_no_utf_8(self) -> None:
-        assert refused(b'{"op": "\xff"}') == "not UTF-8 at byte 8"
+        assert refused('{"op": "\u00fc'.encode() + b'\xff"}') == "not UTF-8 at column 10"
 
-    def test_too_deep(self) -> None:
-        assert refused(b"[" * 200_000) == "nested too deeply"
+    def test_where_in_a_document_of_several_lines(self) -> None:
+        """A file usually is one."""
+        assert (
+            refused('{"op": "replace",\n "backends": [\n  \u00fc]}') == "not JSON: Expecting value at line 3, column 3"
+        )
+        assert refused(b'{"op": "replace",\n "\xff"}') == "not UTF-8 at line 2, column 3"
+
+    @pytest.mark.parametrize("opening", ["[", '{"":', '[{"]":['])
+    def test_too_deep(self, opening: str) -> None:
+        """Whatever the stack is: that of a thread may have room for less than Python allows."""
+
+        def parse() -> str:
+            found: list[str] = []
+            usual = threading.stack_size(64 << 10)
+            thread = threading.Thread(target=lambda: found.append(refused(opening * 100_000)))
+            thread.start()
+            threading.stack_size(usual)
+            thread.join()
+            return found[0]
+
+        assert in_child(parse) == "nested too deeply"
+
+    def test_brackets_in_a_string_are_none(self) -> None:
+        assert refused('{"op": "' + "[" * 20 + '\\"[{"}').startswith("op is upsert, delete or replace, not '[[[")
 
     @pytest.mark.parametrize("value", [["x" * 1000], "x" * 1000, {"x" * 1000: 1}], ids=["array", "string", "object"])
     def test_what_could_be_long_is_not_quoted(self, value: object) -> None:
         assert len(refused(json.dumps({"op": "upsert", "backend": "10.0.0.1:80/TCP", "unhealthy": value}))) < 100
+
+
+@pytest.mark.parametrize("text", ["[fe80::1]:80/TCP", "[FEBF:0:0:0:0:0:0:1]:80/TCP"])
+class TestLinkLocal:
+    """Without its link such a backend is another one on each link: it is left out, and the rest counts."""
+
+    def test_of_a_replace(self, text: str) -> None:
+        change = parse_line(
+            json.dumps({"op": "replace", "backends": [{"backend": text}, {"backend": str(A)}]}).encode()
+        )
+        assert change == Replace((Instance(A),), (text,))
+
+    @pytest.mark.parametrize("op", ["upsert", "delete"])
+    def test_alone(self, text: str, op: str) -> None:
+        change = parse_line(json.dumps({"op": op, "backend": text}).encode())
+        change.apply(BackendTable())
+        assert change == Nothing((text,))
 
 
 def test_a_message_does_not_grow_with_its_input() -> None:

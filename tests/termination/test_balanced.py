@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from socklb import Backend, NetworkNamespace, RevNatMaps, live_cookies, terminate_connections
+from socklb import Backend, Counts, NetworkNamespace, RevNatMaps, live_cookies, terminate_connections
 
 from ..cli.runner import run
 from ..reverse_nat.balancer import ebpf
@@ -37,7 +37,7 @@ class TestABackendThatGoes:
         with RevNatMaps.open(clients.balancer.directory) as maps:
             report = terminate_connections([gone(case)], namespaces="current", rev_nat=maps)
 
-        assert report.counts == (3, 0, 1, 0)
+        assert report.counts == Counts(destroyed=3, skipped=1)
         (spared,) = (outcome for outcome in report.outcomes if outcome.verdict == "skipped")
         assert (spared.socket.cookie, spared.reason) == (cookie_of(direct), NO_ENTRY)
         assert [pending_error(client) for client in doomed] == [ABORTED] * 3

@@ -24,8 +24,11 @@ from socklb import (
     NotSupported,
     Outcome,
     Report,
+    RunStopped,
+    Support,
     TerminationLoop,
 )
+from socklb.kernel.discovery import DiscoveredNamespaces, UnsearchedNamespace
 from socklb.termination import loop as loop_module
 from socklb.termination.loop import Pass
 
@@ -37,7 +40,8 @@ ABORTED = "ECONNABORTED"
 HERE = NetworkNamespace("current", "/proc/1/task/1/ns/net", 4, 1)
 WEB = NetworkNamespace("web", "/run/netns/web", 4, 2)
 DB = NetworkNamespace("tid 7 (db)", "/proc/6/task/7/ns/net", 4, 3)
-STILL_THERE = Outcome(SimpleNamespace(dst=A.address, dport=A.port, protocol=17), "failed", namespace=WEB)
+_SOCKET = SimpleNamespace(dst_packed=A.address.packed, dport=A.port, protocol=17, interface=0)
+STILL_THERE = Outcome(_SOCKET, "failed", namespace=WEB)
 
 
 class Terminations:
@@ -52,7 +56,8 @@ class Terminations:
         self.calls.append({*backends})
         self.namespaces.append(namespaces)
         report = Report(backends)
-        report.add_namespace(WEB)
+        for namespace in (WEB, *(() if isinstance(namespaces, str) else namespaces)):  # type: ignore[misc]
+            report.add_namespace(namespace)
         answer = self.answer(backends)
         if isinstance(answer, BaseException):
             raise answer
@@ -102,6 +107,33 @@ def alive(*backends: Backend) -> BackendTable:
     for backend in backends:
         table.upsert(backend)
     return table
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        ({"table": BackendTable}, TypeError),
+        ({"second_pass": -1}, ValueError),
+        ({"second_pass": float("nan")}, ValueError),
+        ({"second_pass": float("inf")}, ValueError),
+        ({"second_pass": 10**400}, ValueError),
+        ({"second_pass": "1"}, TypeError),
+        ({"second_pass": True}, TypeError),
+        ({"rev_nat": 5}, TypeError),
+        ({"audit": "audit.jsonl"}, TypeError),
+        ({"on_pass": "x"}, TypeError),
+        ({"namespaces": "web"}, ValueError),
+        ({"namespaces": None}, TypeError),
+        ({"namespaces": 5}, TypeError),
+        ({"namespaces": [5]}, TypeError),
+        ({"namespaces": b"all"}, TypeError),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
+)
+def test_a_wrong_argument_is_an_error_at_once(wrong: dict[str, Any], kind: type[Exception]) -> None:
+    """And not when the first backend has gone down."""
+    with pytest.raises(kind):
+        TerminationLoop(**{"table": BackendTable(), **wrong})
 
 
 class TestWhatIsCut:
@@ -180,18 +212,20 @@ class TestSecondPass:
                 table.upsert(A)
         assert terminations.calls == [{A}, {A}]
 
-    def test_negative(self) -> None:
-        with pytest.raises(ValueError, match="below 0"):
-            TerminationLoop(BackendTable(), second_pass=-1)
-
 
 class TestFailedPasses:
     """Repeated with growing pauses, and not for ever."""
 
     @pytest.mark.parametrize(
         "failure",
-        [KernelError(errno.ETIMEDOUT, "slow"), ValueError("no such one"), {WEB: NotPermitted(1, "no")}, STILL_THERE],
-        ids=["an error", "no namespace", "a namespace that failed", "a socket that is still there"],
+        [
+            KernelError(errno.ETIMEDOUT, "slow"),
+            NotPermitted(1, "no"),
+            ValueError("no such one"),
+            {WEB: NotPermitted(1, "no")},
+            STILL_THERE,
+        ],
+        ids=["an error", "not permitted", "no namespace", "a namespace that failed", "a socket that is still there"],
     )
     def test_repeated_until_it_works(self, terminations: Terminations, failure: object) -> None:
         table, passes = alive(A), list[Pass]()
@@ -236,7 +270,7 @@ class TestFailedPasses:
             table.delete(A)
         assert (terminations.calls, loop.outstanding) == ([{A}], [A])
 
-    @pytest.mark.parametrize("kind", [NotSupported, NotPermitted, AuditError])
+    @pytest.mark.parametrize("kind", [NotSupported, AuditError])
     def test_what_no_attempt_would_mend_ends_the_loop(self, terminations: Terminations, kind: type[OSError]) -> None:
         table = alive(A)
         terminations.answer = lambda backends: kind(errno.EPERM, "no")
@@ -244,6 +278,71 @@ class TestFailedPasses:
             table.delete(A)
             eventually(lambda: bool(raised), "it is raised")
         assert [type(error) for error in raised] == [kind]
+
+    def test_in_that_place_alone(self, terminations: Terminations) -> None:
+        """Where a namespace failed or a socket is still there, for its backend; not where it is done."""
+        table = alive(A, B)
+
+        def answer(backends: list[Backend]) -> object:
+            return [STILL_THERE, {WEB: KernelError(errno.ETIMEDOUT, "slow")}, None][len(terminations.calls) - 1]
+
+        terminations.answer = answer
+        with running(TerminationLoop(table, namespaces=[WEB, DB], second_pass=None)):
+            table.replace([])
+            eventually(lambda: len(terminations.calls) == 3, "two attempts more")
+        assert list(zip(terminations.calls, terminations.namespaces)) == [
+            ({A, B}, [WEB, DB]),
+            ({A}, [WEB]),
+            ({A}, [WEB]),
+        ]
+
+    @pytest.mark.parametrize("readable_only", [False, True])
+    def test_what_could_not_be_searched(self, terminations: Terminations, readable_only: bool) -> None:
+        """Is tried again, though nothing else is searched; unless it is expected."""
+        table, passes = alive(A), list[Pass]()
+        found = DiscoveredNamespaces([WEB])
+        found.refused = (UnsearchedNamespace("/run/netns/x", "Permission denied", 1),)
+
+        def look() -> DiscoveredNamespaces:
+            if len(passes) == 2:
+                found.refused = ()
+            return found
+
+        loop = TerminationLoop(
+            table, namespaces=look, second_pass=None, readable_only=readable_only, on_pass=passes.append
+        )
+        with running(loop):
+            table.delete(A)
+            eventually(lambda: bool(passes) and not loop.outstanding, "it is done")
+        assert terminations.namespaces == [(WEB,)] + [()] * (0 if readable_only else 2)
+        unsearched = [done.report.unsearched for done in passes if done.report is not None]
+        assert [len(each) for each in unsearched] == ([1] if readable_only else [1, 1, 0])
+
+    def test_a_namespace_that_may_not_be_searched_is_expected_with_readable_only(
+        self, terminations: Terminations
+    ) -> None:
+        table = alive(A)
+        terminations.answer = lambda backends: {WEB: NotPermitted(1, "no")}
+        loop = TerminationLoop(table, namespaces=[WEB], second_pass=None, readable_only=True)
+        with running(loop):
+            table.delete(A)
+            eventually(lambda: bool(terminations.calls) and not loop.outstanding, "it is done")
+        assert terminations.calls == [{A}]
+
+    def test_a_protocol_that_this_kernel_cannot_list_does_not_end_it(self, terminations: Terminations) -> None:
+        """Its backends are given up, and the others are terminated."""
+        tcp, passes = A._replace(protocol="tcp"), list[Pass]()
+        table = alive(A, tcp)
+        terminations.answer = lambda backends: NotSupported(errno.ENOENT, "no udp_diag") if A in backends else None
+        answers = {("tcp", 2): Support("supported"), ("udp", 2): Support("no_diag")}
+        with (
+            mock.patch.object(loop_module, "probe", return_value=answers),
+            running(TerminationLoop(table, second_pass=None, on_pass=passes.append)),
+        ):
+            table.replace([])
+            eventually(lambda: len(passes) == 2, "both passes")
+        assert terminations.calls == [{A, tcp}, {tcp}]
+        assert [done.given_up for done in passes] == [[A], []]
 
     def test_failures_are_logged_where_no_function_takes_them(
         self, terminations: Terminations, caplog: pytest.LogCaptureFixture
@@ -292,16 +391,11 @@ class TestNamespaces:
 
     @pytest.mark.parametrize("choice", ["current", WEB, (WEB, DB)], ids=["current", "one", "several"])
     def test_those_that_are_named(self, terminations: Terminations, choice: Any) -> None:
-        expected = (choice,) if choice is WEB else choice
+        expected = choice if choice == "current" else [WEB] if choice is WEB else [*choice]
         assert self.searched(terminations, 2, namespaces=choice) == [expected, expected]
 
-    @pytest.mark.parametrize(("wrong", "kind"), [("web", ValueError), (None, TypeError)])
-    def test_a_wrong_choice_is_an_error_at_once(self, wrong: Any, kind: type[Exception]) -> None:
-        with pytest.raises(kind):
-            TerminationLoop(BackendTable(), namespaces=wrong)
-
     def test_an_iterator_lasts_for_every_pass(self, terminations: Terminations) -> None:
-        assert self.searched(terminations, 2, namespaces=iter([WEB, DB])) == [(WEB, DB)] * 2
+        assert self.searched(terminations, 2, namespaces=iter([WEB, DB])) == [[WEB, DB]] * 2
 
 
 @pytest.mark.kernel
@@ -336,6 +430,23 @@ class TestOnTheKernel:
         with running(TerminationLoop(table, namespaces="current", second_pass=0.05, on_pass=connect_again)):
             table.delete(A)
         assert [pending_error(each) for each in (client, *late)] == [ABORTED, ABORTED]
+
+    def test_stop_called_again_ends_it_after_the_batch_at_hand(self, sockets: Sockets) -> None:
+        """Here while the first batch is recorded. What is left is still there, and known."""
+        clients = [sockets.udp("127.0.0.2", 9000) for _ in range(150)]
+        table, passes = alive(A), list[Pass]()
+
+        def stop_twice(record: object) -> None:
+            loop.stop()
+
+        loop = TerminationLoop(table, namespaces="current", audit=stop_twice, on_pass=passes.append)
+        table.delete(A)
+        loop.run()
+        assert sum(pending_error(client) == ABORTED for client in clients) == 64
+        (done,) = passes
+        assert (type(done.error), loop.outstanding) == (RunStopped, [A])
+        assert done.report is not None
+        assert (done.report.destroyed, done.report.failed) == (64, 86)
 
     def test_an_audit_that_fails_ends_it_whatever_it_raises(self, sockets: Sockets) -> None:
         """Or another attempt would destroy what nobody records."""

@@ -91,7 +91,9 @@ def test_the_table_is_the_model(steps: list[tuple[str, object]], by_value: bool)
             elif name == "replace":
                 assert isinstance(argument, list)
                 table.replace(argument)
-                model.change({instance[:2]: alive(instance) for instance in argument})
+                model.change(
+                    {key: any(alive(i) for i in argument if i[:2] == key) for key in {i[:2] for i in argument}}
+                )
             else:
                 drained = table.drain_down()
                 assert (len(drained), {*drained}) == (len(model.down), model.down)
@@ -103,6 +105,14 @@ def test_the_table_is_the_model(steps: list[tuple[str, object]], by_value: bool)
 
 
 class TestChanges:
+    @pytest.mark.parametrize("states", [("active", "maintenance"), ("maintenance", "active")])
+    def test_of_two_entries_for_one_service_the_alive_one_counts(self, states: tuple[str, ...]) -> None:
+        """Whatever their order: an order must not decide who dies."""
+        table = BackendTable()
+        table.upsert(A, "web")
+        table.replace([(A, "web", state) for state in states])
+        assert (table.is_alive(A), table.drain_down()) == (True, [])
+
     def test_backends_are_drained_in_the_order_in_which_they_went_down(self) -> None:
         table = BackendTable()
         table.replace(map(Instance, (A, B, C)))
@@ -121,8 +131,8 @@ class TestChanges:
         table = BackendTable()
         table.replace([(A, "web")])
         assert table.is_alive(A)
-        for wrong in (B, "10.0.0.1:80/TCP", None, (B, "web", "active", False, 1)):
-            with pytest.raises(TypeError):
+        for wrong in (B, "10.0.0.1:80/TCP", None, 5, (), (B, "web", "active", False, 1)):
+            with pytest.raises(TypeError, match="an entry is a tuple of a Backend, "):
                 table.replace([wrong])  # type: ignore[list-item]
         assert table.is_alive(A)
 
@@ -137,6 +147,10 @@ class TestChanges:
             table.upsert(A, unhealthy="no")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="one of active"):
             table.upsert(A, state="drained")
+        with pytest.raises(TypeError, match="a BackendState or a str, not 5"):
+            table.upsert(A, state=5)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"Backend\.parse\(\)"):
+            table.is_alive("10.0.0.1:80/TCP")  # type: ignore[arg-type]
         assert not table.is_alive(A)
         table.upsert(A, "web")
         with pytest.raises(TypeError, match=r"Backend\.parse\(\)"):
@@ -164,6 +178,8 @@ class TestSubscriber:
 
     def test_one_at_a_time_and_nobody_afterwards(self) -> None:
         table, calls = BackendTable(), list[str]()
+        with pytest.raises(TypeError, match="on_down is a function, not 5"), table.subscribe(5):  # type: ignore[arg-type]
+            pytest.fail("a number")
         table.upsert(A)
         with table.subscribe(lambda: calls.append("first")):
             with pytest.raises(ValueError, match="has a subscriber already"), table.subscribe(lambda: None):
