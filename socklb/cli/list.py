@@ -8,9 +8,9 @@ import sys
 from contextlib import closing
 from itertools import chain
 
+from ..engine.choice import CURRENT, chosen, raise_if_all_failed
 from ..engine.find import find_sockets
 from ..engine.report import socket_record
-from ..engine.run import ALL, CURRENT, raise_if_all_failed
 from ..errors import NotPermitted, NotSupported, SocklbError
 from ..kernel.names import UnknownName, interface_names
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, run_in_netns
@@ -113,18 +113,11 @@ class _Search:
 
             self.unsearched = unsearched(refused, [n for n in namespaces if n not in self.errors])
 
-    def _namespaces(self) -> tuple[list[NetworkNamespace], Sequence[UnsearchedNamespace]]:
+    def _namespaces(self) -> tuple[Sequence[NetworkNamespace], Sequence[UnsearchedNamespace]]:
         """Where to search, each once, and what was seen and may not be looked at."""
-        chosen = namespaces_from(self._words, CURRENT)
-        if chosen == CURRENT:
-            return [NetworkNamespace.current()], ()
-        if chosen != ALL:
-            return [*dict.fromkeys(chosen)], ()  # type: ignore[arg-type, list-item] # no single one
-        from ..kernel.discovery import discover_namespaces
-
-        found = discover_namespaces()
-        self.hidden = found.hidden
-        return [*found], found.refused
+        found = chosen(namespaces_from(self._words, CURRENT))
+        self.hidden = getattr(found, "hidden", "")
+        return found, getattr(found, "refused", ())
 
     def _rows_in(self, namespace: NetworkNamespace) -> Rows:
         unknown: UnknownName | None = None
