@@ -412,7 +412,10 @@ class TestItStaysAlive:
     def test_who_takes_nothing(self, sockets: Sockets, stream: str, kind: str) -> None:
         """What cannot be written is counted, and said at the end."""
         clients = [to(sockets, backend) for backend in (A, B)]
-        with taking_nothing(kind) as target, watching(*CURRENT, patch=IMPATIENT, **{stream: target}) as agent:  # type: ignore[arg-type]
+        with (
+            taking_nothing(kind) as target,
+            watching(*CURRENT, patch=IMPATIENT, second_pass=600, **{stream: target}) as agent,
+        ):  # type: ignore[arg-type]
             agent.send(upsert(A), upsert(B), "nonsense", delete(A))
             eventually(lambda: is_cut(clients[0]), "the cut")
             agent.send("more nonsense", delete(B))
