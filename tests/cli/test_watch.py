@@ -292,6 +292,15 @@ class TestNamespaces:
                 eventually(lambda: is_cut(client), "the cut there")
                 assert agent.end()[::2] == (0, "")
 
+    def test_a_loopback_address_is_another_one_elsewhere(self, sockets: Sockets) -> None:
+        """It is left alone there, which is said once."""
+        local = Backend("127.0.0.2", 9000, "udp")
+        with pinned_networks("web") as (web,):
+            clients = [to(sockets, local), web.make(lambda s: to(s, local))]
+            result = watch(stdin=lines(upsert(local), delete(local)) * 2)
+            assert [pending_error(client) for client in clients] == [ABORTED, ""]
+        assert (result.code, result.err.count(str(local))) == (0, 1)
+
     def test_those_asked_for(self, sockets: Sockets) -> None:
         with pinned_networks("web", "db") as nets:
             clients = [far(net, A) for net in nets]
@@ -403,7 +412,10 @@ class TestItStaysAlive:
     def test_who_takes_nothing(self, sockets: Sockets, stream: str, kind: str) -> None:
         """What cannot be written is counted, and said at the end."""
         clients = [to(sockets, backend) for backend in (A, B)]
-        with taking_nothing(kind) as target, watching(*CURRENT, patch=IMPATIENT, **{stream: target}) as agent:  # type: ignore[arg-type]
+        with (
+            taking_nothing(kind) as target,
+            watching(*CURRENT, patch=IMPATIENT, second_pass=600, **{stream: target}) as agent,
+        ):  # type: ignore[arg-type]
             agent.send(upsert(A), upsert(B), "nonsense", delete(A))
             eventually(lambda: is_cut(clients[0]), "the cut")
             agent.send("more nonsense", delete(B))
