@@ -65,6 +65,8 @@ def terminate(
     called with the run before it begins: another thread, or a signal handler, may stop it.
     """
     gone = _distinct(backends)
+    if rev_nat is not None and not hasattr(rev_nat, "contains"):
+        raise TypeError(f"rev_nat is RevNatMaps or None, not {rev_nat!r}")
 
     def why_spared(socket: InetSocket, namespace: NetworkNamespace) -> str:
         if is_alive(run.report.backend_of(socket, namespace)):
