@@ -76,14 +76,6 @@ import threading
 module(".sources.lines").LineSource.follow = lambda *arguments: threading.Event().wait()
 module(".cli.watch")._SOURCE_SECONDS = 0.01
 """
-REOPEN = """
-import os
-def reopen(self):
-    other = type(self)(self._name)
-    os.dup2(other._descriptor, self._descriptor, inheritable=False)
-    other.close()
-vars(module(".engine.audit").AuditFile).get("reopen") or setattr(module(".engine.audit").AuditFile, "reopen", reopen)
-"""
 IMPATIENT = 'module(".cli.outlet").PATIENCE_SECONDS = 0.05\n'
 SOON = 'module(".termination.loop").PAUSES = (0.02,) * 1000\n'
 
@@ -207,7 +199,7 @@ def test_sigusr1_shows_the_table(sockets: Sockets) -> None:
 def test_sighup_opens_the_audit_file_anew(sockets: Sockets, tmp_path: Path) -> None:
     """As logrotate(8) wants it."""
     clients, path = [to(sockets, backend) for backend in (A, B)], tmp_path / "audit"
-    with watching(*CURRENT, "--audit", str(path), patch=REOPEN) as agent:
+    with watching(*CURRENT, "--audit", str(path)) as agent:
         agent.send(upsert(A), upsert(B), delete(A))
         eventually(lambda: is_cut(clients[0]), "the cut")
         path.rename(tmp_path / "old")
