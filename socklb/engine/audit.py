@@ -70,8 +70,8 @@ class AuditFile:
     """An audit function that appends records to a file as JSON lines, each in one write; "-" is standard error.
 
     A write that comes out short is cut back, so that the file holds whole lines only. Waits up to 10 s for the reader
-    of a pipe, without limit for a terminal. Refused are a symbolic link, and a file or pipe that belongs to another user
-    (but root) or that others may write. Raises AuditError if it cannot be opened or written. A context manager.
+    of a pipe, without limit for a terminal. Refused are a symbolic link, and a file or pipe that belongs to another
+    user (but root) or that others may write. Raises AuditError if it cannot be opened or written. A context manager.
     """
 
     def __init__(self, path: str) -> None:
@@ -103,7 +103,7 @@ class AuditFile:
         try:
             status = os.fstat(descriptor)
             self._is_regular = stat.S_ISREG(status.st_mode)
-            if self._path != "-":
+            if self._path != "-" and not is_own:
                 self._check_owner(status)
                 if self._is_regular and _ends_half_way(self._path):
                     os.write(descriptor, b"\n")  # end the line that a killed writer has left unfinished
