@@ -73,7 +73,7 @@ EVERYWHERE = (
         (CAP_SYS_ADMIN, 1, ("current",), "enter namespace other: it needs CAP_SYS_ADMIN"),
         (
             CAP_SYS_PTRACE,
-            0,
+            1,
             ("other", "current"),
             f"{PROCESS}: Permission denied; CAP_SYS_PTRACE is missing",
         ),
@@ -98,7 +98,13 @@ ROWS = {
     "terminate pinned": Row(("terminate", "--netns", PINNED, BACKEND), DESTROY_THERE, ("other",)),
     "terminate everywhere": Row(("terminate", BACKEND), *EVERYWHERE),
     "watch": Row(("watch", "--source", "-", "--netns", "current"), (CAP_NET_ADMIN,), ("current",), stdin=GOES_DOWN),
-    "watch pinned": Row(("watch", "--source", "-", "--netns", "other"), DESTROY_THERE, ("other",), stdin=GOES_DOWN),
+    "watch pinned": Row(
+        ("watch", "--source", "-", "--netns", "other"),
+        DESTROY_THERE,
+        ("other",),
+        tuple((capability, 1, (), f"{capability.name} in the user namespace") for capability in DESTROY_THERE),
+        GOES_DOWN,
+    ),
     "watch everywhere": Row(("watch", "--source", "-"), *EVERYWHERE, GOES_DOWN),
     "probe": Row(("probe",), (CAP_NET_ADMIN,)),
     "demo": Row(("demo",)),

@@ -11,7 +11,7 @@ from ..features import has, missing
 from ..filters import SocketFilter
 from ..states import named_states
 from .help import HelpFormatter
-from .output import error_text
+from .output import error_text, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,5 +168,10 @@ def audit_from(options: argparse.Namespace) -> Iterator[Audit | None]:
         audit = AuditFile(options.audit)
     except AuditError as error:
         raise ValueError(error_text(error)) from None
-    with audit:
+    try:
         yield audit
+    finally:
+        try:
+            audit.close()
+        except AuditError as error:
+            warn(error_text(error))  # and the report is shown all the same

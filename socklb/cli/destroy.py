@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import argparse
 
-from ..engine.run import CURRENT, destroy_sockets
+from ..engine.choice import CURRENT
+from ..engine.run import destroy_sockets
 from ..errors import UnboundedFilter
 from .arguments import (
     FILTER_HELP,

@@ -8,9 +8,9 @@ import sys
 from contextlib import closing
 from itertools import chain
 
+from ..engine.choice import CURRENT, chosen, raise_if_all_failed
 from ..engine.find import find_sockets
 from ..engine.report import socket_record
-from ..engine.run import ALL, CURRENT, raise_if_all_failed
 from ..errors import NotPermitted, NotSupported, SocklbError
 from ..kernel.names import UnknownName, interface_names
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, run_in_netns
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
     from typing import Any
 
-    from ..engine.run import Namespaces
     from ..filters import SocketFilter
     from ..kernel.discovery import UnsearchedNamespace
     from ..wire.reply import InetSocket
@@ -69,7 +68,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     filters = filters_from(options)
-    search = _Search(namespaces_from(options.netns, CURRENT), filters)
+    search = _Search(options.netns, filters)
     with closing(search.rows()) as rows:
         if options.json:
             _print_json(rows, search, options.readable_only)
@@ -87,42 +86,38 @@ class _Search:
     `hidden`: as in a Report; `devices`: {(namespace, index): name} of interfaces.
     """
 
-    def __init__(self, namespaces: Namespaces, filters: list[SocketFilter]) -> None:
-        self._filters = filters
-        self._refused: Sequence[UnsearchedNamespace] = ()
-        if namespaces == CURRENT:
-            self._namespaces = [NetworkNamespace.current()]
-        elif namespaces == ALL:
-            from ..kernel.discovery import discover_namespaces
-
-            found = discover_namespaces()
-            self._namespaces, self._refused, self.hidden = [*found], found.refused, found.hidden
-        else:
-            self._namespaces = [*dict.fromkeys(n for n in namespaces if isinstance(n, NetworkNamespace))]
+    def __init__(self, words: list[str] | None, filters: list[SocketFilter]) -> None:
+        self._words, self._filters = words, filters
         self.errors: dict[NetworkNamespace, BaseException] = {}
         self.unsearched: list[UnsearchedNamespace] = []
+        self.hidden = ""
         self._devices: dict[NetworkNamespace, dict[int, str]] = {}
-
-    hidden = ""
 
     def rows(self) -> Rows:
         """Each socket with its namespace. One of several namespaces that fails does not stop the others, but for a
         kernel that cannot, being the same everywhere; if none could be searched, the first error is raised.
         """
-        for namespace in self._namespaces:
+        namespaces, refused = self._namespaces()
+        for namespace in namespaces:
             try:
                 yield from self._rows_in(namespace)
             except (SocklbError, ValueError) as error:
                 is_of_kernel = isinstance(error, NotSupported) and not isinstance(error, CannotEnter)
-                if is_of_kernel or len(self._namespaces) == 1:
+                if is_of_kernel or len(namespaces) == 1:
                     raise
                 if not isinstance(error, NamespaceVanished):
                     self.errors[namespace] = error
-        raise_if_all_failed(self.errors, len(self._namespaces))
-        if self._refused:
+        raise_if_all_failed(self.errors, len(namespaces))
+        if refused:
             from ..kernel.discovery import unsearched
 
-            self.unsearched = unsearched(self._refused, [n for n in self._namespaces if n not in self.errors])
+            self.unsearched = unsearched(refused, [n for n in namespaces if n not in self.errors])
+
+    def _namespaces(self) -> tuple[Sequence[NetworkNamespace], Sequence[UnsearchedNamespace]]:
+        """Where to search, each once, and what was seen and may not be looked at."""
+        found = chosen(namespaces_from(self._words, CURRENT))
+        self.hidden = getattr(found, "hidden", "")
+        return found, getattr(found, "refused", ())
 
     def _rows_in(self, namespace: NetworkNamespace) -> Rows:
         unknown: UnknownName | None = None

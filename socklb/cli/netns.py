@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..engine.run import ALL, CURRENT
+from ..engine.choice import ALL, CURRENT
 from ..errors import KernelError
 from ..kernel.namespaces import NetworkNamespace, NoSuchNamespace
 
@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ..engine.run import Namespaces
+    from ..engine.choice import Namespaces
     from ..kernel.discovery import UnsearchedNamespace
 
 

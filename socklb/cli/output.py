@@ -7,9 +7,8 @@ import errno
 import os
 import sys
 from contextlib import contextmanager
-from signal import SIGINT
+from signal import SIG_BLOCK, SIG_SETMASK, SIGHUP, SIGINT, SIGTERM, pthread_sigmask
 
-from ..engine.signals import HeldSignals
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
 
 TYPE_CHECKING = False
@@ -33,11 +32,11 @@ def exit_code(error: BaseException) -> int:
         return 128 + getattr(error, "number", SIGINT)
     report = getattr(error, "report", None)
     if report is None or not report.destroyed:
+        if isinstance(error, NotSupported):
+            return CANNOT
         is_refused = isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES)
         if isinstance(error, NotPermitted) or (is_refused and not isinstance(error, AuditError)):
             return REFUSED
-        if isinstance(error, NotSupported):
-            return CANNOT
     nothing_happened = report is None or not report.outcomes
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError) and nothing_happened:
         return BAD_INPUT
@@ -87,13 +86,12 @@ def print_json(value: dict[str, Any]) -> None:
 
 @contextmanager
 def interrupts_held_back() -> Iterator[None]:
-    """A first SIGINT, SIGTERM or SIGHUP waits: a write that it interrupts would leave half a JSON value."""
-    signals = HeldSignals()
-    signals.hold()
+    """SIGINT, SIGTERM and SIGHUP wait: a write that they interrupt would leave half a JSON value, or half a report."""
+    before = pthread_sigmask(SIG_BLOCK, (SIGINT, SIGTERM, SIGHUP))
     try:
         yield
     finally:
-        signals.release()
+        pthread_sigmask(SIG_SETMASK, before)
 
 
 @contextmanager

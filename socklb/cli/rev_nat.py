@@ -28,8 +28,8 @@ examples:
 
 An entry records that the balancer sent a socket, identified by its cookie, to a
 backend when it had asked for a service. It is stale if no such socket exists in
-any namespace of this host. Ends with 1 if some namespaces could not be looked
-at: the entries of sockets there count as stale.
+any namespace of this host. Ends with 1 if some namespaces could not be
+searched: the entries of sockets there count as stale.
 Needs permission to read the maps (and CAP_BPF before Linux 5.19), and for
 --stale what `socklb terminate` needs to see all namespaces.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..engine.run import ALL
+from ..engine.choice import ALL
 from ..filters.backend import Backend
 from ..termination.terminate import backend_target, terminate_connections
 from .arguments import (

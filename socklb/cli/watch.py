@@ -10,8 +10,8 @@ import sys
 from collections import namedtuple
 from contextlib import ExitStack, contextmanager
 
+from ..engine.choice import ALL, CURRENT
 from ..engine.probe import NO_DESTROY, NO_DIAG, NO_FAMILY, NOT_PERMITTED, SUPPORTED, probe
-from ..engine.run import ALL, CURRENT
 from ..errors import AuditError, NotPermitted, NotSupported, RunStopped, SocklbError
 from ..sources import FileSource, LineSource
 from ..sources.protocol import shortened

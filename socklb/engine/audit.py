@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     Target = Callable[[Outcome], dict[str, str]]
 
 _PATIENCE_MS = 10_000
-# O_NONBLOCK: a pipe without a reader is an error at once.
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+# O_NONBLOCK: a pipe without a reader is an error at once. O_NOFOLLOW: whoever may write to the directory could lead the
+# records of a privileged process into any file.
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
+_OWN_DESCRIPTORS = ("/dev/fd", "/proc/self/fd")
 
 
 class AuditTrail:
@@ -68,25 +70,59 @@ class AuditFile:
     """An audit function that appends records to a file as JSON lines, each in one write; "-" is standard error.
 
     A write that comes out short is cut back, so that the file holds whole lines only. Waits up to 10 s for the reader
-    of a pipe, without limit for a terminal. Raises AuditError if it cannot be opened or written. A context manager.
+    of a pipe, without limit for a terminal. Refused are a symbolic link, and a file or pipe that belongs to another
+    user (but root) or that others may write. Raises AuditError if it cannot be opened or written. A context manager.
     """
 
     def __init__(self, path: str) -> None:
         from json import dumps  # few runs have an audit file
 
-        self._dumps = dumps
+        self._dumps, self._path = dumps, path
         self._name = "standard error" if path == "-" else path
+        self._descriptor = self._open()
+
+    def reopen(self) -> None:
+        """Go on in what is at the path now, after the file was renamed; if that fails, in the old one."""
+        if self._path == "-" or self._descriptor < 0:
+            return
+        new = self._open()
         try:
-            self._descriptor = os.dup(2) if path == "-" else os.open(path, _FLAGS, 0o640)
+            os.dup2(new, self._descriptor, inheritable=False)  # at once, for another thread may be writing
+        finally:
+            os.close(new)
+
+    def _open(self) -> int:
+        is_own = os.path.dirname(self._path) in _OWN_DESCRIPTORS  # the links there lead to what the caller opened
+        flags = _FLAGS & ~os.O_NOFOLLOW if is_own else _FLAGS
+        try:
+            descriptor = os.dup(2) if self._path == "-" else os.open(self._path, flags, 0o640)
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                error.strerror = "it is a symbolic link; give the path that it leads to, or - for standard error"
             raise self._error("cannot be opened", error) from None
         try:
-            self._is_regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
-            if self._is_regular and path != "-" and _ends_half_way(path):
-                self._append(b"\n")  # end the line that a killed writer has left unfinished
+            status = os.fstat(descriptor)
+            self._is_regular = stat.S_ISREG(status.st_mode)
+            if self._path != "-" and not is_own:
+                self._check_owner(status)
+                if self._is_regular and _ends_half_way(self._path):
+                    os.write(descriptor, b"\n")  # end the line that a killed writer has left unfinished
+        except OSError as error:
+            os.close(descriptor)
+            raise self._error("cannot be opened", error) from None
         except BaseException:
-            self.close()
+            os.close(descriptor)
             raise
+        return descriptor
+
+    def _check_owner(self, status: os.stat_result) -> None:
+        if not (self._is_regular or stat.S_ISFIFO(status.st_mode)):
+            return  # a terminal, /dev/null
+        if status.st_uid not in (0, os.geteuid()):
+            raise PermissionError(errno.EACCES, f"it belongs to uid {status.st_uid}, who could change it; chown it")
+        if status.st_mode & 0o022:
+            mode = stat.filemode(status.st_mode)
+            raise PermissionError(errno.EACCES, f"others may write to it ({mode}); chmod go-w")
 
     def __call__(self, record: dict[str, Any]) -> None:
         self._append(self._dumps(record).encode() + b"\n")
@@ -134,10 +170,13 @@ class AuditFile:
         return AuditError(error.errno or 0, f"the audit file {self._name} {what}: {error.strerror}")
 
     def close(self) -> None:
-        """Close the file; records that come later raise AuditError."""
+        """Close the file; records that come later raise AuditError, and so does a file system that lost data."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            os.close(descriptor)
+            try:
+                os.close(descriptor)
+            except OSError as error:
+                raise self._error("cannot be closed", error) from None
 
     def __enter__(self) -> AuditFile:
         return self

@@ -14,12 +14,13 @@ from __future__ import annotations
 import os
 from _thread import RLock, allocate_lock  # as functools does: threading takes a while to import
 
-from ..errors import AuditError, KernelError, NotPermitted, NotSupported, RunStopped, SocklbError
+from ..errors import AuditError, KernelError, NotSupported, RunStopped, SocklbError
 from ..filters import SocketFilter
 from ..kernel import names
 from ..kernel.diag import BATCH
 from ..kernel.names import UnknownName
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, current_first, run_in_netns
+from .choice import CURRENT, chosen, raise_if_all_failed
 from .destroy import Rounds
 from .find import SocketTable, extension_bits
 from .parallel import in_parallel, is_worker
@@ -31,18 +32,15 @@ from .signals import HeldSignals
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Union
 
     from ..filters.backend import Backend
     from ..wire.reply import InetSocket
     from .audit import Audit, AuditTrail, Target
+    from .choice import Namespaces
     from .report import Outcome
 
     Spare = Callable[[Sequence[InetSocket], NetworkNamespace], Sequence[str]]
     Progress = Callable[[int, int, NetworkNamespace], object]
-    Namespaces = Union[str, NetworkNamespace, Iterable[NetworkNamespace]]
-
-CURRENT, ALL = "current", "all"
 
 
 def destroy_sockets(
@@ -139,36 +137,21 @@ class Run:
 
     def run(self, namespaces: Namespaces, progress: Progress | None = None) -> Report:
         """Destroy in these namespaces. Whatever is raised once that has begun has the report in `.report`."""
-        many = self._many(namespaces)
+        where = chosen(namespaces)
         try:
             self._signals.hold()
-            if many is not None:
-                self._run_in_many(many, progress)
-            else:
-                one = namespaces if isinstance(namespaces, NetworkNamespace) else NetworkNamespace.current()
-                self._run_in(one)
+            if isinstance(namespaces, NetworkNamespace) or namespaces == CURRENT:
+                self._run_in(where[0])
                 if progress is not None:
-                    progress(1, 1, one)
+                    progress(1, 1, where[0])
+            else:
+                self._run_in_many(where, progress)
             self._signals.release()
         except BaseException as error:
             error.report = self.report  # type: ignore[attr-defined]
             self._signals.release(quietly=True)  # the error ends the run anyway, and says more
             raise
         return self.report
-
-    def _many(self, namespaces: Namespaces) -> Sequence[NetworkNamespace] | None:
-        """Several namespaces, where an error of one is no error of the run; None for a single one."""
-        if isinstance(namespaces, NetworkNamespace) or namespaces == CURRENT:
-            return None
-        if namespaces == ALL:
-            from ..kernel.discovery import discover_namespaces
-
-            return discover_namespaces()
-        if isinstance(namespaces, str):
-            raise ValueError(f'namespaces is "current", "all", or NetworkNamespaces, not {namespaces!r}')
-        if hasattr(namespaces, "refused"):
-            return namespaces  # type: ignore[return-value]
-        return _distinct(namespaces)
 
     def _run_in_many(self, namespaces: Sequence[NetworkNamespace], progress: Progress | None) -> None:
         """A namespace that fails does not stop the others. What does: NotSupported, for the kernel is the same
@@ -362,28 +345,6 @@ def _keeps_orphans() -> bool:
     from .probe import keeps_orphans  # few sockets are closing and without an owner
 
     return keeps_orphans()
-
-
-def raise_if_all_failed(errors: dict[NetworkNamespace, BaseException], tried: int) -> None:
-    """Raise the first error if no namespace of so many could be searched: entered, or asked. Where only some lack an
-    interface or cgroup nothing matches in these, which is no error.
-    """
-    kinds = (NotPermitted, CannotEnter, UnknownName)
-    if errors and len(errors) == tried and all(isinstance(error, kinds) for error in errors.values()):
-        raise next(iter(errors.values()))
-    for namespace in [namespace for namespace, error in errors.items() if isinstance(error, UnknownName)]:
-        del errors[namespace]
-
-
-def _distinct(namespaces: object) -> list[NetworkNamespace]:
-    """Each namespace once. Raises TypeError for what is none."""
-    if namespaces is None:
-        raise TypeError('namespaces is "current", "all", or NetworkNamespaces, not None')
-    distinct = list(dict.fromkeys(namespaces))  # type: ignore[call-overload]
-    for namespace in distinct:
-        if not isinstance(namespace, NetworkNamespace):
-            raise TypeError(f"namespaces are NetworkNamespaces, not {namespace!r}")
-    return distinct
 
 
 def _constantly(target: dict[str, str]) -> Target:

@@ -90,8 +90,7 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
             names[path if name in names else name] = id
         paths.setdefault(id, []).append(path)
     found = DiscoveredNamespaces(
-        NetworkNamespace(name, paths[id][0], *id, tuple(paths[id][1:_MAX_PATHS]), current.cookie if not i else 0)
-        for i, (name, id) in enumerate(names.items())
+        NetworkNamespace(name, paths[id][0], *id, tuple(paths[id][1:_MAX_PATHS])) for name, id in names.items()
     )
     found.refused, found.hidden = tuple(refused), _hidden(processes)
     return found
@@ -124,10 +123,8 @@ def unsearched(
         process = directory_of(path)
         socket = _kernel_socket(process) if process else 0
         if not (socket in known or (socket == _ENDED and known)):
-            namespace = (
-                socket if socket > 0 else process.partition("/task/")[0] or path
-            )  # of one process, taken for one
-            left.setdefault(reason, {}).setdefault(namespace, path)
+            where = process.partition("/task/")[0] or path  # threads are taken to be where their process is
+            left.setdefault(reason, {}).setdefault(socket if socket > 0 else where, path)
     return [UnsearchedNamespace(next(iter(paths.values())), reason, len(paths)) for reason, paths in left.items()]
 
 

@@ -7,9 +7,9 @@ from collections import namedtuple
 from queue import Empty, SimpleQueue
 from time import monotonic
 
+from ..engine.choice import ALL, CURRENT
 from ..engine.probe import NOT_PERMITTED, SUPPORTED, probe
 from ..engine.report import FAILED
-from ..engine.run import ALL, CURRENT
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
 from ..kernel.discovery import DiscoveredNamespaces, discover_namespaces, unsearched
 from ..kernel.namespaces import NetworkNamespace
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from typing import Any, Union
 
     from ..engine.audit import Audit
+    from ..engine.choice import Namespaces
     from ..engine.probe import Support
     from ..engine.report import Report
-    from ..engine.run import Namespaces, Run
+    from ..engine.run import Run
     from ..filters.backend import Backend
     from ..reverse_nat.maps import RevNatMaps
 
@@ -290,7 +291,10 @@ class TerminationLoop:
         """The backends of a protocol that this kernel cannot list; the others are due again. Raises the error if it is
         not about one protocol alone.
         """
-        protocols = destroyable(probe())
+        try:
+            protocols = destroyable(probe())
+        except SocklbError:
+            raise error from None
         given_up = [backend for backend in backends if backend.protocol not in protocols]
         if not protocols or not given_up:
             raise error

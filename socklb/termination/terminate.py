@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from ..engine.run import ALL, Run
+from ..engine.choice import ALL
+from ..engine.run import Run
 from ..filters import SocketFilter
 from ..filters.backend import Backend, check_backend
 
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ..engine.audit import Audit
+    from ..engine.choice import Namespaces
     from ..engine.report import Outcome, Report
-    from ..engine.run import Namespaces, Progress
+    from ..engine.run import Progress
     from ..kernel.namespaces import NetworkNamespace
     from ..reverse_nat.maps import RevNatMaps
     from ..wire.reply import InetSocket
@@ -63,6 +65,8 @@ def terminate(
     called with the run before it begins: another thread, or a signal handler, may stop it.
     """
     gone = _distinct(backends)
+    if rev_nat is not None and not hasattr(rev_nat, "contains"):
+        raise TypeError(f"rev_nat is RevNatMaps or None, not {rev_nat!r}")
 
     def why_spared(socket: InetSocket, namespace: NetworkNamespace) -> str:
         if is_alive(run.report.backend_of(socket, namespace)):

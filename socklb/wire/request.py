@@ -9,7 +9,7 @@ from collections import namedtuple
 from struct import Struct
 
 from ..errors import MalformedMessage
-from .socket_id import ANY, SIZE, SocketId, any_cookie, decode_id, encode_id, swapped
+from .socket_id import ANY, SIZE, SocketId, any_cookie, decode_id, encode_id, swapped, unmapped_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,10 +86,14 @@ def destroy_request(protocol: int, family: int, id_bytes: bytes) -> bytes:
 
 def look_up_request(protocol: int, family: int, id_bytes: bytes, extensions: int) -> bytes:
     """The payload of a SOCK_DIAG_BY_FAMILY that is no dump: the kernel answers with the row of the socket that it finds
-    first at the address of this id, whatever its cookie. udp_dump_one() wants source and destination swapped.
+    first at the address of this id, whatever its cookie.
+
+    udp_dump_one() wants source and destination swapped. And unlike all others (udp_diag_destroy() is one of them) it
+    looks for v4-mapped addresses among the v6 ones, where it finds none of several that share a port: ask for v4.
     """
-    address = swapped(id_bytes) if protocol == IPPROTO_UDP else id_bytes
-    return _V2.pack(family, protocol, extensions, 0) + any_cookie(address)
+    if protocol == IPPROTO_UDP:
+        family, id_bytes = unmapped_id(family, swapped(id_bytes))
+    return _V2.pack(family, protocol, extensions, 0) + any_cookie(id_bytes)
 
 
 def decode_request_v2(buffer: Buffer) -> InetDiagReqV2:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections import namedtuple
 from struct import Struct
 
+from .address import V4_MAPPED
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .netlink import Buffer
@@ -69,6 +71,14 @@ def any_cookie(id_bytes: bytes) -> bytes:
 def swapped(id_bytes: bytes) -> bytes:
     """The same with source and destination exchanged."""
     return id_bytes[2:4] + id_bytes[:2] + id_bytes[20:36] + id_bytes[4:20] + id_bytes[36:]
+
+
+def unmapped_id(family: int, id_bytes: bytes) -> tuple[int, bytes]:
+    """(AF_INET, the v4 form) of an id whose both addresses are v4-mapped; any other unchanged."""
+    src, dst = id_bytes[4:20], id_bytes[20:36]
+    if family == AF_INET or not src[:12] == dst[:12] == V4_MAPPED:
+        return family, id_bytes
+    return AF_INET, id_bytes[:4] + src[12:] + bytes(12) + dst[12:] + bytes(12) + id_bytes[36:]
 
 
 def decode_id(buffer: Buffer, offset: int, family: int) -> SocketId:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from socklb import SocketFilter
+from socklb import SocketFilter, find_sockets
 
 from ..sockets import Sockets, add_v6_address, cookie_of, pending_error, talk
 from .runner import INTERRUPTED_AT_UDP, Result, answers, drop_privilege, run
 
 pytestmark = pytest.mark.kernel
 
-COUNTS = ("matched", "destroyed", "gone", "skipped", "failed")
+COUNTS = ("matched", "destroyed", "would_destroy", "gone", "skipped", "failed")
 TO_9000 = "dst 127.0.0.2 and dport = 9000"
 
 
@@ -113,9 +113,11 @@ class TestNothingDies:
     @pytest.mark.parametrize("words", [[TO_9000], ["--unbounded", "--unconnected"]], ids=["filter", "unbounded"])
     def test_in_a_dry_run(self, crowd: Crowd, words: list[str], preexec: Any) -> None:
         result = run("destroy", "--dry-run", "--json", *words, preexec=preexec)
-        assert (result.code, result.err, set(counts(result))) == (0, "", {"matched", "skipped"})
-        reasons = {(row["reason"], row["dry_run"]) for row in result.json["sockets"]}
-        assert reasons <= {("dry run", True), ("listening", True)}
+        assert (result.code, result.err) == (0, "")
+        assert {*counts(result)} <= {"matched", "would_destroy", "skipped"}
+        said = {(row["outcome"], row["reason"], row["dry_run"]) for row in result.json["sockets"]}
+        assert ("would_destroy", "", True) in said
+        assert said <= {("would_destroy", "", True), ("skipped", "listening", True)}
         assert crowd.dead() == set()
 
     def test_and_nothing_matched_needs_no_privilege(self, crowd: Crowd) -> None:
@@ -202,6 +204,7 @@ class TestWhatIsPrinted:
 
     def test_json(self, sockets: Sockets) -> None:
         client, _ = sockets.tcp("::ffff:127.0.0.2", 9000)
+        (row,) = find_sockets(SocketFilter.parse(TO_9000, "tcp"))
         said = run("destroy", "--json", TO_9000).json
         assert said.pop("sockets") == [
             {
@@ -213,20 +216,26 @@ class TestWhatIsPrinted:
                 "sport": client.getsockname()[1],
                 "dst": "::ffff:127.0.0.2",
                 "dport": 9000,
+                "interface": 0,
+                "device": None,
                 "cookie": cookie_of(client),
                 "uid": os.getuid(),
                 "inode": os.fstat(client.fileno()).st_ino,
+                "cgroup_id": row.attributes["cgroup_id"],
+                "timer": 0,
+                "retransmits": 0,
+                "expires_ms": 0,
                 "outcome": "destroyed",
                 "reason": "",
                 "error": None,
                 "dry_run": False,
             }
         ]
-        sums = {"matched": 1, "destroyed": 1, "gone": 0, "skipped": 0, "failed": 0}
+        sums = {**dict.fromkeys(COUNTS, 0), "matched": 1, "destroyed": 1}
         (namespace,) = said.pop("namespaces")
         assert namespace.pop("path").endswith("/ns/net")
         assert namespace == {"name": "current", **sums, "error": None}
-        assert said == {**sums, "unsearched": [], "backends": {}}
+        assert said == {**sums, "unsearched": [], "left_alone": [], "backends": {}}
 
     def test_lines(self, sockets: Sockets) -> None:
         client, _ = sockets.tcp("::ffff:127.0.0.2", 9000)

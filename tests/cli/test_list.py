@@ -8,6 +8,8 @@ import socket
 
 import pytest
 
+from socklb import SocketFilter, dport, find_sockets
+
 from ..sockets import Sockets, cookie_of
 from .runner import Result, drop_privilege, run, run_on_terminal
 
@@ -83,6 +85,7 @@ class TestWhichSocketsAreShown:
 
 def test_a_record(sockets: Sockets) -> None:
     client, _ = sockets.tcp("::ffff:127.0.0.2", 9000)
+    (row,) = find_sockets(SocketFilter("tcp", dport(9000)))
     assert run("list", "--tcp", "--json", "dport = 9000").json == {
         "sockets": [
             {
@@ -93,9 +96,15 @@ def test_a_record(sockets: Sockets) -> None:
                 "sport": client.getsockname()[1],
                 "dst": "::ffff:127.0.0.2",
                 "dport": 9000,
+                "interface": 0,
+                "device": None,
                 "cookie": cookie_of(client),
                 "uid": os.getuid(),
                 "inode": os.fstat(client.fileno()).st_ino,
+                "cgroup_id": row.attributes["cgroup_id"],
+                "timer": 0,
+                "retransmits": 0,
+                "expires_ms": 0,
             }
         ]
     }
@@ -107,12 +116,14 @@ listing = module(".cli.list")
 def numbers(filter, namespace):
     yield from range({count} if filter.protocol == 17 else 0)
 listing.find_sockets = numbers
-listing.socket_record = lambda number: {{"number": number}}
+listing.socket_record = lambda number, device: {{"number": number}}
+listing._Search.device = lambda *_: None
 """
 COUNTS_MASKS = """
 import atexit
-calls, mask = [], signal.pthread_sigmask
-signal.pthread_sigmask = lambda *arguments: calls.append(0) or mask(*arguments)
+output = module(".cli.output")
+calls, mask = [], output.pthread_sigmask
+output.pthread_sigmask = lambda *arguments: calls.append(0) or mask(*arguments)
 atexit.register(lambda: print(len(calls), file=sys.stderr))
 """
 INTERRUPTED_EVERYWHERE = """
@@ -125,7 +136,7 @@ def interrupted_after(count):
     def trace(frame, event, argument):
         nonlocal lines
         name = frame.f_code.co_name
-        if event == "call" and name == "_rows" and lines is None:
+        if event == "call" and name == "rows" and lines is None:
             lines = 0
         if event == "return" and name == "_print_json":
             sys.settrace(None)

@@ -264,8 +264,8 @@ def test_socklb_debug_shows_each_request_and_answer_and_changes_nothing_else(soc
     verbose = run("list", "--udp", env={"SOCKLB_DEBUG": "1"})
     assert verbose[:2] == usual[:2] == (0, usual.out)
     shown = [re.fullmatch(r" *\d+\.\d ms socklb: (->|<-) (.+)", line) for line in verbose.err.splitlines()]
-    assert [line[1] for line in shown if line] == ["->", "<-", "<-"]
-    assert len(shown) == 3, "a request, a row and the end"
+    assert [line[1] for line in shown if line] == ["->", "<-", "<-", "->", "<-"]
+    assert len(shown) == 5, "a request, a row and the end; of v6, a request and the end"
     assert run("list", "--udp", env={"SOCKLB_DEBUG": "1"}, preexec=lambda: os.close(2)) == usual
     destroyed = run("destroy", "--udp", "dst 127.0.0.2", "--json", env={"SOCKLB_DEBUG": "1"})
     assert (destroyed.code, destroyed.json["destroyed"], pending_error(client)) == (0, 1, "ECONNABORTED")

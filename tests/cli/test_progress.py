@@ -52,7 +52,7 @@ class TestOnATerminal:
         self, words: list[str], error: str, code: int, last: str
     ) -> None:
         """What ended the run, and namespaces that failed."""
-        patch = f"def fail(*_): raise {error}\nmodule('.engine.find').SocketTable.collect = fail"
+        patch = f"def fail(*_): raise {error}\nmodule('.engine.find').SocketTable.search_all = fail"
         result = on_terminal(*words, patch=patch)
         assert result.code == code
         *shown, after = result.err.split(CLEAR)

@@ -88,8 +88,8 @@ class TestExitCodes:
     def test_a_dry_run_is_0_and_cuts_nothing(self, sockets: Sockets, preexec: Preexec) -> None:
         client, server = sockets.tcp("10.9.0.2", 9000)
         result = run("terminate", "--netns", "current", "--dry-run", "--json", TCP, preexec=preexec)
-        assert (result.code, result.err, counts(result)) == (0, "", {"matched": 1, "skipped": 1})
-        assert [(row["reason"], row["dry_run"]) for row in result.json["sockets"]] == [("dry run", True)]
+        assert (result.code, result.err, counts(result)) == (0, "", {"matched": 1, "would_destroy": 1})
+        assert [(row["outcome"], row["dry_run"]) for row in result.json["sockets"]] == [("would_destroy", True)]
         talk(client, server)
 
     def test_nothing_matched_needs_no_privilege(self, network: None) -> None:
@@ -112,7 +112,7 @@ class TestWhatIsPrinted:
         assert here.pop("path").endswith("/ns/net")
         assert here == {"name": "current", **one, "error": None}
         assert web == {"name": "web", "path": "/run/netns/web", **none, "error": None}
-        assert said == {**one, "unsearched": [], "backends": {TCP: one, UDP: none}}
+        assert said == {**one, "unsearched": [], "left_alone": [], "backends": {TCP: one, UDP: none}}
 
     def test_lines(self, sockets: Sockets) -> None:
         with pinned_networks("web") as (web,):
@@ -122,10 +122,10 @@ class TestWhatIsPrinted:
         *lines, last = result.out.splitlines()
         start = "would destroy udp ESTABLISHED 10.9.0.1"
         assert {*lines} == {
-            f"{start}:{ports[0]} -> 10.9.0.2:9000 ",
-            f"{start}:{ports[1]} -> 10.9.0.2:9000 in web ",
+            f"{start}:{ports[0]} -> 10.9.0.2:9000",
+            f"{start}:{ports[1]} -> 10.9.0.2:9000 in web",
         }
-        assert last == "2 matched: 0 destroyed, 0 gone, 2 skipped, 0 failed"
+        assert last == "2 matched: 0 destroyed, 2 would destroy, 0 gone, 0 skipped, 0 failed"
 
 
 def no_maps() -> None:

@@ -76,14 +76,6 @@ import threading
 module(".sources.lines").LineSource.follow = lambda *arguments: threading.Event().wait()
 module(".cli.watch")._SOURCE_SECONDS = 0.01
 """
-REOPEN = """
-import os
-def reopen(self):
-    other = type(self)(self._name)
-    os.dup2(other._descriptor, self._descriptor, inheritable=False)
-    other.close()
-vars(module(".engine.audit").AuditFile).get("reopen") or setattr(module(".engine.audit").AuditFile, "reopen", reopen)
-"""
 IMPATIENT = 'module(".cli.outlet").PATIENCE_SECONDS = 0.05\n'
 SOON = 'module(".termination.loop").PAUSES = (0.02,) * 1000\n'
 
@@ -207,7 +199,7 @@ def test_sigusr1_shows_the_table(sockets: Sockets) -> None:
 def test_sighup_opens_the_audit_file_anew(sockets: Sockets, tmp_path: Path) -> None:
     """As logrotate(8) wants it."""
     clients, path = [to(sockets, backend) for backend in (A, B)], tmp_path / "audit"
-    with watching(*CURRENT, "--audit", str(path), patch=REOPEN) as agent:
+    with watching(*CURRENT, "--audit", str(path)) as agent:
         agent.send(upsert(A), upsert(B), delete(A))
         eventually(lambda: is_cut(clients[0]), "the cut")
         path.rename(tmp_path / "old")
@@ -291,6 +283,15 @@ class TestNamespaces:
                 agent.send(delete(B))
                 eventually(lambda: is_cut(client), "the cut there")
                 assert agent.end()[::2] == (0, "")
+
+    def test_a_loopback_address_is_another_one_elsewhere(self, sockets: Sockets) -> None:
+        """It is left alone there, which is said once."""
+        local = Backend("127.0.0.2", 9000, "udp")
+        with pinned_networks("web") as (web,):
+            clients = [to(sockets, local), web.make(lambda s: to(s, local))]
+            result = watch(stdin=lines(upsert(local), delete(local)) * 2)
+            assert [pending_error(client) for client in clients] == [ABORTED, ""]
+        assert (result.code, result.err.count(str(local))) == (0, 1)
 
     def test_those_asked_for(self, sockets: Sockets) -> None:
         with pinned_networks("web", "db") as nets:
@@ -403,7 +404,10 @@ class TestItStaysAlive:
     def test_who_takes_nothing(self, sockets: Sockets, stream: str, kind: str) -> None:
         """What cannot be written is counted, and said at the end."""
         clients = [to(sockets, backend) for backend in (A, B)]
-        with taking_nothing(kind) as target, watching(*CURRENT, patch=IMPATIENT, **{stream: target}) as agent:  # type: ignore[arg-type]
+        with (
+            taking_nothing(kind) as target,
+            watching(*CURRENT, patch=IMPATIENT, second_pass=600, **{stream: target}) as agent,
+        ):  # type: ignore[arg-type]
             agent.send(upsert(A), upsert(B), "nonsense", delete(A))
             eventually(lambda: is_cut(clients[0]), "the cut")
             agent.send("more nonsense", delete(B))

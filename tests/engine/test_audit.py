@@ -15,6 +15,7 @@ import sys
 import termios
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from socklb.engine import audit as module
 from socklb.engine.audit import AuditFile
 from socklb.wire.socket_id import AF_INET6
 
+from .. import world
 from ..fake_kernel import FakeKernel, row, table
 from ..sockets import eventually, in_child
 from ..world import small_disk
@@ -68,6 +70,12 @@ class TestRecords:
             "dry_run": False,
             "protocol": "tcp",
             "state": "ESTABLISHED",
+            "interface": 0,
+            "device": None,
+            "cgroup_id": None,
+            "timer": 0,
+            "retransmits": 0,
+            "expires_ms": 0,
             "src": "::ffff:10.0.0.1",
             "sport": 5000,
             "dst": "::ffff:10.0.0.5",
@@ -214,7 +222,35 @@ class TestCannotBeOpened:
         with small_disk(str(tmp_path), PAGE):
             (tmp_path / "audit").write_bytes(b"x" * PAGE)
             code, text = self.refused(tmp_path / "audit")
-        assert (code, "cannot be written" in text) == (errno.ENOSPC, True)
+        assert (code, "cannot be opened" in text) == (errno.ENOSPC, True)
+
+    def test_a_symbolic_link(self, tmp_path: Path) -> None:
+        """Whoever may write to the directory could lead the records of root into any file."""
+        (tmp_path / "secret").write_text("precious")
+        (tmp_path / "audit").symlink_to(tmp_path / "secret")
+        code, text = self.refused(tmp_path / "audit")
+        assert (code, (tmp_path / "secret").read_text()) == (errno.ELOOP, "precious")
+        assert f"{tmp_path / 'audit'} cannot be opened: it is a symbolic link; give the path that it leads to" in text
+
+    @pytest.mark.parametrize("make", [Path.touch, os.mkfifo], ids=["file", "pipe"])
+    def test_what_others_may_write_to(self, tmp_path: Path, make: Callable[[Path], object]) -> None:
+        path = tmp_path / "audit"
+        make(path)
+        path.chmod(0o664)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        assert "others may write to it" in self.refused(path)[1]
+        path.chmod(0o640)
+        AuditFile(str(path)).close()
+        os.close(reader)
+
+    def test_what_another_user_owns(self, tmp_path: Path) -> None:
+        path = tmp_path / "audit"
+        path.touch(0o640)
+        try:
+            os.chown(path, 1234, 1234)
+        except OSError as error:
+            world.cannot(f"only root of the machine can give a file away: {error}")
+        assert "it belongs to uid 1234" in self.refused(path)[1]
 
     def test_standard_error_that_is_closed(self) -> None:
         assert in_child(lambda: self.refused("-"), lambda: os.close(2)) == (

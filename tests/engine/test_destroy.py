@@ -218,6 +218,15 @@ class TestUdp:
         assert error_of(lambda: client.recv(1)) == "ECONNABORTED"
         assert [error_of(lambda: client.send(b"x")) for _ in range(3)] == ["EDESTADDRREQ"] * 3
 
+    def test_a_connected_one_whose_next_call_is_a_send(self, sockets: Sockets) -> None:
+        """It is not told of the abort before it asks, and it is bound to no device any more."""
+        client = sockets.udp(ADDRESS, PORT)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+        assert destroy_sockets(UDP).destroyed == 1
+        assert error_of(lambda: client.send(b"x")) == "EDESTADDRREQ"
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16) == b""
+        assert pending_error(client) == "ECONNABORTED"
+
     def test_a_connected_one_can_connect_to_another_backend(self, sockets: Sockets) -> None:
         client, server = sockets.udp(ADDRESS, PORT), sockets.udp_bound("127.0.0.3", PORT)
         destroy_sockets(UDP)

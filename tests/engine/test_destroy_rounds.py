@@ -66,10 +66,11 @@ class TestTwins:
     """
 
     @pytest.mark.parametrize("count", [2, 7])
-    def test_connected_udp_twins_all_die(self, sockets: Sockets, count: int) -> None:
-        twins = [sockets.udp_bound("127.0.0.1", 7000, reuse_port=True) for _ in range(count)]
+    @pytest.mark.parametrize("form", ["{}", "::ffff:{}"], ids=["v4", "mapped"])
+    def test_connected_udp_twins_all_die(self, sockets: Sockets, count: int, form: str) -> None:
+        twins = [sockets.udp_bound(form.format("127.0.0.1"), 7000, reuse_port=True) for _ in range(count)]
         for twin in twins:
-            twin.connect((ADDRESS, PORT))
+            twin.connect((form.format(ADDRESS), PORT))
         report = destroy_sockets(UDP)
         assert (report.matched, report.destroyed) == (count, count)
         assert [pending_error(twin) for twin in twins] == ["ECONNABORTED"] * count

@@ -265,7 +265,7 @@ class TestManyNamespaces:
     def test_the_others_finish_the_batch_at_hand(self) -> None:
         """One answers EOPNOTSUPP while the other is in the middle of its first batch."""
         begun, stopped = threading.Event(), threading.Event()
-        stop = Run._stop
+        stop = Run.stop
 
         def noted_stop(run: Run, why: str) -> None:
             stop(run, why)
@@ -282,7 +282,7 @@ class TestManyNamespaces:
         with (
             FakeKernel(table([row(n) for n in range(1, 2 * BATCH + 1)])).installed(),
             mock.patch.object(DiagSocket, "destroy", destroy),
-            mock.patch.object(Run, "_stop", noted_stop),
+            mock.patch.object(Run, "stop", noted_stop),
             mock.patch.object(import_module("socklb.engine.probe"), "can_destroy", return_value=False),
             processors(2),
             pytest.raises(NotSupported) as caught,

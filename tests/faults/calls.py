@@ -91,8 +91,8 @@ class NoSocket(nullcontext[None]):
 class Call(NamedTuple):
     """`right` is what it reports about a kernel with these rows when nothing goes wrong.
 
-    `so_far`: what it reports when its first or second dump, or batch of look-ups or destroys, ends it, for each that it makes. (A
-    list may have reported more of that dump.)
+    `so_far`: what it reports when its first or second dump, or batch of look-ups or destroys, ends it, for each that it
+    makes. (A list may have reported more of that dump.)
     """
 
     run: Callable[[], Result]
@@ -124,7 +124,7 @@ class Call(NamedTuple):
         with (
             FakeKernel(answer).installed(),
             mock.patch.object(probe_module, "ProbeSocket", NoSocket),
-            mock.patch.object(probe_module, "can_destroy", lambda *_: False),
+            mock.patch.object(probe_module, "can_destroy", return_value=False),
         ):
             return self.run()
 

@@ -41,7 +41,9 @@ def single(datagrams: Iterable[Datagram]) -> list[bytes]:
 
 
 class InjectFault:
-    """Damages the answers to these dumps, look-ups or destroys, counted from 1; the others are honest. `hit`: the requests."""
+    """Damages the answers to these dumps, look-ups or destroys, counted from 1; the others are honest. `hit`: the
+    requests.
+    """
 
     def __init__(self, damage: Damage, on: str, when: Sequence[int] = ALWAYS) -> None:
         self._damage, self._on, self._when, self._count = damage, on, when, 0

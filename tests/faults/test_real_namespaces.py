@@ -21,7 +21,7 @@ from .calls import verdicts_in
 
 pytestmark = pytest.mark.kernel
 
-ADDRESS, PORT = "127.0.0.2", 9000
+ADDRESS, PORT = "10.9.0.2", 9000
 BACKENDS = [Backend(ADDRESS, PORT, "udp")]
 COUNT = 6
 

@@ -64,7 +64,7 @@ def destroyed(answer: Answer, filter: SocketFilter = TCP, **options: Any) -> tup
 
 def outcomes(answer: Answer, filter: SocketFilter = TCP, *, can_destroy: bool = False) -> dict[int, Verdict]:
     """Verdict, reason and errno of each socket by its cookie, also of a run that an error ended."""
-    with FakeKernel(answer).installed(), mock.patch.object(probe_module, "can_destroy", lambda *_: can_destroy):
+    with FakeKernel(answer).installed(), mock.patch.object(probe_module, "can_destroy", return_value=can_destroy):
         try:
             report = destroy_sockets(filter)
         except KernelError as error:

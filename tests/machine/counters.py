@@ -16,7 +16,7 @@ _REASONS = {ONLY_BOUND: "only bound", SHARED: "hidden"}
 # of a connection first is the kernel's choice.
 _NEEDED = (
     *("worlds", "steps", "searches", "found", "refused", "terminations", "destroyed by terminations", "runs"),
-    *("destroyed", "mapped", "twins", "skipped", "limit", "dry run", "listening", "not connected", "own session"),
+    *("destroyed", "mapped", "twins", "skipped", "limit", "would_destroy", "listening", "not connected", "own session"),
     *("failed", "only bound", "hidden"),
 )
 

@@ -47,7 +47,7 @@ from .population import TWIN_CLIENTS_PORT, SocketOptions
 from .world import World
 
 NAMESPACES = 3
-VERDICTS = ("destroyed", "gone", "skipped", "failed")
+VERDICTS = ("destroyed", "would_destroy", "gone", "skipped", "failed")
 
 _FAMILIES = {None: None, 4: socket.AF_INET, 6: socket.AF_INET6}
 _TIME_WAIT = next(states for states in STATES if states.argument == ["time-wait"])

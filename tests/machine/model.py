@@ -247,11 +247,12 @@ class Model:
             assert not spared[one] or verdicts[one] == Verdict("skipped", spared[one]), (one, verdicts[one])
         allowed = [one for one in matching if not spared[one]]
         tried = [one for one in allowed if verdicts[one] != Verdict("skipped", "limit")]
-        assert len(tried) == min(len(allowed), len(allowed) if options.limit is None else options.limit)
+        destroyed = {one for one in tried if verdicts[one].verdict in ("destroyed", "would_destroy")}
+        assert len(tried) == len(allowed) or len(destroyed) == options.limit, "what is gone or failed does not count"
+        assert options.limit is None or len(destroyed) <= options.limit
         if options.dry_run:
-            assert all(verdicts[one] == Verdict("skipped", "dry run") for one in tried), verdicts
+            assert all(verdicts[one] == Verdict("would_destroy", "") for one in tried), verdicts
             return
-        destroyed = {one for one in tried if verdicts[one].verdict == "destroyed"}
         for one in tried:
             self._check_verdict(one, verdicts[one], destroyed)
         self._check_twins(tried, destroyed)

@@ -268,18 +268,17 @@ class TestProblems:
         """Neither waited for nor read: memory has an end."""
         os.mkfifo(path.with_name("fifo"))
         path.write_text(replace(A))
-        usual = os.stat
+        usual, regular = os.stat, os.stat(path)
 
-        def stat(name: str) -> os.stat_result:
-            status = usual(name)
-            path.unlink()
-            path.symlink_to(target)
-            return status
+        def stat(name: object, **options: Any) -> os.stat_result:
+            return regular if name == str(path) else usual(name, **options)  # type: ignore[arg-type]
 
         with followed(FileSource(str(path))) as source, monkeypatch.context() as patch:
             until_alive(source, A)
             patch.setattr(os, "stat", stat)
-            patch.setattr(file, "_signature", lambda status: os.urandom(4))
+            patch.setattr(file, "_signature", lambda status: os.urandom(8))
+            path.with_name("link").symlink_to(target)
+            path.with_name("link").rename(path)
             source.until(lambda s: s.warnings == [f"{path} is not a regular file; the last table stays"], "it is seen")
 
     def test_a_sparse_one(self, source: Followed, path: Path) -> None:
