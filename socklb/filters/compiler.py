@@ -14,6 +14,7 @@ from .property_conditions import Autobound, Cgroup
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     from ..wire.reply import InetSocket
 
 

@@ -102,8 +102,8 @@ class Mark(Condition):
 class Autobound(Condition):
     """The kernel chose the local port, and from its range: `ports` says which, once it is resolved.
 
-    No row says whether the kernel chose it. Of connections that were accepted, and of mini-sockets, it says that it did:
-    so the range is tested too, as ss(8) does.
+    No row says whether the kernel chose it. It takes the port of each accepted connection and mini-socket for chosen,
+    so the range is tested as well, as ss(8) does.
     """
 
     __slots__ = ("ports",)

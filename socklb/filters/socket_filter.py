@@ -178,7 +178,7 @@ class SocketFilter(Value):
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the condition has no interface or cgroup by name and no `autobound`, and so is the same everywhere."""
+        """Whether the condition is the same in every namespace: no interface or cgroup by name, no `autobound`."""
         return self.where.is_resolved
 
     def resolved(self, names: Names) -> SocketFilter:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from socklb import InetSocket, NotSupported, SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
+from socklb import InetSocket, NotSupported, SocketFilter, autobound, cgroup, dport, dst, sport, src
 from socklb.filters import Condition
 from socklb.filters.compiler import Plan, compile_condition
 from socklb.filters.conditions import And, Not, Or, Port

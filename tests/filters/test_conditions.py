@@ -23,7 +23,7 @@ from socklb.filters.property_conditions import Autobound
 from socklb.wire.reply import decode_msg
 
 from ..strategies import ATTRIBUTE_VALUES, make_socket, sockets
-from .trees import Network, conditions, full_sockets, networks, socket_between, written_conditions
+from .trees import Network, conditions, networks, socket_between, written_conditions
 
 SOCKETS = {
     "v4": socket_between("127.0.0.1:40000", "10.0.0.5:80", mark=0x13, cgroup_id=7),
@@ -184,8 +184,9 @@ class TestTheUnknown:
         self, condition: Condition, socket: InetSocket, data: st.DataObject
     ) -> None:
         """And matching says yes to what is known alone, and raises nothing."""
-        values = {name: data.draw(ATTRIBUTE_VALUES[name]) for name in ("mark", "cgroup_id")}
-        whole = make_socket(decode_msg(socket.row), socket.protocol, {**values, **socket.attributes})
+        values: dict[Any, Any] = {name: data.draw(ATTRIBUTE_VALUES[name]) for name in ("mark", "cgroup_id")}
+        values.update(socket.attributes)
+        whole = make_socket(decode_msg(socket.row), socket.protocol, values)
         assert condition.evaluate(socket) in (condition.evaluate(whole), None)
         assert condition.evaluate(whole) is not None
         assert condition.matches(socket) is (condition.evaluate(socket) is True)

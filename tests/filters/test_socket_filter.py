@@ -226,6 +226,9 @@ class TestWhere:
             def interface_index(self, name: str) -> int:
                 return {"lo": 1}[name]
 
+            def local_ports(self) -> tuple[int, int]:
+                raise AssertionError
+
             def cgroup_id(self, path: str) -> int:
                 raise ValueError(path)
 
