@@ -11,6 +11,7 @@ import pytest
 
 from socklb import (
     InetSocket,
+    NotSupported,
     SocketFilter,
     autobound,
     cgroup,
@@ -192,6 +193,17 @@ class TestAnOldKernel:
         filter_ = SocketFilter("tcp", dport(80) & (device(1) | cgroup(2)) & ~mark(3))
         with kernel.installed():
             assert {s.sport for s in find_sockets(filter_)} == {s.sport for s in rows if filter_.matches(s)}
+
+    @pytest.mark.parametrize("missing_ops", [set(), {11, 12, 13}], ids=["without cgroups", "4.9"])
+    def test_a_condition_on_a_cgroup_is_not_supported_where_none_is_reported(self, missing_ops: set[int]) -> None:
+        """A socket that a process holds has one. What is decided without it is found."""
+        row = socket_between("10.0.0.1:1", "10.0.0.2:80", inode=7).row
+        kernel = FakeKernel(self.refusing(missing_ops, table([row]), old_request=True))
+        with kernel.installed():
+            for condition in (~cgroup(7), dport(80) & ~cgroup(7)):
+                with pytest.raises(NotSupported, match=r"does not report the cgroups of sockets; Linux 5\.7"):
+                    list(find_sockets(SocketFilter("tcp", condition)))
+            assert len(list(find_sockets(SocketFilter("tcp", dport(80) | cgroup(7))))) == 1
 
     def test_what_was_refused_for_another_reason_is_an_error(self) -> None:
         refusing = FakeKernel(lambda requests: [ack_message(requests[0], errno.EINVAL)])

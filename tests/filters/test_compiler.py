@@ -16,10 +16,9 @@ from socklb.filters.conditions import And, Not, Or, Port
 from socklb.filters.property_conditions import Autobound
 from socklb.wire import bytecode
 from socklb.wire.bytecode import INET_DIAG_BC_CGROUP_COND, INET_DIAG_BC_D_COND, INET_DIAG_BC_S_COND, decode_program
-from socklb.wire.reply import decode_msg
 
 from .. import bytecode_vm as vm
-from ..strategies import make_socket, ports
+from ..strategies import ports
 from .trees import conditions, full_sockets, mini_sockets, networks, resolved_leaves, socket_between, trees
 
 NO_CGROUP = frozenset({INET_DIAG_BC_CGROUP_COND})
@@ -130,17 +129,6 @@ class TestPrograms:
             plan = compile_condition(condition)
             assert plan.lets_through(socket_between("10.0.0.1:1", "10.0.0.2:80"))
             assert not plan.lets_through(socket_between("10.0.0.1:1", "10.0.0.3:80"))
-
-    @pytest.mark.parametrize("missing_ops", [frozenset(), NO_CGROUP], ids=["since 5.9", "before"])
-    def test_a_kernel_that_reports_no_cgroup_does_not_support_a_condition_on_it(
-        self, missing_ops: frozenset[int]
-    ) -> None:
-        """A socket that a process holds has a cgroup; where its row has none, nothing is known of any."""
-        owned = decode_msg(socket_between("10.0.0.1:1", "10.0.0.2:80").row)._replace(inode=7)
-        for condition in (cgroup(7), ~cgroup(7), dport(80) & ~cgroup(7)):
-            with pytest.raises(NotSupported, match=r"Linux 5\.7"):
-                compile_condition(condition, missing_ops).lets_through(make_socket(owned, 6, {"mark": 1}))
-        assert compile_condition(dport(80) | cgroup(7), missing_ops).lets_through(make_socket(owned, 6, {}))
 
     @pytest.mark.parametrize(
         ("condition", "compiled"),

@@ -30,13 +30,14 @@ def socket_between(
     state: int = 1,
     timer: int = 0,
     interface: int = 0,
+    inode: int = 0,
     **attributes: Any,
 ) -> InetSocket:
     """The row of a socket between two endpoints, "10.0.0.1:80" or "[::1]:80"."""
     (source, source_port), (destination, destination_port) = map(_endpoint, (local, peer))
     id = SocketId(source_port, destination_port, source, destination, interface, 1)
     family = AF_INET if len(source) == 4 else AF_INET6
-    return make_socket(InetDiagMsg(family, state, timer, 0, id, 0, 0, 0, 0, 0), protocol, attributes)
+    return make_socket(InetDiagMsg(family, state, timer, 0, id, 0, 0, 0, 0, inode), protocol, attributes)
 
 
 def _endpoint(text: str) -> tuple[bytes, int]:
