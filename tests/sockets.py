@@ -33,10 +33,11 @@ _BIG = 1 << 20
 def add_v6_address(address: str) -> None:
     """One more address for loopback, in the calling thread's network namespace."""
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as any_socket:
-        request = struct.pack("16sIi", socket.inet_pton(socket.AF_INET6, address), 128, socket.if_nametoindex("lo"))
+        loopback = socket.if_nametoindex("lo")
+        request = struct.pack("16sIi", socket.inet_pton(socket.AF_INET6, address), 128, loopback)
         fcntl.ioctl(any_socket, 0x8916, request)
         # A work queue makes it ready (addrconf_dad_work()), on loopback too.
-        eventually(lambda: not error_of(lambda: any_socket.bind((address, 0))), f"an address {address}")
+        eventually(lambda: not error_of(lambda: any_socket.bind((address, 0, 0, loopback))), f"an address {address}")
 
 
 def add_alternative_name(interface: int, name: str) -> None:

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..wire.address import format_endpoint, unmapped
 from ..wire.request import PROTOCOL_NAMES
+from .constructors import on_link
 from .socket_filter import protocol_number
 
 TYPE_CHECKING = False
@@ -24,6 +25,7 @@ _PORT_MAX = 0xFFFF
 class Backend(namedtuple("Backend", "address port protocol")):
     """One address (an ipaddress object; a v4-mapped one becomes the v4 one), one port, and "tcp" or "udp".
 
+    A link-local address, of fe80::/10, has its link for a zone: an interface's name or index.
     Raises ValueError for an address, port or protocol that a backend cannot have, TypeError for one of another type.
     """
 
@@ -36,8 +38,7 @@ class Backend(namedtuple("Backend", "address port protocol")):
         if not isinstance(address, (str, IPv4Address, IPv6Address)):
             raise TypeError(f"the address of a backend must be a str or an ipaddress object, not {address!r}")
         given = ip_address(address)
-        if getattr(given, "scope_id", None):
-            raise ValueError(f"{str(given)!r}: zones are not supported")
+        on_link(given)  # or ValueError
         plain = unmapped(given)
         if plain.is_unspecified:
             raise ValueError(f"{given} is the unspecified address")
@@ -54,7 +55,9 @@ class Backend(namedtuple("Backend", "address port protocol")):
 
     @classmethod
     def parse(cls, text: str) -> Backend:
-        """From "10.0.0.1:80/TCP" or "[::1]:53/UDP". Raises ValueError that quotes the text and says what is wrong."""
+        """From "10.0.0.1:80/TCP", "[::1]:53/UDP" or "[fe80::1%eth0]:80/TCP". Raises ValueError that quotes the text and
+        says what is wrong.
+        """
         if not isinstance(text, str):
             raise TypeError(f"a backend is parsed from a str, not from {text!r}")
         endpoint, _, protocol = text.rpartition("/")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
+from ..wire.address import unmapped
 from .conditions import PORT_MAX, And, Condition, Host, Port
 from .property_conditions import Autobound, Cgroup, Device, Mark
 
@@ -15,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Union
 
-    from ..wire.address import Network
+    from ..wire.address import IPAddress, Network
 
     Address = Union[str, IPv4Address, IPv6Address, IPv4Network, IPv6Network]
 
@@ -55,6 +56,24 @@ def device(interface: int | str) -> Condition:
             raise ValueError(f"interface name {interface!r} does not have 1 to {_ALTIFNAMSIZ - 1} bytes")
         return Device(interface)
     return Device(_integer("interface index", interface, 0x7FFFFFFF))
+
+
+def on_link(address: IPAddress) -> Condition | None:
+    """Bound to the link of a link-local address: its zone, an interface's name or index. None for another address.
+
+    Raises ValueError for a link-local address without one, and for another address with one.
+    """
+    link = getattr(address, "scope_id", None)
+    plain = unmapped(address)  # 169.254.0.0/16 is link-local too, but an ordinary address for everybody
+    if not (plain.version == 6 and plain.is_link_local):
+        if link:
+            raise ValueError(f"{address}: only a link-local address, of fe80::/10, has a link")
+        return None
+    if not link:
+        raise ValueError(f"{address} may be another host on each link: name its link, as in {address}%eth0")
+    if any(character.isspace() or character in "/:" for character in link):
+        raise ValueError(f"{str(address)!r}: {link!r} is no interface")
+    return device(int(link) if link.isascii() and link.isdigit() else link)
 
 
 def mark(value: int, mask: int = 0xFFFFFFFF) -> Condition:

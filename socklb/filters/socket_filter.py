@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address
+
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states, state_mask
 from ..values import Value
 from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
@@ -10,7 +12,7 @@ from ..wire.socket_id import AF_INET, AF_INET6
 from .bounds import bounds
 from .compiler import compile_condition
 from .conditions import EVERYTHING, And, Condition, Host, Or
-from .constructors import dport, dst
+from .constructors import dport, dst, on_link
 from .language import parse
 
 TYPE_CHECKING = False
@@ -102,7 +104,7 @@ class SocketFilter(Value):
         family: int | None = None,
         predicate: Predicate | None = None,
     ) -> SocketFilter:
-        """The sockets whose peer is this address and port."""
+        """The sockets whose peer is this address and port; of a link-local address, those bound to its link."""
         return cls(protocol, _backend(address, port), states=states, family=family, predicate=predicate)
 
     @classmethod
@@ -205,8 +207,11 @@ def _construct(fields: dict[str, Any]) -> SocketFilter:
 
 
 def _backend(address: Address, port: int) -> Condition:
-    """One address and one port: a prefix, or no port, would match more than a backend."""
-    host = dst(address)
+    """One address and one port, on its link: a prefix, or no port, would match more than a backend."""
+    plain, _, zone = str(address).partition("%") if isinstance(address, (str, IPv6Address)) else (address, "", "")
+    host = dst(plain if zone else address)
     if not (isinstance(host, Host) and host.is_exact):
         raise ValueError(f"the address of a backend must be a single one, not {address}")
-    return And(host, dport(port))
+    single = host.network.network_address
+    link = on_link(IPv6Address(f"{single}%{zone}") if zone else single)
+    return And(host, dport(port)) if link is None else And(host, dport(port), link)

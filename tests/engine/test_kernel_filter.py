@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from socklb import (
+    Backend,
     InetSocket,
     NotSupported,
     SocketFilter,
@@ -22,6 +23,7 @@ from socklb import (
     find_sockets,
     mark,
     sport,
+    terminate_connections,
 )
 from socklb.filters import Condition
 from socklb.filters.conditions import Or
@@ -34,7 +36,7 @@ from .. import world
 from ..fake_kernel import Answer, Datagram, FakeKernel, Request, ack_message, table
 from ..filters.trees import socket_between
 from ..networks import networks
-from ..sockets import Sockets, cookie_of
+from ..sockets import Sockets, add_v6_address, cookie_of
 
 
 class Counting:
@@ -95,6 +97,21 @@ class TestTheRealKernel:
             for namespace, cookie in ((None, here), (other.namespace, there)):
                 found = find_sockets(SocketFilter("tcp", dport(9000) & autobound()), namespace=namespace)
                 assert [row.cookie for row in found] == [cookie]
+
+    def test_a_link_local_backend_is_found_on_its_link(self, sockets: Sockets) -> None:
+        add_v6_address("fe80::1")
+        listener = sockets.make(socket.AF_INET6, socket.SOCK_STREAM)
+        listener.bind(("fe80::1", 9000, 0, 1))
+        listener.listen()
+        client = sockets.make(socket.AF_INET6, socket.SOCK_STREAM)
+        client.connect(("fe80::1", 9000, 0, 1))
+        for link, found in (("lo", True), ("1", True), ("2", False)):
+            backend = Backend.parse(f"[fe80::1%{link}]:9000/TCP")
+            rows = list(find_sockets(SocketFilter.to_backends([backend])))
+            assert [row.cookie for row in rows] == [cookie_of(client)] * found
+        with pytest.raises(ValueError, match="no interface 'eth9'"):
+            find_sockets(SocketFilter.to_backend("fe80::1%eth9", 9000, "tcp"))
+        assert terminate_connections([Backend.parse("[fe80::1%lo]:9000/TCP")], namespaces="current").destroyed == 1
 
     def test_a_mini_socket_is_in_no_cgroup_and_not_outside_of_one(self, sockets: Sockets) -> None:
         sockets.time_wait("127.0.0.1", 9000)

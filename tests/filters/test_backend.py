@@ -41,6 +41,10 @@ class TestBackend:
             ("10.0.0.1:80/tcp", A, "10.0.0.1:80/TCP"),
             ("[::1]:53/UDP", Backend("::1", 53, "udp"), "[::1]:53/UDP"),
             ("[::ffff:10.0.0.1]:65535/UDP", Backend("10.0.0.1", 65535, "udp"), "10.0.0.1:65535/UDP"),
+            ("169.254.0.1:80/TCP", Backend("169.254.0.1", 80, "tcp"), "169.254.0.1:80/TCP"),
+            ("[::ffff:169.254.0.1]:80/TCP", Backend("169.254.0.1", 80, "tcp"), "169.254.0.1:80/TCP"),
+            ("[fe80::1%eth0]:80/TCP", Backend("fe80::1%eth0", 80, "tcp"), "[fe80::1%eth0]:80/TCP"),
+            ("[FE80:0::1%2]:80/tcp", Backend(IPv6Address("fe80::1%2"), 80, "tcp"), "[fe80::1%2]:80/TCP"),
         ],
     )
     def test_parsed_and_written(self, text: str, backend: Backend, written: str) -> None:
@@ -60,7 +64,20 @@ class TestBackend:
 
     def test_hashable_and_unlike_in_each_part(self) -> None:
         others = [Backend("10.0.0.9", 80, "tcp"), Backend("10.0.0.1", 81, "tcp"), Backend("10.0.0.1", 80, "udp")]
-        assert len({A, Backend("10.0.0.1", 80, "tcp"), *others}) == 4
+        others += [Backend(f"fe80::1%{link}", 80, "tcp") for link in ("eth0", "eth1", "1")]
+        assert len({A, Backend("10.0.0.1", 80, "tcp"), *others}) == 7
+
+    def test_a_local_one_is_another_one_in_each_place(self) -> None:
+        kinds = [
+            ("127.0.0.2", "", True),
+            ("::1", "", True),
+            ("::ffff:127.0.0.1", "", True),
+            ("fe80::1%eth0", "eth0", True),
+        ]
+        kinds += [("169.254.0.1", "", False), ("10.0.0.1", "", False), ("2001:db8::1", "", False)]
+        for address, link, is_local in kinds:
+            backend = Backend(address, 80, "tcp")
+            assert (backend.link, backend.is_local) == (link, is_local)
 
     @pytest.mark.parametrize(
         ("text", "problem"),
@@ -88,7 +105,17 @@ class TestBackend:
             ("0.0.0.0:80/TCP", "unspecified address"),
             ("[::]:80/TCP", "unspecified address"),
             ("[::ffff:0.0.0.0]:80/TCP", "unspecified address"),
-            ("[fe80::1%eth0]:80/TCP", "zones are not supported"),
+            ("[fe80::1]:80/TCP", "name its link, as in fe80::1%eth0"),
+            ("[febf::1]:80/TCP", "name its link"),
+            ("[fe80::1%]:80/TCP", "fe80::1%"),
+            ("[fe80::1%eth0%1]:80/TCP", "fe80::1%eth0%1"),
+            ("[fe80::1%a b]:80/TCP", "'a b' is no interface"),
+            ("[fe80::1%eth0\n]:80/TCP", "is no interface"),
+            (f"[fe80::1%{'x' * 128}]:80/TCP", "127 bytes"),
+            ("[2001:db8::1%eth0]:80/TCP", "only a link-local address"),
+            ("[::1%lo]:80/TCP", "only a link-local address"),
+            ("[::ffff:169.254.0.1%eth0]:80/TCP", "only a link-local address"),
+            ("169.254.0.1%eth0:80/TCP", "169.254.0.1%eth0"),
         ],
     )
     def test_what_does_not_parse_is_quoted_with_what_is_wrong(self, text: str, problem: str) -> None:

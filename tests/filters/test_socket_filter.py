@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import permutations
 from typing import Any
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from socklb import (
     STATE_FILTER_TCP,
     STATE_FILTER_UDP,
+    Backend,
     InetSocket,
     SocketFilter,
     TcpState,
@@ -273,6 +274,18 @@ class TestBackends:
                 v4 = socket_between(f"127.0.0.1:{port}", f"{address}:{port}")
                 mapped = socket_between(f"[::ffff:127.0.0.1]:{port}", f"[::ffff:{address}]:{port}")
                 assert filter.matches(v4) == filter.matches(mapped) == ((address, port) in backends)
+
+    def test_a_link_local_one_is_asked_for_on_its_link(self) -> None:
+        """By name, or, where the link is a number, by index."""
+        for link, bound in (("eth0", device("eth0")), ("2", device(2))):
+            where = dst("fe80::1", 80) & bound
+            for address in (f"fe80::1%{link}", IPv6Address(f"fe80::1%{link}")):
+                assert SocketFilter.to_backend(address, 80, "tcp").where == where
+                assert SocketFilter.to_backends([Backend(address, 80, "tcp")]).where == Or(where)
+        for address in ("fe80::1", "2001:db8::1%eth0", "fe80::%eth0/64", "fe80::1%eth0/128"):
+            for make in (SocketFilter.to_backend, Backend):
+                with pytest.raises(ValueError, match=address):
+                    make(address, 80, "tcp")
 
     @pytest.mark.parametrize("triples", [[], [("10.0.0.5", 80, "tcp"), ("10.0.0.5", 80, "udp")]], ids=["none", "mixed"])
     def test_none_and_mixed_protocols_are_errors(self, triples: Any) -> None:
