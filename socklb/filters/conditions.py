@@ -13,6 +13,7 @@ from __future__ import annotations
 from ..values import Value
 from ..wire.address import format_address, unmapped_network, unmapped_packed
 from ..wire.bytecode import ANY_PORT, HostCond, Label
+from ..wire.reply import InetSocket
 from ..wire.socket_id import AF_INET, AF_INET6
 from .endpoints import GE_OPS, HOST_OPS, LE_OPS, Endpoint, EndpointSet, port_alone
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from ..wire.address import Network
     from ..wire.bytecode import Assembler
-    from ..wire.reply import InetSocket
 
     class Names(Protocol):
         """Looks up names in the namespace that is searched. The first two raise ValueError for an unknown one."""
@@ -40,6 +40,12 @@ MAX_DEPTH = 100
 """How deep conditions may be nested: what goes through them is recursive, and more is a mistake."""
 
 
+def check_socket(socket: InetSocket) -> None:
+    """Raises TypeError for what is not an InetSocket."""
+    if not isinstance(socket, InetSocket):
+        raise TypeError(f"a filter matches an InetSocket, as find_sockets() yields them, not {socket!r}")
+
+
 class Condition(Value):
     """The base class of all conditions."""
 
@@ -49,8 +55,9 @@ class Condition(Value):
     def matches(self, socket: InetSocket) -> bool:
         """Whether the socket is known to match.
 
-        Raises ValueError for a name that is not resolved and for `autobound`.
+        Raises ValueError for a name that is not resolved and for `autobound`, TypeError for what is no InetSocket.
         """
+        check_socket(socket)
         return self.evaluate(socket) is True
 
     def evaluate(self, socket: InetSocket) -> bool | None:

@@ -11,7 +11,7 @@ from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
 from .bounds import bounds
 from .compiler import compile_condition
-from .conditions import EVERYTHING, And, Condition, Host, Or
+from .conditions import EVERYTHING, And, Condition, Host, Or, check_socket
 from .constructors import dport, dst, on_link
 from .language import parse
 
@@ -118,6 +118,9 @@ class SocketFilter(Value):
     ) -> SocketFilter:
         """The sockets whose peer is one of these (address, port, protocol), which all have one protocol."""
         triples = list(backends)
+        for each in triples:
+            if not (isinstance(each, tuple) and len(each) == 3):
+                raise TypeError(f"backends are several of (address, port, protocol), and {each!r} is none")
         protocols = {protocol_number(protocol) for _, _, protocol in triples}
         if len(protocols) != 1:
             raise ValueError("a filter takes at least one backend, and backends of one protocol only")
@@ -170,11 +173,12 @@ class SocketFilter(Value):
         A condition on what the row does not carry (a mark, a cgroup) is unknown: neither it nor its negation matches.
         Raises ValueError for a condition that only the kernel can evaluate or whose name is not yet resolved.
         """
+        check_socket(socket)
         return (
             socket.protocol == self.protocol
             and self.family in (None, socket.family)
             and self.states & socket.answers_to != 0
-            and self.where.matches(socket)
+            and self.where.evaluate(socket) is True
             and (self.predicate is None or bool(self.predicate(socket)))
         )
 

@@ -316,6 +316,18 @@ class TestBackends:
             SocketFilter.to_backends([(address, port, protocol)])
 
 
+@pytest.mark.parametrize(
+    "wrong", [None, 1, "10.0.0.1:80/TCP", (), ["10.0.0.1"], Backend("10.0.0.1", 80, "tcp")], ids=repr
+)
+def test_what_is_no_socket_and_what_are_no_backends_is_a_type_error(wrong: Any) -> None:
+    for match in (SocketFilter("tcp").matches, dport(80).matches):
+        with pytest.raises(TypeError, match="InetSocket"):
+            match(wrong)
+    if wrong != ():
+        with pytest.raises(TypeError, match="not iterable" if wrong in (None, 1) else "several of"):
+            SocketFilter.to_backends(wrong)
+
+
 class TestParse:
     """.parse(text, protocol, *, states, family, predicate)"""
 
