@@ -72,7 +72,11 @@ class TestKernelError:
         assert error.errno == code
         assert "dump TCP sockets: " in str(error)
         assert text in str(error.strerror)
-        kinds: dict[int, type[KernelError]] = {errno.EPERM: NotPermitted, errno.EOPNOTSUPP: NotSupported}
+        kinds: dict[int, type[KernelError]] = {
+            errno.EPERM: NotPermitted,
+            errno.EACCES: NotPermitted,
+            errno.EOPNOTSUPP: NotSupported,
+        }
         assert type(error) is kinds.get(code, KernelError)
 
     def test_the_words_of_the_system_and_of_the_kernel(self) -> None:
