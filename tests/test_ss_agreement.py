@@ -108,6 +108,7 @@ class TestFilters:
          "dport 9000", "dport :9000", "dport = :9000", "dport == 9000", "dport eq :9000", "dport != :9000",
          "dport ne 9000", "dport neq 9000", "sport < 9102", "sport lt :9102", "sport <= 9102", "sport le 9102",
          "sport leq 9102", "sport > :9102", "sport gt 9102", "sport >= 9102", "sport ge 9102", "sport geq 9102",
+         "autobound", "autobound and dport = :9000", "autobound or dport = :9001",
          "dev lo", "dev = lo", "dev == lo", "dev != lo", "fwmark = 0x18", "fwmark 24", "fwmark = 0x10/0x10",
          "fwmark != 0x10/0x10", "not dport = :9000", "! dport = :9000", "not not dport = :9000",
          "dport = :9000 and dst 127.0.0.2", "dport = :9000 & dst 127.0.0.2", "dport = :9000 && dst 127.0.0.2",
@@ -136,6 +137,9 @@ class TestFilters:
             world.cannot("no cgroup2 file system is mounted")
         for protocol in PROTOCOLS:
             here, there = both(protocol, f"cgroup {operator} {mounts[0]}")
+            if operator == "!=":  # that of a mini-socket is unknown: ss says that it is another one
+                mini = found(protocol, states="bucket")
+                there = [row for row in there if row not in mini]
             assert here == there
 
 
@@ -158,6 +162,14 @@ class TestKnownDifferences:
     def test_ss_4_misses_mapped_sockets(self, protocol: str) -> None:
         missed = set(found(protocol, "dst 127.0.0.3")) - set(shown(protocol, "-4", "dst 127.0.0.3"))
         assert {row.peer for row in missed} == {plain_endpoint("[::ffff:127.0.0.3]:9002")}
+
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_not_autobound_is_all_the_rest(self, protocol: str) -> None:
+        """ss shows what is neither: for the kernel the port of an accepted connection was not chosen by its owner."""
+        rest, there = set(found(protocol, "not autobound")), set(shown(protocol, "not autobound"))
+        assert rest == set(found(protocol)) - set(found(protocol, "autobound"))
+        assert there <= rest
+        assert there != rest or protocol == "udp"
 
 
 class TestStates:

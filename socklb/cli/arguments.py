@@ -30,8 +30,9 @@ FILTER, one quoted argument or several words, is the language of ss(8):
   ( dport = :80 or dport = :https ) and not src 10.1.0.0/16
   sport >= 1024     dev eth0     fwmark 0x10/0xff
   cgroup system.slice/ssh.service
-A v4 address matches v4-mapped v6 sockets too. States are not part of the
-language: use --state.
+A v4 address matches v4-mapped v6 sockets too: [::ffff:10.0.0.5] is 10.0.0.5.
+A v6 address whose end could be a port needs brackets. States are not part of
+the language: use --state.
 """
 
 

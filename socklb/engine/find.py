@@ -216,7 +216,7 @@ def _requests(filter: SocketFilter, states: int, bits: int, one_walk: bool) -> l
 def _matching(
     first: list[bytes] | None, others: Iterator[list[bytes]], protocol: int, plan: Plan, seen: set[int] | None
 ) -> Iterator[InetSocket]:
-    lets_through = None if plan.residual is None and plan.recheck is None else plan.lets_through
+    lets_through = plan.lets_through if plan.checks else None
     buffer = first
     while buffer is not None:
         for row in buffer:

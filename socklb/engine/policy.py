@@ -50,14 +50,14 @@ def why_spared(
 
 
 def check_filters(filters: Iterable[SocketFilter], allow_unbounded: bool) -> None:
-    """Raise TypeError for what is not a filter, UnboundedFilter for one that names no endpoint unless allowed."""
+    """Raise TypeError for what is not a filter, UnboundedFilter for one that bounds nothing unless allowed."""
     for filter in filters:
         if not isinstance(filter, SocketFilter):
             raise TypeError(f"filter is a SocketFilter, not {filter!r}")
         if not allow_unbounded and not filter.is_bounded:
             raise UnboundedFilter(
-                f"the filter '{filter}' bounds no endpoint, so it could match everything: name an address or a port, "
-                "or allow unbounded filters"
+                f"the filter '{filter}' could match everything: name an address (with a prefix of at least /16, v6: "
+                "/32), at most 4096 ports, a device or a cgroup, or allow unbounded filters"
             )
 
 

@@ -8,41 +8,56 @@ from errno import EOPNOTSUPP
 
 from ..errors import NotSupported
 from ..wire.bytecode import ANY_PORT, Assembler
-from .conditions import EVERYTHING, And, Condition, Host, Not, Or, Port, endpoint_of, leaves
-from .property_conditions import Autobound
+from .conditions import EVERYTHING, And, Condition, Not, Or, endpoint_of, leaves, pushed_inward
+from .property_conditions import Autobound, Cgroup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Optional
 
     from ..wire.reply import InetSocket
 
 
-class Plan(namedtuple("Plan", "programs ops residual disjoint recheck")):
+_NOTHING = Or()
+
+
+class Plan(namedtuple("Plan", "programs ops disjoint checks")):
     """How to find the sockets that a condition matches.
 
-    `programs`: bytecode, one dump each; an empty one accepts every socket.
+    `programs`: bytecode, one dump each; an empty one accepts every socket. They let through more, never less.
     `ops`: the bytecode ops in them.
-    `residual`: what is left to match in Python. None if the programs are exact; otherwise they let through more, never
-    less.
     `disjoint`: whether no socket can pass two of the programs.
-    `recheck`: the tests of addresses and ports (None if there are none), to be repeated on each row: the kernel fills
-    a row after the program has run, and a UDP socket may have been connected elsewhere in between.
+    `checks`: what each row is matched with again, for the programs may let through more, the kernel fills a row after
+    the program has run (a UDP socket may have been connected elsewhere in between), and what it takes for the cgroup of
+    a mini-socket is none. Two where `autobound` is in the condition: as if it were true, and as if it were false.
     """
 
     __slots__ = ()
     programs: tuple[bytes, ...]
     ops: frozenset[int]
-    residual: Optional[Condition]
     disjoint: bool
-    recheck: Optional[Condition]
+    checks: tuple[Condition, ...]
 
     def lets_through(self, socket: InetSocket) -> bool:
-        """Whether a socket that one of the programs accepted matches, as its row says now."""
-        return (self.recheck is None or self.recheck.matches(socket)) and (
-            self.residual is None or self.residual.matches(socket)
-        )
+        """Whether a socket that one of the programs accepted matches, as far as its row says.
+
+        Raises NotSupported for a condition on cgroups where the kernel reports none of any socket.
+        """
+        values = [check.evaluate(socket) for check in self.checks]
+        if None in values:
+            self._raise_if_never_reported(socket)
+            return False
+        return not values or True in values
+
+    def _raise_if_never_reported(self, socket: InetSocket) -> None:
+        """A socket that a process holds is no mini-socket: where it has no cgroup in its row, no socket has."""
+        names_cgroup = any(isinstance(leaf, Cgroup) for leaf in leaves(self.checks[0]))
+        if names_cgroup and socket.inode and "cgroup_id" not in socket.attributes:
+            raise NotSupported(
+                EOPNOTSUPP,
+                "'cgroup': this kernel does not report the cgroups of sockets; Linux 5.7 and newer do, with "
+                "CONFIG_SOCK_CGROUP_DATA",
+            )
 
 
 def compile_condition(condition: Condition, missing_ops: frozenset[int] = frozenset()) -> Plan:
@@ -54,31 +69,29 @@ def compile_condition(condition: Condition, missing_ops: frozenset[int] = frozen
     def is_supported(part: Condition) -> bool:
         return all(leaf.supported(missing_ops) for leaf in leaves(part))
 
-    compiled = condition if is_supported(condition) else _relaxed(condition, is_supported)
-    residual = None if compiled is condition else _residual(condition, is_supported)
-    recheck = _recheck(condition)
+    compiled = condition
+    if not is_supported(condition):
+        _raise_if_left_to_python(condition, is_supported)
+        compiled = _relaxed(condition, is_supported)
     whole = _assemble(compiled)
-    if whole is not None:
-        return Plan((whole.program,), whole.ops, residual, True, recheck)
-    pieces, complete = _split(_relaxed(compiled, lambda test: True))
-    programs = tuple(piece.program for piece in pieces)
+    pieces = [] if whole is None else [whole]
+    if whole is None:
+        pieces, complete = _split(_relaxed(compiled, lambda test: True))
+        if not complete:  # _split() keeps what Python cannot match, so the rest can be matched again
+            _raise_if_left_to_python(condition, lambda part: isinstance(condition, And))
     ops = frozenset().union(*(piece.ops for piece in pieces))
-    if not complete:  # _split() keeps what Python cannot match, so the rest can be matched again
-        residual = _residual(condition, lambda part: isinstance(condition, And) and not _is_matchable(part))
-    return Plan(programs, ops, residual, _are_distinct_endpoints(compiled), recheck)
+    disjoint = len(pieces) == 1 or _are_distinct_endpoints(compiled)
+    return Plan(tuple(piece.program for piece in pieces), ops, disjoint, _checks(condition))
 
 
-def _residual(condition: Condition, is_compiled: Callable[[Condition], bool]) -> Condition:
-    """What is left to match in Python: of an `and` the parts that are not compiled, otherwise the whole condition."""
+def _raise_if_left_to_python(condition: Condition, is_compiled: Callable[[Condition], bool]) -> None:
+    """Unless what only the kernel can evaluate is compiled: of an `and` part by part, else the whole condition."""
     parts = condition.parts if isinstance(condition, And) else (condition,)
-    left = [part for part in parts if not is_compiled(part)]
-    residual = left[0] if len(left) == 1 else And(*left)
-    if not _is_matchable(residual):
+    if not all(is_compiled(part) or _is_matchable(part) for part in parts):
         raise NotSupported(
             EOPNOTSUPP,
             f"'{condition}': this kernel cannot evaluate all of it, and Python cannot evaluate 'autobound'",
         )
-    return residual
 
 
 def _is_matchable(condition: Condition) -> bool:
@@ -86,15 +99,19 @@ def _is_matchable(condition: Condition) -> bool:
     return not any(isinstance(leaf, Autobound) for leaf in leaves(condition))
 
 
-def _recheck(condition: Condition) -> Condition | None:
-    kinds = set(map(_is_of_endpoint, leaves(condition)))
-    if True not in kinds:
-        return None
-    return _relaxed(condition, _is_of_endpoint) if False in kinds else condition
+def _checks(condition: Condition) -> tuple[Condition, ...]:
+    if _is_matchable(condition):
+        return () if next(leaves(condition), None) is None else (condition,)
 
+    def assuming(is_chosen: bool) -> Condition:
+        def literal(test: Condition, negated: bool) -> Condition:
+            if isinstance(test, Autobound):
+                test = test.ports if is_chosen and test.ports is not None else _NOTHING
+            return Not(test) if negated else test
 
-def _is_of_endpoint(test: Condition) -> bool:
-    return isinstance(test, (Host, Port))
+        return pushed_inward(condition, literal)
+
+    return assuming(True), assuming(False)
 
 
 class _Assembled(namedtuple("_Assembled", "program ops")):
@@ -111,19 +128,18 @@ def _assemble(condition: Condition) -> _Assembled | None:
     return None if program is None else _Assembled(program, frozenset(assembler.used))
 
 
-def _relaxed(condition: Condition, is_kept: Callable[[Condition], bool], negated: bool = False) -> Condition:
-    """The condition (or its negation) with each `not` pushed inward, and each test that is not kept made EVERYTHING.
+def _relaxed(condition: Condition, is_kept: Callable[[Condition], bool]) -> Condition:
+    """The condition with each `not` pushed inward, and each test that is not kept made EVERYTHING.
 
     No `and` or `or` is negated then, so that relaxing a part can only let through more.
     """
-    if isinstance(condition, Not):
-        return _relaxed(condition.part, is_kept, not negated)
-    if isinstance(condition, (And, Or)):
-        kind = And if isinstance(condition, And) is not negated else Or
-        return kind(*(_relaxed(part, is_kept, negated) for part in condition.parts))
-    if not is_kept(condition):
-        return EVERYTHING
-    return Not(condition) if negated else condition
+
+    def literal(test: Condition, negated: bool) -> Condition:
+        if not is_kept(test):
+            return EVERYTHING
+        return Not(test) if negated else test
+
+    return pushed_inward(condition, literal)
 
 
 def _split(condition: Condition) -> tuple[list[_Assembled], bool]:

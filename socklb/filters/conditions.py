@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Conditions on a socket: immutable values, joined with & | ~ into a tree.
 
-A condition is evaluated in Python (`matches`) or in the kernel (`emit` appends its bytecode), tells whether it bounds
-the sockets it matches (`bounds`), and is written in the language of ss(8) (`str`). Names whose meaning depends on the
-network namespace (an interface, a cgroup path) must be replaced by their numbers (`resolved`) before it is evaluated.
+A condition is evaluated in Python (`evaluate`) or in the kernel (`emit` appends its bytecode), and is written in the
+language of ss(8) (`str`). What depends on the
+network namespace (an interface's name, a cgroup's path, the range of `autobound`) must be replaced by numbers
+(`resolved`) before it is evaluated.
 The functions in constructors.py check the arguments; the classes here do not.
 """
 
@@ -17,7 +18,7 @@ from .endpoints import GE_OPS, HOST_OPS, LE_OPS, Endpoint, EndpointSet, port_alo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Protocol
 
     from ..wire.address import Network
@@ -25,27 +26,35 @@ if TYPE_CHECKING:
     from ..wire.reply import InetSocket
 
     class Names(Protocol):
-        """Looks up names in the namespace that is searched. Both raise ValueError for an unknown one."""
+        """Looks up names in the namespace that is searched. The first two raise ValueError for an unknown one."""
 
         def interface_index(self, name: str) -> int: ...
 
         def cgroup_id(self, path: str) -> int: ...
 
+        def local_ports(self) -> tuple[int, int]: ...
+
 
 PORT_MAX = 0xFFFF
+MAX_DEPTH = 100
+"""How deep conditions may be nested: what goes through them is recursive, and more is a mistake."""
 
 
 class Condition(Value):
     """The base class of all conditions."""
 
     __slots__ = ()
+    _depth = 0
 
     def matches(self, socket: InetSocket) -> bool:
-        """Whether the socket matches.
+        """Whether the socket is known to match.
 
-        Raises ValueError for a name that is not resolved and for `autobound`, NotPermitted for a mark that the kernel
-        did not report.
+        Raises ValueError for a name that is not resolved and for `autobound`.
         """
+        return self.evaluate(socket) is True
+
+    def evaluate(self, socket: InetSocket) -> bool | None:
+        """Whether the socket matches; None where its row does not say. `and`, `or`, `not` follow three-valued logic."""
         raise NotImplementedError
 
     def emit(self, program: Assembler, no: Label) -> None:
@@ -56,17 +65,13 @@ class Condition(Value):
         """Whether a kernel without these bytecode ops can evaluate this test (of an And, Or or Not, ask its leaves)."""
         return True
 
-    def bounds(self, negated: bool = False) -> bool:
-        """Whether this, or its negation, names an address or a port and so cannot match everything by mistake."""
-        return False
-
     @property
     def is_resolved(self) -> bool:
-        """Whether it contains no name that depends on the namespace."""
+        """Whether it contains nothing that depends on the namespace."""
         return True
 
     def resolved(self, names: Names) -> Condition:
-        """The same with every name replaced by its number."""
+        """The same with all of that replaced by numbers."""
         return self
 
     def __and__(self, other: Condition) -> Condition:
@@ -107,7 +112,7 @@ class Host(Condition):
             _prefix=int.from_bytes(packed, "big"),
         )
 
-    def matches(self, socket: InetSocket) -> bool:
+    def evaluate(self, socket: InetSocket) -> bool:
         packed = socket.dst_packed if self.side == "dst" else socket.src_packed
         if self._size == 4:
             packed = unmapped_packed(packed)
@@ -124,9 +129,6 @@ class Host(Condition):
     def is_exact(self) -> bool:
         """Whether it is one address."""
         return self.network.prefixlen == self._size * 8
-
-    def bounds(self, negated: bool = False) -> bool:
-        return not negated and self.network.prefixlen > 0
 
     def __str__(self) -> str:
         address = format_address(self.network.network_address)
@@ -146,7 +148,7 @@ class Port(Condition):
     def __init__(self, side: str, low: int, high: int) -> None:
         self._set(side=side, low=low, high=high)
 
-    def matches(self, socket: InetSocket) -> bool:
+    def evaluate(self, socket: InetSocket) -> bool:
         return self.low <= (socket.dport if self.side == "dst" else socket.sport) <= self.high
 
     def emit(self, program: Assembler, no: Label) -> None:
@@ -163,9 +165,6 @@ class Port(Condition):
         """Whether it is one port."""
         return self.low == self.high
 
-    def bounds(self, negated: bool = False) -> bool:
-        return not negated and (self.low > 0 or self.high < PORT_MAX)
-
     def __str__(self) -> str:
         word = self.side[0] + "port"
         if self.low == self.high:
@@ -180,7 +179,7 @@ class Port(Condition):
 class _Group(Condition):
     """Joins its parts; parts of its own kind are flattened: (a & b) & c is a & b & c."""
 
-    __slots__ = ("parts",)
+    __slots__ = ("_depth", "parts")
     _word = ""
     parts: tuple[Condition, ...]
 
@@ -191,7 +190,7 @@ class _Group(Condition):
                 flat.extend(part.parts)
             else:
                 flat.append(part)
-        self._set(parts=tuple(flat))
+        self._set(parts=tuple(flat), _depth=_depth_above(flat))
 
     @property
     def is_resolved(self) -> bool:
@@ -219,8 +218,15 @@ class And(_Group):
     __slots__ = ()
     _word = "and"
 
-    def matches(self, socket: InetSocket) -> bool:
-        return all(part.matches(socket) for part in self.parts)
+    def evaluate(self, socket: InetSocket) -> bool | None:
+        result: bool | None = True
+        for part in self.parts:
+            value = part.evaluate(socket)
+            if value is False:
+                return False
+            if value is None:
+                result = None
+        return result
 
     def emit(self, program: Assembler, no: Label) -> None:
         """One part after another; an address of one side takes an exact port of that side along."""
@@ -231,9 +237,6 @@ class And(_Group):
                 part.emit(program, no, ports[part.side].low)
             elif not (isinstance(part, Port) and part.side in hosts and part is ports.get(part.side)):
                 part.emit(program, no)
-
-    def bounds(self, negated: bool = False) -> bool:
-        return (all if negated else any)(part.bounds(negated) for part in self.parts)
 
     def __str__(self) -> str:
         return super().__str__() if self.parts else "dst *"
@@ -250,8 +253,15 @@ class Or(_Group):
         super().__init__(*parts)
         self._set(_alternatives=_gather_endpoints(self.parts))
 
-    def matches(self, socket: InetSocket) -> bool:
-        return any(part.matches(socket) for part in self._alternatives)
+    def evaluate(self, socket: InetSocket) -> bool | None:
+        result: bool | None = False
+        for part in self._alternatives:
+            value = part.evaluate(socket)
+            if value:
+                return True
+            if value is None:
+                result = None
+        return result
 
     def emit(self, program: Assembler, no: Label) -> None:
         end = Label()
@@ -264,9 +274,6 @@ class Or(_Group):
         last.emit(program, no)
         program.place(end)
 
-    def bounds(self, negated: bool = False) -> bool:
-        return (any if negated else all)(part.bounds(negated) for part in self.parts)
-
     def __str__(self) -> str:
         return super().__str__() if self.parts else "not dst *"
 
@@ -274,26 +281,24 @@ class Or(_Group):
 class Not(Condition):
     """The part does not match."""
 
-    __slots__ = ("part",)
+    __slots__ = ("_depth", "part")
     part: Condition
 
     def __init__(self, part: Condition) -> None:
-        self._set(part=part)
+        self._set(part=part, _depth=_depth_above([part]))
 
     def __invert__(self) -> Condition:
         return self.part
 
-    def matches(self, socket: InetSocket) -> bool:
-        return not self.part.matches(socket)
+    def evaluate(self, socket: InetSocket) -> bool | None:
+        value = self.part.evaluate(socket)
+        return None if value is None else not value
 
     def emit(self, program: Assembler, no: Label) -> None:
         otherwise = Label()
         self.part.emit(program, otherwise)
         program.jump(no)
         program.place(otherwise)
-
-    def bounds(self, negated: bool = False) -> bool:
-        return self.part.bounds(not negated)
 
     @property
     def is_resolved(self) -> bool:
@@ -306,8 +311,36 @@ class Not(Condition):
         return f"not {self.part}"
 
 
+def _depth_above(parts: list[Condition]) -> int:
+    depth = 1 + max((part._depth for part in parts), default=0)
+    if depth > MAX_DEPTH:
+        raise ValueError(f"conditions are nested more than {MAX_DEPTH} deep")
+    return depth
+
+
 EVERYTHING = And()
 """Matches every socket."""
+
+
+def joined(kind: type[And] | type[Or], parts: Iterable[Condition]) -> Condition:
+    """The parts in a group of this kind, but one part as it is: also the one that is left when groups are flattened."""
+    several = tuple(parts)
+    group = several[0] if len(several) == 1 else kind(*several)
+    return group.parts[0] if isinstance(group, kind) and len(group.parts) == 1 else group
+
+
+def pushed_inward(
+    condition: Condition, literal: Callable[[Condition, bool], Condition], negated: bool = False
+) -> Condition:
+    """The condition (or its negation) without a `not` before an `and`, `or` or `not`; `literal` makes what stands for a
+    single test, or, if true is passed, for its negation.
+    """
+    if isinstance(condition, Not):
+        return pushed_inward(condition.part, literal, not negated)
+    if isinstance(condition, (And, Or)):
+        kind = And if isinstance(condition, And) is not negated else Or
+        return joined(kind, (pushed_inward(part, literal, negated) for part in condition.parts))
+    return literal(condition, negated)
 
 
 def leaves(condition: Condition) -> Iterator[Condition]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Address = Union[str, IPv4Address, IPv6Address, IPv4Network, IPv6Network]
 
-_IFNAMSIZ = 16  # linux/if.h, the final zero included
+_ALTIFNAMSIZ = 128  # linux/if.h, the final zero included
 
 
 def src(address: Address, port: int | None = None) -> Condition:
@@ -47,10 +47,12 @@ def dport(low: int, high: int | None = None) -> Condition:
 
 
 def device(interface: int | str) -> Condition:
-    """Bound to this interface, by name or index; a name is looked up in the namespace that is searched."""
+    """Bound to this interface, by index (an int) or by name, which is looked up in the namespace that is searched: an
+    alternative name counts, and a text that is no name there, but a number, is an index.
+    """
     if isinstance(interface, str):
-        if not 0 < len(interface.encode(errors="surrogateescape")) < _IFNAMSIZ:
-            raise ValueError(f"interface name {interface!r} does not have 1 to {_IFNAMSIZ - 1} bytes")
+        if not 0 < len(interface.encode(errors="surrogateescape")) < _ALTIFNAMSIZ:
+            raise ValueError(f"interface name {interface!r} does not have 1 to {_ALTIFNAMSIZ - 1} bytes")
         return Device(interface)
     return Device(_integer("interface index", interface, 0x7FFFFFFF))
 
@@ -74,7 +76,9 @@ def cgroup(cgroup: int | str) -> Condition:
 
 
 def autobound() -> Condition:
-    """The kernel chose the local port. Only the kernel can evaluate it; `SocketFilter.matches` raises ValueError."""
+    """The kernel chose the local port, from the range of the namespace that is searched, as ss(8) has it. Only the
+    kernel can evaluate it; `SocketFilter.matches` raises ValueError.
+    """
     return Autobound()
 
 

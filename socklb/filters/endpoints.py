@@ -63,7 +63,7 @@ class EndpointSet:
         for address, port in endpoints:
             self._ports.setdefault(address, set()).add(port)
 
-    def matches(self, socket: InetSocket) -> bool:
+    def evaluate(self, socket: InetSocket) -> bool:
         is_dst = self._side == "dst"
         ports = self._ports.get(unmapped_packed(socket.dst_packed if is_dst else socket.src_packed))
         return ports is not None and (ANY_PORT in ports or (socket.dport if is_dst else socket.sport) in ports)

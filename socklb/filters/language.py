@@ -5,7 +5,11 @@
     term    = ("not" | "!") term | "(" filter ")" | test
     test    = ("dst" | "src") [eq | ne] host | ("dport" | "sport") [operator] port
             | "dev" [eq | ne] interface | "fwmark" [eq | ne] value["/"mask] | "cgroup" [eq | ne] path | "autobound"
-    host    = "*" | address ["/" prefix] [":" port] | "[" v6 ["/" prefix] "]" [":" port] | v6 ["/" prefix] | "*:" port
+    host    = "*" | address ["/" prefix] [":" port] | "[" v6 ["/" prefix] "]" [":" port] | "*:" port
+
+A v6 address without brackets is refused where what follows its last colon could be a port of the address before it: ss
+takes `::1:8080` for port 8080 of ::1, which is an address as well. `::1` and `fe80::1` are addresses, for `:` and
+`fe80:` are none; `:::8080` and `::ffff:10.0.0.1:22` end with a port, for they are no addresses.
 
 ss evaluates `and` and `or` strictly from left to right; most people expect `and` to bind tighter. Where the two
 readings differ (an `and` after an `or`, without parentheses), this parser asks for parentheses.
@@ -16,7 +20,7 @@ from __future__ import annotations
 from collections import namedtuple
 
 from . import constructors
-from .conditions import EVERYTHING, PORT_MAX, And, Condition, Not, Or, Port
+from .conditions import EVERYTHING, MAX_DEPTH, PORT_MAX, And, Condition, Not, Or, Port, joined
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +35,6 @@ _OPERATORS = {
 }  # fmt: skip
 _TESTS = ("dst", "src", "dport", "sport", "dev", "fwmark", "cgroup", "autobound")
 _SYMBOLS = ("&&", "||", "==", "!=", "<=", ">=", "(", ")", "!", "&", "|", "=", "<", ">")
-_MAX_DEPTH = 100  # of parentheses and nots: more is a mistake, and the parser is recursive
 
 
 class FilterSyntaxError(ValueError):
@@ -65,7 +68,12 @@ def parse(text: str, protocol: str) -> Condition:
     parser = _Parser(text, protocol)
     if parser.word is None:
         return EVERYTHING
-    condition = parser.filter(0)
+    try:
+        condition = parser.filter(0)
+    except FilterSyntaxError:
+        raise
+    except ValueError as error:  # nested too deep
+        parser.fail(str(error))
     if parser.word is not None:
         parser.fail('unmatched ")"')
     return condition
@@ -117,20 +125,20 @@ class _Parser:
         alternatives: list[Condition] = []
         conjunction = [self._term(depth)]
         while self.word is not None and self.word.text != ")":
-            joined = self.word
+            first = self.word
             if self._accept(*_OR):
-                alternatives.append(_join(And, conjunction))
+                alternatives.append(joined(And, conjunction))
                 conjunction = [self._term(depth)]
                 continue
             self._accept(*_AND)
             conjunction.append(self._term(depth))
             if alternatives:
-                self.fail("'and' after 'or' is ambiguous, use parentheses", joined)
-        return _join(Or, [*alternatives, _join(And, conjunction)])
+                self.fail("'and' after 'or' is ambiguous, use parentheses", first)
+        return joined(Or, [*alternatives, joined(And, conjunction)])
 
     def _term(self, depth: int) -> Condition:
-        if depth > _MAX_DEPTH:
-            self.fail(f"parentheses and nots are nested more than {_MAX_DEPTH} deep")
+        if depth > MAX_DEPTH:
+            self.fail(f"parentheses and nots are nested more than {MAX_DEPTH} deep")
         if self._accept(*_NOT):
             return ~self._term(depth + 1)
         opened = self._accept("(")
@@ -186,7 +194,7 @@ class _Parser:
         return hosts if ports is EVERYTHING else And(hosts, ports)
 
     def _split_endpoint(self, value: _Word) -> tuple[str, str | None]:
-        """(address or prefix, port). A v6 address with a port is in brackets: without, the port is part of it."""
+        """(address or prefix, port)."""
         text = value.text
         if "%" in text:
             self.fail("zones are not supported, name the interface with 'dev'", value)
@@ -198,12 +206,22 @@ class _Parser:
                 self.fail("expected [ADDRESS] or [ADDRESS]:PORT", value)
             prefix, colon, port = rest.partition(":")
             return self._address(host + prefix, value), port if colon else None
-        if text.count(":") > 1:
-            return self._address(text, value), None
-        host, colon, port = text.partition(":")
+        host, colon, port = text.rpartition(":") if ":" in text else (text, "", "")
+        if ":" in host:
+            return self._split_v6(host, port, value)
         if host not in ("", "*"):
             host = self._address(host, value)
         return host, port if colon else None
+
+    def _split_v6(self, host: str, port: str, value: _Word) -> tuple[str, str | None]:
+        """Without brackets: where one reading alone is possible it is taken."""
+        if not _is_network(host):
+            return self._address(value.text, value), None
+        if not _is_network(value.text):
+            return host, port
+        if self._port(port) is not None:
+            self.fail(f"write [{value.text}] for the address, [{host}]:{port} for a port of {host}", value)
+        return value.text, None
 
     def _address(self, text: str, value: _Word) -> str:
         """The address or prefix, checked; 10/8 is completed to 10.0.0.0/8."""
@@ -212,9 +230,7 @@ class _Parser:
             self.fail("the prefix length must be a number", value)
         if slash and ":" not in address:
             address += ".0" * (3 - address.count("."))
-        try:
-            constructors.dst(address + slash + prefix)
-        except ValueError:
+        if not _is_network(address + slash + prefix):
             if any(c.isalpha() for c in address) and ":" not in address:
                 self.fail("host names are not resolved, give the address", value)
             self.fail("not an IP address", value)
@@ -236,18 +252,21 @@ class _Parser:
         return Port(side, low, high)
 
     def _port_number(self, text: str, value: _Word) -> int:
-        if text.isascii() and text.isdigit():
-            if int(text) > PORT_MAX:
-                self.fail(f"a port must be in 0..{PORT_MAX}", value)
-            return int(text)
-        number = _service_port(text, self._protocol) if text else None
+        number = self._port(text)
         if number is None:
             self.fail("neither a port number nor a service name", value)
+        if number > PORT_MAX:
+            self.fail(f"a port must be in 0..{PORT_MAX}", value)
         return number
 
+    def _port(self, text: str) -> int | None:
+        """A number, or that of a service."""
+        if text.isascii() and text.isdigit():
+            return int(text)
+        return _service_port(text, self._protocol) if text else None
+
     def _dev(self, value: _Word) -> Condition:
-        text = value.text
-        return constructors.device(int(text) if text.isascii() and text.isdigit() else text)
+        return constructors.device(value.text)
 
     def _fwmark(self, value: _Word) -> Condition:
         number, slash, mask = value.text.partition("/")
@@ -262,17 +281,20 @@ class _Parser:
         return constructors.cgroup(int(text) if text.isascii() and text.isdigit() else text)
 
 
-def _join(kind: type[And] | type[Or], parts: list[Condition]) -> Condition:
-    joined = kind(*parts)  # flattened: `dport 80 and dst *` has one part
-    return joined.parts[0] if len(joined.parts) == 1 else joined
-
-
 def _why_not_a_test(word: str) -> str:
     if word in ("state", "exclude"):
         return "states are not part of the filter, use --state"
     if word in _AND + _OR + tuple(_OPERATORS) or word == ")":
         return "expected a condition before this"
     return f"unknown word, expected one of {', '.join(_TESTS)}"
+
+
+def _is_network(text: str) -> bool:
+    try:
+        constructors.dst(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _service_port(name: str, protocol: str) -> int | None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from ..errors import mark_hidden
 from ..wire.bytecode import (
     INET_DIAG_BC_AUTO,
     INET_DIAG_BC_CGROUP_COND,
@@ -11,7 +10,7 @@ from ..wire.bytecode import (
     INET_DIAG_BC_MARK_COND,
     MarkCond,
 )
-from .conditions import Condition
+from .conditions import Condition, Port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ class Device(Condition):
     def __init__(self, interface: int | str) -> None:
         self._set(interface=interface)
 
-    def matches(self, socket: InetSocket) -> bool:
+    def evaluate(self, socket: InetSocket) -> bool:
         return socket.interface == _number(self, self.interface)
 
     def emit(self, program: Assembler, no: Label) -> None:
@@ -47,7 +46,10 @@ class Device(Condition):
 
 
 class Cgroup(Condition):
-    """In a cgroup v2, by id or by path; a socket whose row has no cgroup id counts as in 0. Needs Linux 5.9."""
+    """In a cgroup v2, by id or by path. The kernel evaluates it since Linux 5.9, and reports cgroups since 5.7.
+
+    A mini-socket has none: the kernel takes 0 for its id, and so would match the negation.
+    """
 
     __slots__ = ("cgroup",)
     cgroup: int | str
@@ -55,8 +57,9 @@ class Cgroup(Condition):
     def __init__(self, cgroup: int | str) -> None:
         self._set(cgroup=cgroup)
 
-    def matches(self, socket: InetSocket) -> bool:
-        return bool(socket.attributes.get("cgroup_id", 0) == _number(self, self.cgroup))
+    def evaluate(self, socket: InetSocket) -> bool | None:
+        wanted, cgroup = _number(self, self.cgroup), socket.attributes.get("cgroup_id")
+        return cgroup == wanted if isinstance(cgroup, int) else None
 
     def emit(self, program: Assembler, no: Label) -> None:
         program.test(INET_DIAG_BC_CGROUP_COND, _number(self, self.cgroup), no)
@@ -85,11 +88,9 @@ class Mark(Condition):
     def __init__(self, value: int, mask: int) -> None:
         self._set(value=value, mask=mask)
 
-    def matches(self, socket: InetSocket) -> bool:
+    def evaluate(self, socket: InetSocket) -> bool | None:
         mark = socket.attributes.get("mark")
-        if not isinstance(mark, int):
-            raise mark_hidden("match a mark")
-        return bool(mark & self.mask == self.value)
+        return mark & self.mask == self.value if isinstance(mark, int) else None
 
     def emit(self, program: Assembler, no: Label) -> None:
         program.test(INET_DIAG_BC_MARK_COND, MarkCond(self.value, self.mask), no)
@@ -99,15 +100,33 @@ class Mark(Condition):
 
 
 class Autobound(Condition):
-    """The kernel chose the local port. No row says so; for time-wait and request sockets the kernel does not know."""
+    """The kernel chose the local port, and from its range: `ports` says which, once it is resolved.
 
-    __slots__ = ()
+    No row says whether the kernel chose it. It takes the port of each accepted connection and mini-socket for chosen,
+    so the range is tested as well, as ss(8) does.
+    """
 
-    def matches(self, socket: InetSocket) -> bool:
+    __slots__ = ("ports",)
+    ports: Port | None
+
+    def __init__(self, ports: Port | None = None) -> None:
+        self._set(ports=ports)
+
+    def evaluate(self, socket: InetSocket) -> bool:
         raise ValueError("autobound cannot be matched in Python: only the kernel knows whether it chose the port")
 
     def emit(self, program: Assembler, no: Label) -> None:
+        if self.ports is None:
+            raise _unresolved(self)
         program.test(INET_DIAG_BC_AUTO, None, no)
+        self.ports.emit(program, no)
+
+    @property
+    def is_resolved(self) -> bool:
+        return self.ports is not None
+
+    def resolved(self, names: Names) -> Condition:
+        return self if self.is_resolved else Autobound(Port("src", *names.local_ports()))
 
     def __str__(self) -> str:
         return "autobound"
@@ -115,5 +134,9 @@ class Autobound(Condition):
 
 def _number(condition: Condition, given: int | str) -> int:
     if isinstance(given, str):
-        raise ValueError(f"'{condition}' is not resolved: which number the name stands for depends on the namespace")
+        raise _unresolved(condition)
     return given
+
+
+def _unresolved(condition: Condition) -> ValueError:
+    return ValueError(f"'{condition}' is not resolved: which number it stands for depends on the namespace")

@@ -7,6 +7,7 @@ from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states,
 from ..values import Value
 from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
+from .bounds import bounds
 from .compiler import compile_condition
 from .conditions import EVERYTHING, And, Condition, Host, Or
 from .constructors import dport, dst
@@ -147,8 +148,8 @@ class SocketFilter(Value):
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the condition names an address or a port; states, family and predicate do not count."""
-        return self.where.bounds()
+        """Whether the condition names what it matches: an address, a few ports, a device, a cgroup."""
+        return bounds(self.where)
 
     def accepts(self, socket: InetSocket) -> bool:
         """What is left to check of a socket that matches the condition: state and predicate."""
@@ -164,8 +165,8 @@ class SocketFilter(Value):
     def matches(self, socket: InetSocket) -> bool:
         """Whether this socket matches, all of it evaluated in Python.
 
-        Raises ValueError for a condition that only the kernel can evaluate or whose name is not yet resolved, and
-        NotPermitted for a mark that the kernel did not report.
+        A condition on what the row does not carry (a mark, a cgroup) is unknown: neither it nor its negation matches.
+        Raises ValueError for a condition that only the kernel can evaluate or whose name is not yet resolved.
         """
         return (
             socket.protocol == self.protocol
@@ -177,7 +178,7 @@ class SocketFilter(Value):
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the condition has no interface or cgroup by name, and so is the same in every namespace."""
+        """Whether the condition is the same in every namespace: no interface or cgroup by name, no `autobound`."""
         return self.where.is_resolved
 
     def resolved(self, names: Names) -> SocketFilter:

@@ -5,8 +5,34 @@ from __future__ import annotations
 
 import os
 import socket
+from struct import Struct
 
 from ..errors import KernelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .mounts import Mount
+
+_RTM_NEWLINK = 16
+_RTM_GETLINK = 18
+_IFLA_ALT_IFNAME = 53
+_LINK_REPLY = Struct(
+    "="
+    "4x"
+    "H"  # nlmsg_type
+    "10x"  # the rest of struct nlmsghdr
+    "4x"
+    "i"  # ifi_index
+    "8x"  # the rest of struct ifinfomsg
+)
+_IFINFOMSG_SIZE = 16
+_IFNAMSIZ = 16  # linux/if.h, the final zero included
+_INDEX_MAX = 0x7FFFFFFF
+
+_LOCAL_PORTS = "/proc/sys/net/ipv4/ip_local_port_range"  # of the thread that opens it (net_ctl_header_lookup())
+_ROOT_CGROUP = 1  # its id (kernfs_create_root())
 
 
 class UnknownName(ValueError):
@@ -14,20 +40,34 @@ class UnknownName(ValueError):
 
 
 def interface_index(name: str) -> int:
-    """The index of an interface in the network namespace of the calling thread. Raises UnknownName if there is none."""
+    """The index of an interface in the network namespace of the calling thread. Its name counts first, alternative ones
+    included, the index itself, as text, second. Raises UnknownName if it is neither.
+    """
     try:
         return socket.if_nametoindex(name)
     except OSError:
-        _raise_if_no_socket_can_be_made(name)
-        raise UnknownName(f"no interface {name!r} in this network namespace") from None
-
-
-def _raise_if_no_socket_can_be_made(name: str) -> None:
-    """if_nametoindex(3) needs a socket; that it could not have one looks like an unknown name."""
+        pass
     try:
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close()
-    except OSError as error:
+        index = _index_by_any_name(os.fsencode(name))
+    except OSError as error:  # if_nametoindex(3) needs a socket too: without one each name looks unknown
         raise KernelError(error.errno or 0, f"look up interface {name!r}: {error.strerror}") from None
+    if index:
+        return index
+    if not (name.isascii() and name.isdigit() and len(name) < _IFNAMSIZ and int(name) <= _INDEX_MAX):
+        raise UnknownName(f"no interface {name!r} in this network namespace")
+    return int(name)
+
+
+def _index_by_any_name(name: bytes) -> int:
+    """Also by an alternative name of more than 15 bytes, which only rtnetlink knows (Linux 5.5); 0 if there is none."""
+    from ..wire.netlink import NLM_F_REQUEST, encode_attribute, encode_message
+
+    request = bytes(_IFINFOMSG_SIZE) + encode_attribute(_IFLA_ALT_IFNAME, name + b"\0")
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as route:
+        route.connect((0, 0))  # to the kernel: nobody else can answer
+        route.send(encode_message(_RTM_GETLINK, NLM_F_REQUEST, 1, request))
+        type, index = _LINK_REPLY.unpack(route.recv(_LINK_REPLY.size))
+    return int(index) if type == _RTM_NEWLINK else 0
 
 
 def cgroup_id(path: str) -> int:
@@ -44,13 +84,42 @@ def cgroup_id(path: str) -> int:
     return status.st_ino
 
 
-def _cgroup2_mount() -> str:
+def is_root_cgroup(cgroup: int | str) -> bool:
+    """Whether an id or a path is that of the root, or of what is mounted here as the root; 0 is no cgroup at all."""
+    if isinstance(cgroup, int):
+        roots = (mount.point for mount in _cgroup2_mounts() if mount.root == "/")
+        return cgroup <= _ROOT_CGROUP or any(
+            os.path.exists(point) and os.stat(point).st_ino == cgroup for point in roots
+        )
+    try:
+        return not os.path.normpath(cgroup).strip("/") or is_root_cgroup(cgroup_id(cgroup))
+    except ValueError:
+        return False
+
+
+def _cgroup2_mounts() -> Iterator[Mount]:
     from .mounts import mounts  # few conditions name a cgroup
 
-    for mount in mounts():
-        if mount.type == "cgroup2":
-            return mount.point
+    return (mount for mount in mounts() if mount.type == "cgroup2")
+
+
+def _cgroup2_mount() -> str:
+    for mount in _cgroup2_mounts():
+        return mount.point
     raise ValueError("no cgroup2 file system is mounted; give an absolute path")
+
+
+def local_ports() -> tuple[int, int]:
+    """The range that the kernel chooses local ports from (v6 too), in the network namespace of the calling thread.
+
+    Raises KernelError where it cannot be read: /proc/sys is not mounted, perhaps.
+    """
+    try:
+        with open(_LOCAL_PORTS, encoding="ascii") as range:
+            low, high = map(int, range.read().split())
+    except OSError as error:
+        raise KernelError(error.errno or 0, f"read {_LOCAL_PORTS}: {error.strerror}") from None
+    return low, high
 
 
 def interface_names() -> dict[int, str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytest
 
 from socklb import (
     InetSocket,
+    NotSupported,
     SocketFilter,
     autobound,
     cgroup,
@@ -21,14 +23,17 @@ from socklb import (
     mark,
     sport,
 )
+from socklb.filters import Condition
 from socklb.filters.conditions import Or
 from socklb.kernel import diag
 from socklb.wire.bytecode import decode_program
 from socklb.wire.netlink import NLMSG_NOOP, iter_messages
 from socklb.wire.request import SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, TCPDIAG_GETSOCK
 
+from .. import world
 from ..fake_kernel import Answer, Datagram, FakeKernel, Request, ack_message, table
 from ..filters.trees import socket_between
+from ..networks import networks
 from ..sockets import Sockets, cookie_of
 
 
@@ -63,16 +68,45 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
 @pytest.mark.kernel
 class TestTheRealKernel:
     def test_autobound(self, sockets: Sockets) -> None:
-        chosen, _ = sockets.tcp("127.0.0.1", 9000)
+        """The kernel takes the port of an accepted connection for chosen: its range tells."""
+        chosen, accepted = sockets.tcp("127.0.0.1", 9000)
         own = sockets.make(socket.AF_INET, socket.SOCK_STREAM)
         own.bind(("127.0.0.1", 5555))
         own.connect(("127.0.0.1", 9000))
-        found = {s.cookie for s in find_sockets(SocketFilter("tcp", dport(9000) & autobound()))}
-        assert found == {cookie_of(chosen)}
-        found = {s.cookie for s in find_sockets(SocketFilter("tcp", dport(9000) & ~autobound()))}
-        assert found == {cookie_of(own)}
+
+        def cookies(condition: Condition) -> set[int]:
+            return {row.cookie for row in find_sockets(SocketFilter("tcp", condition))}
+
+        assert cookies(dport(9000) & autobound()) == {cookie_of(chosen)}
+        assert cookies(dport(9000) & ~autobound()) == {cookie_of(own)}
+        assert cookies(sport(9000) & autobound()) == set()
+        assert cookie_of(accepted) in cookies(~autobound())
         with pytest.raises(ValueError, match="autobound"):
             SocketFilter("tcp", autobound()).matches(next(find_sockets(SocketFilter("tcp"))))
+
+    def test_the_range_of_autobound_is_that_of_the_namespace(self, sockets: Sockets) -> None:
+        def client(sockets: Sockets) -> int:
+            Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("9100 9101")
+            return cookie_of(sockets.tcp("127.0.0.1", 9000)[0])
+
+        here = cookie_of(sockets.tcp("127.0.0.1", 9000)[0])
+        with networks(1) as (other,):
+            there = other.make(client)
+            for namespace, cookie in ((None, here), (other.namespace, there)):
+                found = find_sockets(SocketFilter("tcp", dport(9000) & autobound()), namespace=namespace)
+                assert [row.cookie for row in found] == [cookie]
+
+    def test_a_mini_socket_is_in_no_cgroup_and_not_outside_of_one(self, sockets: Sockets) -> None:
+        sockets.time_wait("127.0.0.1", 9000)
+        client, _ = sockets.tcp("127.0.0.1", 9000)
+        (row,) = find_sockets(SocketFilter("tcp", dport(9000)))
+        if "cgroup_id" not in row.attributes:
+            world.cannot("this kernel does not report cgroups")
+        other = row.attributes["cgroup_id"] + 1
+        for condition in (~cgroup(other), ~(cgroup(other) | cgroup(0)), cgroup(other - 1)):
+            found = find_sockets(SocketFilter("tcp", dport(9000) & condition, states="all"))
+            assert [each.cookie for each in found] == [cookie_of(client)]
+        assert not list(find_sockets(SocketFilter("tcp", cgroup(0), states="all")))
 
     def test_more_backends_than_one_program_holds(self, sockets: Sockets, counting: Counting) -> None:
         near, _ = sockets.tcp("127.0.0.1", 9000)
@@ -159,6 +193,17 @@ class TestAnOldKernel:
         filter_ = SocketFilter("tcp", dport(80) & (device(1) | cgroup(2)) & ~mark(3))
         with kernel.installed():
             assert {s.sport for s in find_sockets(filter_)} == {s.sport for s in rows if filter_.matches(s)}
+
+    @pytest.mark.parametrize("missing_ops", [set(), {11, 12, 13}], ids=["without cgroups", "4.9"])
+    def test_a_condition_on_a_cgroup_is_not_supported_where_none_is_reported(self, missing_ops: set[int]) -> None:
+        """A socket that a process holds has one. What is decided without it is found."""
+        row = socket_between("10.0.0.1:1", "10.0.0.2:80", inode=7).row
+        kernel = FakeKernel(self.refusing(missing_ops, table([row]), old_request=True))
+        with kernel.installed():
+            for condition in (~cgroup(7), dport(80) & ~cgroup(7)):
+                with pytest.raises(NotSupported, match=r"does not report the cgroups of sockets; Linux 5\.7"):
+                    list(find_sockets(SocketFilter("tcp", condition)))
+            assert len(list(find_sockets(SocketFilter("tcp", dport(80) | cgroup(7))))) == 1
 
     def test_what_was_refused_for_another_reason_is_an_error(self) -> None:
         refusing = FakeKernel(lambda requests: [ack_message(requests[0], errno.EINVAL)])

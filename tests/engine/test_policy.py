@@ -20,10 +20,10 @@ from socklb import (
     TcpState,
     UnboundedFilter,
     destroy_sockets,
-    device,
     dport,
     dst,
     find_sockets,
+    mark,
     sport,
     src,
     state_mask,
@@ -233,16 +233,16 @@ class TestOrder:
 
 
 class TestBounded:
-    """A filter has to bound the endpoint to destroy by it, and neither states nor family nor predicate do."""
+    """A filter has to name what it matches to destroy by it, and neither states nor family nor predicate do."""
 
     @pytest.mark.parametrize(
         "unbounded",
         [
             SocketFilter("udp"),
-            SocketFilter("udp", dst("0.0.0.0/0")),
-            SocketFilter("udp", dport(0, 65535)),
+            SocketFilter("udp", dst("127.0.0.0/15")),
+            SocketFilter("udp", dport(1, 65535)),
             SocketFilter("udp", ~dst("127.0.0.9")),
-            SocketFilter("udp", device("lo") | dst(ADDRESS)),
+            SocketFilter("udp", mark(0) | dst(ADDRESS)),
             SocketFilter("udp", states=["established"]),
             SocketFilter("udp", family=socket.AF_INET),
             SocketFilter("udp", predicate=lambda row: row.dport == PORT),

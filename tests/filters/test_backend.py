@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socklb import Backend
-from socklb.filters.backend import backend_of, check_backend
-from socklb.wire.request import IPPROTO_TCP, IPPROTO_UDP
+from socklb.filters.backend import check_backend
 
 from ..strategies import v4_addresses
-from .trees import backends, socket_between
+from .trees import backends
 
 A = Backend("10.0.0.1", 80, "tcp")
 
@@ -127,21 +126,3 @@ class TestBackend:
         check_backend(A)
         with pytest.raises(TypeError, match=r"Backend\.parse\(\)"):
             check_backend(other)
-
-
-class TestBackendOfASocket:
-    @given(backends)
-    def test_it_is_the_peer(self, backend: Backend) -> None:
-        protocol = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}[backend.protocol]
-        pairs = [("[fd00::9]:1", f"[{backend.address}]:{backend.port}")]
-        if backend.address.version == 4:
-            pairs = [
-                ("10.0.0.9:1", f"{backend.address}:{backend.port}"),
-                ("[::ffff:10.0.0.9]:1", f"[::ffff:{backend.address}]:{backend.port}"),
-            ]
-        for local, peer in pairs:
-            assert backend_of(socket_between(local, peer, protocol=protocol)) == backend
-
-    def test_it_is_made_once_for_many_sockets(self) -> None:
-        one = backend_of(socket_between("10.0.0.9:1", "10.0.0.1:80"))
-        assert one is backend_of(socket_between("10.0.0.8:2", "10.0.0.1:80"))

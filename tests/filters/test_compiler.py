@@ -9,16 +9,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from socklb import InetSocket, NotSupported, SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
+from socklb import InetSocket, NotSupported, SocketFilter, autobound, cgroup, dport, dst, sport, src
 from socklb.filters import Condition
 from socklb.filters.compiler import Plan, compile_condition
-from socklb.filters.conditions import And, Not, Or
+from socklb.filters.conditions import And, Not, Or, Port
+from socklb.filters.property_conditions import Autobound
 from socklb.wire import bytecode
 from socklb.wire.bytecode import INET_DIAG_BC_CGROUP_COND, INET_DIAG_BC_D_COND, INET_DIAG_BC_S_COND, decode_program
 
 from .. import bytecode_vm as vm
 from ..strategies import ports
-from .trees import conditions, full_sockets, networks, socket_between
+from .trees import conditions, full_sockets, mini_sockets, networks, resolved_leaves, socket_between, trees
 
 NO_CGROUP = frozenset({INET_DIAG_BC_CGROUP_COND})
 
@@ -51,18 +52,23 @@ def lets_through(plan: Plan, socket: InetSocket) -> bool:
 class TestPrograms:
     """DESIGN: interpreter(compile(tree)) == tree.matches(socket); the verifier accepts every compiled program."""
 
-    @given(st.one_of(st.tuples(conditions | mixtures, full_sockets), st.tuples(many_endpoints, near_sockets())))
+    @given(
+        st.one_of(
+            st.tuples(conditions | mixtures, full_sockets | mini_sockets), st.tuples(many_endpoints, near_sockets())
+        )
+    )
     def test_let_through_what_matches(self, pair: tuple[Condition, InetSocket]) -> None:
-        """Without CGROUP_COND (before Linux 5.9) more is let through, never less, and the residual makes up for it."""
+        """Without CGROUP_COND (before Linux 5.9) the kernel lets more through, never less, as it does where it takes
+        what a mini-socket does not have for 0; the checks make up for both.
+        """
         condition, socket = pair
         matches = condition.matches(socket)
         for missing_ops in (frozenset[int](), NO_CGROUP):
             plan = compile_condition(condition, missing_ops)
             let_through = lets_through(plan, socket)
-            assert let_through == matches if plan.residual is None else let_through >= matches
-            assert plan.residual is None or (let_through and plan.residual.matches(socket)) == matches
-            assert plan.residual is None or missing_ops
-            assert plan.recheck is None or plan.recheck.matches(socket) >= matches
+            assert let_through >= matches
+            assert let_through == matches or missing_ops or condition.evaluate(socket) is None
+            assert (let_through and plan.lets_through(socket)) == matches
             used = {instruction.code for program in plan.programs for _, instruction in decode_program(program)}
             assert used == plan.ops
             assert not used & missing_ops
@@ -118,13 +124,11 @@ class TestPrograms:
         (program,) = compile_condition(condition).programs
         assert [instruction.code for _, instruction in decode_program(program)] == ops
 
-    def test_a_row_that_is_connected_elsewhere_by_now_fails_the_recheck(self) -> None:
-        for condition in (dst("10.0.0.2", 80) & device(3), dst("10.0.0.2", 80)):
-            recheck = compile_condition(condition).recheck
-            assert recheck is not None
-            assert recheck.matches(socket_between("10.0.0.1:1", "10.0.0.2:80"))
-            assert not recheck.matches(socket_between("10.0.0.1:1", "10.0.0.3:80"))
-        assert compile_condition(mark(1)).recheck is None
+    def test_a_row_that_is_connected_elsewhere_by_now_fails_the_checks(self) -> None:
+        for condition in (dst("10.0.0.2", 80), dst("10.0.0.2", 80) & ANY_AUTOBOUND):
+            plan = compile_condition(condition)
+            assert plan.lets_through(socket_between("10.0.0.1:1", "10.0.0.2:80"))
+            assert not plan.lets_through(socket_between("10.0.0.1:1", "10.0.0.3:80"))
 
     @pytest.mark.parametrize(
         ("condition", "compiled"),
@@ -140,40 +144,73 @@ class TestPrograms:
         self, condition: Condition, compiled: Condition
     ) -> None:
         plan = compile_condition(condition & cgroup(7), NO_CGROUP)
-        assert plan.residual == cgroup(7)
         assert plan.programs == compile_condition(compiled).programs
 
     def test_a_filter_is_compiled_once_for_each_kind_of_kernel(self) -> None:
         filter = SocketFilter("tcp", cgroup(7))
         assert filter.plan() is filter.plan() is not filter.plan(NO_CGROUP)
         assert filter.plan(NO_CGROUP) is filter.plan(frozenset(NO_CGROUP))
-        assert filter.plan(NO_CGROUP).residual == cgroup(7)
+
+
+ANY_AUTOBOUND = Autobound(Port("src", 0, 65535))
 
 
 class TestAutobound:
     """Only the kernel can evaluate it: it is compiled, or the search is refused before anything is found."""
 
-    @pytest.mark.parametrize("chosen", [True, False])
-    @pytest.mark.parametrize("negated", [True, False])
-    def test_alone(self, chosen: bool, negated: bool) -> None:
-        (program,) = compile_condition(~autobound() if negated else autobound()).programs
-        socket = socket_between("10.0.0.1:1", "10.0.0.2:2")
-        assert vm.run(program, vm.entry_of(socket, autobound=chosen)) == (chosen is not negated)
+    @given(
+        trees(resolved_leaves | st.just(Autobound(Port("src", 2, 80))), 0), full_sockets | mini_sockets, st.booleans()
+    )
+    def test_wherever_it_stands(self, condition: Condition, socket: InetSocket, chosen: bool) -> None:
+        """The kernel takes every mini-socket for one whose port it chose."""
+        chosen = chosen or not socket.attributes
+        plan = compile_condition(condition)
+        entry = vm.entry_of(socket, autobound=chosen)
+        let_through = any(not program or vm.run(program, entry) for program in plan.programs)
+        known = _replaced(condition, sport(2, 80) if chosen else Or())
+        found = let_through and plan.lets_through(socket)
+        values = {_replaced(condition, other).evaluate(socket) for other in (sport(2, 80), Or())}
+        assert found == known.matches(socket) or (not found and None in values)
+
+    def test_it_is_the_port_that_counts_too(self) -> None:
+        (program,) = compile_condition(Autobound(Port("src", 2000, 3000))).programs
+        for port, chosen in itertools.product((1999, 2000, 3000, 3001), (True, False)):
+            entry = vm.entry_of(socket_between(f"10.0.0.1:{port}", "10.0.0.2:2"), autobound=chosen)
+            assert vm.run(program, entry) == (chosen and 2000 <= port <= 3000)
+
+    def test_the_range_is_that_of_a_namespace(self) -> None:
+        with pytest.raises(ValueError, match="'autobound' is not resolved"):
+            compile_condition(autobound())
 
     def test_and_what_an_old_kernel_lacks(self) -> None:
-        plan = compile_condition(autobound() & cgroup(7), NO_CGROUP)
-        assert plan.residual == cgroup(7)
-        assert plan.programs == compile_condition(autobound()).programs
+        plan = compile_condition(ANY_AUTOBOUND & cgroup(7), NO_CGROUP)
+        assert plan.programs == compile_condition(ANY_AUTOBOUND).programs
+        for number in (7, 8):
+            assert plan.lets_through(socket_between("10.0.0.1:1", "10.0.0.2:2", cgroup_id=number)) is (number == 7)
 
     def test_or_what_an_old_kernel_lacks(self) -> None:
         with pytest.raises(NotSupported, match="autobound"):
-            compile_condition(autobound() | cgroup(7), NO_CGROUP)
+            compile_condition(ANY_AUTOBOUND | cgroup(7), NO_CGROUP)
 
     def test_and_more_than_a_program_holds(self) -> None:
-        plan = compile_condition(And(*(Not(dport(port)) for port in range(8000)), autobound()))
-        assert plan.residual == And(*(Not(dport(port)) for port in range(8000)))
+        plan = compile_condition(And(*(Not(dport(port)) for port in range(8000)), ANY_AUTOBOUND))
+        for port in (7999, 8000):
+            assert plan.lets_through(socket_between("10.0.0.9:1", f"10.0.0.1:{port}")) is (port == 8000)
         socket = socket_between("10.0.0.9:1", "10.0.0.1:9000")
         assert [vm.run(plan.programs[0], vm.entry_of(socket, autobound=b)) for b in (True, False)] == [True, False]
+
+    def test_or_more_than_a_program_holds(self) -> None:
+        with pytest.raises(NotSupported, match="autobound"):
+            compile_condition(And(*(Not(dport(port)) for port in range(8000))) | ANY_AUTOBOUND)
+
+
+def _replaced(condition: Condition, by: Condition) -> Condition:
+    """With another condition for each `autobound`."""
+    if isinstance(condition, Not):
+        return Not(_replaced(condition.part, by))
+    if isinstance(condition, (And, Or)):
+        return type(condition)(*(_replaced(part, by) for part in condition.parts))
+    return by if isinstance(condition, Autobound) else condition
 
 
 class TestManyBackends:
@@ -236,7 +273,6 @@ class TestMoreThanAnAttributeHolds:
     def test_each_piece_fits_and_together_they_match_the_same(self, condition: Condition) -> None:
         plan = compile_condition(condition)
         assert 1 < len(plan.programs) <= 4
-        assert plan.residual is None
         assert all(len(program) <= self.MOST and vm.verify(program) for program in plan.programs)
         for peer, port in itertools.product(
             ("10.0.0.3:80", "10.0.4.23:80", "10.0.0.4:80", "10.0.0.3:81"), (1500, 3000)
@@ -273,10 +309,9 @@ class TestMoreThanAnAttributeHolds:
         for at in range(max(parts, 1)):
             condition = Or(*others[:at], undivided, *others[at:]) if parts else undivided
             plan = compile_condition(condition)
-            assert plan.residual == condition
             for port in (79, 80, 81, 500, 879, 880):
                 socket = socket_between("10.0.0.9:1", f"10.0.0.1:{port}")
-                assert lets_through(plan, socket) or not condition.matches(socket)
+                assert (lets_through(plan, socket) and plan.lets_through(socket)) == condition.matches(socket)
 
 
 def _endpoint(host: str, port: int) -> str:

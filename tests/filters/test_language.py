@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 import socket
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from socklb import InetSocket, SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
+from socklb.cli.arguments import FILTER_HELP
 from socklb.filters import Condition, FilterSyntaxError
+from socklb.filters.bounds import bounds
 from socklb.filters.conditions import EVERYTHING, And, Or
 from socklb.filters.language import parse
+from socklb.kernel import names
+from socklb.wire.address import format_address
 
+from ..strategies import addresses, ports, v6_addresses
 from .trees import conditions, full_sockets, written_conditions
 
 A, B, C = dst("10.0.0.1"), dport(80), sport(1024)
@@ -52,14 +58,20 @@ class TestTests:
             (EVERYTHING, ["dst *", "dst *:*"]),
             (dst("::1"), ["dst ::1"]),
             (dst("::"), ["dst ::"]),
-            (dst("2001:db8::1:80"), ["dst 2001:db8::1:80"]),
+            (dst("2001:db8::1:80"), ["dst [2001:db8::1:80]"]),
+            (dst("2001:db8::1:beef"), ["dst 2001:db8::1:beef"]),
             (dst("2001:db8::/32"), ["dst 2001:db8::/32", "dst 2001:DB8::/32"]),
-            (dst("2001:db8::1"), ["dst [2001:db8::1]", "dst [2001:db8::1]:*"]),
+            (dst("2001:db8::1"), ["dst 2001:db8::1", "dst [2001:db8::1]", "dst 2001:db8::1:*"]),
             (dst("2001:db8::1", 53), ["dst [2001:db8::1]:53"]),
-            (dst("2001:db8::/32", 53), ["dst [2001:db8::/32]:53", "dst [2001:db8::]/32:53"]),
+            (dst("2001:db8::/32", 53), ["dst [2001:db8::/32]:53", "dst [2001:db8::]/32:53", "dst 2001:db8::/32:53"]),
+            (dst("::", 8080), ["dst :::8080", "dst [::]:8080"]),
+            (src("::1", 12345), ["src ::1:12345", "src = ::1:12345"]),
+            (dst("10.0.0.1", 22), ["dst ::ffff:10.0.0.1:22"]),
+            (dst("1:2:3:4:5:6:7:8"), ["dst 1:2:3:4:5:6:7:8"]),
+            (dst("1:2:3:4:5:6:7:8", 80), ["dst 1:2:3:4:5:6:7:8:80"]),
             (device("lo"), ["dev lo"]),
             (device("eth0.100"), ["dev = eth0.100"]),
-            (device(2), ["dev eq 2"]),
+            (device("2"), ["dev eq 2"]),
             (~device("lo"), ["dev != lo"]),
             (mark(0x13), ["fwmark 19", "fwmark = 0x13"]),
             (mark(0x10, 0xF0), ["fwmark = 0x10/0xf0"]),
@@ -123,7 +135,7 @@ class TestServiceNames:
 
     def test_a_service_of_another_protocol_will_do(self) -> None:
         assert read("dport any") == dport(7)
-        assert read("src [::1]:any") == src("::1", 7)
+        assert read("src [::1]:any") == read("src ::1:any") == src("::1", 7)
 
     @pytest.mark.parametrize("text", ["dport {}", "dport = :{}", "dst 10.0.0.1:{}", "dst [::1]:{}"])
     @pytest.mark.parametrize("name", ["nosuch", "-1", "8o", "٨", "+80", "0x50"])
@@ -205,17 +217,22 @@ class TestMistakes:
             ('unmatched "["', ["dst «[::1»"]),
             ("expected [ADDRESS] or [ADDRESS]:PORT", ["dst «[]:80»", "dst «[::1]80»"]),
             ("not an IP address",
-             ["dst «::1]:80»", "dst «10.0.0»", "dst «10.0.0.256»", "dst «10.0.0.1/33»", "dst «:::»"]),
+             ["dst «::1]:80»", "dst «10.0.0»", "dst «10.0.0.256»", "dst «10.0.0.1/33»", "dst «::1:x:y»"]),
             ("the prefix length must be a number", ["dst «10.0.0.1/»", "dst «10.0.0.1/255.0.0.0»", "dst «::1/x»"]),
-            ("neither a port number nor a service name", ["dst «10.0.0.1:»", "dport «:»"]),
-            ("a port must be in 0..65535", ["dst «10.0.0.1:65536»", "dport «65536»", "dport = «:99999»"]),
+            ("neither a port number nor a service name",
+             ["dst «10.0.0.1:»", "dport «:»", "dst «:::»", "dst «::1:nope»"]),
+            ("a port must be in 0..65535",
+             ["dst «10.0.0.1:65536»", "dport «65536»", "dport = «:99999»", "dst «::1:99999»"]),
+            ("write [::1:8080] for the address, [::1]:8080 for a port of ::1",
+             ["dst «::1:8080»", "src = «::1:8080»", "dport 1 or not dst «::1:8080»"]),
+            ("[2001:db8::5]:80", ["dst «2001:db8::5:80»"]),
             ("", [f"dport «{'9' * 5000}»"]),
             ("no port is < 0", ["dport < «0»"]),
             ("no port is > 65535", ["dport > «65535»"]),
             ("only be compared with = and !=", ["dst «>=» 10.0.0.1", "dev «lt» lo", "fwmark «>»1"]),
-            ("15 bytes", ["dev «an-interface-name»"]),
+            ("127 bytes", [f"dev «{'x' * 128}»"]),
             ("expected VALUE or VALUE/MASK", ["fwmark «one»", "fwmark «1/»"]),
-            ("is outside", ["dev «4294967296»", "fwmark «-1»", "fwmark «0x100000000»", f"cgroup «{1 << 64}»"]),
+            ("is outside", ["fwmark «-1»", "fwmark «0x100000000»", f"cgroup «{1 << 64}»"]),
             ("outside its mask", ["fwmark «0x13/0x10»"]),
             ("'and' after 'or' is ambiguous, use parentheses",
              ["dport 1 or sport 2 «and» dst ::1", "dport 1 or sport 2 «dst» ::1", "dport 1 | !sport 2 «&&» dst ::1",
@@ -244,6 +261,50 @@ class TestMistakes:
             SocketFilter.parse("dprot 80", "tcp")
 
 
+class TestV6:
+    """A v6 address in brackets may have a port. Without, it is refused where its end could be one."""
+
+    @given(v6_addresses, ports | st.none(), st.integers(0, 128) | st.none(), st.sampled_from(("dst", "src")))
+    def test_in_brackets_it_is_what_it_says(
+        self, address: IPv6Address, port: int | None, length: int | None, side: str
+    ) -> None:
+        network = f"{address}" if length is None else f"{address}/{length}"
+        end = "" if port is None else f":{port}"
+        expected = {"dst": dst, "src": src}[side](network, port)
+        assert read(f"{side} [{network}]{end}") == expected
+        assert length is None or read(f"{side} [{address}]/{length}{end}") == expected
+
+    _few_groups = st.lists(st.sampled_from((0, 0, 1, 0x80, 0x8080, 0xBEEF)), min_size=8, max_size=8).map(
+        lambda groups: IPv6Address(":".join(f"{group:x}" for group in groups))
+    )
+
+    @given(_few_groups | addresses, ports | st.none(), st.none() | st.integers(0, 32))
+    def test_without_it_has_one_reading_or_none(
+        self, address: IPv4Address | IPv6Address, port: int | None, length: int | None
+    ) -> None:
+        text = format_address(address) + ("" if length is None else f"/{length}") + ("" if port is None else f":{port}")
+        host, _, end = text.rpartition(":")
+        readings: list[tuple[str, int | None]] = [(text, None)] if _is_network(text) else []
+        if _is_network(host) and end.isdigit():
+            readings.append((host, int(end)))
+        if len(readings) == 1:
+            assert read(f"dst {text}") == dst(*readings[0])
+        else:
+            assert error_of(f"dst {text}").why == f"write [{text}] for the address, [{host}]:{end} for a port of {host}"
+
+    def test_a_mapped_address_is_the_v4_one_as_the_help_says(self) -> None:
+        assert read("dst [::ffff:10.0.0.5]") == read("dst 10.0.0.5")
+        assert "[::ffff:10.0.0.5] is 10.0.0.5" in FILTER_HELP
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
 _VOCABULARY = (
     "dst src dport sport dev fwmark cgroup and or not & && | || ! ( ) = == != < <= > >= eq ne lt le gt ge 80 :80 :http "
     "0x1/0x1 10/8 10.0.0.1 10.0.0.1:80 ::1 [::1]:53 [::1 [ ] * *:* : / % lo state established"
@@ -269,10 +330,11 @@ class TestLaws:
 
     @given(conditions, full_sockets)
     def test_any_tree_reads_back_to_one_that_matches_the_same(self, condition: Condition, socket: InetSocket) -> None:
-        back = read(str(condition))
+        """Where no interface is called by a number."""
+        back = read(str(condition)).resolved(names)
         assert back.matches(socket) == condition.matches(socket)
-        assert back.bounds() == condition.bounds()
-        assert read(str(back)) == back
+        assert bounds(back) == bounds(condition)
+        assert read(str(back)).resolved(names) == back
 
     @given(_texts)
     @example("dport \x00")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from socklb import SocketFilter, find_sockets
+from socklb import SocketFilter, device, find_sockets
 from socklb.kernel import mounts
 from socklb.kernel.names import cgroup_id, interface_index
 
 from .. import world
-from ..sockets import Sockets, cookie_of
+from ..sockets import Sockets, add_alternative_name, cookie_of
 
 
 class TestInterfaces:
@@ -21,7 +21,23 @@ class TestInterfaces:
         assert [(interface_index(name), name) for _, name in socket.if_nameindex()] == socket.if_nameindex()
         assert interface_index("lo") in dict(socket.if_nameindex())
 
-    @pytest.mark.parametrize("name", ["nosuch0", "", "an interface name that is too long", "l\0o", "löw"])
+    @pytest.mark.kernel
+    def test_a_name_comes_before_an_index_and_alternative_names_count(self, sockets: Sockets) -> None:
+        """In the language and as text; an int is an index."""
+        long_name = "an-alternative-name-of-" + "x" * 104
+        for name in ("2", "short", long_name):
+            add_alternative_name(1, name)
+        bound = sockets.make(socket.AF_INET, socket.SOCK_DGRAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        bound.bind(("127.0.0.1", 5000))
+        for name, matches in (("2", True), ("1", True), ("3", False), ("lo", True), ("short", True), (long_name, True)):
+            for filter in (SocketFilter.parse(f"dev {name}", "udp"), SocketFilter("udp", device(name))):
+                assert [row.cookie for row in find_sockets(filter)] == [cookie_of(bound)] * matches
+        assert not list(find_sockets(SocketFilter("udp", device(2))))
+
+    @pytest.mark.parametrize(
+        "name", ["nosuch0", "", "a name that is too long", "x" * 200, "l\0o", "löw", "²", "9" * 15]
+    )
     def test_an_unknown_one_is_a_value_error_that_names_it(self, name: str) -> None:
         with pytest.raises(ValueError, match="embedded null" if "\0" in name else f"no interface '{name}'"):
             interface_index(name)

@@ -26,6 +26,7 @@ from socklb import (
 from socklb.engine.report import Counts
 from socklb.filters.conditions import EVERYTHING
 
+from ..filters.trees import names_what_it_matches
 from .counters import count_run, count_search, counters
 from .endpoints import Netns, make_namespaces
 from .filters import BY_PROTOCOL, MARKS, PORTS, TARGETS, TWIN_PORT, Aim, aimed, aims, model_filters, options, states
@@ -40,7 +41,6 @@ from .model import (
     Options,
     States,
     Verdict,
-    bounds,
     unmapped,
 )
 from .population import TWIN_CLIENTS_PORT, SocketOptions
@@ -278,7 +278,7 @@ class SocketMachine(RuleBasedStateMachine):
 
     def _is_refused(self, netns: Netns, filter: ModelFilter, options: Options) -> bool:
         """As it has to be if the filter bounds nothing."""
-        if bounds(filter.condition):
+        if names_what_it_matches(filter.condition):
             return False
         with pytest.raises(UnboundedFilter):
             destroy_sockets(socket_filter(filter), namespaces=netns.namespace or "current", **options._asdict())

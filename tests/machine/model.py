@@ -99,14 +99,21 @@ class ModelSocket:
 
 # ------------------------------------------------------------------------------------------- conditions
 
+LOCAL_PORTS = range(32768, 61000)  # what a new namespace chooses from
 
-def matches(condition: Condition, one: ModelSocket) -> bool:
-    if isinstance(condition, And):
-        return all(matches(part, one) for part in condition.parts)
-    if isinstance(condition, Or):
-        return any(matches(part, one) for part in condition.parts)
+
+_LOGIC = (False, None, True)  # of several an `and` is the least, an `or` the greatest
+
+
+def matches(condition: Condition, one: ModelSocket) -> bool | None:
+    """None where nobody knows: the cgroup of a socket that nobody has."""
+    if isinstance(condition, (And, Or)):
+        values = [matches(part, one) for part in condition.parts]
+        if isinstance(condition, And):
+            return min(values, key=_LOGIC.index, default=True)
+        return max(values, key=_LOGIC.index, default=False)
     if isinstance(condition, Not):
-        return not matches(condition.part, one)
+        return _LOGIC[2 - _LOGIC.index(matches(condition.part, one))]
     if isinstance(condition, Host):
         address = one.local if condition.side == "src" else one.peer
         return (unmapped(address) if condition.network.version == 4 else address) in condition.network
@@ -117,21 +124,9 @@ def matches(condition: Condition, one: ModelSocket) -> bool:
     if isinstance(condition, Mark):
         return one.mark & condition.mask == condition.value
     if isinstance(condition, Cgroup):
-        return one.cgroup == condition.cgroup
+        return one.cgroup == condition.cgroup if one.is_owned else None
     assert isinstance(condition, Autobound), condition
-    return one.autobound
-
-
-def bounds(condition: Condition, negated: bool = False) -> bool:
-    """A prefix above 0 and a port test that excludes some port do, un-negated; `and` if any part does, `or` if all."""
-    if isinstance(condition, Not):
-        return bounds(condition.part, not negated)
-    if isinstance(condition, (And, Or)):
-        parts = [bounds(part, negated) for part in condition.parts]
-        return any(parts) if isinstance(condition, And) != negated else all(parts)
-    if isinstance(condition, Host):
-        return not negated and condition.network.prefixlen != 0
-    return not negated and isinstance(condition, Port) and (condition.low, condition.high) != (0, 65535)
+    return one.autobound and one.local_port in LOCAL_PORTS
 
 
 class States(NamedTuple):
@@ -186,7 +181,7 @@ class ModelFilter(NamedTuple):
             one.protocol == self.protocol
             and self.version in (None, one.version)
             and self.states.matches(one)
-            and matches(self.condition, one)
+            and matches(self.condition, one) is True
             and self.keeps in (None, one.local_port % 2)
         )
 

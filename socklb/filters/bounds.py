@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""Whether a condition names what it matches, so that a destroy by it cannot hit everything by mistake.
+
+Un-negated, these bound: an address of a prefix that is long enough, the port tests of one side that are and-ed
+together if they leave few ports, a device, a cgroup other than the root. An `and` bounds if a part does, an `or` if
+every part does; each `not` is pushed inward first. Nothing else bounds.
+"""
+
+from __future__ import annotations
+
+from ..kernel.names import is_root_cgroup
+from .conditions import PORT_MAX, And, Condition, Host, Not, Or, Port, joined, pushed_inward
+from .property_conditions import Cgroup, Device
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..wire.address import Network
+
+_FEWEST_BITS = {4: 16, 6: 32}  # of a prefix, by the version of its address
+_MOST_PORTS = 4096
+_V4_IN_V6 = (0xFFFF, 0x64FF9B << 64)  # ::ffff:0:0/96 and 64:ff9b::/96: what precedes a v4 address there
+
+
+def bounds(condition: Condition) -> bool:
+    """Whether a filter with this condition may destroy without a further word."""
+    return _bounds(pushed_inward(condition, _literal))
+
+
+def _literal(test: Condition, negated: bool) -> Condition:
+    """A test or its negation; a negated range of ports is what lies below and above it."""
+    if not (negated and isinstance(test, Port)):
+        return Not(test) if negated else test
+    ends = (0, test.low - 1), (test.high + 1, PORT_MAX)
+    return joined(Or, (Port(test.side, low, high) for low, high in ends if low <= high))
+
+
+def _bounds(condition: Condition) -> bool:
+    if isinstance(condition, Or):
+        return all(map(_bounds, condition.parts))
+    if isinstance(condition, And):
+        return any(map(_bounds, condition.parts)) or any(_leaves_few_ports(condition, side) for side in ("src", "dst"))
+    if isinstance(condition, Host):
+        return _is_narrow(condition.network)
+    if isinstance(condition, Port):
+        return condition.high - condition.low < _MOST_PORTS
+    if isinstance(condition, Device):  # 0 is no device
+        return str(condition.interface).strip("0") != ""
+    return isinstance(condition, Cgroup) and not is_root_cgroup(condition.cgroup)
+
+
+def _leaves_few_ports(condition: And, side: str) -> bool:
+    ports = [part for part in condition.parts if isinstance(part, Port) and part.side == side]
+    low = max((port.low for port in ports), default=0)
+    return min((port.high for port in ports), default=PORT_MAX) - low < _MOST_PORTS
+
+
+def _is_narrow(network: Network) -> bool:
+    """A v6 prefix that holds v4 addresses alone counts as the v4 one; one that holds all of them is too wide."""
+    length, number = network.prefixlen, int(network.network_address)
+    if network.version == 6 and length >= 96 and number >> 32 in _V4_IN_V6:
+        return length - 96 >= _FEWEST_BITS[4]
+    free = max(network.max_prefixlen - length, 32)
+    holds_all_v4 = network.version == 6 and any(above << 32 >> free == number >> free for above in _V4_IN_V6)
+    return length >= _FEWEST_BITS[network.version] and not holds_all_v4
