@@ -94,7 +94,7 @@ class TestWhatMatchesDiesAndNobodyElse:
             (["dst", "[fd00::2]:9001", "--tcp"], {"tcp fd00::2 9001"}),
             (["--tcp", "dst 127.0.0.2:9000 or dst [fd00::2]:9000"],
              {"tcp 127.0.0.2 9000", "tcp ::ffff:127.0.0.2 9000", "tcp fd00::2 9000"}),
-            (["--udp", "dst 127.0.0.0/8 and not dst 127.0.0.3 and dport > 9000"],
+            (["--udp", "dst 127.0.0.0/16 and not dst 127.0.0.3 and dport > 9000"],
              {"udp 127.0.0.2 9001", "udp ::ffff:127.0.0.2 9001"}),
             (["--tcp", "--udp", "dst", "::ffff:127.0.0.3", "dport", "=", "9000"],
              {"tcp 127.0.0.3 9000", "tcp ::ffff:127.0.0.3 9000", "udp 127.0.0.3 9000", "udp ::ffff:127.0.0.3 9000"}),
