@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import socklb
@@ -67,12 +67,17 @@ class TestKernelError:
     """Carries the errno, what was being done, and the kernel's own words; says what is missing and how to get it."""
 
     @given(st.integers(1, 4095), st.text(max_size=20))
+    @example(errno.EACCES, "")
     def test_an_errno_and_what_was_being_done(self, code: int, text: str) -> None:
         error = kernel_error(code, "dump TCP sockets", text)
         assert error.errno == code
         assert "dump TCP sockets: " in str(error)
         assert text in str(error.strerror)
-        kinds: dict[int, type[KernelError]] = {errno.EPERM: NotPermitted, errno.EOPNOTSUPP: NotSupported}
+        kinds: dict[int, type[KernelError]] = {
+            errno.EPERM: NotPermitted,
+            errno.EACCES: NotPermitted,
+            errno.EOPNOTSUPP: NotSupported,
+        }
         assert type(error) is kinds.get(code, KernelError)
 
     def test_the_words_of_the_system_and_of_the_kernel(self) -> None:

@@ -58,7 +58,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--dry-run", action="store_true", help="destroy nothing, show what would be destroyed")
     parser.add_argument("--limit", metavar="N", type=_limit, help="destroy at most N sockets, skip the rest")
     parser.add_argument(
-        "--unbounded", action="store_true", help="allow a filter without an address or port, or no filter at all"
+        "--unbounded", action="store_true", help="allow a filter that could match everything, or none at all"
     )
     parser.add_argument("--unconnected", action="store_true", help="UDP sockets without a peer too")
     add_report_arguments(parser)
@@ -97,6 +97,6 @@ def run(options: argparse.Namespace) -> int:
         return run_and_show(destroy, target, options)
     except UnboundedFilter:
         raise UnboundedFilter(
-            f"'{' '.join(options.filter)}' bounds no endpoint, so it could match everything: name an address or a "
-            "port, or say --unbounded"
+            f"'{' '.join(options.filter)}' could match everything: name an address (with a prefix of at least /16, v6: "
+            "/32), at most 4096 ports, a device or a cgroup, or say --unbounded"
         ) from None

@@ -56,12 +56,12 @@ A FILE holds one replace object; write a new one and rename it over the old one.
 
 A backend is alive while a service has it active or terminating, and healthy.
 Its connections are destroyed when it stops being alive; what was never alive is
-left alone, and nothing is destroyed at the start. What fails is tried again where
-it failed, for 15 minutes. Needs what `socklb terminate` needs.
+left alone, and nothing is destroyed at the start. What fails is tried again
+where it failed, for 15 minutes. Needs what `socklb terminate` needs.
 
-SIGTERM and SIGINT end the command after the pass at hand, a second one after the
-batch at hand; SIGHUP opens the audit file anew; SIGUSR1 shows the backends on
-standard error. No pass waits for a reader of its output.
+SIGTERM and SIGINT end the command after the pass at hand, a second one after
+the batch at hand; SIGHUP opens the audit file anew; SIGUSR1 shows the backends
+on standard error. No pass waits for a reader of its output.
 """
 
 _SOURCE_SECONDS = 10.0  # for the end of a source that is waiting for its disk

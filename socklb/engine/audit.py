@@ -26,7 +26,7 @@ _PATIENCE_MS = 10_000
 # O_NONBLOCK: a pipe without a reader is an error at once. O_NOFOLLOW: whoever may write to the directory could lead the
 # records of a privileged process into any file.
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
-_OWN_DESCRIPTORS = ("/dev/fd", "/proc/self/fd")
+_OWN_DESCRIPTORS = "/dev/fd"
 
 
 class AuditTrail:
@@ -92,7 +92,7 @@ class AuditFile:
             os.close(new)
 
     def _open(self) -> int:
-        is_own = os.path.dirname(self._path) in _OWN_DESCRIPTORS  # the links there lead to what the caller opened
+        is_own = os.path.dirname(self._path) == _OWN_DESCRIPTORS  # the links there lead to what the caller opened
         flags = _FLAGS & ~os.O_NOFOLLOW if is_own else _FLAGS
         try:
             descriptor = os.dup(2) if self._path == "-" else os.open(self._path, flags, 0o640)

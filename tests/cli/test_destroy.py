@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,26 @@ pytestmark = pytest.mark.kernel
 
 COUNTS = ("matched", "destroyed", "would_destroy", "gone", "skipped", "failed")
 TO_9000 = "dst 127.0.0.2 and dport = 9000"
+SIGNALLED = """
+import os, signal
+kind = module(".{folder}.{module}").{kind}
+usual = kind.{method}
+def signalled(self, *arguments):
+    kind.{method} = usual
+    os.kill(os.getpid(), signal.{signal})
+    return usual(self, *arguments)
+kind.{method} = signalled
+"""
+OUT_OF_MEMORY = """
+kind = module(".kernel.diag").DiagSocket
+usual = kind.look_up
+def at_first(self, *arguments):
+    kind.look_up = then
+    return usual(self, *arguments)
+def then(self, *arguments):
+    raise MemoryError
+kind.look_up = at_first
+"""
 
 
 class Crowd:
@@ -71,7 +94,7 @@ class TestWhatMatchesDiesAndNobodyElse:
             (["dst", "[fd00::2]:9001", "--tcp"], {"tcp fd00::2 9001"}),
             (["--tcp", "dst 127.0.0.2:9000 or dst [fd00::2]:9000"],
              {"tcp 127.0.0.2 9000", "tcp ::ffff:127.0.0.2 9000", "tcp fd00::2 9000"}),
-            (["--udp", "dst 127.0.0.0/8 and not dst 127.0.0.3 and dport > 9000"],
+            (["--udp", "dst 127.0.0.0/16 and not dst 127.0.0.3 and dport > 9000"],
              {"udp 127.0.0.2 9001", "udp ::ffff:127.0.0.2 9001"}),
             (["--tcp", "--udp", "dst", "::ffff:127.0.0.3", "dport", "=", "9000"],
              {"tcp 127.0.0.3 9000", "tcp ::ffff:127.0.0.3 9000", "udp 127.0.0.3 9000", "udp ::ffff:127.0.0.3 9000"}),
@@ -197,6 +220,51 @@ class TestFailures:
         assert counts(result) == {"matched": 2, "destroyed": 1, "failed": 1}
         assert [row["reason"] for row in result.json["sockets"]] == ["", "interrupted, and perhaps destroyed"]
         assert (pending_error(client), pending_error(later)) == ("ECONNABORTED", "")
+
+
+class TestEndedHalfWay:
+    """By a signal, or for want of memory: after the batch at hand, with its records and its report."""
+
+    COUNT = 100  # more than a batch of 64
+
+    def ended(self, sockets: Sockets, patch: str, audit: Path) -> Result:
+        clients = [sockets.udp("127.0.0.2", 9000) for _ in range(self.COUNT)]
+        result = run("destroy", "--udp", "--json", "--audit", str(audit), TO_9000, patch=patch)
+        dead = {cookie_of(client) for client in clients if pending_error(client)}
+        said = result.json["sockets"]
+        assert len(dead) == 64
+        assert {row["cookie"] for row in said if row["outcome"] == "destroyed"} == dead
+        assert (len(said), counts(result)["failed"]) == (self.COUNT, self.COUNT - 64)
+        records = [json.loads(line) for line in audit.read_text().splitlines()]
+        assert {(row["cookie"], row["outcome"]) for row in records} == {(row["cookie"], row["outcome"]) for row in said}
+        return result
+
+    @pytest.mark.parametrize(
+        ("name", "text"), [("SIGINT", "interrupted"), ("SIGTERM", "terminated"), ("SIGHUP", "hung up")]
+    )
+    @pytest.mark.parametrize("where", ["kernel.diag.DiagSocket.destroy", "engine.audit.AuditFile.__call__"])
+    def test_by_a_signal(self, sockets: Sockets, tmp_path: Path, where: str, name: str, text: str) -> None:
+        patch = SIGNALLED.format(
+            module=where.split(".")[1],
+            folder=where.split(".")[0],
+            kind=where.split(".")[2],
+            method=where.split(".")[3],
+            signal=name,
+        )
+        result = self.ended(sockets, patch, tmp_path / "audit")
+        number = getattr(signal, name)
+        assert (result.code, result.err, result.json["error"]) == (128 + number, f"socklb: {text}\n", text)
+
+    def test_for_want_of_memory(self, sockets: Sockets, tmp_path: Path) -> None:
+        result = self.ended(sockets, OUT_OF_MEMORY, tmp_path / "audit")
+        assert (result.code, result.err, result.json["error"]) == (1, "socklb: out of memory\n", "out of memory")
+
+    def test_a_signal_that_is_ignored_stays_ignored(self, sockets: Sockets) -> None:
+        """As under nohup, or in the background of a shell."""
+        sockets.udp("127.0.0.2", 9000)
+        patch = SIGNALLED.format(folder="kernel", module="diag", kind="DiagSocket", method="destroy", signal="SIGHUP")
+        result = run("destroy", TO_9000, patch=patch, preexec=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        assert (result.code, result.err) == (0, "")
 
 
 class TestWhatIsPrinted:

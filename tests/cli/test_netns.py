@@ -241,6 +241,28 @@ def as_user(*words: str) -> tuple[Result, str]:
     return in_child(go)
 
 
+class TestNamesFromElsewhere:
+    """They must neither steer a terminal nor end a report."""
+
+    @pytest.mark.parametrize("command", ["list", "destroy"])
+    @pytest.mark.parametrize(
+        ("name", "encoding", "shown"),
+        [("a\x1b[31mb", "utf-8", r"a\x1b[31mb"), ("caf\xe9", "ascii", r"caf\xe9"), ("x\udcff", "utf-8", r"x\udcff")],
+        ids=["escape", "not in ASCII", "not UTF-8"],
+    )
+    def test_are_escaped(self, network: None, command: str, name: str, encoding: str, shown: str) -> None:
+        with pinned_networks(name) as (net,):
+            net.make(connect)
+            result = run(command, "--netns", f"/run/netns/{name}", TO, env={"PYTHONIOENCODING": encoding})
+        assert (result.code, result.err) == (0, "")
+        assert f"/run/netns/{shown}" in result.out
+
+    def test_messages_too(self, network: None) -> None:
+        result = run("list", "--netns", "/nowhere/\x1b[31m\nsocklb: done")
+        assert result[:2] == (2, "")
+        assert result.err == r"socklb: no network namespace at /nowhere/\x1b[31m\nsocklb: done" + "\n"
+
+
 class TestSomeFail:
     """One that cannot be entered is 1 and named, the others are done. One that cannot be seen is said, and no error."""
 

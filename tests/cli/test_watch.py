@@ -406,8 +406,8 @@ class TestItStaysAlive:
         clients = [to(sockets, backend) for backend in (A, B)]
         with (
             taking_nothing(kind) as target,
-            watching(*CURRENT, patch=IMPATIENT, second_pass=600, **{stream: target}) as agent,
-        ):  # type: ignore[arg-type]
+            watching(*CURRENT, patch=IMPATIENT, second_pass=600, **{stream: target}) as agent,  # type: ignore[arg-type]
+        ):
             agent.send(upsert(A), upsert(B), "nonsense", delete(A))
             eventually(lambda: is_cut(clients[0]), "the cut")
             agent.send("more nonsense", delete(B))

@@ -154,7 +154,7 @@ class TestAppending:
     def test_any_records_read_back_a_line_each(self, several: list[dict[str, Any]]) -> None:
         descriptor = os.memfd_create("audit")
         try:
-            with AuditFile(f"/proc/self/fd/{descriptor}") as audit:
+            with AuditFile(f"/dev/fd/{descriptor}") as audit:
                 for record in several:
                     audit(record)
             data = os.pread(descriptor, 1 << 20, 0)

@@ -89,6 +89,8 @@ class TestWhoIsCut:
         assert (report.matched, report.namespaces, report.unsearched) == (0, {}, [])
 
     def test_a_backend_is_a_backend(self) -> None:
+        with pytest.raises(TypeError, match=r"not '10\.0\.0\.5:80/TCP'"):
+            terminate_connections("10.0.0.5:80/TCP")  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"Backend\.parse"):
             terminate_connections(["10.0.0.1:80/TCP"])  # type: ignore[list-item]
 
