@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager, suppress
 
 from .help import terminal_width
+from .signals import let_signals_wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,15 +20,23 @@ _CLEAR_LINE = "\r\x1b[K"
 
 
 @contextmanager
-def progress(wanted: bool) -> Iterator[Progress | None]:
-    """A line on standard error that counts namespaces and is erased in the end; None if not wanted or no terminal."""
-    if not wanted or sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
+def progress(wanted: bool) -> Iterator[Progress]:
+    """If wanted, and on a terminal, a line on standard error that counts namespaces and is erased in the end. When the
+    last one is done signals wait for the report.
+    """
+    is_shown = wanted and sys.stderr is not None and sys.stderr.isatty()
+
+    def step(done: int, total: int, namespace: NetworkNamespace) -> None:
+        if is_shown:
+            _show(done, total, namespace)
+        if done == total:
+            let_signals_wait()
+
     try:
-        yield _show
+        yield step
     finally:
-        _write(_CLEAR_LINE)
+        if is_shown:
+            _write(_CLEAR_LINE)
 
 
 def _show(done: int, total: int, namespace: NetworkNamespace) -> None:

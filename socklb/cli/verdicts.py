@@ -22,6 +22,7 @@ from .output import (
     printable,
     warn,
 )
+from .signals import obey_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def run_and_show(destroy: Callable[[], Report], target: Target, options: argpars
             _show(getattr(error, "report", None) or nothing_done, target, options, error)
         raise
     problems = _show(report, target, options, None)
+    obey_signal()
     return SOME_FAILED if report.failed or problems else DONE
 
 

@@ -255,6 +255,18 @@ class TestEndedHalfWay:
         number = getattr(signal, name)
         assert (result.code, result.err, result.json["error"]) == (128 + number, f"socklb: {text}\n", text)
 
+    def test_a_signal_that_comes_when_all_is_done_waits_for_the_report(self, sockets: Sockets) -> None:
+        sockets.udp("127.0.0.2", 9000)
+        patch = SIGNALLED.format(
+            folder="engine", module="signals", kind="HeldSignals", method="release", signal="SIGTERM"
+        )
+        result = run("destroy", "--json", TO_9000, patch=patch)
+        assert (result.code, result.err, counts(result)) == (
+            143,
+            "socklb: terminated\n",
+            {"matched": 1, "destroyed": 1},
+        )
+
     def test_for_want_of_memory(self, sockets: Sockets, tmp_path: Path) -> None:
         result = self.ended(sockets, OUT_OF_MEMORY, tmp_path / "audit")
         assert (result.code, result.err, result.json["error"]) == (1, "socklb: out of memory\n", "out of memory")
