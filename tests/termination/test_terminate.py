@@ -136,6 +136,57 @@ def test_one_walk_for_each_namespace_and_protocol_that_a_backend_has(nets: list[
         assert {*walks.values()} <= {1, 2}
 
 
+class TestLinks:
+    """A link-local address is another backend on each link."""
+
+    @pytest.fixture
+    def clients(self, sockets: Sockets) -> dict[tuple[str, str], socket.socket]:
+        """By link and protocol: clients of fe80::5 on two links that both have it."""
+        ip("link", "add", "left", "type", "veth", "peer", "name", "right")
+        for link in ("left", "right"):
+            ip("link", "set", link, "up")
+            ip("addr", "add", "fe80::5/64", "dev", link, "nodad")
+        sockets.listen("::", PORT)
+        made = {}
+        for link in ("left", "right"):
+            for protocol, kind in (("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)):
+                made[link, protocol] = client = sockets.make(socket.AF_INET6, kind)
+                client.connect(("fe80::5", PORT, 0, socket.if_nametoindex(link)))
+        return made
+
+    @pytest.mark.parametrize("form", ["left", "index"])
+    def test_those_of_the_link_die_alone(self, clients: dict[tuple[str, str], socket.socket], form: str) -> None:
+        link = "left" if form == "left" else str(socket.if_nametoindex("left"))
+        gone = Backend.parse(f"[fe80::5%{link}]:{PORT}/TCP")
+        report = terminate_connections([gone], namespaces="current")
+        assert {which for which, client in clients.items() if pending_error(client)} == {("left", "tcp")}
+        assert report.backends == {gone: report.counts}
+
+    def test_each_link_has_its_own_sums(self, clients: dict[tuple[str, str], socket.socket]) -> None:
+        both = [Backend.parse(f"[fe80::5%{link}]:{PORT}/UDP") for link in ("left", "right")]
+        records: list[dict[str, Any]] = []
+        report = terminate_connections(both, namespaces="current", audit=records.append)
+        assert {str(backend): counts.destroyed for backend, counts in report.backends.items()} == dict.fromkeys(
+            map(str, both), 1
+        )
+        assert {(record["device"], record["backend"]) for record in records} == {
+            ("left", str(both[0])),
+            ("right", str(both[1])),
+        }
+
+    def test_where_there_is_no_such_link_the_others_are_searched_for(
+        self, clients: dict[tuple[str, str], socket.socket]
+    ) -> None:
+        gone = [Backend.parse(f"[fe80::5%{link}]:{PORT}/TCP") for link in ("left", "nosuch")]
+        assert terminate_connections(gone, namespaces="current").destroyed == 1
+        with pytest.raises(ValueError, match="no interface 'nosuch'"):
+            terminate_connections(gone[1:], namespaces="current")
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
 class TestSpared:
     """A dry run changes nothing; spared is what came to its peer by itself, or whose backend is alive again."""
 
