@@ -86,6 +86,10 @@ class Backend(namedtuple("Backend", "address port protocol")):
         """Whether the address is another one in each network namespace: loopback, or link-local."""
         return self.address.is_loopback or bool(self.link)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The address as text: before Python 3.11 an IPv6Address is pickled and copied without its zone."""
+        return type(self), (str(self.address), self.port, self.protocol)
+
     def __str__(self) -> str:
         return f"{format_endpoint(self.address, self.port)}/{self.protocol.upper()}"
 

@@ -173,10 +173,19 @@ class TestAutobound:
         assert found == known.matches(socket) or (not found and None in values)
 
     def test_it_is_the_port_that_counts_too(self) -> None:
-        (program,) = compile_condition(Autobound(Port("src", 2000, 3000))).programs
-        for port, chosen in itertools.product((1999, 2000, 3000, 3001), (True, False)):
-            entry = vm.entry_of(socket_between(f"10.0.0.1:{port}", "10.0.0.2:2"), autobound=chosen)
-            assert vm.run(program, entry) == (chosen and 2000 <= port <= 3000)
+        condition = Autobound(Port("src", 2000, 3000))
+        for port, chosen, negated in itertools.product((1999, 2000, 3000, 3001), (True, False), (True, False)):
+            plan, socket = (
+                compile_condition(~condition if negated else condition),
+                socket_between(f"[::1]:{port}", "[::1]:2"),
+            )
+            let_through = vm.run(plan.programs[0], vm.entry_of(socket, autobound=chosen))
+            assert (let_through and plan.lets_through(socket)) == ((chosen and 2000 <= port <= 3000) is not negated)
+
+    def test_what_the_kernel_takes_for_the_cgroup_of_a_mini_socket_does_not_count(self) -> None:
+        plan, socket = compile_condition(~ANY_AUTOBOUND | ~cgroup(7)), socket_between("10.0.0.1:1", "10.0.0.2:2")
+        assert vm.run(plan.programs[0], vm.entry_of(socket, autobound=True))
+        assert not plan.lets_through(socket)
 
     def test_the_range_is_that_of_a_namespace(self) -> None:
         with pytest.raises(ValueError, match="'autobound' is not resolved"):

@@ -119,7 +119,7 @@ class TestServiceNames:
 
     @pytest.fixture(autouse=True)
     def services(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        known = {("web", "tcp"): 80, ("web", "udp"): 8080, ("web",): 1, ("any",): 7}
+        known = {("bad", "tcp"): 81, ("web", "tcp"): 80, ("web", "udp"): 8080, ("web",): 1, ("any",): 7}
 
         def look_up(*question: str) -> int:
             if question not in known:
@@ -136,6 +136,10 @@ class TestServiceNames:
     def test_a_service_of_another_protocol_will_do(self) -> None:
         assert read("dport any") == dport(7)
         assert read("src [::1]:any") == read("src ::1:any") == src("::1", 7)
+
+    def test_one_that_could_be_the_end_of_a_v6_address_is_refused(self) -> None:
+        assert "[::1:bad] for the address" in error_of("dst ::1:bad").why
+        assert read("dst ::1:beef") == dst("::1:beef")
 
     @pytest.mark.parametrize("text", ["dport {}", "dport = :{}", "dst 10.0.0.1:{}", "dst [::1]:{}"])
     @pytest.mark.parametrize("name", ["nosuch", "-1", "8o", "٨", "+80", "0x50"])
