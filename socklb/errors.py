@@ -59,7 +59,7 @@ class RunStopped(SocklbError):
 
 
 class UnboundedFilter(SocklbError, ValueError):
-    """A filter that names no endpoint was given to a call that destroys."""
+    """A filter that could match everything was given to a call that destroys."""
 
 
 def mark_hidden(doing: str) -> NotPermitted:

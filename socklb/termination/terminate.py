@@ -82,6 +82,7 @@ def terminate(
         _filters(backend for backend in gone if not backend.is_local),
         local_filters=_filters(backend for backend in gone if backend.is_local),
         dry_run=dry_run,
+        allow_unbounded=True,  # each names its backends, and to find that out of thousands takes as long as a walk
         audit=audit,
         spare=spare,
         target=lambda outcome: backend_target(run.report, outcome),
