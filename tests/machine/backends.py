@@ -17,8 +17,9 @@ from socklb import (
     TerminationLoop,
     terminate_connections,
 )
-from socklb.filters import dport, dst
+from socklb.filters import Condition, device, dst
 from socklb.filters.conditions import Or
+from socklb.kernel.discovery import DiscoveredNamespaces
 from socklb.termination.table import Instance
 
 from .counters import counters
@@ -139,6 +140,19 @@ class BackendMachine(SocketMachine):
             report = terminate_connections(down, namespaces=self._namespaces(numbers), dry_run=options.dry_run)
             self._check_termination(report, down, numbers, options)
 
+    @rule(which=st.integers(0, 59))
+    def terminate_everywhere(self, which: int) -> None:
+        """Of all namespaces, loopback and link-local backends are those of the current one."""
+        self._take_down(which)
+        down = self.table.drain_down()
+        self.model_table.down = []
+        everywhere = list(range(NAMESPACES))
+        report = terminate_connections(down, namespaces=DiscoveredNamespaces(self._namespaces(everywhere)))
+        local = [backend for backend in down if backend.is_local]
+        assert sorted(map(str, report.left_alone)) == sorted(map(str, local))
+        self._check_termination(report, down, everywhere, Options(), locals_here=True)
+        counters["left alone"] += len(local)
+
     # ------------------------------------------------------------------------------------------------ parts
 
     def _take_down(self, which: int) -> None:
@@ -159,19 +173,34 @@ class BackendMachine(SocketMachine):
         return [self.namespaces[number].namespace or NetworkNamespace.current() for number in numbers]
 
     def _check_termination(
-        self, report: Report, backends: Sequence[Backend], numbers: list[int], options: Options
+        self,
+        report: Report,
+        backends: Sequence[Backend],
+        numbers: list[int],
+        options: Options,
+        *,
+        locals_here: bool = False,
     ) -> None:
-        """What was connected to the backends in these namespaces is destroyed; the sums are those of the verdicts."""
+        """What was connected to the backends in these namespaces is destroyed; the sums are those of the verdicts.
+
+        With `locals_here` the local backends are those of the current namespace alone.
+        """
         assert not report.unsearched
         assert not report.errors
         assert not report.unrecorded
         verdicts: dict[ModelSocket, Verdict] = {}
-        for number, namespace in zip(numbers if backends else (), self._namespaces(numbers)):
+        searched = 0
+        for number, namespace in zip(numbers, self._namespaces(numbers)):
+            is_here = self.namespaces[number].namespace is None
+            there = [one for one in backends if is_here or not (locals_here and one.is_local)]
+            if not there:
+                continue
+            searched += 1
             outcomes = [outcome for outcome in report.outcomes if outcome.namespace == namespace]
-            of_netns = self._check_netns(number, outcomes, backends, options)
+            of_netns = self._check_netns(number, outcomes, there, options)
             self._check_sums(report.namespaces[namespace], of_netns.values())
             verdicts.update(of_netns)
-        assert len(report.namespaces) == (len(numbers) if backends else 0)
+        assert len(report.namespaces) == searched
         assert len(report.outcomes) == len(verdicts)
         self._check_sums(report.counts, verdicts.values())
         assert set(report.backends) == set(backends)
@@ -186,7 +215,7 @@ class BackendMachine(SocketMachine):
     ) -> dict[ModelSocket, Verdict]:
         verdicts = self._verdicts(self.namespaces[number], outcomes)
         for protocol in ("tcp", "udp"):
-            to = [dst(backend.address) & dport(backend.port) for backend in backends if backend.protocol == protocol]
+            to = [_condition(backend) for backend in backends if backend.protocol == protocol]
             filter = ModelFilter(protocol, Or(*to))
             of_protocol = {one: verdict for one, verdict in verdicts.items() if one.protocol == protocol}
             matching = self.world.model.matching(filter, number)
@@ -195,4 +224,11 @@ class BackendMachine(SocketMachine):
 
 
 def _backend_of(one: ModelSocket) -> Backend:
-    return Backend(unmapped(one.peer), one.peer_port, one.protocol)
+    link = f"%{one.device}" if one.peer.is_link_local and one.peer.version == 6 else ""
+    return Backend(f"{unmapped(one.peer)}{link}", one.peer_port, one.protocol)
+
+
+def _condition(backend: Backend) -> Condition:
+    address = str(backend.address).partition("%")[0]
+    to = dst(address, backend.port)
+    return to & device(int(backend.link)) if backend.link else to

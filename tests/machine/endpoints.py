@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from ipaddress import ip_address
@@ -17,7 +18,10 @@ from socklb.kernel.namespaces import run_in_netns
 from .. import world
 from ..proc_net import ProcNet
 from ..sockets import add_v6_address, cookie_of, error_of, eventually, pending_error, state_of
-from .model import BOUND_INACTIVE, CLOSE, CLOSE_WAIT, ESTABLISHED, LOOPBACK, IPAddress, ModelSocket
+from .model import BOUND_INACTIVE, CLOSE, CLOSE_WAIT, ESTABLISHED, IPAddress, ModelSocket
+
+LINKS = ("left", "right")
+LINK_LOCAL = "fe80::5"
 
 _SMALL_TABLE = "64"
 _ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
@@ -31,6 +35,7 @@ class Netns:
         self._make_small_tables()
         world.new_network()
         add_v6_address("fd00::1")
+        self._make_links()
         self._descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         path = f"/proc/self/fd/{self._descriptor}"
         self.namespace: Optional[NetworkNamespace] = NetworkNamespace.from_path(path, name=f"netns {number}")
@@ -44,6 +49,14 @@ class Netns:
             if os.path.exists(path):
                 with open(path, "w", encoding="ascii") as file:
                     file.write(_SMALL_TABLE)
+
+    @staticmethod
+    def _make_links() -> None:
+        """Two, which have the same address."""
+        subprocess.run(["ip", "link", "add", LINKS[0], "type", "veth", "peer", "name", LINKS[1]], check=True)
+        for link in LINKS:
+            subprocess.run(["ip", "link", "set", link, "up"], check=True)
+            subprocess.run(["ip", "addr", "add", f"{LINK_LOCAL}/64", "dev", link, "nodad"], check=True)
 
     def close(self) -> None:
         self.table.close()
@@ -76,7 +89,11 @@ def make_namespaces(count: int) -> list[Netns]:
 
 def name_of(sock: socket.socket) -> tuple[IPAddress, int]:
     address, port = sock.getsockname()[:2]
-    return ip_address(address), port
+    return _without_link(address), port
+
+
+def _without_link(address: str) -> IPAddress:
+    return ip_address(address.partition("%")[0])
 
 
 def peer_of(sock: socket.socket) -> tuple[IPAddress, int]:
@@ -87,7 +104,7 @@ def peer_of(sock: socket.socket) -> tuple[IPAddress, int]:
         if error.errno != errno.ENOTCONN:
             raise
         return ip_address("::" if sock.family == socket.AF_INET6 else "0.0.0.0"), 0
-    return ip_address(address), port
+    return _without_link(address), port
 
 
 def model_of(netns: Netns, sock: socket.socket, state: int, *, autobound: bool, cgroup: int) -> ModelSocket:
@@ -96,13 +113,18 @@ def model_of(netns: Netns, sock: socket.socket, state: int, *, autobound: bool, 
         "tcp" if sock.type == socket.SOCK_STREAM else "udp",
         state,
         *(*name_of(sock), *peer_of(sock)),
-        device=LOOPBACK if sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16) else 0,
+        device=_device_of(sock),
         mark=sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & 0xFFFFFFFF,
         cgroup=cgroup,
         autobound=autobound,
         cookie=cookie_of(sock),
         inode=os.fstat(sock.fileno()).st_ino,
     )
+
+
+def _device_of(sock: socket.socket) -> int:
+    """SO_BINDTOIFINDEX, which needs no name (Linux 5.1)."""
+    return sock.getsockopt(socket.SOL_SOCKET, 62)
 
 
 def abort(sock: socket.socket) -> None:

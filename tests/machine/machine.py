@@ -6,7 +6,8 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Optional
+from typing import Any, Optional
+from unittest import mock
 
 import pytest
 from hypothesis import strategies as st
@@ -18,17 +19,20 @@ from socklb import (
     SocketFilter,
     UnboundedFilter,
     destroy_sockets,
+    device,
     dport,
     dst,
     find_sockets,
     sport,
 )
+from socklb.engine import run as run_module
 from socklb.engine.report import Counts
 from socklb.filters.conditions import EVERYTHING
+from socklb.kernel.namespaces import run_in_netns
 
 from ..filters.trees import names_what_it_matches
 from .counters import count_run, count_search, counters
-from .endpoints import Netns, make_namespaces
+from .endpoints import LINK_LOCAL, LINKS, Netns, make_namespaces, peer_of
 from .filters import BY_PROTOCOL, MARKS, PORTS, TARGETS, TWIN_PORT, Aim, aimed, aims, model_filters, options, states
 from .model import (
     CLOSING,
@@ -132,6 +136,10 @@ class SocketMachine(RuleBasedStateMachine):
     def close_behind_data(self, netns: int, address: str, state: int, made: SocketOptions) -> None:
         self.world.close_behind_data(self.namespaces[netns], address, state, made)
 
+    @rule(netns=_netns, protocol=_protocols, link=st.sampled_from(LINKS), port=_ports, made=socket_options)
+    def connect_on_link(self, netns: int, protocol: str, link: str, port: int, made: SocketOptions) -> None:
+        self.world.connect_on_link(self.namespaces[netns], protocol, link, port, made)
+
     @rule(which=_which, mark=st.sampled_from(MARKS))
     def mark(self, which: int, mark: int) -> None:
         one = self._pick(which, self.world.real)
@@ -214,6 +222,42 @@ class SocketMachine(RuleBasedStateMachine):
         filter = ModelFilter("tcp", dst(address, port))
         self._set_ssh_session(self._pick(which, self.world.model.matching(filter, netns)), mapped)
         self._destroy(self.namespaces[netns], filter, Options())
+
+    @rule(netns=_netns, protocol=_protocols, port=_ports, link=st.sampled_from(LINKS))
+    def destroy_on_link(self, netns: int, protocol: str, port: int, link: str) -> None:
+        """Clients of the same link-local address on both links, and only those on one of them."""
+        here = self.namespaces[netns]
+        for each in LINKS:
+            self.world.connect_on_link(here, protocol, each, port, SocketOptions())
+        index = run_in_netns(here.namespace, lambda: socket.if_nametoindex(link))
+        self._destroy(here, ModelFilter(protocol, dst(LINK_LOCAL, port) & device(index)), Options())
+        counters["on a link"] += 1
+
+    @rule(netns=_netns, address=_targets, count=st.integers(3, 6), closing=st.booleans())
+    def destroy_while_owners_leave(self, netns: int, address: str, count: int, closing: bool) -> None:
+        """When the first batch is recorded, the sockets of all later ones are closed or disconnected."""
+        here, port = self.namespaces[netns], self.world._port()
+        before = set(self.world.real)
+        for _ in range(count):
+            self.world.connect(here, "udp", address, port, SocketOptions(own_port=True))
+        made = [one for one in self.world.real if one not in before]
+        cookies = {one.cookie: one for one in made}
+        left: list[ModelSocket] = []
+
+        def audit(record: dict[str, Any]) -> None:
+            if not left:
+                left.extend(one for one in made if peer_of(self.world.real[one])[1])
+                for one in left:
+                    self.world.leave(one, closing=closing)
+
+        with mock.patch.object(run_module, "BATCH", 2):
+            report = destroy_sockets(
+                SocketFilter("udp", dst(address, port)), namespaces=here.namespace or "current", audit=audit
+            )
+        verdicts = {cookies[outcome.socket.cookie]: outcome.verdict for outcome in report.outcomes}
+        assert verdicts == {one: "gone" if one in left else "destroyed" for one in made}
+        self.world.expect_destroyed([one for one in made if one not in left])
+        counters["left meanwhile"] += len(left)
 
     @rule(netns=_netns, address=_targets, port=_ports)
     def destroy_twins(self, netns: int, address: str, port: int) -> None:

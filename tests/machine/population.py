@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from socklb.kernel.namespaces import run_in_netns
+
 from ..sockets import error_of, eventually, family_of, fill, state_of
-from .endpoints import Netns, model_of, name_of, peer_of
+from .endpoints import LINK_LOCAL, Netns, model_of, name_of, peer_of
 from .model import (
     BOUND_INACTIVE,
     CLOSE,
@@ -154,6 +156,26 @@ class Population:
             client.close()
             return
         self._add_pair(netns, client, server, autobound=autobound)
+
+    def connect_on_link(self, netns: Netns, protocol: str, link: str, port: int, options: SocketOptions) -> None:
+        """The peer is link-local. Both ends are bound to the link then, by the kernel."""
+        index = run_in_netns(netns.namespace, lambda: socket.if_nametoindex(link))
+        client = self._make(netns, LINK_LOCAL, protocol, options._replace(to_loopback=False, twin=False))
+        address = (LINK_LOCAL, port, 0, index)
+        if protocol == "udp":
+            client.connect(address)
+            self._add(netns, client, ESTABLISHED, autobound=True)
+            return
+        with netns.make(socket.AF_INET6, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if error_of(lambda: listener.bind(address)):  # one that listens on all addresses has the port
+                client.close()
+                return
+            listener.listen(1)
+            client.connect(address)
+            server, _ = listener.accept()
+        server.settimeout(5)
+        self._add_pair(netns, client, server, autobound=True)
 
     def _accepted(
         self, client: socket.socket, address: str, port: int, listeners: Iterable[ModelSocket]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import struct
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ from .population import Population
 
 MOST = 20
 
+_libc = ctypes.CDLL(None)
+
 
 class World(Population):
     # ------------------------------------------------------------------------------------------ changing
@@ -48,6 +51,15 @@ class World(Population):
         if family_of(address) == sock.family and not error_of(lambda: sock.connect((address, port))):
             one.state = ESTABLISHED
             (one.local, one.local_port), (one.peer, one.peer_port) = name_of(sock), peer_of(sock)
+
+    def leave(self, one: ModelSocket, *, closing: bool) -> None:
+        """The owner of a UDP socket closes it, or disconnects it, which leaves it where it has bound itself."""
+        sock = self.real[one]
+        if closing:
+            self._remove(one)
+            return
+        assert _libc.connect(sock.fileno(), bytes(16), 16) == 0  # AF_UNSPEC
+        self._lose_peer(one)
 
     def half_close(self, one: ModelSocket) -> None:
         """One direction of a connection is closed. If the other was before, a mini-socket of the first end is left."""
@@ -141,6 +153,11 @@ class World(Population):
         assert name_of(sock)[1] == (0 if one.autobound else one.local_port), one
         if one.state == ESTABLISHED:  # this binds it again, if it has lost its port
             assert error_of(lambda: sock.send(b"x")) == "EDESTADDRREQ", one
+        self._lose_peer(one)
+
+    def _lose_peer(self, one: ModelSocket) -> None:
+        """As __udp_disconnect() has it."""
+        sock = self.real[one]
         if one.autobound:
             self._remove(one)
             return
