@@ -69,9 +69,9 @@ def destroy_sockets(
     namespace) after each namespace; where there are several, both are called from the thread that worked there, one at
     a time.
 
-    Raises UnboundedFilter for a filter that could match everything (unless `allow_unbounded`); ValueError or TypeError for
-    other wrong arguments; NotPermitted or NotSupported when the kernel refuses (of several namespaces: NotPermitted if
-    all of them do); KernelError or MalformedMessage when it answers nothing or nonsense; and what `audit` raises.
+    Raises UnboundedFilter for a filter that could match everything (unless `allow_unbounded`); ValueError or TypeError
+    for other wrong arguments; NotPermitted or NotSupported when the kernel refuses (of several namespaces: NotPermitted
+    if all of them do); KernelError or MalformedMessage when it answers nothing or nonsense; and what `audit` raises.
     Once the run has begun, the exception has the report so far in `.report`, where the sockets that were still to be
     destroyed are `failed`. SIGINT, SIGTERM and SIGHUP, where Python handles them, are handled when the batch at hand
     is in the report and the audit; a second one at once. A dry run, and a run that matches nothing, needs no privilege.

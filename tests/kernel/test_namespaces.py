@@ -90,7 +90,7 @@ class TestIdentity:
             return kept[0].inode == dead.inode
 
         if not any(is_reused() for _ in range(500)):
-            world.cannot("the inode of a namespace that has gone was not given to another one")
+            pytest.skip("the inode of a namespace that has gone was not given to another one")
         assert kept[0] != dead
         as_if = NetworkNamespace(dead.name, kept[0].path, dead.device, dead.inode, (), dead.cookie)
         with pytest.raises(KernelError, match="vanished: another one has its inode now"):
