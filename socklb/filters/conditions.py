@@ -2,9 +2,8 @@
 """Conditions on a socket: immutable values, joined with & | ~ into a tree.
 
 A condition is evaluated in Python (`evaluate`) or in the kernel (`emit` appends its bytecode), and is written in the
-language of ss(8) (`str`). What depends on the
-network namespace (an interface's name, a cgroup's path, the range of `autobound`) must be replaced by numbers
-(`resolved`) before it is evaluated.
+language of ss(8) (`str`). What depends on the network namespace (an interface's name, a cgroup's path, the range of
+`autobound`) must be replaced by numbers (`resolved`) before it is evaluated.
 The functions in constructors.py check the arguments; the classes here do not.
 """
 

@@ -71,9 +71,10 @@ def on_link(address: IPAddress) -> Condition | None:
         return None
     if not link:
         raise ValueError(f"{address} may be another host on each link: name its link, as in {address}%eth0")
-    if any(character.isspace() or character in "/:" for character in link):
-        raise ValueError(f"{str(address)!r}: {link!r} is no interface")
-    return device(int(link) if link.isascii() and link.isdigit() else link)
+    is_index = link.isascii() and link.isdigit()
+    if (is_index and link[0] == "0") or any(character.isspace() or character in "/:" for character in link):
+        raise ValueError(f"{str(address)!r}: {link!r} is no interface")  # to index 0 belongs what is bound to none
+    return device(int(link) if is_index else link)
 
 
 def mark(value: int, mask: int = 0xFFFFFFFF) -> Condition:

@@ -111,6 +111,8 @@ class TestBackend:
             ("[fe80::1%eth0%1]:80/TCP", "fe80::1%eth0%1"),
             ("[fe80::1%a b]:80/TCP", "'a b' is no interface"),
             ("[fe80::1%eth0\n]:80/TCP", "is no interface"),
+            ("[fe80::1%0]:80/TCP", "'0' is no interface"),
+            ("[fe80::1%02]:80/TCP", "'02' is no interface"),
             (f"[fe80::1%{'x' * 128}]:80/TCP", "127 bytes"),
             ("[2001:db8::1%eth0]:80/TCP", "only a link-local address"),
             ("[::1%lo]:80/TCP", "only a link-local address"),
