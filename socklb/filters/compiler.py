@@ -43,11 +43,14 @@ class Plan(namedtuple("Plan", "programs ops disjoint checks")):
 
         Raises NotSupported for a condition on cgroups where the kernel reports none of any socket.
         """
-        values = [check.evaluate(socket) for check in self.checks]
-        if None in values:
-            self._raise_if_never_reported(socket)
-            return False
-        return not values or True in values
+        matches = not self.checks
+        for check in self.checks:  # a loop: each row of a dump comes here
+            value = check.evaluate(socket)
+            if value is None:
+                self._raise_if_never_reported(socket)
+                return False
+            matches = matches or value
+        return matches
 
     def _raise_if_never_reported(self, socket: InetSocket) -> None:
         """A socket that a process holds is no mini-socket: where it has no cgroup in its row, no socket has."""

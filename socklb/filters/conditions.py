@@ -228,9 +228,9 @@ class And(_Group):
         result: bool | None = True
         for part in self.parts:
             value = part.evaluate(socket)
-            if value is False:
-                return False
-            if value is None:
+            if not value:
+                if value is False:
+                    return False
                 result = None
         return result
 
