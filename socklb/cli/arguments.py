@@ -26,7 +26,7 @@ FILTER_HELP = """\
 FILTER, one quoted argument or several words, is the language of ss(8):
   dst 10.0.0.5 and dport = 5432
   dst 10.0.0.5:5432                 the same; [2001:db8::1]:53 for v6
-  dst 10.0.0.0/8 or dst 2001:db8::/32
+  dst 10.0.0.0/16 or dst 2001:db8::/32
   ( dport = :80 or dport = :https ) and not src 10.1.0.0/16
   sport >= 1024     dev eth0     fwmark 0x10/0xff
   cgroup system.slice/ssh.service

@@ -34,7 +34,8 @@ examples:
 
 The owner of a destroyed socket gets an error at once (ECONNABORTED) and can
 reconnect. A v4 address matches v4-mapped v6 sockets too. All backends together
-take one pass a namespace.
+take one pass a namespace. A loopback or link-local address is another one in
+each namespace: it is looked for in the current one, or in those of --netns.
 Needs CAP_NET_ADMIN, CAP_SYS_ADMIN to enter other namespaces, CAP_SYS_PTRACE to
 see those of other users' processes, and for --rev-nat permission to read the
 maps (and CAP_BPF before Linux 5.19); root has them all.
@@ -52,7 +53,11 @@ def add_parser(commands: Commands) -> None:
         epilog=_EXAMPLES,
     )
     parser.add_argument(
-        "backends", metavar="BACKEND", nargs="+", type=_backend, help="ADDRESS:PORT/TCP or /UDP; v6 in brackets"
+        "backends",
+        metavar="BACKEND",
+        nargs="+",
+        type=_backend,
+        help="ADDRESS:PORT/TCP or /UDP; v6 in brackets, a link-local address with its link: [fe80::1%%eth0]:80/TCP",
     )
     add_netns_argument(parser, ALL)
     add_rev_nat_arguments(parser)

@@ -236,7 +236,9 @@ class InetSocket:
 
     @property
     def is_mptcp_subflow(self) -> bool:
-        """Whether this TCP connection is one of those that an MPTCP connection runs over."""
+        """Whether this TCP connection is one of those that an MPTCP connection runs over, as far as its attributes say.
+        Raises MalformedMessage if one of these is cut.
+        """
         if b"mptcp" not in self._row:
             return False
         ulp = self.attributes.get("ulp_info")

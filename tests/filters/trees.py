@@ -54,7 +54,11 @@ mini_sockets = sockets().map(lambda socket: make_socket(decode_msg(socket.row)._
 backends = st.builds(
     Backend,
     addresses.filter(lambda address: int(address) not in (0, 0xFFFF << 32) and int(address) >> 118 != 0xFE80 >> 6)
-    | st.builds(lambda host, link: f"fe80::{host:x}%{link}", u32, st.sampled_from(("eth0", "an-altname" * 9, "1"))),
+    | st.builds(
+        lambda host, link: f"fe80::{host >> 16:x}:{host & 0xFFFF:x}%{link}",
+        u32,
+        st.sampled_from(("eth0", "an-altname" * 9, "1")),
+    ),
     st.integers(1, 65535),
     st.sampled_from(("tcp", "udp")),
 )

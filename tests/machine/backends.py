@@ -106,7 +106,8 @@ class BackendMachine(SocketMachine):
         self.table.replace(Instance(one.backend, one.service, one.state, one.unhealthy) for one in instances)
         wanted: dict[Backend, dict[str, bool]] = {one.backend: {} for one in instances}
         for one in instances:
-            wanted[one.backend][one.service] = one.is_up
+            services = wanted[one.backend]
+            services[one.service] = services.get(one.service, False) or one.is_up
         for backend in {*self.model_table.services, *wanted}:
             self.model_table.put(backend, wanted.get(backend, {}))
         self._check_table()

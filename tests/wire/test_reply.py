@@ -94,9 +94,10 @@ class TestRefused:
             return
         repr(socket)
         for name in PROPERTIES:
-            assert name == "attributes" or getattr(socket, name) is not None
+            assert name in ("attributes", "is_mptcp_subflow") or getattr(socket, name) is not None
         try:
             assert isinstance(socket.attributes, dict)
+            assert socket.is_mptcp_subflow in (False, True)
         except MalformedMessage as error:
             assert 72 <= error.offset < len(row)  # noqa: PT017 - both ways of it are fine
 
