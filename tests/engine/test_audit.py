@@ -388,6 +388,18 @@ class TestAfterARename:
             audit(long)
         assert cookies_in(old) == [1, 2]
 
+    def test_half_a_line_is_left_behind(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        usual = os.write
+        with AuditFile(str(path)) as audit:
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "write", lambda descriptor, data: usual(descriptor, data[:7]))
+                with pytest.raises(AuditError):
+                    audit(RECORD)
+            path.rename(path.with_suffix(".1"))
+            audit.reopen()
+            audit(RECORD)
+        assert path.read_bytes() == LINE
+
     def test_while_another_thread_writes(self, path: Path) -> None:
         """As SIGHUP comes while a pass is at work: each record is in one of the files, whole."""
         done = threading.Event()
