@@ -51,6 +51,12 @@ class TestPages:
         if words[0] in ("list", "destroy"):
             filters_from(options)
 
+    def test_root_does_not_run_what_lies_in_the_working_directory(self) -> None:
+        """Which `python3 -m` imports first, unless it has -P. The demo needs no root."""
+        lines = [line for page in PAGES for line in code(page.read_text(encoding="utf-8"))]
+        shown = [line for line in lines if re.search(r"python.*-m\W+socklb", line)]
+        assert [line for line in shown if "-P" not in line] == ["python3 -m socklb demo"]
+
     def test_python_imports_what_exists(self) -> None:
         (block,) = re.findall(r"^```python\n(.*?)^```", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
         (imported,) = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]

@@ -149,6 +149,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_audit_argument(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(audit_problem="")
     parser.add_argument(
         "--audit",
         metavar="FILE",
@@ -158,7 +159,10 @@ def add_audit_argument(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def audit_from(options: argparse.Namespace) -> Iterator[Audit | None]:
-    """The audit that was asked for, or None. Raises ValueError for a file that cannot be opened."""
+    """The audit that was asked for, or None. Raises ValueError for a file that cannot be opened.
+
+    If it cannot be closed, that is said, and left in `options.audit_problem`.
+    """
     if options.audit is None:
         yield None
         return
@@ -174,4 +178,5 @@ def audit_from(options: argparse.Namespace) -> Iterator[Audit | None]:
         try:
             audit.close()
         except AuditError as error:
-            warn(error_text(error))  # and the report is shown all the same
+            options.audit_problem = error_text(error)  # the report is shown all the same
+            warn(options.audit_problem)

@@ -50,7 +50,7 @@ def run_and_show(destroy: Callable[[], Report], target: Target, options: argpars
         raise
     problems = _show(report, target, options, None)
     obey_signal()
-    return SOME_FAILED if report.failed or problems else DONE
+    return SOME_FAILED if report.failed or problems or options.audit_problem else DONE
 
 
 def _show(report: Report, target: Target, options: argparse.Namespace, error: BaseException | None) -> list[str]:
@@ -67,8 +67,9 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
             warn(report.hidden)
         with ignore_broken_pipe():
             if options.json:
-                said = ([error_text(error)] if error is not None else []) + problems
-                print_json(_as_json(report, target, options, said))
+                said = [error_text(error)] if error is not None else []
+                said += filter(None, [options.audit_problem])
+                print_json(_as_json(report, target, options, said + problems))
             else:
                 _print_lines(report)
     return problems

@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
             raise
     if caught:
         return INTERRUPTED if signal.SIGINT in caught else DONE
-    return SOME_FAILED if reporter.has_failed or loop.outstanding else DONE
+    return SOME_FAILED if reporter.has_failed or loop.outstanding or options.audit_problem else DONE
 
 
 def _check_support(words: list[str], warn: Callable[[str], object]) -> None:

@@ -1,4 +1,4 @@
-"""The audit: a record of each verdict, and the file of whole lines that takes them, whatever disk and readers do."""
+"""The audit: a record of each verdict, and the file that takes each as a line, whatever disk, readers and others do."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,12 @@ class TestRecords:
         first, _ = self.run()
         assert (first["command"], first["actor"]["sudo_user"]) == ("", None)
 
+    def test_a_long_command_line_is_shortened(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["x" * 4000, "y" * 96])
+        assert self.run()[0]["command"] == f"{'x' * 4000} {'y' * 95} [...]"
+        monkeypatch.setattr(sys, "argv", ["x" * 4096])
+        assert self.run()[0]["command"] == "x" * 4096
+
 
 # -------------------------------------------------------------------------------------------- the file
 
@@ -134,6 +141,15 @@ def cookies_in(path: Path) -> list[int]:
     data = path.read_bytes()
     assert not data or data.endswith(b"\n")
     return [json.loads(line)["cookie"] for line in data.splitlines()]
+
+
+def readable_cookies_in(path: Path) -> list[int]:
+    """Of lines that hold one record, as a reader sees them that passes over what it cannot read."""
+    found = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        with suppress(ValueError):
+            found.append(json.loads(line)["cookie"])
+    return found
 
 
 def write_until_it_fails(audit: AuditFile, longest: int = 97) -> tuple[int, AuditError]:
@@ -259,21 +275,23 @@ class TestCannotBeOpened:
 
 
 class TestNoRoom:
-    """A write that comes out short is cut back, if no other writer has appended meanwhile: whole lines only."""
+    """A write that comes out short leaves half a line; nothing is cut off, for others may have written since."""
 
     @pytest.mark.kernel
-    def test_a_full_disk_and_then_room_again(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("who", ["itself", "another"])
+    def test_a_full_disk_and_then_room_again(self, tmp_path: Path, who: str) -> None:
         with small_disk(str(tmp_path), 3 * PAGE):
-            path, other = tmp_path / "audit", tmp_path / "other"
-            other.write_bytes(b"x" * PAGE)
-            with AuditFile(str(path)) as audit:
-                count, error = write_until_it_fails(audit)
+            path, filler = tmp_path / "audit", tmp_path / "filler"
+            filler.write_bytes(b"x" * PAGE)
+            with AuditFile(str(path)) as one, AuditFile(str(path)) as another:
+                count, error = write_until_it_fails(one)
                 assert str(error).startswith(f"[Errno 28] the audit file {path} cannot be written: ")
-                assert cookies_in(path) == list(range(count))
+                assert readable_cookies_in(path) == list(range(count))
                 assert count > 20
-                other.unlink()
-                audit({"cookie": -1})
-            assert cookies_in(path) == [*range(count), -1]
+                filler.unlink()
+                for cookie in (-1, -2):
+                    (one if who == "itself" else another)({"cookie": cookie})
+            assert readable_cookies_in(path) == [*range(count), -1, -2]
 
     @pytest.mark.parametrize("limit", [len(LINE), 2 * len(LINE) + 1, 3 * len(LINE) - 1])
     def test_a_limit_on_file_sizes(self, path: Path, limit: int) -> None:
@@ -295,28 +313,123 @@ class TestNoRoom:
         written, code = in_child(fill)
         assert written == limit // len(LINE)
         assert code in (errno.ENOSPC, errno.EFBIG)
-        assert path.read_bytes() == LINE * written
+        assert path.read_bytes() == (LINE * 4)[:limit]
 
-    @pytest.mark.parametrize("others", [b"", b"another's\n"])
-    @pytest.mark.parametrize("length", [0, 1, len(LINE) - 1])
-    def test_what_another_has_appended_is_not_cut(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch, length: int, others: bytes
+    @pytest.mark.parametrize("room", [1, len(LINE) - 1])
+    def test_another_writer_loses_nothing_whenever_it_comes(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, room: int
     ) -> None:
-        usual = os.write
+        """One finds no room, and before each of its system calls another writes."""
+        written: list[int] = []
+        turns: list[AuditFile] = []
 
-        def short(descriptor: int, data: bytes) -> int:
-            written = usual(descriptor, data[:length])
-            with open(path, "ab") as other:
-                other.write(others)
-            return written
+        def after_another(name: str) -> Callable[..., Any]:
+            usual = getattr(os, name)
 
-        path.write_bytes(LINE)
-        with AuditFile(str(path)) as audit:
-            monkeypatch.setattr(os, "write", short)
+            def call(*arguments: Any) -> Any:
+                if not turns:
+                    return usual(*arguments)
+                another = turns.pop()
+                written.append(len(written) + 100)
+                another({"cookie": written[-1]})
+                turns.append(another)
+                return usual(arguments[0], arguments[1][:room]) if name == "write" else usual(*arguments)
+
+            return call
+
+        for name in ("write", "lseek", "fstat", "ftruncate"):
+            monkeypatch.setattr(os, name, after_another(name))
+        with AuditFile(str(path)) as one, AuditFile(str(path)) as another:
+            one(RECORD)
+            turns.append(another)
             with pytest.raises(AuditError) as caught:
-                audit(RECORD)
+                one({**RECORD, "cookie": 2})
+            turns.clear()
+            another({"cookie": 3})
+            one({"cookie": 4})
         assert caught.value.errno == errno.ENOSPC
-        assert path.read_bytes() == LINE + (LINE[:length] + others if others else b"")
+        assert len(written) > 1
+        assert readable_cookies_in(path) == [1, *written, 3, 4]
+
+
+class TestAfterARename:
+    """logrotate renames the file: reopen() goes on in a new one."""
+
+    def test_records_go_to_the_new_file(self, path: Path) -> None:
+        old = path.with_suffix(".1")
+        with AuditFile(str(path)) as audit:
+            audit({"cookie": 1})
+            path.rename(old)
+            audit({"cookie": 2})
+            before = os.listdir("/proc/self/fd")
+            audit.reopen()
+            assert os.listdir("/proc/self/fd") == before
+            audit({"cookie": 3})
+        audit.reopen()
+        with pytest.raises(AuditError, match="Bad file descriptor"):
+            audit(RECORD)
+        assert (cookies_in(old), cookies_in(path)) == ([1, 2], [3])
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+    @pytest.mark.parametrize(
+        "make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("x")], ids=["directory", "pipe", "link"]
+    )
+    def test_the_old_one_stays_if_there_is_no_new_one(self, path: Path, make: Callable[[Path], object]) -> None:
+        """A record longer than what a pipe takes in one piece is one write as before."""
+        old, long = path.with_suffix(".1"), {"cookie": 2, "filler": "x" * 9999}
+        with AuditFile(str(path)) as audit:
+            audit({"cookie": 1})
+            path.rename(old)
+            make(path)
+            before = os.listdir("/proc/self/fd")
+            with pytest.raises(AuditError, match=f"{path} cannot be opened"):
+                audit.reopen()
+            assert os.listdir("/proc/self/fd") == before
+            audit(long)
+        assert cookies_in(old) == [1, 2]
+
+    def test_half_a_line_is_left_behind(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        usual = os.write
+        with AuditFile(str(path)) as audit:
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "write", lambda descriptor, data: usual(descriptor, data[:7]))
+                with pytest.raises(AuditError):
+                    audit(RECORD)
+            path.rename(path.with_suffix(".1"))
+            audit.reopen()
+            audit(RECORD)
+        assert path.read_bytes() == LINE
+
+    def test_while_another_thread_writes(self, path: Path) -> None:
+        """As SIGHUP comes while a pass is at work: each record is in one of the files, whole."""
+        done = threading.Event()
+        old = [path.with_suffix(f".{number}") for number in range(50)]
+        written = 0
+
+        def write() -> None:
+            nonlocal written
+            while not done.is_set():
+                audit({"cookie": written})
+                written += 1
+
+        with AuditFile(str(path)) as audit:
+            writer = threading.Thread(target=write)
+            writer.start()
+            try:
+                for name in old:
+                    eventually(lambda: path.stat().st_size > 0, "there are records")
+                    path.rename(name)
+                    audit.reopen()
+            finally:
+                done.set()
+                writer.join()
+        assert [cookie for file in [*old, path] for cookie in cookies_in(file)] == list(range(written))
+
+    def test_standard_error_stays(self, capfd: pytest.CaptureFixture[str]) -> None:
+        with AuditFile("-") as audit:
+            audit.reopen()
+            audit(RECORD)
+        assert capfd.readouterr().err == LINE.decode()
 
 
 class TestAfterAKilledWriter:
@@ -342,6 +455,25 @@ class TestAfterAKilledWriter:
 
 def refuse(*_: object, **__: object) -> None:
     raise PermissionError(errno.EACCES, "open")
+
+
+class TestClosing:
+    """A file system that has lost data may say so at the end; that hides nothing that says more."""
+
+    def test_it_cannot_be_closed(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        usual = os.close
+
+        def close(descriptor: int) -> None:
+            usual(descriptor)
+            raise OSError(errno.EIO, "lost")
+
+        audit, another = AuditFile(str(path)), AuditFile(str(path))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "close", close)
+            with pytest.raises(AuditError, match=f"the audit file {path} cannot be closed: lost"):
+                audit.__exit__(None, None, None)
+            with pytest.raises(KeyError), another:
+                raise KeyError
 
 
 class TestStandardError:
@@ -418,6 +550,26 @@ class TestReaders:
             audit(RECORD)
         assert os.read(reader, 1000) == LINE
         os.close(reader)
+
+    def test_a_signal_between_the_pieces_of_a_record(self, fifo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What it leaves is a line that cannot be read, and no more than that."""
+        reader, usual = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), os.write
+
+        def interrupted(descriptor: int, data: bytes) -> int:
+            usual(descriptor, data)
+            raise KeyboardInterrupt
+
+        with AuditFile(str(fifo)) as audit:
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "write", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    audit({**RECORD, "filler": "x" * 5000})
+            audit(RECORD)
+            audit(RECORD)
+        half, *lines = os.read(reader, 10_000).splitlines(keepends=True)
+        os.close(reader)
+        assert half == json.dumps({**RECORD, "filler": "x" * 5000}).encode()[: select.PIPE_BUF] + b"\n"
+        assert lines == [LINE, LINE]
 
     def test_one_that_has_gone(self, fifo: Path) -> None:
         reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
