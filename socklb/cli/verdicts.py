@@ -17,12 +17,11 @@ from .output import (
     error_text,
     exit_code,
     ignore_broken_pipe,
-    interrupts_held_back,
     print_json,
     printable,
     warn,
 )
-from .signals import obey_signal
+from .signals import obey_signal, showing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
     were to be. `error` is what ended the run, if anything did.
     """
     problems, expected = _namespace_problems(report, error, options.readable_only)
-    with interrupts_held_back():
+    with showing():
         for text in [*problems, *expected, *left_alone_texts(report)]:
             warn(text)
         if report.hidden:
