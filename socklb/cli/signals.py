@@ -84,7 +84,7 @@ def let_signals_wait() -> None:
 
 @contextmanager
 def showing() -> Iterator[None]:
-    """A signal waits for the end of this: a write that it interrupts would leave half a JSON value, or half a report."""
+    """While active, a signal waits: a write that it interrupts would leave half a JSON value, or half a report."""
     before = _ending.waits, _ending.is_showing
     _ending.waits = _ending.is_showing = True
     if _ending.came:
