@@ -12,7 +12,7 @@ from .. import __version__
 from ..errors import SocklbError
 from ..features import has, missing
 from .help import HelpFormatter
-from .output import DONE, error_text, exit_code, flush_stdout, warn
+from .output import DONE, error_text, exit_code, flush_stdout, prepare_stdout, silence_stuck, warn
 from .signals import ending_on_signals
 
 TYPE_CHECKING = False
@@ -88,14 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)8.1f ms %(name)s: %(message)s")
     try:
-        try:
-            if hasattr(sys.stdout, "reconfigure"):
-                sys.stdout.reconfigure(errors="backslashreplace")  # a name that cannot be encoded must not end a report
-            with ending_on_signals():
+        prepare_stdout()
+        with ending_on_signals(silence_stuck):
+            try:
                 options = parse(sys.argv[1:] if arguments is None else arguments)
                 code: int = options.run(options)
-        finally:
-            flush_stdout()
+            finally:
+                flush_stdout()
     except BrokenPipeError:
         return DONE
     except (SocklbError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:

@@ -20,7 +20,8 @@ from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_command, add_filter_arguments, add_netns_argument, filters_from
 from .help import terminal_width
 from .netns import namespaces_from, unsearched_texts
-from .output import DONE, SOME_FAILED, error_text, ignore_broken_pipe, interrupts_held_back, printable, warn
+from .output import DONE, SOME_FAILED, error_text, ignore_broken_pipe, printable, warn
+from .signals import showing
 from .verdicts import local_endpoint
 
 TYPE_CHECKING = False
@@ -185,7 +186,7 @@ def _print_json(rows: Rows, search: _Search, readable_only: bool) -> None:
     def write(end: str = "") -> None:
         """Print the rows that wait. An interrupt comes before or after it, so that no row is lost or printed twice."""
         nonlocal begun, complete
-        with interrupts_held_back():
+        with showing():
             start = ("," if waiting else "") if begun else '{"sockets": ['
             text = start + ",".join(waiting) + end
             waiting.clear()

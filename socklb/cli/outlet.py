@@ -27,7 +27,7 @@ class Outlet:
     """Writes texts to a stream, in order. Whoever prints never waits, in a signal handler neither.
 
     What finds no room, or cannot be written, is counted; `on_lost` is called with the number as soon as writing works
-    again, or at the end. Once the reader of a pipe has gone, nothing is. None for a stream takes what it is given.
+    again, or at the end. Where the reader of a pipe has gone, or the stream is None, nobody misses it.
     """
 
     def __init__(self, stream: TextIO | None, on_lost: Callable[[int], object]) -> None:
@@ -38,6 +38,8 @@ class Outlet:
 
     def print(self, text: Text) -> None:
         """Write this, or what this function returns by then, and a newline."""
+        if self._stream is None:
+            return
         if self._texts.qsize() < ROOM:
             self._texts.put(text)
         else:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from contextlib import contextmanager
-from signal import SIG_BLOCK, SIG_SETMASK, SIGHUP, SIGINT, SIGTERM, pthread_sigmask
+from signal import SIGINT
 
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
+from .signals import showing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,18 +82,8 @@ def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object without being interrupted."""
     import json  # tables do without
 
-    with interrupts_held_back():
+    with showing():
         print(json.dumps(value, indent=2))
-
-
-@contextmanager
-def interrupts_held_back() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP wait: a write that they interrupt would leave half a JSON value, or half a report."""
-    before = pthread_sigmask(SIG_BLOCK, (SIGINT, SIGTERM, SIGHUP))
-    try:
-        yield
-    finally:
-        pthread_sigmask(SIG_SETMASK, before)
 
 
 @contextmanager
@@ -103,16 +95,44 @@ def ignore_broken_pipe() -> Iterator[None]:
         _silence(sys.stdout)
 
 
+def prepare_stdout() -> None:
+    """A name that cannot be encoded must not end a report, nor a signal an unbuffered write half way."""
+    if not hasattr(sys.stdout, "reconfigure"):
+        return
+    sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout.buffer, io.RawIOBase):
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(sys.stdout.buffer), sys.stdout.encoding, "backslashreplace", line_buffering=True
+        )
+
+
 def flush_stdout() -> None:
     """Write out what is left; silent if the pipe is closed. Raises OSError, for a full disk for example."""
     if sys.stdout is None:
         return
     try:
-        sys.stdout.flush()
+        with showing():
+            sys.stdout.flush()
     except OSError as error:
         _silence(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             raise
+
+
+def silence_stuck() -> None:
+    """Drop what is still to be written on standard output, and on standard error if there is no room."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and (stream is sys.stdout or not has_room(stream)):
+            _silence(stream)
+
+
+def has_room(stream: TextIO) -> bool:
+    """Whether a write of a line would not wait: a terminal may be stopped, the reader of a pipe be busy."""
+    from select import POLLOUT, poll  # few commands ask
+
+    waiting = poll()
+    waiting.register(stream.fileno(), POLLOUT)
+    return bool(waiting.poll(0))
 
 
 def _silence(stream: TextIO) -> None:

@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager, suppress
 
 from .help import terminal_width
+from .output import has_room, printable
 from .signals import let_signals_wait
 
 TYPE_CHECKING = False
@@ -41,11 +42,13 @@ def progress(wanted: bool) -> Iterator[Progress]:
 
 def _show(done: int, total: int, namespace: NetworkNamespace) -> None:
     width = terminal_width(sys.stderr) or 80
-    text = f"{done} of {total} namespaces: {namespace.name}"[: width - 1]  # of a longer one only the last row is erased
-    _write(_CLEAR_LINE + text)
+    text = f"{done} of {total} namespaces: {printable(namespace.name)}"
+    _write(_CLEAR_LINE + text[: width - 1])  # of a longer one only the last row is erased
 
 
 def _write(text: str) -> None:
-    with suppress(OSError):  # a terminal that has hung up must not end the run
-        sys.stderr.write(text)
-        sys.stderr.flush()
+    """Unless the terminal is stopped: nothing waits for it before all is destroyed."""
+    with suppress(OSError):  # one that has hung up must not end the run
+        if has_room(sys.stderr):
+            sys.stderr.write(text)
+            sys.stderr.flush()

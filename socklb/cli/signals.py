@@ -8,9 +8,12 @@ from contextlib import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _TEXTS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+
+PATIENCE_SECONDS = 10.0
+"""For so long a report waits for its reader once a signal has come."""
 
 
 class Ended(KeyboardInterrupt):
@@ -22,43 +25,78 @@ class Ended(KeyboardInterrupt):
 
 
 class _Ending:
-    """What has come. Only the first signal raises: a report that is on its way to be shown must not be lost."""
+    """What has come. The first signal raises; but a report that is on its way to be shown must not be lost, so that it
+    is waited for, and for its reader a while. `give_up` is called then.
+    """
 
-    def __init__(self) -> None:
-        self.waits, self.came = False, 0
+    def __init__(self, give_up: Callable[[], object]) -> None:
+        self._give_up = give_up
+        self.came = 0
+        self.waits = self.is_showing = False
 
     def handle(self, number: int, frame: object) -> None:
         self.came = self.came or number
+        if self.is_showing:
+            self.set_alarm()
         if not self.waits:
             self.waits = True
             raise Ended(number)
 
+    def set_alarm(self) -> None:
+        if not signal.getitimer(signal.ITIMER_REAL)[0]:
+            signal.signal(signal.SIGALRM, self._end)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
 
-_ending = _Ending()
+    def _end(self, number: int, frame: object) -> None:
+        self._give_up()
+        raise Ended(self.came)
+
+
+_ending = _Ending(lambda: None)
 
 
 @contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """While active, a signal raises Ended, unless it is ignored."""
+def ending_on_signals(give_up: Callable[[], object]) -> Iterator[None]:
+    """While active, a signal raises Ended, unless it is ignored. `give_up` is called before a report that nobody reads
+    is broken off.
+    """
     global _ending
-    _ending = _Ending()
-    before = {number: signal.getsignal(number) for number in _TEXTS}
-    replaced = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    _ending = _Ending(give_up)
+    before = {number: signal.getsignal(number) for number in (*_TEXTS, signal.SIGALRM)}
+    replaced = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
-        for number in replaced:
-            signal.signal(number, _ending.handle)
+        for number in _TEXTS:
+            if number in replaced:
+                signal.signal(number, _ending.handle)
     except ValueError:  # not the main thread
-        replaced = []
+        replaced = {}
     try:
         yield
     finally:
-        for number in replaced:
-            signal.signal(number, before[number])
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
 
 
 def let_signals_wait() -> None:
     """From now on: the work is done, and its report is to be shown."""
     _ending.waits = True
+
+
+@contextmanager
+def showing() -> Iterator[None]:
+    """While active, a signal waits: a write that it interrupts would leave half a JSON value, or half a report."""
+    before = _ending.waits, _ending.is_showing
+    _ending.waits = _ending.is_showing = True
+    if _ending.came:
+        _ending.set_alarm()
+    try:
+        yield
+    finally:
+        _ending.waits, _ending.is_showing = before
+        if not _ending.is_showing and _ending.came:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if not _ending.waits:
+            obey_signal()
 
 
 def obey_signal() -> None:

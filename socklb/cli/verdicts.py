@@ -17,12 +17,11 @@ from .output import (
     error_text,
     exit_code,
     ignore_broken_pipe,
-    interrupts_held_back,
     print_json,
     printable,
     warn,
 )
-from .signals import obey_signal
+from .signals import obey_signal, showing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,12 +44,18 @@ def run_and_show(destroy: Callable[[], Report], target: Target, options: argpars
         report = destroy()
     except (SocklbError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
         if exit_code(error) != BAD_INPUT:
-            nothing_done = Report(getattr(options, "backends", ()))
-            _show(getattr(error, "report", None) or nothing_done, target, options, error)
+            _show(_report_of(error) or Report(getattr(options, "backends", ())), target, options, error)
         raise
     problems = _show(report, target, options, None)
     obey_signal()
     return SOME_FAILED if report.failed or problems or options.audit_problem else DONE
+
+
+def _report_of(error: BaseException | None) -> Report | None:
+    """The report of a run that an error ended; a signal may have come behind that error."""
+    while error is not None and getattr(error, "report", None) is None:
+        error = error.__context__
+    return getattr(error, "report", None)
 
 
 def _show(report: Report, target: Target, options: argparse.Namespace, error: BaseException | None) -> list[str]:
@@ -60,7 +65,7 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
     were to be. `error` is what ended the run, if anything did.
     """
     problems, expected = _namespace_problems(report, error, options.readable_only)
-    with interrupts_held_back():
+    with showing():
         for text in [*problems, *expected, *left_alone_texts(report)]:
             warn(text)
         if report.hidden:

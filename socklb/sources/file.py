@@ -76,7 +76,7 @@ class FileSource:
                     return _NOT_REGULAR
                 if before.st_size > LARGEST:
                     return _Look(None, None, f"is larger than {LARGEST >> 20} MiB")
-                content = file.read(LARGEST)
+                content = file.read(LARGEST) or b""  # None: one of /proc that others would wait at
                 after = os.fstat(file.fileno())
         except (OSError, MemoryError) as error:
             return _Look(None, None, f"cannot be read: {os.strerror(getattr(error, 'errno', None) or errno.ENOMEM)}")

@@ -48,17 +48,23 @@ class LineSource:
                 warn(shortened(f"line {number} is passed over: {error}"))
 
     def _lines(self) -> Iterator[bytes]:
-        """Each line; the rest at the end of the input is one too. A line that is too long is cut behind the limit."""
+        """Each line; the rest at the end of the input is one too. One that is too long is cut behind the limit, and its
+        end is not waited for: there may be none.
+        """
         pieces: list[bytes] = []
         size = 0
         for data in self._reads():
             *ended, rest = data.split(b"\n")
             for piece in ended:
-                yield b"".join([*pieces, piece])
+                if size <= LARGEST:
+                    yield b"".join([*pieces, piece])
                 pieces, size = [], 0
             if size <= LARGEST:
                 pieces.append(rest)
                 size += len(rest)
+                if size > LARGEST:
+                    yield b"".join(pieces)
+                    pieces.clear()
         if pieces and not self._stopped:
             yield b"".join(pieces)
 

@@ -41,6 +41,7 @@ THREADS_SECONDS = 60.0
 """How often namespaces are looked for that only a thread is in: with many threads it is what a pass costs most."""
 
 _LONGEST_SECONDS = 86_400
+_NEVER = float("inf")
 _PATIENCE_SECONDS = 1.0  # Python may miss a signal that comes just as a wait begins; it is noticed after so long
 
 
@@ -49,7 +50,7 @@ class Pass(namedtuple("Pass", "backends report error given_up is_second_pass is_
 
     `backends`: those that it was for. `report`: what it did, `error`: what ended it (either may be None). `given_up`:
     backends that were attempted too often, or that this kernel cannot be asked about. `is_second_pass`: all of them had
-    been terminated before. `is_retry`: a pass for each of them has failed, and this one was for the places where.
+    been terminated before. `is_retry`: a pass for each of them has failed somewhere.
     """
 
     __slots__ = ()
@@ -61,14 +62,26 @@ class Pass(namedtuple("Pass", "backends report error given_up is_second_pass is_
     is_retry: bool
 
 
-class _Scheduled(namedtuple("_Scheduled", "time failures is_second_pass searched", defaults=(frozenset(),))):
-    """When a backend that went down is next to be terminated; how often that has failed, and where it has not."""
+class _Scheduled(namedtuple("_Scheduled", "time failures second_pass searched", defaults=(None, frozenset()))):
+    """When a backend that went down is next to be terminated, how often that has failed, and where it has not.
+
+    `second_pass`: when it is due once more where it was terminated; None as long as it was nowhere, _NEVER afterwards.
+    """
 
     __slots__ = ()
     time: float
     failures: int
-    is_second_pass: bool
+    second_pass: float | None
     searched: frozenset[NetworkNamespace]
+
+    @property
+    def is_second_pass(self) -> bool:
+        return self.time == self.second_pass
+
+    @property
+    def is_waited_for(self) -> bool:
+        """At the end of the input; attempts at what has failed are not."""
+        return not self.failures or self.second_pass not in (None, _NEVER)
 
 
 class _Discovery:
@@ -171,15 +184,14 @@ class TerminationLoop:
                 gathered = now + GATHER_SECONDS
             if gathered is not None and (now >= gathered or stopping):
                 gathered = None
-                self._scheduled.update(dict.fromkeys(self._table.drain_down(), _Scheduled(now, 0, False)))
+                self._scheduled.update(dict.fromkeys(self._table.drain_down(), _Scheduled(now, 0)))
             self._pass_for([backend for backend, scheduled in self._scheduled.items() if scheduled.time <= now])
             if stopping or (self._finishing and not self._has_more_to_do()):
                 return
             self._wait(gathered)
 
     def _has_more_to_do(self) -> bool:
-        """What has failed is not waited for."""
-        return self._table.has_down() or any(not scheduled.failures for scheduled in self._scheduled.values())
+        return self._table.has_down() or any(scheduled.is_waited_for for scheduled in self._scheduled.values())
 
     def _wait(self, gathered: float | None) -> None:
         """Until the next thing is due, or something changes."""
@@ -274,17 +286,26 @@ class TerminationLoop:
         return not report.errors and not report.unsearched
 
     def _reschedule(self, backend: Backend, report: Report | None, failed_in: set[NetworkNamespace] | None) -> bool:
-        """Schedule the backend's next pass, if it is to have one; False if it is given up."""
-        last = self._scheduled.pop(backend)
+        """Schedule the backend's next pass, if it is to have one; False if it is given up.
+
+        The second pass does not wait for a place that fails: there the next attempt is part of it, or comes before.
+        """
+        last, now = self._scheduled.pop(backend), monotonic()
+        done = frozenset() if report is None else _searched(report) - (failed_in or set())
+        second, retry, failures = last.second_pass, _NEVER, 0
+        if last.is_second_pass:
+            second = _NEVER
+        elif second is None and (done or failed_in is None):
+            second = _NEVER if self._second_pass is None else now + self._second_pass
         if failed_in is not None:
             if last.failures >= len(PAUSES):
                 return False
-            done = frozenset() if report is None else _searched(report) - failed_in
+            retry, failures = now + PAUSES[last.failures], last.failures + 1
+        time = retry if second is None else min(retry, second)
+        if time != _NEVER:
             self._scheduled[backend] = _Scheduled(
-                monotonic() + PAUSES[last.failures], last.failures + 1, last.is_second_pass, last.searched | done
+                time, failures, second, frozenset() if time == second else last.searched | done
             )
-        elif not last.is_second_pass and self._second_pass is not None:
-            self._scheduled[backend] = _Scheduled(monotonic() + self._second_pass, 0, True)
         return True
 
     def _give_up_unsupported(self, backends: list[Backend], error: NotSupported) -> list[Backend]:

@@ -32,14 +32,14 @@ def signalled(self, *arguments):
 kind.{method} = signalled
 """
 OUT_OF_MEMORY = """
-kind = module(".kernel.diag").DiagSocket
-usual = kind.look_up
+DiagSocket = module(".kernel.diag").DiagSocket
+look_up = DiagSocket.look_up
 def at_first(self, *arguments):
-    kind.look_up = then
-    return usual(self, *arguments)
+    DiagSocket.look_up = then
+    return look_up(self, *arguments)
 def then(self, *arguments):
     raise MemoryError
-kind.look_up = at_first
+DiagSocket.look_up = at_first
 """
 
 
@@ -270,6 +270,15 @@ class TestEndedHalfWay:
     def test_for_want_of_memory(self, sockets: Sockets, tmp_path: Path) -> None:
         result = self.ended(sockets, OUT_OF_MEMORY, tmp_path / "audit")
         assert (result.code, result.err, result.json["error"]) == (1, "socklb: out of memory\n", "out of memory")
+
+    def test_for_want_of_memory_and_by_a_signal_that_comes_before_the_report(
+        self, sockets: Sockets, tmp_path: Path
+    ) -> None:
+        signalled = SIGNALLED.format(
+            folder="engine", module="audit", kind="AuditFile", method="close", signal="SIGTERM"
+        )
+        result = self.ended(sockets, OUT_OF_MEMORY + signalled, tmp_path / "audit")
+        assert (result.code, result.err, result.json["error"]) == (143, "socklb: terminated\n", "terminated")
 
     def test_a_signal_that_is_ignored_stays_ignored(self, sockets: Sockets) -> None:
         """As under nohup, or in the background of a shell."""

@@ -119,13 +119,6 @@ listing.find_sockets = numbers
 listing.socket_record = lambda number, device: {{"number": number}}
 listing._Search.device = lambda *_: None
 """
-COUNTS_MASKS = """
-import atexit
-output = module(".cli.output")
-calls, mask = [], output.pthread_sigmask
-output.pthread_sigmask = lambda *arguments: calls.append(0) or mask(*arguments)
-atexit.register(lambda: print(len(calls), file=sys.stderr))
-"""
 INTERRUPTED_EVERYWHERE = """
 import io, json, os
 listing._ROWS_A_WRITE = 2
@@ -163,11 +156,10 @@ class TestJsonInPieces:
     """Written while the sockets come, many at a time, and whole however it ends."""
 
     @pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 1000])
-    def test_each_row_is_there_once_and_interrupts_are_not_held_back_for_each(self, network: None, count: int) -> None:
-        result = run("list", "--json", patch=NUMBERS.format(count=count) + COUNTS_MASKS)
+    def test_each_row_is_there_once(self, network: None, count: int) -> None:
+        result = run("list", "--json", patch=NUMBERS.format(count=count))
         rows = [{"namespace": "current", "number": number} for number in range(count)]
         assert (result.code, result.json) == (0, {"sockets": rows})
-        assert int(result.err) <= 2 + 2 * (count // 250)
 
     def test_an_interrupt_at_any_point_leaves_whole_json(self, network: None) -> None:
         untraced = {"COVERAGE_PROCESS_CONFIG": None, "COVERAGE_PROCESS_START": None}  # there is one trace function

@@ -275,14 +275,14 @@ def test_socklb_debug_shows_each_request_and_answer_and_changes_nothing_else(soc
 
 
 @contextmanager
-def stuck(*words: str, **changes: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+def stuck(*words: str, patch: str = "", **changes: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
     """A command that stands still, for its standard output is a pipe of one page that nobody reads."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, F_SETPIPE_SZ, 4096)
     with (
         os.fdopen(reader, encoding="utf-8") as pipe,
         subprocess.Popen(
-            command(words),
+            command(words, patch=patch),
             cwd=ROOT,
             env=environment(changes),
             stdout=writer,
@@ -395,6 +395,16 @@ class TestPipes:
         assert (process.returncode, err) == (130, "socklb: interrupted\n")
         assert said["error"] == "interrupted"
         assert len(said["sockets"]) < many
+
+    @BUFFERED
+    @pytest.mark.parametrize("words", [["list", "--json"], ["destroy", "dst 127.0.0.2"]], ids=" ".join)
+    def test_a_reader_that_takes_nothing_keeps_no_command_that_is_to_end(
+        self, many: int, words: list[str], changes: dict[str, str]
+    ) -> None:
+        with stuck(*words, patch="module('.cli.signals').PATIENCE_SECONDS = 0.1", **changes) as (process, _):
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=SECONDS)
+        assert (process.returncode, err) == (143, "socklb: terminated\n")
 
 
 @pytest.mark.kernel

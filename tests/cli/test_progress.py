@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
+import termios
 from collections.abc import Iterator
+from subprocess import DEVNULL, Popen
 
 import pytest
 
-from ..networks import pinned_networks
-from .runner import Result, run, run_on_terminal
+from ..networks import Network, pinned_networks
+from ..sockets import error_of, eventually
+from .runner import ROOT, SECONDS, Result, command, environment, run, run_on_terminal
 
 pytestmark = pytest.mark.kernel
 
@@ -22,9 +27,9 @@ LONG = "a-name-that-a-terminal-of-twenty-columns-cannot-show"
 
 
 @pytest.fixture(autouse=True)
-def _nets(network: None) -> Iterator[None]:
-    with pinned_networks("web", LONG):
-        yield
+def nets(network: None) -> Iterator[list[Network]]:
+    with pinned_networks("web", LONG) as made:
+        yield made
 
 
 def on_terminal(*words: str, columns: int = 0, patch: str = "") -> Result:
@@ -60,6 +65,22 @@ class TestOnATerminal:
         *others, end = after.splitlines()
         assert all(line.startswith("socklb: in ") for line in others)
         assert re.fullmatch(f"socklb: {last}", end)
+
+
+def test_a_stopped_terminal_holds_up_no_cut(nets: list[Network]) -> None:
+    clients = [net.make(lambda sockets: sockets.udp("10.9.0.2", 9000)) for net in nets]
+    screen, terminal = pty.openpty()
+    termios.tcflow(terminal, termios.TCOOFF)
+    words = ["destroy", "--netns", "all", "--limit", "9", "dst 10.9.0.2"]  # with a limit, one after another
+    with Popen(command(words), cwd=ROOT, env=environment(), stdout=DEVNULL, stderr=terminal) as process:
+        try:
+            eventually(lambda: all(error_of(client.getpeername) == "ENOTCONN" for client in clients), "the cuts")
+            termios.tcflow(terminal, termios.TCOON)
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
+            os.close(terminal)
+            os.close(screen)
 
 
 def test_none_elsewhere() -> None:

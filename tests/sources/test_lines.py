@@ -185,6 +185,16 @@ class TestLongLines:
         assert [warning.partition(": ")[0] for warning in source.warnings] == ["line 2 is passed over"]
         assert "longer than" in source.warnings[0]
 
+    def test_its_end_is_not_waited_for(self, pipe: Pipe) -> None:
+        """There may be none, as in /dev/zero; then the line after it counts as ever."""
+        with followed(LineSource(pipe.reader)) as source:
+            pipe.write(bytes(5000))
+            source.until(lambda s: len(s.warnings) == 1, "it is reported")
+            pipe.write(bytes(5000) + b"\n" + UPSERT_B + b"\n")
+            source.until(lambda s: s.alive(B) == [True], "the next counts")
+            pipe.end()
+        assert len(source.warnings) == 1
+
     def test_between_others(self, pipe: Pipe) -> None:
         source = followed_to_the_end(pipe, b"\n".join([UPSERT_A, self.padded(5000), b"bad", UPSERT_B]))
         assert source.table.changes == [parse_line(UPSERT_A), parse_line(UPSERT_B)]

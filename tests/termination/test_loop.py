@@ -203,6 +203,21 @@ class TestSecondPass:
             table.upsert(A)
         assert terminations.calls == [{A, B}, {B}]
 
+    def test_it_does_not_wait_for_a_place_that_fails(self, terminations: Terminations) -> None:
+        """There the next attempt is part of it; after it, attempts are made there alone."""
+        table, passes = alive(A), list[Pass]()
+        terminations.answer = lambda backends: {WEB: NotPermitted(1, "no")}
+        loop = TerminationLoop(table, namespaces=[WEB, DB], second_pass=0.01, on_pass=passes.append)
+        with running(loop):
+            table.delete(A)
+            eventually(lambda: len(passes) == 3, "two attempts more")
+        assert terminations.namespaces[:3] == [[WEB, DB], [WEB, DB], [WEB]]
+        assert [(done.is_second_pass, done.is_retry) for done in passes[:3]] == [
+            (False, False),
+            (True, True),
+            (False, True),
+        ]
+
     def test_a_backend_that_goes_down_again_is_cut_again(self, terminations: Terminations) -> None:
         table = alive(A)
         with running(TerminationLoop(table, second_pass=None)):
