@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections import namedtuple
 
+from ..errors import KernelError
+from ..kernel import names
+from ..kernel.names import UnknownName
 from ..states import state_word
 from ..wire.address import format_address, unmapped_packed
 from ..wire.request import PROTOCOL_NAMES
@@ -87,6 +90,7 @@ class Report:
 
     __slots__ = (
         "_backends",
+        "_links",
         "_sums",
         "_tried",
         "devices",
@@ -111,12 +115,24 @@ class Report:
         self.outcomes, self.unrecorded, self.errors, self.unsearched = [], [], {}, []
         self.hidden, self.left_alone, self.devices = "", (), {}
         self._backends = _by_endpoint(backends)
+        self._links: dict[NetworkNamespace, dict[str, int]] = {}
         self._tried: dict[NetworkNamespace, None] = {}
         self._sums: _Sums | None = None
 
     def add_namespace(self, namespace: NetworkNamespace) -> None:
         """List a namespace in `namespaces`, whether or not a socket matches there."""
         self._tried[namespace] = None
+
+    def note_devices(self, namespace: NetworkNamespace) -> None:
+        """Look up its interfaces, by any name that a backend has for one. Call it in this namespace."""
+        self.devices[namespace], self._links[namespace] = names.interface_names(), {}
+        for backend in (b for several in self._backends.values() if len(several) > 1 for b in several):
+            link = backend.link
+            try:
+                is_index = link.isascii() and link.isdigit()
+                self._links[namespace][link] = int(link) if is_index else names.interface_index(link)
+            except (UnknownName, KernelError):  # what is bound to it is not known by this name
+                continue
 
     def leave_alone(self, namespaces: Sequence[NetworkNamespace]) -> None:
         """Note that of several namespaces only the current one is searched for the backends that are local to it."""
@@ -199,8 +215,8 @@ class Report:
         several = self._backends[unmapped_packed(socket.dst_packed), socket.dport, PROTOCOL_NAMES[socket.protocol]]
         if len(several) == 1:
             return several[0]
-        links = (self.devices.get(namespace, {}).get(socket.interface), str(socket.interface))
-        return next((backend for backend in several if backend.link in links), several[0])
+        links = self._links.get(namespace, {})
+        return next((backend for backend in several if links.get(backend.link) == socket.interface), several[0])
 
     def __repr__(self) -> str:
         return f"<Report {' '.join(f'{name}={count}' for name, count in self.counts.as_dict().items())}>"

@@ -19,7 +19,7 @@ from socklb.termination.terminate import terminate
 
 from .. import world
 from ..networks import Network, networks
-from ..sockets import Sockets, add_v6_address, cookie_of, pending_error, talk, without_privilege
+from ..sockets import Sockets, add_alternative_name, add_v6_address, cookie_of, pending_error, talk, without_privilege
 
 pytestmark = pytest.mark.kernel
 
@@ -162,8 +162,14 @@ class TestLinks:
         assert {which for which, client in clients.items() if pending_error(client)} == {("left", "tcp")}
         assert report.backends == {gone: report.counts}
 
-    def test_each_link_has_its_own_sums(self, clients: dict[tuple[str, str], socket.socket]) -> None:
-        both = [Backend.parse(f"[fe80::5%{link}]:{PORT}/UDP") for link in ("left", "right")]
+    @pytest.mark.parametrize("links", [("left", "right"), ("the-link-on-the-left", "the-link-on-the-right")])
+    def test_each_link_has_its_own_sums(
+        self, clients: dict[tuple[str, str], socket.socket], links: tuple[str, str]
+    ) -> None:
+        """By whatever name."""
+        for link in {*links} - {"left", "right"}:
+            add_alternative_name(socket.if_nametoindex(link.rpartition("-")[2]), link)
+        both = [Backend.parse(f"[fe80::5%{link}]:{PORT}/UDP") for link in links]
         records: list[dict[str, Any]] = []
         report = terminate_connections(both, namespaces="current", audit=records.append)
         assert {str(backend): counts.destroyed for backend, counts in report.backends.items()} == dict.fromkeys(
