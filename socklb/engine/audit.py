@@ -28,6 +28,7 @@ _COMMAND_LENGTH = 4096
 # records of a privileged process into any file.
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
 _OWN_DESCRIPTORS = "/dev/fd"
+_OWN_STREAMS = ("-", "/dev/stderr", "/dev/stdout")
 
 
 class AuditTrail:
@@ -77,9 +78,9 @@ class AuditFile:
 
     Nothing is ever cut off. Where a write comes out short, or a writer is killed, half a line stays: the next record is
     on a line of its own, also if it was already written behind what another writer left. Waits up to 10 s for the
-    reader of a pipe, without limit for a terminal. Refused are a symbolic link (but in /dev/fd), and a file or pipe
-    that belongs to another user (but root) or that others may write. Raises AuditError if it cannot be opened or
-    written. A context manager.
+    reader of a pipe, without limit for a terminal. Refused are a symbolic link, except those in /dev to what is open
+    already, and a file or pipe that belongs to another user (but root) or that others may write. Raises AuditError if
+    it cannot be opened or written. A context manager.
     """
 
     def __init__(self, path: str) -> None:
@@ -87,7 +88,8 @@ class AuditFile:
 
         self._dumps, self._path = dumps, path
         self._name = "standard error" if path == "-" else path
-        self._is_own = path == "-" or os.path.dirname(path) == _OWN_DESCRIPTORS  # opened by whoever started this
+        # Opened by whoever started this; the names in /dev are links to it.
+        self._is_own = path in _OWN_STREAMS or os.path.dirname(path) == _OWN_DESCRIPTORS
         self._is_unfinished = False  # whether what this object wrote last was half a line
         self._end = 0  # of what this object wrote last
         self._descriptor = self._open()

@@ -86,10 +86,12 @@ class TestRecords:
         assert len({row["operation"] for row in written}) == 2
 
     @ANY_COMMAND
-    @pytest.mark.parametrize("json", [[], ["--json"]], ids=["lines", "json"])
-    def test_a_dash_is_standard_error(self, sockets: Sockets, command: list[str], json: list[str]) -> None:
+    @pytest.mark.parametrize(
+        ("name", "json"), [("-", []), ("-", ["--json"]), ("/dev/stderr", [])], ids=["lines", "json", "device"]
+    )
+    def test_a_dash_is_standard_error(self, sockets: Sockets, command: list[str], name: str, json: list[str]) -> None:
         client = connect(sockets)
-        result = run(*command, "--audit", "-", *json)
+        result = run(*command, "--audit", name, *json)
         (record,) = records(result.err)
         assert (result.code, record["cookie"]) == (0, cookie_of(client))
         assert result.json["destroyed"] == 1 if json else result.out.startswith("destroyed ")
