@@ -11,15 +11,15 @@ from itertools import chain
 from ..engine.choice import CURRENT, chosen, raise_if_all_failed
 from ..engine.find import find_sockets
 from ..engine.report import socket_record
-from ..errors import NotPermitted, NotSupported, SocklbError
+from ..errors import NotSupported, SocklbError
 from ..kernel.names import UnknownName, interface_names
-from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, run_in_netns
+from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace
 from ..states import state_word
 from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_command, add_filter_arguments, add_netns_argument, filters_from
 from .help import terminal_width
-from .netns import namespaces_from, unsearched_texts
+from .netns import namespace_problems, namespaces_from
 from .output import DONE, SOME_FAILED, error_text, ignore_broken_pipe, printable, warn
 from .signals import showing
 from .verdicts import local_endpoint
@@ -75,11 +75,12 @@ def run(options: argparse.Namespace) -> int:
             _print_json(rows, search, options.readable_only)
         else:
             _print_table(rows, search, with_netns=bool(options.netns))
-    for text in search.problems():
+    problems, expected = search.problems(options.readable_only)
+    for text in [*problems, *expected]:
         warn(text)
     if search.hidden:
         warn(search.hidden)
-    return SOME_FAILED if search.unexpected(options.readable_only) else DONE
+    return SOME_FAILED if problems else DONE
 
 
 class _Search:
@@ -140,19 +141,11 @@ class _Search:
             return None
         names = self._devices.get(namespace)
         if names is None:
-            names = self._devices[namespace] = run_in_netns(namespace, interface_names)
+            names = self._devices[namespace] = interface_names(namespace)
         return names.get(socket.interface)
 
-    def problems(self) -> list[str]:
-        """What is to be said about namespaces that were not searched to the end."""
-        texts = [f"in {namespace.name}: {error_text(error)}" for namespace, error in self.errors.items()]
-        return texts + unsearched_texts(self.unsearched)
-
-    def unexpected(self, readable_only: bool) -> list[str]:
-        """Those problems that end the command with 1."""
-        if not readable_only:
-            return self.problems()
-        return [str(error) for error in self.errors.values() if not isinstance(error, NotPermitted)]
+    def problems(self, readable_only: bool) -> tuple[list[str], list[str]]:
+        return namespace_problems(self.errors, self.unsearched, readable_only)
 
 
 def _print_table(rows: Rows, search: _Search, *, with_netns: bool) -> None:
@@ -194,7 +187,7 @@ def _print_json(rows: Rows, search: _Search, readable_only: bool) -> None:
             print(text, end="")
 
     def finish(error: BaseException | None) -> None:
-        text = "; ".join(search.unexpected(readable_only)) if error is None else error_text(error)
+        text = "; ".join(search.problems(readable_only)[0]) if error is None else error_text(error)
         more: dict[str, Any] = {}
         if search.unsearched:
             more["unsearched"] = [one._asdict() for one in search.unsearched]

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from ..engine.choice import ALL, CURRENT
-from ..errors import KernelError
+from ..errors import KernelError, NotPermitted
 from ..kernel.namespaces import NetworkNamespace, NoSuchNamespace
+from .output import error_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,6 +69,24 @@ class NamedNamespaces:
             else:
                 warn(word, f"what {word} named has ended, and is another process now")
         return present
+
+
+def namespace_problems(
+    errors: dict[NetworkNamespace, BaseException],
+    unsearched: Iterable[UnsearchedNamespace],
+    readable_only: bool,
+    ended: BaseException | None = None,
+) -> tuple[list[str], list[str]]:
+    """What is to be said about namespaces that were not searched to the end, besides what ended the command: what went
+    wrong, and what was to be expected where `readable_only` ones are.
+    """
+    problems, expected = list[str](), list[str]()
+    for namespace, error in errors.items():
+        if error is not ended:
+            is_expected = readable_only and isinstance(error, NotPermitted)
+            (expected if is_expected else problems).append(f"in {namespace.name}: {error_text(error)}")
+    (expected if readable_only else problems).extend(unsearched_texts(unsearched))
+    return problems, expected
 
 
 def unsearched_texts(unsearched: Iterable[UnsearchedNamespace]) -> list[str]:

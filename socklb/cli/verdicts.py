@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from ..engine.report import Report, outcome_record
-from ..errors import NotPermitted, SocklbError
+from ..errors import SocklbError
 from ..kernel.namespaces import CURRENT_NAME
 from ..states import state_word
 from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
-from .netns import unsearched_texts
+from .netns import namespace_problems
 from .output import (
     BAD_INPUT,
     DONE,
@@ -64,7 +64,7 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
     Namespaces that were not searched to the end are named on standard error; given back are the texts about those that
     were to be. `error` is what ended the run, if anything did.
     """
-    problems, expected = _namespace_problems(report, error, options.readable_only)
+    problems, expected = namespace_problems(report.errors, report.unsearched, options.readable_only, error)
     with showing():
         for text in [*problems, *expected, *left_alone_texts(report)]:
             warn(text)
@@ -136,24 +136,6 @@ def local_endpoint(socket: InetSocket, device: str | None) -> str:
     address, _, port = format_endpoint(socket.src, socket.sport or "*").rpartition(":")
     bound = f"%{printable(device or str(socket.interface))}" if socket.interface else ""
     return f"{address}{bound}:{port}"
-
-
-def namespace_problems(report: Report, ended: BaseException | None = None) -> list[str]:
-    """What is to be said about namespaces that were not searched to the end, besides what ended the run."""
-    return _namespace_problems(report, ended, readable_only=False)[0]
-
-
-def _namespace_problems(
-    report: Report, ended: BaseException | None, readable_only: bool
-) -> tuple[list[str], list[str]]:
-    """What went wrong in namespaces, and what was to be expected where `readable_only` ones are."""
-    problems, expected = list[str](), list[str]()
-    for namespace, error in report.errors.items():
-        if error is not ended:
-            is_expected = readable_only and isinstance(error, NotPermitted)
-            (expected if is_expected else problems).append(f"in {namespace.name}: {error_text(error)}")
-    (expected if readable_only else problems).extend(unsearched_texts(report.unsearched))
-    return problems, expected
 
 
 def left_alone_texts(report: Report) -> list[str]:

@@ -25,10 +25,10 @@ from .arguments import (
     audit_from,
     rev_nat_from,
 )
-from .netns import NamedNamespaces, unsearched_texts
+from .netns import NamedNamespaces, namespace_problems, unsearched_texts
 from .outlet import Outlet, start_thread
 from .output import DONE, INTERRUPTED, SOME_FAILED, error_text, printable
-from .verdicts import left_alone_texts, namespace_problems, outcome_line, sums_text
+from .verdicts import left_alone_texts, outcome_line, sums_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ class _Reporter:
     def report_end(self, report: Report) -> None:
         """What had been done when an error ended the loop, and what of that is not in the audit."""
         self._print(report, with_empty=False)
-        for text in namespace_problems(report):
+        for text in namespace_problems(report.errors, report.unsearched, readable_only=False)[0]:
             self.warn(text)
         for outcome in report.unrecorded:
             self.warn(outcome_line(outcome, report.device_of(outcome), is_unrecorded=True))

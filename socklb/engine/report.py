@@ -5,9 +5,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 
-from ..errors import KernelError
 from ..kernel import names
-from ..kernel.names import UnknownName
 from ..states import state_word
 from ..wire.address import format_address, unmapped_packed
 from ..wire.request import PROTOCOL_NAMES
@@ -124,15 +122,10 @@ class Report:
         self._tried[namespace] = None
 
     def note_devices(self, namespace: NetworkNamespace) -> None:
-        """Look up its interfaces, by any name that a backend has for one. Call it in this namespace."""
-        self.devices[namespace], self._links[namespace] = names.interface_names(), {}
-        for backend in (b for several in self._backends.values() if len(several) > 1 for b in several):
-            link = backend.link
-            try:
-                is_index = link.isascii() and link.isdigit()
-                self._links[namespace][link] = int(link) if is_index else names.interface_index(link)
-            except (UnknownName, KernelError):  # what is bound to it is not known by this name
-                continue
+        """Look up the names of its interfaces, and what tells backends apart that differ in their link alone."""
+        self.devices[namespace] = names.interface_names(namespace)
+        links = {backend.link for several in self._backends.values() if len(several) > 1 for backend in several}
+        self._links[namespace] = names.interface_indexes(namespace, links)
 
     def leave_alone(self, namespaces: Sequence[NetworkNamespace]) -> None:
         """Note that of several namespaces only the current one is searched for the backends that are local to it."""

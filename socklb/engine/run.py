@@ -264,7 +264,7 @@ class Run:
             if self._is_one_of_many:
                 seen.update(rounds.pending)  # the cookies of a large crowd take memory
             if any(socket.interface for socket in pending):
-                run_in_netns(rounds.namespace, lambda: self.report.note_devices(rounds.namespace))
+                self.report.note_devices(rounds.namespace)
             take(rounds.decide(SKIPPED, [why or None for why in reasons(pending)]))
             if self._dry_run:
                 take(rounds.decide(WOULD_DESTROY, [""] * min(len(rounds.pending), self._left_of(len(pending)))))

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from struct import Struct
 
 from ..errors import KernelError
+from .namespaces import run_in_netns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from .mounts import Mount
+    from .namespaces import NetworkNamespace
 
 _RTM_NEWLINK = 16
 _RTM_GETLINK = 18
@@ -122,11 +125,26 @@ def local_ports() -> tuple[int, int]:
     return low, high
 
 
-def interface_names() -> dict[int, str]:
-    """The name of each interface of the calling thread's network namespace, by its index; {} where it has run out of
-    descriptors.
+def interface_names(namespace: NetworkNamespace) -> dict[int, str]:
+    """The name of each interface of a namespace, by its index; {} where it cannot be entered any more, or descriptors
+    have run out.
     """
     try:
-        return dict(socket.if_nameindex())
-    except OSError:
+        return run_in_netns(namespace, lambda: dict(socket.if_nameindex()))
+    except (OSError, ValueError):
         return {}
+
+
+def interface_indexes(namespace: NetworkNamespace, links: Iterable[str]) -> dict[str, int]:
+    """The index of each of these interfaces that a namespace has, by what it is called: a name, or the index itself."""
+
+    def look_up() -> dict[str, int]:
+        indexes = {}
+        for link in links:
+            with suppress(OSError, ValueError):
+                indexes[link] = int(link) if link.isascii() and link.isdigit() else interface_index(link)
+        return indexes
+
+    with suppress(OSError, ValueError):
+        return run_in_netns(namespace, look_up)
+    return {}
