@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..engine.report import Report, outcome_record
-from ..errors import NotPermitted, SocklbError
+from ..errors import NotPermitted
 from ..kernel.namespaces import CURRENT_NAME
 from ..states import state_word
 from ..wire.address import format_endpoint
@@ -13,6 +13,7 @@ from .netns import unsearched_texts
 from .output import (
     BAD_INPUT,
     DONE,
+    ENDS,
     SOME_FAILED,
     error_text,
     exit_code,
@@ -21,7 +22,7 @@ from .output import (
     printable,
     warn,
 )
-from .signals import obey_signal, showing
+from .signals import ended_by_signals, showing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from ..engine.report import Counts, Outcome
     from ..wire.reply import InetSocket
+    from .list import Search
 
     Target = Callable[[Report, Outcome], dict[str, str]]
 
@@ -41,13 +43,13 @@ def run_and_show(destroy: Callable[[], Report], target: Target, options: argpars
     The report of a run that an error ended is shown too, an empty one if no run had begun; on bad input nothing is.
     """
     try:
-        report = destroy()
-    except (SocklbError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
+        with ended_by_signals():
+            report = destroy()
+    except ENDS as error:
         if exit_code(error) != BAD_INPUT:
             _show(_report_of(error) or Report(getattr(options, "backends", ())), target, options, error)
         raise
     problems = _show(report, target, options, None)
-    obey_signal()
     return SOME_FAILED if report.failed or problems or options.audit_problem else DONE
 
 
@@ -64,7 +66,7 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
     Namespaces that were not searched to the end are named on standard error; given back are the texts about those that
     were to be. `error` is what ended the run, if anything did.
     """
-    problems, expected = _namespace_problems(report, error, options.readable_only)
+    problems, expected = namespace_problems(report, error, readable_only=options.readable_only)
     with showing():
         for text in [*problems, *expected, *left_alone_texts(report)]:
             warn(text)
@@ -138,15 +140,12 @@ def local_endpoint(socket: InetSocket, device: str | None) -> str:
     return f"{address}{bound}:{port}"
 
 
-def namespace_problems(report: Report, ended: BaseException | None = None) -> list[str]:
-    """What is to be said about namespaces that were not searched to the end, besides what ended the run."""
-    return _namespace_problems(report, ended, readable_only=False)[0]
-
-
-def _namespace_problems(
-    report: Report, ended: BaseException | None, readable_only: bool
+def namespace_problems(
+    report: Report | Search, ended: BaseException | None = None, *, readable_only: bool = False
 ) -> tuple[list[str], list[str]]:
-    """What went wrong in namespaces, and what was to be expected where `readable_only` ones are."""
+    """What is to be said about namespaces that were not searched to the end, besides what ended the run: what went
+    wrong, and what is expected where only what is readable is.
+    """
     problems, expected = list[str](), list[str]()
     for namespace, error in report.errors.items():
         if error is not ended:
