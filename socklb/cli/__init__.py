@@ -9,11 +9,10 @@ import sys
 from importlib import import_module
 
 from .. import __version__
-from ..errors import SocklbError
 from ..features import has, missing
 from .help import HelpFormatter
-from .output import DONE, error_text, exit_code, flush_stdout, prepare_stdout, silence_stuck, warn
-from .signals import ending_on_signals
+from .output import DONE, ENDS, error_text, exit_code, flush_stdout, prepare_stdout, silence_stuck, warn
+from .signals import ending_on_signals, obey_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,9 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 code: int = options.run(options)
             finally:
                 flush_stdout()
+            obey_signal()
     except BrokenPipeError:
         return DONE
-    except (SocklbError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
+    except ENDS as error:
         warn(error_text(error))
         return exit_code(error)
     return code

@@ -21,7 +21,7 @@ from .arguments import FILTER_HELP, add_command, add_filter_arguments, add_netns
 from .help import terminal_width
 from .netns import namespace_problems, namespaces_from
 from .output import DONE, SOME_FAILED, error_text, ignore_broken_pipe, printable, warn
-from .signals import showing
+from .signals import ended_by_signals, showing
 from .verdicts import local_endpoint
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..wire.reply import InetSocket
     from .arguments import Commands
 
-    Rows = Generator[tuple[NetworkNamespace, InetSocket], None, None]
+    Rows = Generator[tuple[NetworkNamespace, InetSocket, str | None], None, None]
 
 _EXAMPLES = """\
 examples:
@@ -74,30 +74,27 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             _print_json(rows, search, options.readable_only)
         else:
-            _print_table(rows, search, with_netns=bool(options.netns))
-    problems, expected = search.problems(options.readable_only)
-    for text in [*problems, *expected]:
+            with ended_by_signals():
+                _print_table(rows, with_netns=bool(options.netns))
+    problems, expected = namespace_problems(search.errors, search.unsearched, options.readable_only)
+    for text in filter(None, [*problems, *expected, search.hidden]):
         warn(text)
-    if search.hidden:
-        warn(search.hidden)
     return SOME_FAILED if problems else DONE
 
 
 class _Search:
-    """The sockets that filters match in some namespaces. `errors`: {NetworkNamespace: exception}; `unsearched`,
-    `hidden`: as in a Report; `devices`: {(namespace, index): name} of interfaces.
-    """
+    """The sockets that filters match in some namespaces. `errors`, `unsearched`, `hidden`: as in a Report."""
 
     def __init__(self, words: list[str] | None, filters: list[SocketFilter]) -> None:
         self._words, self._filters = words, filters
         self.errors: dict[NetworkNamespace, BaseException] = {}
         self.unsearched: list[UnsearchedNamespace] = []
         self.hidden = ""
-        self._devices: dict[NetworkNamespace, dict[int, str]] = {}
 
     def rows(self) -> Rows:
-        """Each socket with its namespace. One of several namespaces that fails does not stop the others, but for a
-        kernel that cannot, being the same everywhere; if none could be searched, the first error is raised.
+        """Each socket with its namespace and the name of the interface that it is bound to. One of several namespaces
+        that fails does not stop the others, but for a kernel that cannot, being the same everywhere; if none could be
+        searched, the first error is raised.
         """
         namespaces, refused = self._namespaces()
         for namespace in namespaces:
@@ -123,6 +120,7 @@ class _Search:
 
     def _rows_in(self, namespace: NetworkNamespace) -> Rows:
         unknown: UnknownName | None = None
+        devices: dict[int, str] | None = None
         for filter in self._filters:
             try:
                 stream = find_sockets(filter, namespace=namespace)
@@ -131,36 +129,26 @@ class _Search:
                 continue
             with closing(stream):
                 for socket in stream:
-                    yield namespace, socket
+                    if devices is None and socket.interface:
+                        devices = interface_names(namespace)
+                    yield namespace, socket, (devices or {}).get(socket.interface)
         if unknown is not None:
             raise unknown
 
-    def device(self, namespace: NetworkNamespace, socket: InetSocket) -> str | None:
-        """The name of the interface that a socket is bound to."""
-        if not socket.interface:
-            return None
-        names = self._devices.get(namespace)
-        if names is None:
-            names = self._devices[namespace] = interface_names(namespace)
-        return names.get(socket.interface)
 
-    def problems(self, readable_only: bool) -> tuple[list[str], list[str]]:
-        return namespace_problems(self.errors, self.unsearched, readable_only)
-
-
-def _print_table(rows: Rows, search: _Search, *, with_netns: bool) -> None:
+def _print_table(rows: Rows, *, with_netns: bool) -> None:
     """As ss(8) has it. What is not a terminal has no width, and gets all columns."""
     first = next(rows, None)  # before the header: on bad input nothing is printed
     width = terminal_width(sys.stdout)
     row = _WIDE if width is None or width >= _WIDE_COLUMNS else _NARROW
     print(row.format(*_HEADS) + (" Netns" if with_netns else ""))
-    for namespace, socket in () if first is None else chain((first,), rows):
+    for namespace, socket, device in () if first is None else chain((first,), rows):
         columns = row.format(
             PROTOCOL_NAMES[socket.protocol],
             state_word(socket.state),
             socket.rqueue,
             socket.wqueue,
-            local_endpoint(socket, search.device(namespace, socket)),
+            local_endpoint(socket, device),
             format_endpoint(socket.dst, socket.dport or "*"),
             socket.uid,
             socket.inode,
@@ -187,7 +175,8 @@ def _print_json(rows: Rows, search: _Search, readable_only: bool) -> None:
             print(text, end="")
 
     def finish(error: BaseException | None) -> None:
-        text = "; ".join(search.problems(readable_only)[0]) if error is None else error_text(error)
+        problems, _ = namespace_problems(search.errors, search.unsearched, readable_only)
+        text = "; ".join(problems) if error is None else error_text(error)
         more: dict[str, Any] = {}
         if search.unsearched:
             more["unsearched"] = [one._asdict() for one in search.unsearched]
@@ -197,11 +186,11 @@ def _print_json(rows: Rows, search: _Search, readable_only: bool) -> None:
             write("]" + "".join(f', "{name}": {json.dumps(value)}' for name, value in more.items()) + "}\n")
 
     try:
-        for namespace, socket in rows:
-            record = socket_record(socket, search.device(namespace, socket))
-            waiting.append("\n  " + json.dumps({"namespace": namespace.name, **record}))
-            if len(waiting) == _ROWS_A_WRITE:
-                write()
+        with ended_by_signals():
+            for namespace, socket, device in rows:
+                waiting.append("\n  " + json.dumps({"namespace": namespace.name, **socket_record(socket, device)}))
+                if len(waiting) == _ROWS_A_WRITE:
+                    write()
         finish(None)
     except BaseException as error:
         if isinstance(error, ValueError) and not (waiting or begun):

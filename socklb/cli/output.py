@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from signal import SIGINT
 
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
-from .signals import showing
+from .signals import ended_by_signals, showing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ BAD_INPUT = 2
 CANNOT = 3
 REFUSED = 4
 INTERRUPTED = 130
+
+ENDS = (SocklbError, ValueError, OSError, MemoryError, KeyboardInterrupt)
+"""What ends a command with a message and an exit code; anything else is a fault of the package."""
 
 _INDENT = "\n  "
 
@@ -84,6 +87,18 @@ def print_json(value: dict[str, Any]) -> None:
 
     with showing():
         print(json.dumps(value, indent=2))
+
+
+@contextmanager
+def error_as_json(wanted: bool, **rest: Any) -> Iterator[None]:
+    """If wanted, what ends the work within is shown as an object with "error" and the rest; bad input is not."""
+    try:
+        with ended_by_signals():
+            yield
+    except ENDS as error:
+        if wanted and exit_code(error) != BAD_INPUT:
+            print_json({**rest, "error": error_text(error)})
+        raise
 
 
 @contextmanager

@@ -6,10 +6,9 @@ from __future__ import annotations
 import argparse
 
 from ..engine.probe import NO_FAMILY, NOT_PERMITTED, SUPPORTED, Support, probe
-from ..errors import SocklbError
 from ..wire.socket_id import AF_INET
 from .arguments import add_command
-from .output import CANNOT, DONE, REFUSED, error_text, ignore_broken_pipe, print_json
+from .output import CANNOT, DONE, REFUSED, error_as_json, ignore_broken_pipe, print_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,12 +34,8 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    try:
+    with error_as_json(options.json):
         answers = {_label(*key): support for key, support in probe().items()}
-    except (SocklbError, KeyboardInterrupt) as error:
-        if options.json:
-            print_json({"error": error_text(error)})
-        raise
     with ignore_broken_pipe():
         if options.json:
             print_json({**{label: support._asdict() for label, support in answers.items()}, **_error(answers)})

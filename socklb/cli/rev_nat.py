@@ -6,12 +6,11 @@ from __future__ import annotations
 import argparse
 
 from ..engine.find import live_cookies
-from ..errors import SocklbError
 from ..kernel.discovery import discover_namespaces, unsearched
 from ..wire.address import format_address, format_endpoint
 from .arguments import add_command, add_rev_nat_dir_argument, open_rev_nat
 from .netns import unsearched_texts
-from .output import BAD_INPUT, DONE, SOME_FAILED, error_text, exit_code, ignore_broken_pipe, print_json, warn
+from .output import DONE, SOME_FAILED, error_as_json, ignore_broken_pipe, print_json, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     problems: list[str] = []
     hidden = ""
-    try:
+    with error_as_json(options.json, entries=[]):
         with open_rev_nat(options.rev_nat_dir) as maps:
             entries = list(maps.entries())
         if options.stale:
@@ -62,10 +61,6 @@ def run(options: argparse.Namespace) -> int:
             problems = unsearched_texts(unsearched(found.refused, found))
             hidden = found.hidden
             entries = [entry for entry in entries if entry.cookie not in alive]
-    except (SocklbError, KeyboardInterrupt) as error:
-        if options.json and exit_code(error) != BAD_INPUT:
-            print_json({"entries": [], "error": error_text(error)})
-        raise
     for text in (*problems, hidden) if hidden else problems:
         warn(text)
     with ignore_broken_pipe():

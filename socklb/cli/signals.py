@@ -25,14 +25,14 @@ class Ended(KeyboardInterrupt):
 
 
 class _Ending:
-    """What has come. The first signal raises; but a report that is on its way to be shown must not be lost, so that it
-    is waited for, and for its reader a while. `give_up` is called then.
+    """What has come. The first signal raises while the work is done. Before and after it signals wait, for what is on
+    its way to be shown must not be lost; for its reader a while, then `give_up` is called.
     """
 
     def __init__(self, give_up: Callable[[], object]) -> None:
         self._give_up = give_up
         self.came = 0
-        self.waits = self.is_showing = False
+        self.waits, self.is_showing = True, False
 
     def handle(self, number: int, frame: object) -> None:
         self.came = self.came or number
@@ -57,8 +57,8 @@ _ending = _Ending(lambda: None)
 
 @contextmanager
 def ending_on_signals(give_up: Callable[[], object]) -> Iterator[None]:
-    """While active, a signal raises Ended, unless it is ignored. `give_up` is called before a report that nobody reads
-    is broken off.
+    """While active, no signal ends the process, but Ended is raised (see `ended_by_signals`), unless it is ignored.
+    `give_up` is called before a report that nobody reads is broken off.
     """
     global _ending
     _ending = _Ending(give_up)
@@ -75,6 +75,17 @@ def ending_on_signals(give_up: Callable[[], object]) -> Iterator[None]:
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """The work: while active, a signal raises Ended, also one that has come before. What comes later waits."""
+    try:
+        _ending.waits = False
+        obey_signal()
+        yield
+    finally:
+        let_signals_wait()
 
 
 def let_signals_wait() -> None:
@@ -102,4 +113,5 @@ def showing() -> Iterator[None]:
 def obey_signal() -> None:
     """Raise Ended for a signal that has waited."""
     if _ending.came:
+        _ending.waits = True
         raise Ended(_ending.came)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from ..engine.report import Report, outcome_record
-from ..errors import SocklbError
 from ..kernel.namespaces import CURRENT_NAME
 from ..states import state_word
 from ..wire.address import format_endpoint
@@ -13,6 +12,7 @@ from .netns import namespace_problems
 from .output import (
     BAD_INPUT,
     DONE,
+    ENDS,
     SOME_FAILED,
     error_text,
     exit_code,
@@ -21,7 +21,7 @@ from .output import (
     printable,
     warn,
 )
-from .signals import obey_signal, showing
+from .signals import ended_by_signals, showing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ def run_and_show(destroy: Callable[[], Report], target: Target, options: argpars
     The report of a run that an error ended is shown too, an empty one if no run had begun; on bad input nothing is.
     """
     try:
-        report = destroy()
-    except (SocklbError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
+        with ended_by_signals():
+            report = destroy()
+    except ENDS as error:
         if exit_code(error) != BAD_INPUT:
             _show(_report_of(error) or Report(getattr(options, "backends", ())), target, options, error)
         raise
     problems = _show(report, target, options, None)
-    obey_signal()
     return SOME_FAILED if report.failed or problems or options.audit_problem else DONE
 
 

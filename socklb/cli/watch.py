@@ -28,6 +28,7 @@ from .arguments import (
 from .netns import NamedNamespaces, namespace_problems, unsearched_texts
 from .outlet import Outlet, start_thread
 from .output import DONE, INTERRUPTED, SOME_FAILED, error_text, printable
+from .signals import ended_by_signals
 from .verdicts import left_alone_texts, outcome_line, sums_text
 
 TYPE_CHECKING = False
@@ -85,8 +86,9 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     words = options.netns or [ALL]
-    named = NamedNamespaces(word for word in words if word != ALL)  # an unknown one is an error now
     with ExitStack() as stack:
+        stack.enter_context(ended_by_signals())
+        named = NamedNamespaces(word for word in words if word != ALL)  # an unknown one is an error now
         reporter = stack.enter_context(_Reporter(options.readable_only))
         _check_support(words, reporter.warn)
         audit = stack.enter_context(audit_from(options))

@@ -113,11 +113,12 @@ def test_a_record(sockets: Sockets) -> None:
 NUMBERS = """
 import signal
 listing = module(".cli.list")
+class Number(int):
+    interface = 0
 def numbers(filter, namespace):
-    yield from range({count} if filter.protocol == 17 else 0)
+    yield from map(Number, range({count} if filter.protocol == 17 else 0))
 listing.find_sockets = numbers
 listing.socket_record = lambda number, device: {{"number": number}}
-listing._Search.device = lambda *_: None
 """
 INTERRUPTED_EVERYWHERE = """
 import io, json, os

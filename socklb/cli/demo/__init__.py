@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import argparse
 
-from ...errors import SocklbError
 from ..arguments import add_command
-from ..output import DONE, SOME_FAILED, error_text, ignore_broken_pipe, print_json
+from ..output import DONE, SOME_FAILED, error_as_json, ignore_broken_pipe, print_json
 from .world import VICTIM, play
 
 TYPE_CHECKING = False
@@ -38,12 +37,8 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    try:
+    with error_as_json(options.json):
         filter, rows, report = play()
-    except (SocklbError, KeyboardInterrupt) as error:
-        if options.json:
-            print_json({"error": error_text(error)})
-        raise
     wrong = sum(not row["as_expected"] for row in rows)
     with ignore_broken_pipe():
         if options.json:
