@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..engine.audit import Audit
+    from ..engine.audit import AuditFile
     from ..reverse_nat import RevNatMaps
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -158,7 +158,7 @@ def add_audit_argument(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def audit_from(options: argparse.Namespace) -> Iterator[Audit | None]:
+def audit_from(options: argparse.Namespace) -> Iterator[AuditFile | None]:
     """The audit that was asked for, or None. Raises ValueError for a file that cannot be opened.
 
     If it cannot be closed, that is said, and left in `options.audit_problem`.

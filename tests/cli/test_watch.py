@@ -78,6 +78,15 @@ module(".cli.watch")._SOURCE_SECONDS = 0.01
 """
 IMPATIENT = 'module(".cli.outlet").PATIENCE_SECONDS = 0.05\n'
 SOON = 'module(".termination.loop").PAUSES = (0.02,) * 1000\n'
+SIGNALLED = """
+import os, signal
+watch, outlet = module(".cli.watch"), module(".cli.outlet")
+usual = {owner}.{function}
+def signalled(*arguments):
+    os.kill(os.getpid(), signal.{signal})
+    return usual(*arguments)
+{owner}.{function} = signalled
+"""
 
 
 @pytest.fixture
@@ -175,6 +184,18 @@ def test_a_second_signal_ends_it_after_the_batch_at_hand(sockets: Sockets, numbe
         agent.send(upsert(A), delete(A))
         assert agent.result() == (code, f"{A}: 150 matched: 64 destroyed, 86 failed\n", "")
     assert sum(map(is_cut, clients)) == 64
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 0), ("SIGUSR1", 0), ("SIGTERM", 0), ("SIGINT", 130)])
+def test_a_signal_that_comes_while_it_starts(network: None, name: str, code: int) -> None:
+    patch = SIGNALLED.format(signal=name, owner="watch", function="probe")
+    assert run("watch", "--source", "-", stdin="", patch=patch) == (code, "", "")
+
+
+def test_signals_that_come_while_it_ends_break_nothing_off(network: None) -> None:
+    patch = SIGNALLED.format(signal="SIGTERM", owner="outlet.Outlet", function="close")
+    result = run("watch", "--source", "-", stdin="nonsense\n", patch=patch)
+    assert (result.code, result.err.count("line 1 is passed over")) == (0, 1)
 
 
 def test_a_signal_ends_it_though_its_source_hangs(network: None) -> None:
