@@ -225,11 +225,12 @@ class BackendMachine(SocketMachine):
 
 
 def _backend_of(one: ModelSocket) -> Backend:
-    link = f"%{one.device}" if one.peer.is_link_local and one.peer.version == 6 else ""
+    link = f"%{one.device_name}" if one.peer.is_link_local and one.peer.version == 6 else ""
     return Backend(f"{unmapped(one.peer)}{link}", one.peer_port, one.protocol)
 
 
 def _condition(backend: Backend) -> Condition:
     address = str(backend.address).partition("%")[0]
     to = dst(address, backend.port)
-    return to & device(int(backend.link)) if backend.link else to
+    link = int(backend.link) if backend.link.isdigit() else backend.link
+    return to & device(link) if link else to

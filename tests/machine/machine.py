@@ -28,11 +28,10 @@ from socklb import (
 from socklb.engine import run as run_module
 from socklb.engine.report import Counts
 from socklb.filters.conditions import EVERYTHING
-from socklb.kernel.namespaces import run_in_netns
 
 from ..filters.trees import names_what_it_matches
 from .counters import count_run, count_search, counters
-from .endpoints import LINK_LOCAL, LINKS, Netns, make_namespaces, peer_of
+from .endpoints import LINKS, ON_LINKS, Netns, make_namespaces, peer_of
 from .filters import BY_PROTOCOL, MARKS, PORTS, TARGETS, TWIN_PORT, Aim, aimed, aims, model_filters, options, states
 from .model import (
     CLOSING,
@@ -47,7 +46,7 @@ from .model import (
     Verdict,
     unmapped,
 )
-from .population import TWIN_CLIENTS_PORT, SocketOptions
+from .population import DEVICES, TWIN_CLIENTS_PORT, SocketOptions
 from .world import World
 
 NAMESPACES = 3
@@ -64,11 +63,12 @@ _protocols = st.sampled_from(("tcp", "udp"))
 _uncommon = st.sampled_from(("send_unbound_udp", "connect_in_vain", "connect_to_deferring_listener"))
 _targets = st.sampled_from(TARGETS)
 _ports = st.sampled_from(PORTS)
+_links, _on_links = st.sampled_from(LINKS), st.sampled_from(ON_LINKS)
 _bind_addresses = st.sampled_from((*TARGETS, "0.0.0.0", "::"))
 _bind_ports = st.sampled_from((*PORTS, TWIN_PORT, TWIN_PORT))
 _dry_runs = st.sampled_from((False, False, False, True))
 socket_options = st.builds(
-    SocketOptions, st.booleans(), st.booleans(), st.sampled_from(MARKS), st.booleans(), st.booleans()
+    SocketOptions, st.booleans(), st.booleans(), st.sampled_from(MARKS), st.sampled_from(DEVICES), st.booleans()
 )
 
 
@@ -136,9 +136,11 @@ class SocketMachine(RuleBasedStateMachine):
     def close_behind_data(self, netns: int, address: str, state: int, made: SocketOptions) -> None:
         self.world.close_behind_data(self.namespaces[netns], address, state, made)
 
-    @rule(netns=_netns, protocol=_protocols, link=st.sampled_from(LINKS), port=_ports, made=socket_options)
-    def connect_on_link(self, netns: int, protocol: str, link: str, port: int, made: SocketOptions) -> None:
-        self.world.connect_on_link(self.namespaces[netns], protocol, link, port, made)
+    @rule(netns=_netns, protocol=_protocols, link=_links, address=_on_links, port=_ports, made=socket_options)
+    def connect_on_link(
+        self, netns: int, protocol: str, link: str, address: str, port: int, made: SocketOptions
+    ) -> None:
+        self.world.connect_on_link(self.namespaces[netns], protocol, link, address, port, made)
 
     @rule(which=_which, mark=st.sampled_from(MARKS))
     def mark(self, which: int, mark: int) -> None:
@@ -223,15 +225,15 @@ class SocketMachine(RuleBasedStateMachine):
         self._set_ssh_session(self._pick(which, self.world.model.matching(filter, netns)), mapped)
         self._destroy(self.namespaces[netns], filter, Options())
 
-    @rule(netns=_netns, protocol=_protocols, port=_ports, link=st.sampled_from(LINKS))
-    def destroy_on_link(self, netns: int, protocol: str, port: int, link: str) -> None:
-        """Clients of the same link-local address on both links, and only those on one of them."""
+    @rule(netns=_netns, protocol=_protocols, address=_on_links, port=_ports, link=_links, by_name=st.booleans())
+    def destroy_on_link(self, netns: int, protocol: str, address: str, port: int, link: str, by_name: bool) -> None:
+        """Two connections that differ in nothing but the link, and only the one that is named by it."""
         here = self.namespaces[netns]
-        for each in LINKS:
-            self.world.connect_on_link(here, protocol, each, port, SocketOptions())
-        index = run_in_netns(here.namespace, lambda: socket.if_nametoindex(link))
-        self._destroy(here, ModelFilter(protocol, dst(LINK_LOCAL, port) & device(index)), Options())
-        counters["on a link"] += 1
+        self.world.connect_on_links(here, protocol, address, port)
+        to = dst(address, port)
+        filter = ModelFilter(protocol, to & device(link if by_name else here.interfaces[link]))
+        self._destroy(here, filter, Options())
+        counters["alive on the other link"] += len(self.world.model.matching(ModelFilter(protocol, to), netns))
 
     @rule(netns=_netns, address=_targets, count=st.integers(3, 6), closing=st.booleans())
     def destroy_while_owners_leave(self, netns: int, address: str, count: int, closing: bool) -> None:
@@ -312,13 +314,13 @@ class SocketMachine(RuleBasedStateMachine):
         assert set(found) == set(matching), (filter, set(found) ^ set(matching))
         for one, row in zip(found, rows):
             assert (row.state, row.is_time_wait) == (one.reported_state, one.is_mini)
-            assert (row.interface, row.inode) == (one.device, one.inode)
+            assert row.inode == one.inode
         count_search(len(found))
 
     def _identify(self, netns: Netns, row: InetSocket) -> ModelSocket:
         protocol = "tcp" if row.protocol == socket.IPPROTO_TCP else "udp"
         ends = row.src, row.sport, row.dst, row.dport
-        return self.world.model.identify(netns.number, protocol, row.cookie, ends)
+        return self.world.model.identify(netns.number, protocol, row.cookie, ends, row.interface)
 
     def _is_refused(self, netns: Netns, filter: ModelFilter, options: Options) -> bool:
         """As it has to be if the filter bounds nothing."""

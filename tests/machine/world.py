@@ -25,6 +25,7 @@ from .model import (
     ESTABLISHED,
     FIN_WAIT2,
     LISTEN,
+    LOOPBACK,
     SYN_SENT,
     TIME_WAIT,
     ModelSocket,
@@ -197,7 +198,11 @@ class World(Population):
         at_peer = self._udp_at(one.netns, one.peer_port)
         if self._udp_at(one.netns, one.local_port) != [one]:
             return None  # a twin might get the answer
-        servers = [other for other in at_peer if other.state == CLOSE and other.local == unmapped(one.peer)]
+        servers = [
+            other
+            for other in at_peer
+            if other.state == CLOSE and other.local == unmapped(one.peer) and other.device in (0, LOOPBACK)
+        ]
         return servers[0] if len(at_peer) == len(servers) == 1 else None
 
     def _udp_at(self, netns: int, port: int) -> list[ModelSocket]:
