@@ -95,7 +95,6 @@ _TRAITS: dict[str, Callable[[ModelSocket], Condition]] = {
     **_ENDPOINT_TRAITS,
     "mark": lambda one: mark(one.mark),
     "device": lambda one: device(one.device),
-    "name of its device": lambda one: device(one.device_name or 0),
 }
 _JOINED: dict[str, Callable[[Condition, Condition], Condition]] = {
     "alone": lambda trait, condition: trait,

@@ -164,6 +164,15 @@ class Population:
             return
         self._add_pair(netns, client, server, autobound=autobound)
 
+    def connect_several(
+        self, netns: Netns, protocol: str, address: str, port: int, *, count: int
+    ) -> list[ModelSocket]:
+        """The clients, each with a port of its own, one after another."""
+        before = set(self.real)
+        for _ in range(count):
+            self.connect(netns, protocol, address, port, SocketOptions(own_port=True))
+        return [one for one in self.real if one not in before and one.peer_port == port]
+
     def connect_on_link(
         self, netns: Netns, protocol: str, link: str, address: str, port: int, options: SocketOptions, *, own: int = 0
     ) -> None:

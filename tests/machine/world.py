@@ -20,6 +20,7 @@ from .endpoints import (
     peer_of,
 )
 from .model import (
+    BOUND_INACTIVE,
     CLOSE,
     CLOSE_WAIT,
     ESTABLISHED,
@@ -53,14 +54,26 @@ class World(Population):
             one.state = ESTABLISHED
             (one.local, one.local_port), (one.peer, one.peer_port) = name_of(sock), peer_of(sock)
 
-    def leave(self, one: ModelSocket, *, closing: bool) -> None:
-        """The owner of a UDP socket closes it, or disconnects it, which leaves it where it has bound itself."""
+    def disconnect(self, one: ModelSocket) -> None:
+        """The owner of a socket with a port of its own disconnects it, which leaves it there."""
         sock = self.real[one]
-        if closing:
-            self._remove(one)
+        assert _libc.connect(sock.fileno(), bytes(28), 28) == 0  # AF_UNSPEC
+        if one.protocol == "udp":
+            self._lose_peer(one)
             return
-        assert _libc.connect(sock.fileno(), bytes(16), 16) == 0  # AF_UNSPEC
-        self._lose_peer(one)
+        assert pending_error(sock) == "ECONNRESET"  # so does its other end
+        other, one.other_end, one.peer_port = one.other_end, None, 0
+        assert other is not None
+        expect_tcp_closed(other, self.real[other], error_of_reset(other))
+        self._remove(other)
+        one.state = BOUND_INACTIVE
+
+    def disconnect_and_listen(self, one: ModelSocket) -> None:
+        """A TCP socket that was connected can do so, where it is bound; UDP cannot."""
+        self.disconnect(one)
+        if one.protocol == "tcp":
+            self.real[one].listen(16)
+            one.state = LISTEN
 
     def half_close(self, one: ModelSocket) -> None:
         """One direction of a connection is closed. If the other was before, a mini-socket of the first end is left."""
