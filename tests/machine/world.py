@@ -110,6 +110,21 @@ class World(Population):
             mini = self._add_of_kernel(one, FIN_WAIT2)
             mini.other_end, other.other_end = other, mini
 
+    def close_in_order(self, one: ModelSocket) -> None:
+        """Until the FIN is acknowledged; before, it is still a socket that a filter may match."""
+        self.close(one)
+        if one.protocol == "tcp":
+            netns = self.namespaces[one.netns]
+            closed = ("tcp", *one.ends, FIN_WAIT2, True, 0)
+            eventually(lambda: closed in netns.rows(), f"the acknowledgement of the FIN of {one}")
+
+    def what_is_left_of(self, one: ModelSocket) -> ModelSocket:
+        """Itself, or the mini-socket in its place, which has its cookie."""
+        if one in self.real:
+            return one
+        (mini,) = (other for other in self.model.sockets if (other.netns, other.ends) == (one.netns, one.ends))
+        return mini
+
     def abort(self, one: ModelSocket) -> None:
         """With a reset, which closes the other end as well."""
         other = one.other_end
