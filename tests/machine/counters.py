@@ -18,6 +18,8 @@ _NEEDED = (
     *("worlds", "steps", "searches", "found", "refused", "terminations", "destroyed by terminations", "runs"),
     *("destroyed", "mapped", "twins", "skipped", "limit", "would_destroy", "listening", "not connected", "own session"),
     *("failed", "only bound", "hidden", "alive on the other link", "left alone"),
+    *("alive on loopback elsewhere", "terminated on loopback elsewhere"),
+    *("terminated on a link", "spared on the other link"),
     *("closed meanwhile", "disconnected meanwhile", "listening meanwhile", "hit too late"),
 )
 

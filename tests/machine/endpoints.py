@@ -9,6 +9,7 @@ import struct
 import subprocess
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from ipaddress import ip_address
 from typing import Optional
 
@@ -16,6 +17,7 @@ from socklb import NetworkNamespace
 from socklb.kernel.namespaces import run_in_netns
 
 from .. import world
+from ..networks import pinned
 from ..proc_net import ProcNet
 from ..sockets import add_v6_address, cookie_of, error_of, eventually, pending_error, state_of
 from .model import BOUND_INACTIVE, CLOSE, CLOSE_WAIT, ESTABLISHED, IPAddress, ModelSocket
@@ -40,7 +42,8 @@ class Netns:
         self._make_links()
         self.interfaces = {name: socket.if_nametoindex(name) for name in ("lo", *LINKS)}
         self._descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        path = f"/proc/self/fd/{self._descriptor}"
+        self._pin = ExitStack()  # so that it is found where all are asked for
+        path = self._pin.enter_context(pinned(f"/proc/self/fd/{self._descriptor}", f"machine-{number}"))
         self.namespace: Optional[NetworkNamespace] = NetworkNamespace.from_path(path, name=f"netns {number}")
         self.table = ProcNet()
 
@@ -72,6 +75,7 @@ class Netns:
 
     def close(self) -> None:
         self.table.close()
+        self._pin.close()
         os.close(self._descriptor)
 
     def make(self, family: int, kind: int) -> socket.socket:

@@ -305,7 +305,7 @@ class Model:
 
 
 def _new_twins(one: ModelSocket, destroyed: Iterable[ModelSocket]) -> list[ModelSocket]:
-    """Who came to share the address of a UDP socket without a peer, by losing its own peer, or device, in the same run."""
+    """Who came to share the address of a UDP socket without a peer, by losing its own one, or its device, meanwhile."""
     return [
         other
         for other in destroyed

@@ -164,9 +164,7 @@ class Population:
             return
         self._add_pair(netns, client, server, autobound=autobound)
 
-    def connect_several(
-        self, netns: Netns, protocol: str, address: str, port: int, *, count: int
-    ) -> list[ModelSocket]:
+    def connect_several(self, netns: Netns, protocol: str, address: str, port: int, *, count: int) -> list[ModelSocket]:
         """The clients, each with a port of its own, one after another."""
         before = set(self.real)
         for _ in range(count):
