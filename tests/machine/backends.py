@@ -24,8 +24,9 @@ from socklb.termination.table import Instance
 from .counters import counters
 from .endpoints import LINK_LOCAL, LINKS
 from .filters import PORTS, TARGETS
-from .machine import NAMESPACES, SocketMachine
+from .machine import NAMESPACES
 from .model import ModelFilter, ModelSocket, Options, Verdict, matches, unmapped
+from .owners import OwnerMachine
 from .population import SocketOptions
 
 _UP_STATES = ("active", "terminating")
@@ -84,7 +85,7 @@ class ModelTable:
             self.down.append(backend)
 
 
-class BackendMachine(SocketMachine):
+class BackendMachine(OwnerMachine):
     def __init__(self) -> None:
         super().__init__()
         self.table, self.model_table = BackendTable(), ModelTable()

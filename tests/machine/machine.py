@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Optional
-from unittest import mock
+from collections.abc import Iterable, Sequence
+from typing import Optional
 
 import pytest
 from hypothesis import strategies as st
@@ -25,21 +24,18 @@ from socklb import (
     find_sockets,
     sport,
 )
-from socklb.engine import run as run_module
 from socklb.engine.report import Counts
 from socklb.filters.conditions import EVERYTHING
 
 from ..filters.trees import names_what_it_matches
 from .counters import count_run, count_search, counters
-from .endpoints import LINKS, ON_LINKS, Netns, make_namespaces, peer_of
+from .endpoints import LINKS, ON_LINKS, Netns, make_namespaces
 from .filters import BY_PROTOCOL, MARKS, PORTS, TARGETS, TWIN_PORT, Aim, aimed, aims, model_filters, options, states
 from .model import (
-    BOUND_INACTIVE,
     CLOSING,
     ESTABLISHED,
     FIN_WAIT1,
     LAST_ACK,
-    LISTEN,
     STATES,
     ModelFilter,
     ModelSocket,
@@ -59,7 +55,7 @@ _TIME_WAIT = next(states for states in STATES if states.argument == ["time-wait"
 _WITH_LISTEN = next(states for states in STATES if states.names_listen)
 
 _which = st.integers(0, 59)
-_netns = st.sampled_from((*range(NAMESPACES), NAMESPACES - 1, NAMESPACES - 1))  # the current one most often
+netns_numbers = st.sampled_from((*range(NAMESPACES), NAMESPACES - 1, NAMESPACES - 1))  # the current one most often
 _counts = st.integers(1, 3)
 _protocols = st.sampled_from(("tcp", "udp"))
 _uncommon = st.sampled_from(("send_unbound_udp", "connect_in_vain", "connect_to_deferring_listener"))
@@ -69,16 +65,6 @@ _links, _on_links = st.sampled_from(LINKS), st.sampled_from(ON_LINKS)
 _bind_addresses = st.sampled_from((*TARGETS, "0.0.0.0", "::"))
 _bind_ports = st.sampled_from((*PORTS, TWIN_PORT, TWIN_PORT))
 _dry_runs = st.sampled_from((False, False, False, True))
-Change = Callable[[World, ModelSocket], None]
-CHANGES: dict[Change, str] = {
-    World.abort: "closed meanwhile",
-    World.close_in_order: "closed meanwhile",
-    World.disconnect: "disconnected meanwhile",
-    World.disconnect_and_listen: "disconnected meanwhile",
-}
-IN_DUMP, AFTER_BATCH, AFTER_LOOK_UP = "in the dump", "after a batch", "after a look-up"
-moments = st.sampled_from((IN_DUMP, AFTER_BATCH, AFTER_LOOK_UP))
-
 socket_options = st.builds(
     SocketOptions, st.booleans(), st.booleans(), st.sampled_from(MARKS), st.sampled_from(DEVICES), st.booleans()
 )
@@ -129,28 +115,33 @@ class SocketMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------------------ rules
 
-    @rule(netns=_netns, address=_bind_addresses, port=_bind_ports, made=socket_options)
+    @rule(netns=netns_numbers, address=_bind_addresses, port=_bind_ports, made=socket_options)
     def listen(self, netns: int, address: str, port: int, made: SocketOptions) -> None:
         self.world.listen(self.namespaces[netns], address, port, made)
 
-    @rule(netns=_netns, protocol=_protocols, address=_bind_addresses, port=_bind_ports, made=socket_options)
+    @rule(netns=netns_numbers, protocol=_protocols, address=_bind_addresses, port=_bind_ports, made=socket_options)
     def bind(self, netns: int, protocol: str, address: str, port: int, made: SocketOptions) -> None:
         self.world.bind(self.namespaces[netns], protocol, address, port, made)
 
-    @rule(netns=_netns, protocol=_protocols, address=_targets, port=_ports, made=socket_options, count=_counts)
+    @rule(netns=netns_numbers, protocol=_protocols, address=_targets, port=_ports, made=socket_options, count=_counts)
     def connect(self, netns: int, protocol: str, address: str, port: int, made: SocketOptions, count: int) -> None:
         for _ in range(count):
             self.world.connect(self.namespaces[netns], protocol, address, port, made)
 
-    @rule(netns=_netns, how=_uncommon, address=_targets, made=socket_options)
+    @rule(netns=netns_numbers, how=_uncommon, address=_targets, made=socket_options)
     def connect_in_an_uncommon_way(self, netns: int, how: str, address: str, made: SocketOptions) -> None:
         getattr(self.world, how)(self.namespaces[netns], address, made)
 
-    @rule(netns=_netns, address=_targets, state=st.sampled_from((FIN_WAIT1, LAST_ACK, CLOSING)), made=socket_options)
+    @rule(
+        netns=netns_numbers,
+        address=_targets,
+        state=st.sampled_from((FIN_WAIT1, LAST_ACK, CLOSING)),
+        made=socket_options,
+    )
     def close_behind_data(self, netns: int, address: str, state: int, made: SocketOptions) -> None:
         self.world.close_behind_data(self.namespaces[netns], address, state, made)
 
-    @rule(netns=_netns, protocol=_protocols, link=_links, address=_on_links, port=_ports, made=socket_options)
+    @rule(netns=netns_numbers, protocol=_protocols, link=_links, address=_on_links, port=_ports, made=socket_options)
     def connect_on_link(
         self, netns: int, protocol: str, link: str, address: str, port: int, made: SocketOptions
     ) -> None:
@@ -221,7 +212,7 @@ class SocketMachine(RuleBasedStateMachine):
             filter = ModelFilter(one.protocol, sport(port) | dport(port), states)
             self._destroy(self.namespaces[one.netns], filter, options)
 
-    @rule(netns=_netns, protocol=_protocols, address=_targets, port=_ports, limit=_counts, dry_run=_dry_runs)
+    @rule(netns=netns_numbers, protocol=_protocols, address=_targets, port=_ports, limit=_counts, dry_run=_dry_runs)
     def destroy_some_of_several(
         self, netns: int, protocol: str, address: str, port: int, limit: int, dry_run: bool
     ) -> None:
@@ -230,7 +221,7 @@ class SocketMachine(RuleBasedStateMachine):
             self.world.connect(self.namespaces[netns], protocol, address, port, SocketOptions())
         self._destroy(self.namespaces[netns], ModelFilter(protocol, dst(address, port)), Options(dry_run, limit))
 
-    @rule(netns=_netns, address=_targets, port=_ports, count=_counts, which=_which, mapped=st.booleans())
+    @rule(netns=netns_numbers, address=_targets, port=_ports, count=_counts, which=_which, mapped=st.booleans())
     def destroy_around_ssh(self, netns: int, address: str, port: int, count: int, which: int, mapped: bool) -> None:
         """One of those that are connected to a backend is the own session."""
         for _ in range(count):
@@ -239,7 +230,7 @@ class SocketMachine(RuleBasedStateMachine):
         self._set_ssh_session(self._pick(which, self.world.model.matching(filter, netns)), mapped)
         self._destroy(self.namespaces[netns], filter, Options())
 
-    @rule(netns=_netns, protocol=_protocols, address=_on_links, port=_ports, link=_links, by_name=st.booleans())
+    @rule(netns=netns_numbers, protocol=_protocols, address=_on_links, port=_ports, link=_links, by_name=st.booleans())
     def destroy_on_link(self, netns: int, protocol: str, address: str, port: int, link: str, by_name: bool) -> None:
         """Two connections that differ in nothing but the link, and only the one that is named by it."""
         here = self.namespaces[netns]
@@ -249,12 +240,7 @@ class SocketMachine(RuleBasedStateMachine):
         self._destroy(here, filter, Options())
         counters["alive on the other link"] += len(self.world.model.matching(ModelFilter(protocol, to), netns))
 
-    @rule(netns=_netns, protocol=_protocols, address=_targets, moment=moments, by_peer=st.booleans())
-    def destroy_while_owners_change(self, netns: int, protocol: str, address: str, moment: str, by_peer: bool) -> None:
-        for change in CHANGES:
-            self._destroy_while(change, moment, self.namespaces[netns], protocol, address, by_peer=by_peer)
-
-    @rule(netns=_netns, address=_targets, port=_ports)
+    @rule(netns=netns_numbers, address=_targets, port=_ports)
     def destroy_twins(self, netns: int, address: str, port: int) -> None:
         """The one that the kernel finds first hides the others. UDP clients that have lost their peer are spared at
         first, and then hide each other for ever.
@@ -350,59 +336,6 @@ class SocketMachine(RuleBasedStateMachine):
     @staticmethod
     def _destroyed(verdicts: dict[ModelSocket, Verdict]) -> list[ModelSocket]:
         return [one for one, verdict in verdicts.items() if verdict.verdict == "destroyed"]
-
-    def _still_matches(self, filter: ModelFilter, one: ModelSocket) -> bool:
-        return one in self.world.model.sockets and one.state != BOUND_INACTIVE and filter.matches(one)
-
-    def _destroy_while(
-        self, change: Change, moment: str, here: Netns, protocol: str, address: str, *, by_peer: bool
-    ) -> None:
-        """Of four connections all that are left at some moment of the run change at once."""
-        port = self.world._port()
-        made = self.world.connect_several(here, protocol, address, port, count=4)
-        ports = sorted(one.local_port for one in made)
-        filter = ModelFilter(protocol, dst(address, port) if by_peer else sport(ports[0], ports[-1]))
-        assert set(made) == set(self.world.model.matching(filter, here.number))
-        cookies = {one.cookie: one for one in made}
-        changed: list[ModelSocket] = []
-        seen: set[int] = set()
-
-        def change_all() -> None:
-            if not changed:
-                changed.extend(one for one in made if peer_of(self.world.real[one])[1])
-                for one in changed:
-                    change(self.world, one)
-
-        def predicate(row: InetSocket) -> bool:
-            if moment == (AFTER_LOOK_UP if row.cookie in seen else IN_DUMP):
-                change_all()
-            seen.add(row.cookie)
-            return True
-
-        def audit(record: dict[str, Any]) -> None:
-            if moment == AFTER_BATCH:
-                change_all()
-
-        with mock.patch.object(run_module, "BATCH", 2):
-            report = destroy_sockets(
-                SocketFilter(protocol, filter.condition, predicate=predicate),
-                namespaces=here.namespace or "current",
-                audit=audit,
-            )
-        verdicts = {cookies[one.socket.cookie]: Verdict(one.verdict, one.reason) for one in report.outcomes}
-        assert set(verdicts) == set(made) == {*changed, *self._destroyed(verdicts)}
-        self._check_sums(report.counts, verdicts.values())
-        late = [one for one in changed if one in self._destroyed(verdicts)]
-        for one in changed:
-            spared = self.world.model.why_spared(one, filter, Options()) if self._still_matches(filter, one) else ""
-            if one not in late:
-                assert verdicts[one] == (Verdict("skipped", spared) if spared else Verdict("gone", "")), (one, verdicts)
-        # Between the look-up of a batch and its destroy only the kernel could tell, which does not.
-        assert len(late) <= (2 if moment == AFTER_LOOK_UP else 0), (late, verdicts)
-        self.world.expect_destroyed([self.world.what_is_left_of(one) for one in self._destroyed(verdicts)])
-        for one in changed:
-            counters["listening meanwhile" if one.state == LISTEN else CHANGES[change]] += 1
-        counters["hit too late"] += len(late)
 
     def _verdicts(self, netns: Netns, outcomes: Sequence[Outcome]) -> dict[ModelSocket, Verdict]:
         verdicts = {self._identify(netns, one.socket): Verdict(one.verdict, one.reason) for one in outcomes}

@@ -110,13 +110,10 @@ class World(Population):
             mini = self._add_of_kernel(one, FIN_WAIT2)
             mini.other_end, other.other_end = other, mini
 
-    def close_in_order(self, one: ModelSocket) -> None:
-        """Until the FIN is acknowledged; before, it is still a socket that a filter may match."""
-        self.close(one)
-        if one.protocol == "tcp":
-            netns = self.namespaces[one.netns]
-            closed = ("tcp", *one.ends, FIN_WAIT2, True, 0)
-            eventually(lambda: closed in netns.rows(), f"the acknowledgement of the FIN of {one}")
+    def wait_for_minis(self, netns: Netns) -> None:
+        """Before a FIN is acknowledged, which takes a while, the socket is still one that a filter may match."""
+        minis = expected_rows(one for one in self.model.sockets if one.netns == netns.number and one.is_mini)
+        eventually(lambda: not minis - netns.rows(), "the acknowledgement of each FIN")
 
     def what_is_left_of(self, one: ModelSocket) -> ModelSocket:
         """Itself, or the mini-socket in its place, which has its cookie."""
