@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
-from queue import SimpleQueue
+from collections import deque
 from threading import Thread
 
 from ..errors import SocklbError
+from ..termination.waker import Waker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Outlet:
 
     def __init__(self, stream: TextIO | None, on_lost: Callable[[int], object]) -> None:
         self._stream, self._on_lost = stream, on_lost
-        self._texts: SimpleQueue[Text | None] = SimpleQueue()
+        self._texts: deque[Text | None] = deque()
+        self._waker = Waker()
         self._lost = self._written = 0
         self._thread = start_thread(self._write_all, "socklb output")
 
@@ -40,25 +42,32 @@ class Outlet:
         """Write this, or what this function returns by then, and a newline."""
         if self._stream is None:
             return
-        if self._texts.qsize() < ROOM:
-            self._texts.put(text)
+        if len(self._texts) < ROOM:
+            self._put(text)
         else:
             self._lost += 1
 
+    def _put(self, text: Text | None) -> None:
+        self._texts.append(text)
+        self._waker.wake()
+
     def close(self) -> None:
         """Wait until all is written, as long as that goes on."""
-        self._texts.put(None)
+        self._put(None)
         before = -1
         while self._thread.is_alive() and self._written > before:
             before = self._written
             self._thread.join(PATIENCE_SECONDS)
         if self._thread.is_alive():
-            self._lost += self._texts.qsize()  # the last of these is no text, but the thread has one at hand
+            self._lost += len(self._texts)  # the last of these is no text, but the thread has one at hand
         self._tell()
 
     def _write_all(self) -> None:
         while self._stream is not None:
-            text = self._texts.get()
+            if not self._texts:
+                self._waker.wait()
+                continue
+            text = self._texts.popleft()
             if text is None:
                 return
             try:

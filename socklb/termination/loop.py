@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from queue import Empty, SimpleQueue
 from time import monotonic
 
 from ..engine.choice import ALL, CURRENT
@@ -15,6 +14,7 @@ from ..kernel.discovery import DiscoveredNamespaces, discover_namespaces, unsear
 from ..kernel.namespaces import NetworkNamespace
 from .table import BackendTable
 from .terminate import terminate
+from .waker import Waker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ THREADS_SECONDS = 60.0
 
 _LONGEST_SECONDS = 86_400
 _NEVER = float("inf")
-_PATIENCE_SECONDS = 1.0  # Python may miss a signal that comes just as a wait begins; it is noticed after so long
 
 
 class Pass(namedtuple("Pass", "backends report error given_up is_second_pass is_retry")):
@@ -143,7 +142,7 @@ class TerminationLoop:
         self._scheduled: dict[Backend, _Scheduled] = {}
         self._stops, self._finishing = 0, False
         self._run_at_hand: Run | None = None
-        self._wake: SimpleQueue[None] = SimpleQueue()  # its put() may be called from a signal handler
+        self._waker: Waker | None = None  # while it runs
 
     def stop(self) -> None:
         """Let `run` return once what has gone down by now is terminated; called again, after the batch at hand. Signal
@@ -174,9 +173,14 @@ class TerminationLoop:
         help. What had been done by then is in `.report` of the error.
         """
         with self._table.subscribe(self._wake_up):
-            self._run()
+            self._waker = waker = Waker()
+            try:
+                with waker.woken_by_signals():
+                    self._run(waker)
+            finally:
+                self._waker = None
 
-    def _run(self) -> None:
+    def _run(self, waker: Waker) -> None:
         gathered: float | None = None  # when the batch that is gathering is to go
         while True:
             now, stopping = monotonic(), self._stops > 0
@@ -188,22 +192,16 @@ class TerminationLoop:
             self._pass_for([backend for backend, scheduled in self._scheduled.items() if scheduled.time <= now])
             if stopping or (self._finishing and not self._has_more_to_do()):
                 return
-            self._wait(gathered)
+            times = [scheduled.time for scheduled in self._scheduled.values()] + ([] if gathered is None else [gathered])
+            waker.wait(min(times) - monotonic() if times else None)
 
     def _has_more_to_do(self) -> bool:
         return self._table.has_down() or any(scheduled.is_waited_for for scheduled in self._scheduled.values())
 
-    def _wait(self, gathered: float | None) -> None:
-        """Until the next thing is due, or something changes."""
-        times = [scheduled.time for scheduled in self._scheduled.values()] + ([] if gathered is None else [gathered])
-        try:
-            self._wake.get(timeout=max(0.0, min([*times, monotonic() + _PATIENCE_SECONDS]) - monotonic()))
-        except Empty:
-            return
-
     def _wake_up(self) -> None:
-        if self._wake.empty():
-            self._wake.put(None)
+        waker = self._waker
+        if waker is not None:
+            waker.wake()
 
     def _pass_for(self, backends: list[Backend]) -> None:
         """A pass for those of the backends that have not come back, one for all that were searched for in the same
