@@ -7,14 +7,18 @@ import os
 import signal
 import socket
 import tempfile
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from socklb import Backend
 
+from ..children import Child
 from ..networks import Network, networks, pinned_networks
 from ..sockets import Sockets, error_of, eventually, pending_error, talk
 from .agent import delete, lines, replace, upsert, watch, watching
@@ -149,6 +153,39 @@ class TestLines:
             agent.wait_for(f"{A}: 1 matched: 0 destroyed, 1 failed\n{ONE_CUT}")
             assert agent.stop().code == 0
         assert is_cut(client)
+
+
+class TestChurn:
+    """Owners that close while they are about to be cut: whatever has become of their sockets, nothing has failed."""
+
+    BACKEND = Backend("10.9.0.2", 9000, "tcp")
+
+    def churn(self, pipe: Connection) -> None:
+        """Connections that live for a moment; who is cut just tries again."""
+        with Sockets() as sockets:
+            listener = sockets.listen("10.9.0.2", 9000)
+            pipe.send("listening")
+            alive: deque[socket.socket] = deque()
+            while not pipe.poll():
+                with suppress(OSError):
+                    alive.append(socket.create_connection(("10.9.0.2", 9000)))
+                    alive.append(listener.accept()[0])
+                while len(alive) > 30:
+                    alive.popleft().close()
+                time.sleep(0.002)  # the ports of those in TIME_WAIT have to last
+            for each in alive:
+                each.close()
+
+    def test_nothing_fails(self, sockets: Sockets) -> None:
+        with Child(self.churn) as child:
+            child.receive()
+            with watching(*CURRENT) as agent:
+                for number in range(1, 11):
+                    agent.send(upsert(self.BACKEND), delete(self.BACKEND))
+                    eventually(lambda n=number: agent.out.count("\n") >= n, "a cut")  # type: ignore[misc]
+                result = agent.end()
+        assert (result.code, result.err) == (0, "")
+        assert "destroyed" in result.out and "failed" not in result.out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
