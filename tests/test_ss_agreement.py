@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from socklb import SocketFilter, find_sockets
 from socklb.wire.socket_id import AF_INET, AF_INET6
 
 from . import world
@@ -119,6 +120,8 @@ class TestFilters:
     )  # fmt: skip
     def test_the_same_text_matches_the_same_sockets(self, protocol: str, text: str) -> None:
         here, there = both(protocol, text)
+        if "fwmark !=" in text and not _mini_sockets_have_marks():
+            there = _but_for_mini_sockets(protocol, there)
         assert here == there
         assert 0 < len(here) < len(found(protocol))
 
@@ -137,10 +140,20 @@ class TestFilters:
             world.cannot("no cgroup2 file system is mounted")
         for protocol in PROTOCOLS:
             here, there = both(protocol, f"cgroup {operator} {mounts[0]}")
-            if operator == "!=":  # that of a mini-socket is unknown: ss says that it is another one
-                mini = found(protocol, states="bucket")
-                there = [row for row in there if row not in mini]
+            if operator == "!=":
+                there = _but_for_mini_sockets(protocol, there)
             assert here == there
+
+
+def _but_for_mini_sockets(protocol: str, rows: list[Row]) -> list[Row]:
+    """What they do not carry is unknown here; ss says that it is another one."""
+    mini = found(protocol, states="bucket")
+    return [row for row in rows if row not in mini]
+
+
+def _mini_sockets_have_marks() -> bool:
+    """Not those of Linux 5.10."""
+    return all("mark" in each.attributes for each in find_sockets(SocketFilter("tcp", states="bucket")))
 
 
 def _is_cgroup2(path: str) -> bool:

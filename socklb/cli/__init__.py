@@ -13,7 +13,7 @@ from ..features import has, missing
 from .arguments import check_json
 from .help import HelpFormatter
 from .output import DONE, ENDS, error_text, exit_code, flush_stdout, prepare_stdout, silence_stuck, warn
-from .signals import ending_on_signals, obey_signal
+from .signals import ending_on_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 code: int = options.run(options)
             finally:
                 flush_stdout()
-            obey_signal()
     except BrokenPipeError:
         return DONE
     except ENDS as error:

@@ -16,9 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..engine.audit import Audit
+    from ..engine.audit import AuditFile
     from ..reverse_nat import RevNatMaps
-
 
 FILTER_HELP = """\
 FILTER, one quoted argument or several words, is the language of ss(8):
@@ -100,17 +99,29 @@ def add_rev_nat_dir_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rev-nat-dir",
         metavar="DIR",
-        help="where the reverse-NAT maps are pinned; default: /sys/fs/bpf/tc/globals, where Cilium pins them",
+        help=_rev_nat_help(
+            "where the reverse-NAT maps are pinned; default: /sys/fs/bpf/tc/globals, where Cilium pins them"
+        ),
     )
 
 
 def add_rev_nat_arguments(parser: argparse.ArgumentParser) -> None:
+    """A copy that lacks the folder does not offer them, and says so if they are given."""
     parser.add_argument(
         "--rev-nat",
         action="store_true",
-        help="spare sockets that the balancer's reverse-NAT maps have no entry for: it did not send them there",
+        help=_rev_nat_help(
+            "spare sockets that the balancer's reverse-NAT maps have no entry for: it did not send them there"
+        ),
     )
     add_rev_nat_dir_argument(parser)
+    if not has("reverse_nat"):
+        lines = (parser.epilog or "").splitlines()
+        parser.epilog = "\n".join(line for line in lines if "--rev-nat" not in line)
+
+
+def _rev_nat_help(text: str) -> str:
+    return text if has("reverse_nat") else argparse.SUPPRESS
 
 
 @contextmanager
@@ -149,7 +160,7 @@ def add_audit_argument(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def audit_from(options: argparse.Namespace) -> Iterator[Audit | None]:
+def audit_from(options: argparse.Namespace) -> Iterator[AuditFile | None]:
     """The audit that was asked for, or None. Raises ValueError for a file that cannot be opened.
 
     If it cannot be closed, that is said, and left in `options.audit_problem`.

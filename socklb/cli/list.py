@@ -159,16 +159,16 @@ def _print_json(rows: Rows, search: _Search, readable_only: bool) -> None:
     import json  # tables do without
 
     waiting: list[str] = []
-    begun = complete = False
+    begun = False
 
     def write(end: str = "") -> None:
         """Print the rows that wait. An interrupt comes before or after it, so that no row is lost or printed twice."""
-        nonlocal begun, complete
+        nonlocal begun
         with showing():
             start = ("," if waiting else "") if begun else '{"sockets": ['
             text = start + ",".join(waiting) + end
             waiting.clear()
-            begun, complete = True, bool(end)
+            begun = True
             print(text, end="")
 
     def finish(error: BaseException | None) -> None:
@@ -188,12 +188,11 @@ def _print_json(rows: Rows, search: _Search, readable_only: bool) -> None:
                 waiting.append("\n  " + json.dumps({"namespace": namespace.name, **socket_record(socket, device)}))
                 if len(waiting) == _ROWS_A_WRITE:
                     write()
-        finish(None)
     except BaseException as error:
         if isinstance(error, ValueError) and not (waiting or begun):
             raise
-        if not complete:
-            finish(error)
+        finish(error)
         if isinstance(error, ValueError):
             raise SocklbError(f"ended by {type(error).__name__}: {error}") from error
         raise
+    finish(None)

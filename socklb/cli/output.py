@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from signal import SIGINT
 
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
+from ..wire.reply import attribute_decoder
 from .signals import ended_by_signals, showing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, TextIO
 
 DONE = 0
@@ -81,12 +82,24 @@ def warn(text: str) -> None:
         _silence(sys.stderr)
 
 
+def prepare_json() -> None:
+    """Import what `print_json` needs for sockets: after a kill there may be no memory for it."""
+    json_dumps()
+    attribute_decoder()
+
+
+def json_dumps() -> Callable[..., str]:
+    """json.dumps, imported when first needed: tables do without."""
+    from json import dumps
+
+    return dumps
+
+
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object without being interrupted."""
-    import json  # tables do without
-
+    text = json_dumps()(value, indent=2)
     with showing():
-        print(json.dumps(value, indent=2))
+        print(text)
 
 
 @contextmanager

@@ -79,7 +79,9 @@ def ending_on_signals(give_up: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """The work: while active, a signal raises Ended, also one that has come before. What comes later waits."""
+    """The work: while active, a signal raises Ended, also one that has come before. What comes later changes nothing:
+    the work is done, and its report says so.
+    """
     try:
         _ending.waits = False
         obey_signal()

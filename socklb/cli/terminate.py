@@ -35,9 +35,9 @@ The owner of a destroyed socket gets an error at once (ECONNABORTED) and can
 reconnect. A v4 address matches v4-mapped v6 sockets too. All backends together
 take one pass a namespace. A loopback or link-local address is another one in
 each namespace: it is looked for in the current one, or in those of --netns.
-Needs CAP_NET_ADMIN, CAP_SYS_ADMIN to enter other namespaces, CAP_SYS_PTRACE to
-see those of other users' processes, and for --rev-nat permission to read the
-maps (and CAP_BPF before Linux 5.19); root has them all.
+Needs CAP_NET_ADMIN, CAP_SYS_ADMIN to enter other namespaces, and CAP_SYS_PTRACE
+to see those of other users' processes; root has them all.
+--rev-nat needs permission to read the maps (and CAP_BPF before Linux 5.19).
 """
 
 

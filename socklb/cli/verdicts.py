@@ -17,6 +17,7 @@ from .output import (
     error_text,
     exit_code,
     ignore_broken_pipe,
+    prepare_json,
     print_json,
     printable,
     warn,
@@ -40,6 +41,8 @@ def run_and_show(destroy: Callable[[], Report], target: Target, options: argpars
 
     The report of a run that an error ended is shown too, an empty one if no run had begun; on bad input nothing is.
     """
+    if options.json:
+        prepare_json()
     try:
         with ended_by_signals():
             report = destroy()
@@ -74,7 +77,12 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
             if options.json:
                 said = [error_text(error)] if error is not None else []
                 said += filter(None, [options.audit_problem])
-                print_json(_as_json(report, target, options, said + problems))
+                try:
+                    print_json(_as_json(report, target, options, said + problems))
+                except MemoryError:
+                    problems = [*problems, "out of memory: the sockets are not listed"]
+                    warn(problems[-1])
+                    print_json({**report.counts.as_dict(), "error": "; ".join(said + problems)})
             else:
                 _print_lines(report)
     return problems

@@ -33,12 +33,14 @@ from .verdicts import left_alone_texts, outcome_line, sums_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from ..engine.audit import Audit
+    from ..engine.audit import AuditFile
     from ..engine.report import Report
     from ..sources import Source
     from ..termination.loop import Pass
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 _EXAMPLES = """\
 examples:
@@ -85,6 +87,8 @@ def run(options: argparse.Namespace) -> int:
     words = options.netns or [ALL]
     with ExitStack() as stack:
         stack.enter_context(ended_by_signals())
+        actions: dict[int, Callable[[], object]] = {}
+        came = stack.enter_context(_signals(actions))  # left last: no signal breaks off what is still to be written
         named = NamedNamespaces(word for word in words if word != ALL)  # an unknown one is an error now
         reporter = stack.enter_context(_Reporter(options.readable_only))
         _check_support(words, reporter.warn)
@@ -100,18 +104,22 @@ def run(options: argparse.Namespace) -> int:
             on_pass=reporter.report,
         )
         source = _source(options.source)
-        caught = stack.enter_context(_signals(loop, audit, reporter, lambda: _table_text(table, loop)))
+        actions[signal.SIGINT] = actions[signal.SIGTERM] = loop.stop
+        actions[signal.SIGHUP] = lambda: _reopen(audit, reporter)
+        actions[signal.SIGUSR1] = lambda: reporter.err.print(lambda: _table_text(table, loop))
+        if _ends(came):
+            loop.stop()
         try:
             with _followed(source, table, loop, reporter):
                 loop.run()
-            if len(caught) == 1:
+            if _ends(came) == 1:
                 loop.run()  # once more, for what the source had read when the signal came
         except SocklbError as error:
             if error.report is not None:
                 reporter.report_end(error.report)
             raise
-    if caught:
-        return INTERRUPTED if signal.SIGINT in caught else DONE
+    if _ends(came):
+        return INTERRUPTED if signal.SIGINT in came else DONE
     return SOME_FAILED if reporter.has_failed or loop.outstanding or options.audit_problem else DONE
 
 
@@ -143,37 +151,41 @@ def _source(word: str) -> Source:
 
 
 @contextmanager
-def _signals(
-    loop: TerminationLoop, audit: Audit | None, reporter: _Reporter, table_text: Callable[[], str]
-) -> Iterator[list[int]]:
-    """While active, SIGTERM and SIGINT stop the loop, SIGHUP opens the audit file anew, and SIGUSR1 shows the table;
-    but for those that are ignored. Yields the list of those that stopped it.
+def _signals(actions: Mapping[int, Callable[[], object]]) -> Iterator[list[int]]:
+    """While active, each of its signals is noted, and calls the action that there is for it by then; but for those that
+    are ignored. Yields the list of those that have come.
     """
     came: list[int] = []
 
-    def stop(number: int, frame: object) -> None:
+    def handle(number: int, frame: object) -> None:
         came.append(number)
-        loop.stop()
+        action = actions.get(number)
+        if action is not None:
+            action()
 
-    def reopen(number: int, frame: object) -> None:
-        try:
-            getattr(audit, "reopen", lambda: None)()
-        except AuditError as error:
-            reporter.warn(f"{error_text(error)}; the old one stays")
-
-    def show(number: int, frame: object) -> None:
-        reporter.err.print(table_text)
-
-    handlers = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reopen, signal.SIGUSR1: show}
-    before = {number: signal.getsignal(number) for number in handlers}
-    for number, handler in handlers.items():
-        if before[number] != signal.SIG_IGN:
-            signal.signal(number, handler)
+    before = {number: signal.getsignal(number) for number in (*_ENDING, signal.SIGHUP, signal.SIGUSR1)}
+    for number, usual in before.items():
+        if usual != signal.SIG_IGN:
+            signal.signal(number, handle)
     try:
         yield came
     finally:
         for number, usual in before.items():
             signal.signal(number, usual)
+
+
+def _ends(came: list[int]) -> int:
+    """How many of these signals ask the command to end."""
+    return sum(number in _ENDING for number in came)
+
+
+def _reopen(audit: AuditFile | None, reporter: _Reporter) -> None:
+    if audit is None:
+        return
+    try:
+        audit.reopen()
+    except AuditError as error:
+        reporter.warn(f"{error_text(error)}; the old one stays")
 
 
 def _table_text(table: BackendTable, loop: TerminationLoop) -> str:

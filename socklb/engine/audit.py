@@ -11,6 +11,7 @@ import time
 
 from ..errors import AuditError
 from ..features import standard_module
+from ..wire.reply import attribute_decoder
 from .report import outcome_record
 
 TYPE_CHECKING = False
@@ -41,6 +42,7 @@ class AuditTrail:
     def __init__(self, audit: Audit, *, dry_run: bool) -> None:
         if not callable(audit):
             raise TypeError(f"audit is a function that takes a dict, not {audit!r}")
+        attribute_decoder()
         self._audit, self._dry_run = audit, dry_run
         self._operation, self._actor = os.urandom(8).hex(), _actor()
         self._command = {"command": _shortened(" ".join(getattr(sys, "argv", ())))}

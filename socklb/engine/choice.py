@@ -42,11 +42,11 @@ def chosen(namespaces: Namespaces) -> Sequence[NetworkNamespace]:
 
 
 def raise_if_all_failed(errors: dict[NetworkNamespace, BaseException], tried: int) -> None:
-    """Raise the first error if no namespace of so many could be searched: entered, or asked. Where only some lack an
+    """Raise the gravest error if no namespace of so many could be searched: entered, or asked. Where only some lack an
     interface or cgroup nothing matches in these, which is no error.
     """
     kinds = (NotPermitted, CannotEnter, UnknownName)
     if errors and len(errors) == tried and all(isinstance(error, kinds) for error in errors.values()):
-        raise next(iter(errors.values()))
+        raise min(errors.values(), key=lambda error: isinstance(error, UnknownName))
     for namespace in [namespace for namespace, error in errors.items() if isinstance(error, UnknownName)]:
         del errors[namespace]

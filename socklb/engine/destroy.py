@@ -164,7 +164,7 @@ class Rounds:
                 found = self.pending[cookie]  # with fewer attributes, it takes less memory
                 is_as_found = (found.state, found.id_bytes) == (socket.state, socket.id_bytes)
                 outcomes.append(self._outcome(found if is_as_found else socket, DESTROYED, remark))
-            elif code == errno.EPERM:
+            elif code in (errno.EPERM, errno.EACCES):
                 self.refusal = self.refusal or kernel_error(code, self._doing)
             elif code == errno.EOPNOTSUPP:
                 unsupported.append(socket)
@@ -209,10 +209,16 @@ class Rounds:
                 if _address(socket) in self._late:
                     reason = TIME_LIMIT
                 outcomes.append(self._outcome(socket, FAILED, reason, errno.ENOENT))
+        self._in_doubt.clear()
         if moved:
             self._moves_left -= 1
             self.pending.update(moved)
         return outcomes
+
+    @property
+    def in_doubt(self) -> int:
+        """How many pending sockets may have been destroyed by now."""
+        return len(self._in_doubt & self.pending.keys())
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Forget the sockets of these outcomes: they are accounted for."""

@@ -117,5 +117,5 @@ def _run_threads(
         try:
             wait(begun)  # a thread that begins later finds the error, and has nothing to do
             return
-        except KeyboardInterrupt:
+        except BaseException:  # of a signal's handler
             continue

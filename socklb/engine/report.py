@@ -83,7 +83,8 @@ class Report:
     reason, count). `hidden`: a sentence on the processes that were not seen, if there are any. `left_alone`: backends
     on a loopback or link-local address, which is another one in each namespace, that were looked for in the current
     namespace only. `devices`: {NetworkNamespace: {index: name}}, the interfaces where a socket is bound to one.
-    `unrecorded`: the outcomes that the audit failed to take, at most 64 destroyed ones among them.
+    `unrecorded`: the outcomes of the batch, of 64 sockets at most, that the audit failed to take; what was still to be
+    destroyed then is `failed`, and not offered to it.
     """
 
     __slots__ = (

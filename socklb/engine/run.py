@@ -21,7 +21,7 @@ from ..kernel.diag import BATCH
 from ..kernel.names import UnknownName
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, current_first, run_in_netns
 from .choice import CURRENT, chosen, raise_if_all_failed
-from .destroy import Rounds
+from .destroy import ANSWER_LOST, Rounds
 from .find import SocketTable, extension_bits
 from .parallel import in_parallel, is_worker
 from .policy import LIMIT, check_filters, check_limit, why_spared
@@ -139,17 +139,20 @@ class Run:
         """Destroy in these namespaces. Whatever is raised once that has begun has the report in `.report`."""
         where = chosen(namespaces)
         try:
-            self._signals.hold()
-            if isinstance(namespaces, NetworkNamespace) or namespaces == CURRENT:
-                self._run_in(where[0])
-                if progress is not None:
-                    progress(1, 1, where[0])
-            else:
-                self._run_in_many(where, progress)
+            try:
+                self._signals.hold()
+                if isinstance(namespaces, NetworkNamespace) or namespaces == CURRENT:
+                    self._run_in(where[0])
+                    if progress is not None:
+                        progress(1, 1, where[0])
+                else:
+                    self._run_in_many(where, progress)
+            except BaseException:
+                self._signals.release(quietly=True)  # the error ends the run anyway, and says more
+                raise
             self._signals.release()
         except BaseException as error:
             error.report = self.report  # type: ignore[attr-defined]
-            self._signals.release(quietly=True)  # the error ends the run anyway, and says more
             raise
         return self.report
 
@@ -269,7 +272,7 @@ class Run:
             if self._dry_run:
                 take(rounds.decide(WOULD_DESTROY, [""] * min(len(rounds.pending), self._left_of(len(pending)))))
             while rounds.pending and self._left_of(BATCH):
-                for batch in rounds.batches(lambda: self._left_of(BATCH)):
+                for batch in rounds.batches(lambda: self._left_of(BATCH, rounds.in_doubt)):
                     self._signals.obey()
                     with turn:
                         self._raise_if_stopped()
@@ -294,7 +297,7 @@ class Run:
                 self.report.outcomes.extend(some)
                 rounds.settle(some)
                 if self._left is not None:
-                    self._left -= sum(outcome.verdict in (DESTROYED, WOULD_DESTROY) for outcome in some)
+                    self._left -= sum(o.verdict in (DESTROYED, WOULD_DESTROY) or o.reason == ANSWER_LOST for o in some)
                 if self._audit is not None:
                     self._audit.record(some, target, self.report.device_of)
         except BaseException as error:
@@ -331,9 +334,9 @@ class Run:
             reasons = [why or next(further) for why in reasons]
         return reasons
 
-    def _left_of(self, number: int) -> int:
-        """So many, or what the limit leaves of them."""
-        return number if self._left is None else min(number, self._left)
+    def _left_of(self, number: int, in_doubt: int = 0) -> int:
+        """So many, or what the limit leaves of them, if all that are in doubt have been destroyed."""
+        return number if self._left is None else max(0, min(number, self._left - in_doubt))
 
 
 def _with_resolved(filters: Iterable[SocketFilter]) -> list[tuple[SocketFilter, bool]]:

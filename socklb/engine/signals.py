@@ -20,6 +20,7 @@ class HeldSignals:
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}
         self._waiting: list[tuple[int, FrameType | None]] = []
+        self._released = False
         self._thread = get_ident()
 
     def hold(self) -> None:
@@ -36,7 +37,7 @@ class HeldSignals:
                     return
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._waiting:
+        if self._waiting or self._released:
             self._handlers[number](number, frame)
         else:
             self._waiting.append((number, frame))
@@ -51,6 +52,7 @@ class HeldSignals:
         """Put the handlers back, and handle what has come; `quietly` without raising KeyboardInterrupt."""
         import signal
 
+        self._released = True  # a handler that raises may leave the others of these in place: they hand on from now on
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         try:

@@ -265,12 +265,14 @@ class InetSocket:
 
 @lru_cache(maxsize=256)  # unless extensions are requested, most sockets of a host carry the very same bytes
 def _decode_attributes(data: bytes) -> tuple[tuple[str | int, Any], ...]:
-    return _decoder()(data)
+    return attribute_decoder()(data)
 
 
 @cache
-def _decoder() -> Callable[[bytes], tuple[tuple[str | int, Any], ...]]:
-    """Imported when first needed: few programs read attributes, and the codecs take long to import."""
+def attribute_decoder() -> Callable[[bytes], tuple[tuple[str | int, Any], ...]]:
+    """Imported when first needed: few programs read attributes, and the codecs take long to import. Who needs them
+    after a kill calls this before it, for then there may be no memory.
+    """
     from .attributes import decode_attributes
 
     return decode_attributes

@@ -41,6 +41,27 @@ def then(self, *arguments):
     raise MemoryError
 DiagSocket.look_up = at_first
 """
+NO_ROOM_FOR_SOCKETS = """
+import json
+dumps = json.dumps
+def refusing(value, **options):
+    if "sockets" in value:
+        raise MemoryError
+    return dumps(value, **options)
+json.dumps = refusing
+"""
+NO_MORE_IMPORTS = """
+DiagSocket = module(".kernel.diag").DiagSocket
+destroy = DiagSocket.destroy
+class Refused:
+    def find_spec(self, name, *_):
+        raise MemoryError(name)
+def destroy_and_refuse(self, *arguments):
+    answers = destroy(self, *arguments)
+    sys.meta_path.insert(0, Refused())
+    return answers
+DiagSocket.destroy = destroy_and_refuse
+"""
 
 
 class Crowd:
@@ -255,21 +276,32 @@ class TestEndedHalfWay:
         number = getattr(signal, name)
         assert (result.code, result.err, result.json["error"]) == (128 + number, f"socklb: {text}\n", text)
 
-    def test_a_signal_that_comes_when_all_is_done_waits_for_the_report(self, sockets: Sockets) -> None:
+    def test_a_signal_that_comes_when_all_is_done_changes_nothing(self, sockets: Sockets) -> None:
         sockets.udp("127.0.0.2", 9000)
         patch = SIGNALLED.format(
             folder="engine", module="signals", kind="HeldSignals", method="release", signal="SIGTERM"
         )
         result = run("destroy", "--json", TO_9000, patch=patch)
-        assert (result.code, result.err, counts(result)) == (
-            143,
-            "socklb: terminated\n",
-            {"matched": 1, "destroyed": 1},
-        )
+        assert (result.code, result.err, counts(result)) == (0, "", {"matched": 1, "destroyed": 1})
+        assert "error" not in result.json
 
     def test_for_want_of_memory(self, sockets: Sockets, tmp_path: Path) -> None:
         result = self.ended(sockets, OUT_OF_MEMORY, tmp_path / "audit")
         assert (result.code, result.err, result.json["error"]) == (1, "socklb: out of memory\n", "out of memory")
+
+    def test_with_too_little_memory_for_its_report(self, sockets: Sockets) -> None:
+        sockets.udp("127.0.0.2", 9000)
+        result = run("destroy", "--json", TO_9000, patch=NO_ROOM_FOR_SOCKETS)
+        assert (result.code, result.json["destroyed"]) == (1, 1)
+        assert (
+            f"socklb: {result.json['error']}\n" == result.err == "socklb: out of memory: the sockets are not listed\n"
+        )
+
+    def test_after_a_kill_nothing_is_imported(self, sockets: Sockets, tmp_path: Path) -> None:
+        """There may be no memory for it."""
+        sockets.udp("127.0.0.2", 9000)
+        result = run("destroy", "--json", "--audit", str(tmp_path / "audit"), TO_9000, patch=NO_MORE_IMPORTS)
+        assert (result.code, result.err, len(result.json["sockets"])) == (0, "", 1)
 
     def test_for_want_of_memory_and_by_a_signal_that_comes_before_the_report(
         self, sockets: Sockets, tmp_path: Path

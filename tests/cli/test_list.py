@@ -170,7 +170,7 @@ class TestJsonInPieces:
         lengths = set()
         for code, text in interrupted:
             said = json.loads(text)
-            assert code == 130
+            assert code == (130 if "error" in said else 0)  # what comes when all is said changes nothing
             assert said["sockets"] == whole[: len(said["sockets"])]
             assert said.get("error", "interrupted") == "interrupted"
             assert "error" in said or len(said["sockets"]) == 5

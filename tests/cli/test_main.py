@@ -41,6 +41,25 @@ def interrupt(*_):
     raise KeyboardInterrupt
 module(".kernel.diag").DiagSocket._receive = interrupt
 """
+TERMINATED_EARLY = """
+import os, signal
+cli = module(".cli")
+parse = cli.parse
+def terminated(words):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return parse(words)
+cli.parse = terminated
+"""
+OUT_OF_MEMORY = """
+def fail():
+    raise MemoryError
+module(".kernel.diag").open_netlink = fail
+"""
+OUT_OF_DESCRIPTORS = f"""
+def fail():
+    raise OSError({errno.EMFILE}, "too many open files")
+module(".kernel.diag").open_netlink = fail
+"""
 NO_UDP = """
 diag = module(".kernel.diag")
 dump = diag.DiagSocket.dump
@@ -71,7 +90,7 @@ ANY_COMMAND = pytest.mark.parametrize(
 class TestExitCodes:
     """0 done (nothing to do included), 2 usage, 3 the kernel cannot, 4 not permitted, 130 interrupted.
 
-    `--json`: standard output carries one JSON object and nothing else, also on 3, 4 and 130 (then with `error`).
+    `--json`: standard output carries one JSON object and nothing else, also on 1, 3, 4, 130, 143 (then with `error`).
     What ends with 1 is in test_destroy, test_terminate and test_demo; watch and rev-nat have files of their own.
     """
 
@@ -83,8 +102,14 @@ class TestExitCodes:
     @ANY_COMMAND
     @pytest.mark.parametrize(
         ("patch", "code", "text"),
-        [(NO_NETLINK, 3, "CONFIG_INET_DIAG"), (INTERRUPTED, 130, "interrupted")],
-        ids=["no netlink", "interrupted"],
+        [
+            (NO_NETLINK, 3, "CONFIG_INET_DIAG"),
+            (INTERRUPTED, 130, "interrupted"),
+            (TERMINATED_EARLY, 143, "terminated"),
+            (OUT_OF_MEMORY, 1, "out of memory"),
+            (OUT_OF_DESCRIPTORS, 1, "oo many open files"),
+        ],
+        ids=["no netlink", "interrupted", "terminated while it reads its words", "no memory", "no descriptors"],
     )
     def test_what_ends_any_command(self, network: None, words: list[str], patch: str, code: int, text: str) -> None:
         result, lines = run(*words, "--json", patch=patch), run(*words, patch=patch)

@@ -14,6 +14,7 @@ from ..reverse_nat.bpf_maps import Maps
 from ..reverse_nat.test_maps import ONE, SIX, TWO, V4, both, record
 from ..sockets import Sockets, cookie_of
 from .runner import Preexec, drop_privilege, run
+from .test_main import OUT_OF_MEMORY, TERMINATED_EARLY
 from .test_netns import loop_among_the_pins
 from .test_terminate import no_maps
 
@@ -96,7 +97,7 @@ class TestStale:
 
 
 class TestExitCodes:
-    """2 where there are no maps, 3 for maps of another layout, 4 without privilege, 130 interrupted."""
+    """2 where there are no maps, 3 for maps of another layout, 4 without privilege, 130 and 143 ended by a signal."""
 
     @STALE
     @JSON
@@ -112,8 +113,17 @@ class TestExitCodes:
             (lambda maps: os.chmod(maps.directory, 0), drop_privilege, "", ["--stale"], 4, "CAP_DAC_READ_SEARCH"),
             (lambda maps: None, None, INTERRUPTED, [], 130, "interrupted"),
             (lambda maps: None, None, INTERRUPTED_WHILE_LOOKING, ["--stale"], 130, "interrupted"),
+            (lambda maps: None, None, OUT_OF_MEMORY, ["--stale"], 1, "out of memory"),
+            (lambda maps: None, None, TERMINATED_EARLY, [], 143, "terminated"),
         ],
-        ids=["another layout", "no privilege", "interrupted", "interrupted while it looks for sockets"],
+        ids=[
+            "another layout",
+            "no privilege",
+            "interrupted",
+            "interrupted while it looks for sockets",
+            "no memory",
+            "terminated while it reads its words",
+        ],
     )
     def test_with_json_it_is_one_object_with_the_error(
         self,

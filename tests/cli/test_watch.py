@@ -7,14 +7,18 @@ import os
 import signal
 import socket
 import tempfile
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from socklb import Backend
 
+from ..children import Child
 from ..networks import Network, networks, pinned_networks
 from ..sockets import Sockets, error_of, eventually, pending_error, talk
 from .agent import delete, lines, replace, upsert, watch, watching
@@ -78,6 +82,15 @@ module(".cli.watch")._SOURCE_SECONDS = 0.01
 """
 IMPATIENT = 'module(".cli.outlet").PATIENCE_SECONDS = 0.05\n'
 SOON = 'module(".termination.loop").PAUSES = (0.02,) * 1000\n'
+SIGNALLED = """
+import os, signal
+watch, outlet = module(".cli.watch"), module(".cli.outlet")
+usual = {owner}.{function}
+def signalled(*arguments):
+    os.kill(os.getpid(), signal.{signal})
+    return usual(*arguments)
+{owner}.{function} = signalled
+"""
 
 
 @pytest.fixture
@@ -142,6 +155,39 @@ class TestLines:
         assert is_cut(client)
 
 
+class TestChurn:
+    """Owners that close while they are about to be cut: whatever has become of their sockets, nothing has failed."""
+
+    BACKEND = Backend("10.9.0.2", 9000, "tcp")
+
+    def churn(self, pipe: Connection) -> None:
+        """Connections that live for a moment; who is cut just tries again."""
+        with Sockets() as sockets:
+            listener = sockets.listen("10.9.0.2", 9000)
+            pipe.send("listening")
+            alive: deque[socket.socket] = deque()
+            while not pipe.poll():
+                with suppress(OSError):
+                    alive.append(socket.create_connection(("10.9.0.2", 9000)))
+                    alive.append(listener.accept()[0])
+                while len(alive) > 30:
+                    alive.popleft().close()
+                time.sleep(0.002)  # the ports of those in TIME_WAIT have to last
+            for each in alive:
+                each.close()
+
+    def test_nothing_fails(self, sockets: Sockets) -> None:
+        with Child(self.churn) as child:
+            child.receive()
+            with watching(*CURRENT) as agent:
+                for number in range(1, 11):
+                    agent.send(upsert(self.BACKEND), delete(self.BACKEND))
+                    eventually(lambda n=number: agent.out.count("\n") >= n, "a cut")  # type: ignore[misc]
+                result = agent.end()
+        assert (result.code, result.err) == (0, "")
+        assert "destroyed" in result.out and "failed" not in result.out
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 class TestSignals:
     """SIGTERM ends it with 0, SIGINT with 130, both after the batch at hand."""
@@ -175,6 +221,18 @@ def test_a_second_signal_ends_it_after_the_batch_at_hand(sockets: Sockets, numbe
         agent.send(upsert(A), delete(A))
         assert agent.result() == (code, f"{A}: 150 matched: 64 destroyed, 86 failed\n", "")
     assert sum(map(is_cut, clients)) == 64
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 0), ("SIGUSR1", 0), ("SIGTERM", 0), ("SIGINT", 130)])
+def test_a_signal_that_comes_while_it_starts(network: None, name: str, code: int) -> None:
+    patch = SIGNALLED.format(signal=name, owner="watch", function="probe")
+    assert run("watch", "--source", "-", stdin="", patch=patch) == (code, "", "")
+
+
+def test_signals_that_come_while_it_ends_break_nothing_off(network: None) -> None:
+    patch = SIGNALLED.format(signal="SIGTERM", owner="outlet.Outlet", function="close")
+    result = run("watch", "--source", "-", stdin="nonsense\n", patch=patch)
+    assert (result.code, result.err.count("line 1 is passed over")) == (0, 1)
 
 
 def test_a_signal_ends_it_though_its_source_hangs(network: None) -> None:

@@ -16,15 +16,20 @@ from socklb import (
     NetworkNamespace,
     NotPermitted,
     SocketFilter,
+    cgroup,
     destroy_sockets,
+    device,
     dport,
     dst,
     find_sockets,
+    mark,
     sport,
     src,
 )
 from socklb.filters import Condition
 
+from .. import world
+from ..reverse_nat.balancer.cgroup import inside, new_cgroup
 from ..sockets import (
     Sockets,
     add_v6_address,
@@ -108,6 +113,39 @@ class TestWhoDies:
         assert pending_error(one.client) == "ECONNABORTED"
         for pair in others:
             talk(pair.client, pair.server)
+
+
+class TestNamed:
+    """By a device, a mark, a cgroup: those that have it die, the others live."""
+
+    @pytest.fixture
+    def marked(self, sockets: Sockets) -> tuple[list[socket.socket], list[socket.socket]]:
+        """(clients, others): of each protocol one with a mark, bound to a device."""
+        pairs = [make(ADDRESS, PORT)[0] for make in (sockets.tcp, sockets.udp_pair) * 2]
+        for client in pairs[:2]:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x01020304)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+        return pairs[:2], pairs[2:]
+
+    @pytest.mark.parametrize("where", [device("lo"), mark(0x01020304), mark(0x4, 0xFF)], ids=["device", "mark", "mask"])
+    def test_by_what_a_socket_was_given(
+        self, marked: tuple[list[socket.socket], list[socket.socket]], where: Condition
+    ) -> None:
+        filters = [SocketFilter(protocol, dst(ADDRESS, PORT) & where) for protocol in ("tcp", "udp")]
+        assert destroy_sockets(filters).destroyed == 2
+        assert [[pending_error(each) for each in some] for some in marked] == [["ECONNABORTED"] * 2, [""] * 2]
+
+    def test_by_the_cgroup_that_made_it(self, sockets: Sockets) -> None:
+        try:
+            with new_cgroup() as directory:
+                with inside(directory):
+                    doomed = [sockets.tcp(ADDRESS, PORT)[0], sockets.udp(ADDRESS, PORT)]
+                others = [sockets.tcp(ADDRESS, PORT)[0], sockets.udp(ADDRESS, PORT)]
+                filters = [SocketFilter(each, dst(ADDRESS, PORT) & cgroup(directory)) for each in ("tcp", "udp")]
+                assert destroy_sockets(filters).destroyed == 2
+        except OSError as error:
+            world.cannot(f"no cgroup of its own: {error}")
+        assert [pending_error(each) for each in doomed + others] == ["ECONNABORTED"] * 2 + [""] * 2
 
 
 class TestTcp:

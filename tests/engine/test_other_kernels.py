@@ -16,7 +16,9 @@ from socklb.wire.netlink import NLM_F_CAPPED, NLMSG_ERROR, Ack, encode_ack, enco
 from socklb.wire.reply import decode_msg
 from socklb.wire.socket_id import SocketId
 
+from .. import this_kernel
 from ..fake_kernel import Answer, Datagram, FakeKernel, Request, StatefulTable, row, table, verdicts
+from ..sockets import Sockets
 
 TCP = SocketFilter("tcp", dport(80))
 TIME_WAIT_TIMER = 3
@@ -116,10 +118,19 @@ class TestOrphans:
     ) -> None:
         probe = import_module("socklb.engine.probe")
         keeps_orphans = probe.keeps_orphans.__wrapped__  # without its memory
-        assert keeps_orphans() is False
+        assert keeps_orphans() is not this_kernel.destroys_orphans()
         assert list(find_sockets(SocketFilter("tcp", states="all"))) == [], "nothing of it is left"
         monkeypatch.setattr("socklb.kernel.diag.DiagSocket.destroy", lambda *_: [0])  # as if the kernel did nothing
         assert keeps_orphans() is True
+
+    @pytest.mark.kernel
+    def test_one_is_destroyed_and_gone_or_spared_and_there(self, sockets: Sockets) -> None:
+        client, _ = sockets.fin_wait1("127.0.0.2", 80)
+        client.close()
+        (outcome,) = destroy_sockets(TCP).outcomes
+        dies = this_kernel.destroys_orphans()
+        assert (outcome.verdict, outcome.reason) == (("destroyed", "") if dies else ("skipped", "no owner"))
+        assert len(list(find_sockets(TCP))) == (0 if dies else 1)
 
 
 class TestCappedWithoutTheFlag:

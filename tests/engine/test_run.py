@@ -220,7 +220,7 @@ def expected_end(fates: list[str]) -> tuple[str, dict[str, str], int]:
             return fate, {**{name: errors[name] for name in errors if name not in not_begun}, **not_begun}, begun
     there = [fate for fate in fates if fate != "NamespaceVanished"]
     if there and {*there} <= {"NotPermitted", "UnknownName", "CannotEnter"}:
-        return there[0], errors, len(fates)
+        return min(there, key="UnknownName".__eq__), errors, len(fates)  # that nothing can match says least
     errors = {name: kind for name, kind in errors.items() if kind != "UnknownName"}  # nothing matched there
     return "", errors, len(fates)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import count, repeat
 from types import FrameType
@@ -130,6 +131,15 @@ class Interrupt:
         return self._line
 
 
+@contextmanager
+def handling(number: int, handler: Any) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 class Busy(StatefulTable):
     """Sockets of every fate: twins, one that is gone and one that has moved when they are to be destroyed."""
 
@@ -169,6 +179,36 @@ class TestAnInterrupt:
                 self.check(report, world.killed, [r["cookie"] for r in records], "", with_audit)
         return interrupt.where
 
+    def test_by_a_second_one_while_the_handlers_are_put_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The other signals are handled by whom they were before."""
+        usual, came = signal.signal, list[int]()
+
+        def put(number: int, handler: Any) -> Any:
+            before = usual(number, handler)
+            if handler is signal.default_int_handler:
+                signal.raise_signal(signal.SIGINT)
+            return before
+
+        with handling(signal.SIGTERM, lambda number, frame: came.append(number)), monkeypatch.context() as patch:
+            patch.setattr(signal, "signal", put)
+            with FakeKernel(table([row(1)])).installed(), pytest.raises(KeyboardInterrupt) as caught:
+                destroy_sockets(TCP)
+            signal.raise_signal(signal.SIGTERM)
+        assert (came, report_of(caught.value).destroyed) == ([signal.SIGTERM], 1)
+
+    def test_whose_handler_exits_behind_an_error(self) -> None:
+        def fail(record: Record) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            raise ZeroDivisionError
+
+        with (
+            handling(signal.SIGTERM, lambda number, frame: sys.exit()),
+            FakeKernel(table([row(1)])).installed(),
+            pytest.raises(SystemExit) as caught,
+        ):
+            destroy_sockets(TCP, audit=fail)
+        assert report_of(caught.value).destroyed == 1
+
     def check(self, report: Report, killed: list[int], recorded: list[int], where: str, with_audit: bool) -> None:
         verdict_of = verdicts(report)
         destroyed = {cookie for cookie, verdict in verdict_of.items() if verdict == "destroyed"}
@@ -185,6 +225,7 @@ class TestTheReportOfAnError:
         ("kind", "where", "code", "options"),
         [
             (NotPermitted, TCP, errno.EPERM, {}),
+            (NotPermitted, TCP, errno.EACCES, {}),
             (NotSupported, TCP, errno.EOPNOTSUPP, {}),
             (UnknownName, SocketFilter("tcp", dport(80) & device("nosuch")), 0, {}),
             (ZeroDivisionError, SocketFilter("tcp", dport(80), predicate=lambda socket: 1 // 0), 0, {}),

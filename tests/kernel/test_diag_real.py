@@ -73,6 +73,8 @@ class TestDumps:
         made = [sockets.make(family, kind) for _ in range(500)]  # they fill several datagrams
         for one in made:
             one.bind((address, 0))
+            if kind == socket.SOCK_STREAM:
+                one.listen()
         expected = {cookie_of(one) for one in made}
         for _ in range(3):
             found = [InetSocket(row, protocol).cookie for row in rows(diag, request(family, protocol))]

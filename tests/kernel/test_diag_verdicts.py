@@ -190,6 +190,18 @@ class TestLostAnswers:
         assert {said[n] for n in range(64)} == {("destroyed", "", None)}
         assert {said[100 + n] for n in range(64)} == {("gone", ANSWER_LOST, None)}
 
+    def test_a_limit_counts_what_may_have_been_destroyed(self) -> None:
+        kernel = StatefulTable([row(n) for n in range(30)])
+        batches = count()
+
+        def answer(requests: Sequence[Request]) -> Iterable[Datagram]:
+            answers = list(kernel(requests))
+            is_lost = requests[0].type == SOCK_DESTROY and next(batches) % 2 == 0
+            return [OSError(errno.ENOBUFS, "lost")] if is_lost else answers
+
+        destroyed(answer, limit=10)
+        assert len(kernel.killed) == 10
+
     def test_the_doubt_remains_if_the_run_ends_before_the_next_dump(self) -> None:
         said = self.outcomes([row(1)], lost=0, dump=errno.EIO)
         assert said == {1: ("failed", f"{os.strerror(errno.EIO)}, and perhaps destroyed", errno.EIO)}
@@ -235,9 +247,9 @@ class TestHowMuchIsSent:
 
 
 class TestRefusals:
-    """EPERM and EOPNOTSUPP end the run, with the report so far in `.report`; any other errno is that socket's alone."""
+    """EPERM, EACCES, EOPNOTSUPP end the run, with the report so far in `.report`; others are that socket's alone."""
 
-    ENDING = pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+    ENDING = pytest.mark.parametrize("code", [errno.EPERM, errno.EACCES, errno.EOPNOTSUPP])
 
     @ENDING
     def test_half_way_the_rest_is_failed(self, code: int) -> None:

@@ -21,7 +21,7 @@ from socklb import KernelError, NetworkNamespace, NotPermitted, NotSupported, So
 from socklb.kernel import namespaces
 from socklb.kernel.namespaces import CLONE_NEWNET, run_in_netns, unshare
 
-from .. import world
+from .. import this_kernel, world
 from ..capabilities import with_only
 from ..networks import no_thread_lingers
 from ..sockets import Sockets, in_child, reused_pid, without_privilege
@@ -46,6 +46,10 @@ def elsewhere() -> Iterator[NetworkNamespace]:
         other = NetworkNamespace.from_path(path, name="other")
         world.new_network()
         yield other
+
+
+def needs_numbers() -> None:
+    this_kernel.needs(this_kernel.numbers_namespaces, "gives namespaces no numbers")
 
 
 class TestIdentity:
@@ -80,6 +84,7 @@ class TestIdentity:
 
     @pytest.mark.kernel
     def test_a_dead_one_is_not_the_one_that_has_its_inode_now(self, network: None) -> None:
+        needs_numbers()
         with elsewhere() as dead:
             pass
         kept: list[NetworkNamespace] = []
@@ -98,6 +103,7 @@ class TestIdentity:
 
     @pytest.mark.kernel
     def test_who_may_enter_knows_the_cookie(self, network: None) -> None:
+        needs_numbers()
         here = NetworkNamespace.current().cookie
         assert here == NetworkNamespace.from_pid(os.getpid()).cookie > 0
         with elsewhere() as other:
@@ -313,6 +319,7 @@ class TestVanished:
 
     @pytest.mark.parametrize("here", [True, False], ids=["current", "elsewhere"])
     def test_another_cookie(self, network: None, here: bool) -> None:
+        needs_numbers()
         with elsewhere() as other:
             real = NetworkNamespace.current() if here else other
             stale = NetworkNamespace("n", real.path, real.device, real.inode, (), real.cookie + 1)
@@ -335,6 +342,8 @@ class TestVanished:
         ids=["name", "inode", "cookie"],
     )
     def test_one_without_a_path_is_not_the_current_one(self, network: None, fields: tuple[Any, ...]) -> None:
+        if fields[5:]:
+            needs_numbers()
         self.vanished(NetworkNamespace(*fields))
 
     def test_a_path_that_leads_to_another_one_now(self, network: None, tmp_path: Path) -> None:

@@ -19,13 +19,15 @@ from socklb import (
 )
 from socklb.filters import Condition, device, dst
 from socklb.filters.conditions import Or
-from socklb.kernel.discovery import DiscoveredNamespaces
 from socklb.termination.table import Instance
 
 from .counters import counters
+from .endpoints import LINK_LOCAL, LINKS
 from .filters import PORTS, TARGETS
-from .machine import NAMESPACES, SocketMachine
-from .model import ModelFilter, ModelSocket, Options, Verdict, unmapped
+from .machine import NAMESPACES
+from .model import ModelFilter, ModelSocket, Options, Verdict, matches, unmapped
+from .owners import OwnerMachine
+from .population import SocketOptions
 
 _UP_STATES = ("active", "terminating")
 
@@ -59,6 +61,8 @@ _instances = st.builds(
     st.sampled_from((False, False, False, True)),
 )
 _numbers = st.lists(st.integers(0, NAMESPACES - 1), min_size=1, max_size=NAMESPACES, unique=True) | st.just([0, 1, 2])
+_protocols, _links = st.sampled_from(("tcp", "udp")), st.sampled_from(LINKS)
+_targets, _ports = st.sampled_from(TARGETS), st.sampled_from(PORTS)
 _dry_run = st.sampled_from((False, False, False, True))
 
 
@@ -81,7 +85,7 @@ class ModelTable:
             self.down.append(backend)
 
 
-class BackendMachine(SocketMachine):
+class BackendMachine(OwnerMachine):
     def __init__(self) -> None:
         super().__init__()
         self.table, self.model_table = BackendTable(), ModelTable()
@@ -148,11 +152,37 @@ class BackendMachine(SocketMachine):
         down = self.table.drain_down()
         self.model_table.down = []
         everywhere = list(range(NAMESPACES))
-        report = terminate_connections(down, namespaces=DiscoveredNamespaces(self._namespaces(everywhere)))
-        local = [backend for backend in down if backend.is_local]
-        assert sorted(map(str, report.left_alone)) == sorted(map(str, local))
-        self._check_termination(report, down, everywhere, Options(), locals_here=True)
-        counters["left alone"] += len(local)
+        self._check_termination(terminate_connections(down), down, everywhere, Options(), locals_here=True)
+
+    @rule(protocol=_protocols, address=_targets, port=_ports)
+    def terminate_in_several(self, protocol: str, address: str, port: int) -> None:
+        """Each namespace has clients of one address. Where that is loopback, in others than the current one they
+        die only when the namespaces are named.
+        """
+        backend = Backend(address, port, protocol)
+        for netns in self.namespaces:
+            self.world.connect(netns, protocol, address, port, SocketOptions())
+        everywhere = list(range(NAMESPACES))
+        report = terminate_connections([backend])
+        self._check_termination(report, [backend], everywhere, Options(), locals_here=True)
+        counters["alive on loopback elsewhere"] += len(self._clients_of(backend))
+        report = terminate_connections([backend], namespaces=self._namespaces(everywhere))
+        self._check_termination(report, [backend], everywhere, Options())
+        if backend.is_local:
+            counters["terminated on loopback elsewhere"] += report.destroyed
+
+    @rule(protocol=_protocols, port=_ports, link=_links, by_index=st.booleans(), numbers=_numbers)
+    def terminate_on_link(self, protocol: str, port: int, link: str, by_index: bool, numbers: list[int]) -> None:
+        """Both links of each namespace have clients of one address. A name is one link in each, an index is not."""
+        for number in numbers:
+            self.world.connect_on_links(self.namespaces[number], protocol, LINK_LOCAL, port)
+        zone = self.namespaces[-1].interfaces[link] if by_index else link
+        backend = Backend(f"{LINK_LOCAL}%{zone}", port, protocol)
+        report = terminate_connections([backend], namespaces=self._namespaces(numbers))
+        self._check_termination(report, [backend], numbers, Options())
+        counters["terminated on a link"] += report.destroyed
+        to = ModelFilter(protocol, dst(LINK_LOCAL, port))
+        counters["spared on the other link"] += sum(len(self.world.model.matching(to, number)) for number in numbers)
 
     # ------------------------------------------------------------------------------------------------ parts
 
@@ -164,6 +194,9 @@ class BackendMachine(SocketMachine):
                 self.table.replace([Instance(backend, "", "active" if is_up else "quarantined")])
                 for known in {*self.model_table.services, backend}:
                     self.model_table.put(known, {"": is_up} if known == backend else {})
+
+    def _clients_of(self, backend: Backend) -> list[ModelSocket]:
+        return [one for one in self.world.model.sockets if _is_client(one, backend)]
 
     def _check_table(self) -> None:
         for backend in self.model_table.services:
@@ -186,6 +219,9 @@ class BackendMachine(SocketMachine):
 
         With `locals_here` the local backends are those of the current namespace alone.
         """
+        local = [backend for backend in backends if locals_here and backend.is_local]
+        assert sorted(map(str, report.left_alone)) == sorted(map(str, local))
+        counters["left alone"] += len(local)
         assert not report.unsearched
         assert not report.errors
         assert not report.unrecorded
@@ -206,7 +242,7 @@ class BackendMachine(SocketMachine):
         self._check_sums(report.counts, verdicts.values())
         assert set(report.backends) == set(backends)
         for backend, counts in report.backends.items():
-            self._check_sums(counts, [verdict for one, verdict in verdicts.items() if _backend_of(one) == backend])
+            self._check_sums(counts, [verdict for one, verdict in verdicts.items() if _is_client(one, backend)])
         self._expect_destroyed(verdicts)
         counters["terminations"] += 1
         counters["destroyed by terminations"] += report.destroyed
@@ -225,11 +261,16 @@ class BackendMachine(SocketMachine):
 
 
 def _backend_of(one: ModelSocket) -> Backend:
-    link = f"%{one.device}" if one.peer.is_link_local and one.peer.version == 6 else ""
+    link = f"%{one.device_name}" if one.peer.is_link_local and one.peer.version == 6 else ""
     return Backend(f"{unmapped(one.peer)}{link}", one.peer_port, one.protocol)
+
+
+def _is_client(one: ModelSocket, backend: Backend) -> bool:
+    return one.protocol == backend.protocol and matches(_condition(backend), one) is True
 
 
 def _condition(backend: Backend) -> Condition:
     address = str(backend.address).partition("%")[0]
     to = dst(address, backend.port)
-    return to & device(int(backend.link)) if backend.link else to
+    link = int(backend.link) if backend.link.isdigit() else backend.link
+    return to & device(link) if link else to

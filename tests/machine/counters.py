@@ -17,7 +17,10 @@ _REASONS = {ONLY_BOUND: "only bound", SHARED: "hidden"}
 _NEEDED = (
     *("worlds", "steps", "searches", "found", "refused", "terminations", "destroyed by terminations", "runs"),
     *("destroyed", "mapped", "twins", "skipped", "limit", "would_destroy", "listening", "not connected", "own session"),
-    *("failed", "only bound", "hidden", "on a link", "left meanwhile", "left alone"),
+    *("failed", "only bound", "hidden", "alive on the other link", "left alone"),
+    *("alive on loopback elsewhere", "terminated on loopback elsewhere"),
+    *("terminated on a link", "spared on the other link"),
+    *("closed meanwhile", "disconnected meanwhile", "listening meanwhile", "hit too late"),
 )
 
 

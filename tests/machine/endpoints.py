@@ -9,6 +9,7 @@ import struct
 import subprocess
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from ipaddress import ip_address
 from typing import Optional
 
@@ -16,12 +17,15 @@ from socklb import NetworkNamespace
 from socklb.kernel.namespaces import run_in_netns
 
 from .. import world
+from ..networks import pinned
 from ..proc_net import ProcNet
 from ..sockets import add_v6_address, cookie_of, error_of, eventually, pending_error, state_of
 from .model import BOUND_INACTIVE, CLOSE, CLOSE_WAIT, ESTABLISHED, IPAddress, ModelSocket
 
 LINKS = ("left", "right")
 LINK_LOCAL = "fe80::5"
+ON_LINKS = (LINK_LOCAL, "10.8.0.5")
+"""What both links have for addresses."""
 
 _SMALL_TABLE = "64"
 _ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
@@ -36,8 +40,10 @@ class Netns:
         world.new_network()
         add_v6_address("fd00::1")
         self._make_links()
+        self.interfaces = {name: socket.if_nametoindex(name) for name in ("lo", *LINKS)}
         self._descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        path = f"/proc/self/fd/{self._descriptor}"
+        self._pin = ExitStack()  # so that it is found where all are asked for
+        path = self._pin.enter_context(pinned(f"/proc/self/fd/{self._descriptor}", f"machine-{number}"))
         self.namespace: Optional[NetworkNamespace] = NetworkNamespace.from_path(path, name=f"netns {number}")
         self.table = ProcNet()
 
@@ -50,16 +56,26 @@ class Netns:
                 with open(path, "w", encoding="ascii") as file:
                     file.write(_SMALL_TABLE)
 
-    @staticmethod
-    def _make_links() -> None:
-        """Two, which have the same address."""
-        subprocess.run(["ip", "link", "add", LINKS[0], "type", "veth", "peer", "name", LINKS[1]], check=True)
+    def _make_links(self) -> None:
+        """Two, which have the same addresses. Their indexes are not the same in each namespace."""
+        first, second = LINKS if self.number % 2 else LINKS[::-1]
+        commands = [f"link add {first} type veth peer name {second}"]
         for link in LINKS:
-            subprocess.run(["ip", "link", "set", link, "up"], check=True)
-            subprocess.run(["ip", "addr", "add", f"{LINK_LOCAL}/64", "dev", link, "nodad"], check=True)
+            commands.append(f"link set {link} up")
+            commands.extend(f"addr add {address}/24 dev {link}" for address in ON_LINKS)
+        commands = [f"{command} nodad" if LINK_LOCAL in command else command for command in commands]
+        try:
+            made = subprocess.run(
+                ["ip", "-batch", "-"], input="\n".join(commands), check=False, capture_output=True, text=True
+            )
+        except FileNotFoundError:
+            world.cannot("there is no ip command to make links with")
+        if made.returncode:
+            world.cannot(f"no pair of links can be made here: {made.stderr}")
 
     def close(self) -> None:
         self.table.close()
+        self._pin.close()
         os.close(self._descriptor)
 
     def make(self, family: int, kind: int) -> socket.socket:
@@ -114,6 +130,7 @@ def model_of(netns: Netns, sock: socket.socket, state: int, *, autobound: bool, 
         state,
         *(*name_of(sock), *peer_of(sock)),
         device=_device_of(sock),
+        interfaces=netns.interfaces,
         mark=sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & 0xFFFFFFFF,
         cgroup=cgroup,
         autobound=autobound,

@@ -12,6 +12,7 @@ from socklb.filters import Condition
 from socklb.filters.conditions import And, Or
 
 from ..filters.trees import conditions, trees
+from .endpoints import LINKS
 from .model import STATES, ModelFilter, ModelSocket, Options
 
 TARGETS = ("127.0.0.2", "127.0.0.3", "::1", "fd00::1", "::ffff:127.0.0.2")
@@ -37,7 +38,7 @@ _marks = st.builds(
     lambda value, mask: mark(value & mask, mask), st.sampled_from(MARKS), st.sampled_from((0, 1, 0x10, 0xFFFFFFFF))
 )
 _devices_and_cgroups = st.sampled_from((device(0), device(1), device(2), cgroup(0), cgroup(1)))
-_kernels_own = st.sampled_from((device("lo"), autobound()))  # only the kernel, or the namespace, knows
+_kernels_own = st.sampled_from((*map(device, ("lo", *LINKS)), autobound()))  # only the kernel, or the namespace, knows
 _others = _devices_and_cgroups | _kernels_own
 
 endpoint_conditions = trees(_hosts | _ports, fewest_parts=0)

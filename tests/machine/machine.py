@@ -6,8 +6,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Optional
-from unittest import mock
+from typing import Optional
 
 import pytest
 from hypothesis import strategies as st
@@ -25,14 +24,12 @@ from socklb import (
     find_sockets,
     sport,
 )
-from socklb.engine import run as run_module
 from socklb.engine.report import Counts
 from socklb.filters.conditions import EVERYTHING
-from socklb.kernel.namespaces import run_in_netns
 
 from ..filters.trees import names_what_it_matches
 from .counters import count_run, count_search, counters
-from .endpoints import LINK_LOCAL, LINKS, Netns, make_namespaces, peer_of
+from .endpoints import LINKS, ON_LINKS, Netns, make_namespaces
 from .filters import BY_PROTOCOL, MARKS, PORTS, TARGETS, TWIN_PORT, Aim, aimed, aims, model_filters, options, states
 from .model import (
     CLOSING,
@@ -47,7 +44,7 @@ from .model import (
     Verdict,
     unmapped,
 )
-from .population import TWIN_CLIENTS_PORT, SocketOptions
+from .population import DEVICES, TWIN_CLIENTS_PORT, SocketOptions
 from .world import World
 
 NAMESPACES = 3
@@ -58,17 +55,18 @@ _TIME_WAIT = next(states for states in STATES if states.argument == ["time-wait"
 _WITH_LISTEN = next(states for states in STATES if states.names_listen)
 
 _which = st.integers(0, 59)
-_netns = st.sampled_from((*range(NAMESPACES), NAMESPACES - 1, NAMESPACES - 1))  # the current one most often
+netns_numbers = st.sampled_from((*range(NAMESPACES), NAMESPACES - 1, NAMESPACES - 1))  # the current one most often
 _counts = st.integers(1, 3)
 _protocols = st.sampled_from(("tcp", "udp"))
 _uncommon = st.sampled_from(("send_unbound_udp", "connect_in_vain", "connect_to_deferring_listener"))
 _targets = st.sampled_from(TARGETS)
 _ports = st.sampled_from(PORTS)
+_links, _on_links = st.sampled_from(LINKS), st.sampled_from(ON_LINKS)
 _bind_addresses = st.sampled_from((*TARGETS, "0.0.0.0", "::"))
 _bind_ports = st.sampled_from((*PORTS, TWIN_PORT, TWIN_PORT))
 _dry_runs = st.sampled_from((False, False, False, True))
 socket_options = st.builds(
-    SocketOptions, st.booleans(), st.booleans(), st.sampled_from(MARKS), st.booleans(), st.booleans()
+    SocketOptions, st.booleans(), st.booleans(), st.sampled_from(MARKS), st.sampled_from(DEVICES), st.booleans()
 )
 
 
@@ -91,6 +89,8 @@ class SocketMachine(RuleBasedStateMachine):
     @initialize(addresses=st.lists(_targets, min_size=1, max_size=2), port=_ports, made=socket_options)
     def start(self, addresses: list[str], port: int, made: SocketOptions) -> None:
         if any(netns.rows() for netns in self.namespaces):  # what an example that failed has left
+            for netns in self.namespaces:
+                netns.close()
             self.namespaces[:] = make_namespaces(NAMESPACES)
         self.world = World(self.namespaces, _cgroup_of_all(self.namespaces[-1]))
         for netns in self.namespaces:
@@ -115,30 +115,37 @@ class SocketMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------------------ rules
 
-    @rule(netns=_netns, address=_bind_addresses, port=_bind_ports, made=socket_options)
+    @rule(netns=netns_numbers, address=_bind_addresses, port=_bind_ports, made=socket_options)
     def listen(self, netns: int, address: str, port: int, made: SocketOptions) -> None:
         self.world.listen(self.namespaces[netns], address, port, made)
 
-    @rule(netns=_netns, protocol=_protocols, address=_bind_addresses, port=_bind_ports, made=socket_options)
+    @rule(netns=netns_numbers, protocol=_protocols, address=_bind_addresses, port=_bind_ports, made=socket_options)
     def bind(self, netns: int, protocol: str, address: str, port: int, made: SocketOptions) -> None:
         self.world.bind(self.namespaces[netns], protocol, address, port, made)
 
-    @rule(netns=_netns, protocol=_protocols, address=_targets, port=_ports, made=socket_options, count=_counts)
+    @rule(netns=netns_numbers, protocol=_protocols, address=_targets, port=_ports, made=socket_options, count=_counts)
     def connect(self, netns: int, protocol: str, address: str, port: int, made: SocketOptions, count: int) -> None:
         for _ in range(count):
             self.world.connect(self.namespaces[netns], protocol, address, port, made)
 
-    @rule(netns=_netns, how=_uncommon, address=_targets, made=socket_options)
+    @rule(netns=netns_numbers, how=_uncommon, address=_targets, made=socket_options)
     def connect_in_an_uncommon_way(self, netns: int, how: str, address: str, made: SocketOptions) -> None:
         getattr(self.world, how)(self.namespaces[netns], address, made)
 
-    @rule(netns=_netns, address=_targets, state=st.sampled_from((FIN_WAIT1, LAST_ACK, CLOSING)), made=socket_options)
+    @rule(
+        netns=netns_numbers,
+        address=_targets,
+        state=st.sampled_from((FIN_WAIT1, LAST_ACK, CLOSING)),
+        made=socket_options,
+    )
     def close_behind_data(self, netns: int, address: str, state: int, made: SocketOptions) -> None:
         self.world.close_behind_data(self.namespaces[netns], address, state, made)
 
-    @rule(netns=_netns, protocol=_protocols, link=st.sampled_from(LINKS), port=_ports, made=socket_options)
-    def connect_on_link(self, netns: int, protocol: str, link: str, port: int, made: SocketOptions) -> None:
-        self.world.connect_on_link(self.namespaces[netns], protocol, link, port, made)
+    @rule(netns=netns_numbers, protocol=_protocols, link=_links, address=_on_links, port=_ports, made=socket_options)
+    def connect_on_link(
+        self, netns: int, protocol: str, link: str, address: str, port: int, made: SocketOptions
+    ) -> None:
+        self.world.connect_on_link(self.namespaces[netns], protocol, link, address, port, made)
 
     @rule(which=_which, mark=st.sampled_from(MARKS))
     def mark(self, which: int, mark: int) -> None:
@@ -205,7 +212,7 @@ class SocketMachine(RuleBasedStateMachine):
             filter = ModelFilter(one.protocol, sport(port) | dport(port), states)
             self._destroy(self.namespaces[one.netns], filter, options)
 
-    @rule(netns=_netns, protocol=_protocols, address=_targets, port=_ports, limit=_counts, dry_run=_dry_runs)
+    @rule(netns=netns_numbers, protocol=_protocols, address=_targets, port=_ports, limit=_counts, dry_run=_dry_runs)
     def destroy_some_of_several(
         self, netns: int, protocol: str, address: str, port: int, limit: int, dry_run: bool
     ) -> None:
@@ -214,7 +221,7 @@ class SocketMachine(RuleBasedStateMachine):
             self.world.connect(self.namespaces[netns], protocol, address, port, SocketOptions())
         self._destroy(self.namespaces[netns], ModelFilter(protocol, dst(address, port)), Options(dry_run, limit))
 
-    @rule(netns=_netns, address=_targets, port=_ports, count=_counts, which=_which, mapped=st.booleans())
+    @rule(netns=netns_numbers, address=_targets, port=_ports, count=_counts, which=_which, mapped=st.booleans())
     def destroy_around_ssh(self, netns: int, address: str, port: int, count: int, which: int, mapped: bool) -> None:
         """One of those that are connected to a backend is the own session."""
         for _ in range(count):
@@ -223,43 +230,17 @@ class SocketMachine(RuleBasedStateMachine):
         self._set_ssh_session(self._pick(which, self.world.model.matching(filter, netns)), mapped)
         self._destroy(self.namespaces[netns], filter, Options())
 
-    @rule(netns=_netns, protocol=_protocols, port=_ports, link=st.sampled_from(LINKS))
-    def destroy_on_link(self, netns: int, protocol: str, port: int, link: str) -> None:
-        """Clients of the same link-local address on both links, and only those on one of them."""
+    @rule(netns=netns_numbers, protocol=_protocols, address=_on_links, port=_ports, link=_links, by_name=st.booleans())
+    def destroy_on_link(self, netns: int, protocol: str, address: str, port: int, link: str, by_name: bool) -> None:
+        """Two connections that differ in nothing but the link, and only the one that is named by it."""
         here = self.namespaces[netns]
-        for each in LINKS:
-            self.world.connect_on_link(here, protocol, each, port, SocketOptions())
-        index = run_in_netns(here.namespace, lambda: socket.if_nametoindex(link))
-        self._destroy(here, ModelFilter(protocol, dst(LINK_LOCAL, port) & device(index)), Options())
-        counters["on a link"] += 1
+        self.world.connect_on_links(here, protocol, address, port)
+        to = dst(address, port)
+        filter = ModelFilter(protocol, to & device(link if by_name else here.interfaces[link]))
+        self._destroy(here, filter, Options())
+        counters["alive on the other link"] += len(self.world.model.matching(ModelFilter(protocol, to), netns))
 
-    @rule(netns=_netns, address=_targets, count=st.integers(3, 6), closing=st.booleans())
-    def destroy_while_owners_leave(self, netns: int, address: str, count: int, closing: bool) -> None:
-        """When the first batch is recorded, the sockets of all later ones are closed or disconnected."""
-        here, port = self.namespaces[netns], self.world._port()
-        before = set(self.world.real)
-        for _ in range(count):
-            self.world.connect(here, "udp", address, port, SocketOptions(own_port=True))
-        made = [one for one in self.world.real if one not in before]
-        cookies = {one.cookie: one for one in made}
-        left: list[ModelSocket] = []
-
-        def audit(record: dict[str, Any]) -> None:
-            if not left:
-                left.extend(one for one in made if peer_of(self.world.real[one])[1])
-                for one in left:
-                    self.world.leave(one, closing=closing)
-
-        with mock.patch.object(run_module, "BATCH", 2):
-            report = destroy_sockets(
-                SocketFilter("udp", dst(address, port)), namespaces=here.namespace or "current", audit=audit
-            )
-        verdicts = {cookies[outcome.socket.cookie]: outcome.verdict for outcome in report.outcomes}
-        assert verdicts == {one: "gone" if one in left else "destroyed" for one in made}
-        self.world.expect_destroyed([one for one in made if one not in left])
-        counters["left meanwhile"] += len(left)
-
-    @rule(netns=_netns, address=_targets, port=_ports)
+    @rule(netns=netns_numbers, address=_targets, port=_ports)
     def destroy_twins(self, netns: int, address: str, port: int) -> None:
         """The one that the kernel finds first hides the others. UDP clients that have lost their peer are spared at
         first, and then hide each other for ever.
@@ -312,13 +293,13 @@ class SocketMachine(RuleBasedStateMachine):
         assert set(found) == set(matching), (filter, set(found) ^ set(matching))
         for one, row in zip(found, rows):
             assert (row.state, row.is_time_wait) == (one.reported_state, one.is_mini)
-            assert (row.interface, row.inode) == (one.device, one.inode)
+            assert row.inode == one.inode
         count_search(len(found))
 
     def _identify(self, netns: Netns, row: InetSocket) -> ModelSocket:
         protocol = "tcp" if row.protocol == socket.IPPROTO_TCP else "udp"
         ends = row.src, row.sport, row.dst, row.dport
-        return self.world.model.identify(netns.number, protocol, row.cookie, ends)
+        return self.world.model.identify(netns.number, protocol, row.cookie, ends, row.interface)
 
     def _is_refused(self, netns: Netns, filter: ModelFilter, options: Options) -> bool:
         """As it has to be if the filter bounds nothing."""
@@ -350,7 +331,11 @@ class SocketMachine(RuleBasedStateMachine):
         return verdicts
 
     def _expect_destroyed(self, verdicts: dict[ModelSocket, Verdict]) -> None:
-        self.world.expect_destroyed([one for one, verdict in verdicts.items() if verdict.verdict == "destroyed"])
+        self.world.expect_destroyed(self._destroyed(verdicts))
+
+    @staticmethod
+    def _destroyed(verdicts: dict[ModelSocket, Verdict]) -> list[ModelSocket]:
+        return [one for one, verdict in verdicts.items() if verdict.verdict == "destroyed"]
 
     def _verdicts(self, netns: Netns, outcomes: Sequence[Outcome]) -> dict[ModelSocket, Verdict]:
         verdicts = {self._identify(netns, one.socket): Verdict(one.verdict, one.reason) for one in outcomes}

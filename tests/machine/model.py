@@ -5,7 +5,7 @@ Nothing here uses the kernel or the package's own matching: conditions are inter
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple, Optional, Union
@@ -47,6 +47,7 @@ class ModelSocket:
     peer: IPAddress
     peer_port: int
     device: int = 0
+    interfaces: Mapping[str, int] = field(default_factory=dict, repr=False)  # of its namespace
     mark: int = 0
     cgroup: int = 0
     autobound: bool = True
@@ -55,6 +56,10 @@ class ModelSocket:
     is_mini: bool = False
     is_request: bool = False
     other_end: Optional[ModelSocket] = field(default=None, repr=False)  # of a TCP connection
+
+    @property
+    def device_name(self) -> str:
+        return next((name for name, index in self.interfaces.items() if index == self.device), "")
 
     @property
     def is_owned(self) -> bool:
@@ -71,8 +76,8 @@ class ModelSocket:
 
     @property
     def shared_address(self) -> tuple[object, ...]:
-        """What the kernel looks a destroy up by: a socket with the same may be found instead."""
-        is_connected = self.state not in (CLOSE, BOUND_INACTIVE)  # else it may still have an address of its peer
+        """What the kernel looks a destroy up by, but for the device: a socket with the same may be found instead."""
+        is_connected = self.state not in (CLOSE, LISTEN, BOUND_INACTIVE)  # else it may still have its peer's address
         return (
             *(self.netns, self.protocol, unmapped(self.local), self.local_port),
             (unmapped(self.peer), self.peer_port) if is_connected else None,
@@ -120,7 +125,7 @@ def matches(condition: Condition, one: ModelSocket) -> bool | None:
     if isinstance(condition, Port):
         return condition.low <= (one.local_port if condition.side == "src" else one.peer_port) <= condition.high
     if isinstance(condition, Device):
-        return one.device == (LOOPBACK if condition.interface == "lo" else condition.interface)
+        return one.device == one.interfaces.get(str(condition.interface), condition.interface)
     if isinstance(condition, Mark):
         return one.mark & condition.mask == condition.value
     if isinstance(condition, Cgroup):
@@ -214,15 +219,15 @@ class Model:
     def matching(self, filter: ModelFilter, netns: int) -> list[ModelSocket]:
         return [one for one in self.sockets if one.netns == netns and filter.matches(one)]
 
-    def identify(self, netns: int, protocol: str, cookie: int, ends: Ends) -> ModelSocket:
+    def identify(self, netns: int, protocol: str, cookie: int, ends: Ends, device: int) -> ModelSocket:
         """The socket that a row describes: by cookie, but for the kernel's own, whose cookies are unknown."""
         for one in self.sockets:
-            if (one.netns, one.protocol, one.ends) == (netns, protocol, ends):
+            if (one.netns, one.protocol, one.ends, one.device) == (netns, protocol, ends, device):
                 if one.is_owned and one.cookie == cookie:
                     return one
                 if not one.is_owned and cookie not in {other.cookie for other in self.sockets}:
                     return one
-        raise AssertionError(f"{protocol} {ends} with cookie {cookie} in {netns} is none of {self.sockets}")
+        raise AssertionError(f"{protocol} {ends} on {device} with cookie {cookie} in {netns} is none of {self.sockets}")
 
     def why_spared(self, one: ModelSocket, filter: ModelFilter, options: Options) -> str:
         """Why a socket that matches is spared whatever the limit; "" if it is not."""
@@ -279,8 +284,12 @@ class Model:
                     assert one in destroyed, (one, twins)
 
     def twins(self, one: ModelSocket) -> list[ModelSocket]:
-        """All that share its address, itself among them."""
-        return [other for other in self.sockets if other.shared_address == one.shared_address]
+        """All that may be found in its place, itself among them: those on its device, and those on none."""
+        return [
+            other
+            for other in self.sockets
+            if other.shared_address == one.shared_address and other.device in (0, one.device)
+        ]
 
     def victims(self, destroyed: Iterable[ModelSocket]) -> list[ModelSocket]:
         """Who is closed with these, or may be: the other ends that are reset, and the requests of listeners."""
@@ -296,11 +305,12 @@ class Model:
 
 
 def _new_twins(one: ModelSocket, destroyed: Iterable[ModelSocket]) -> list[ModelSocket]:
-    """Who came to share the address of a UDP socket without a peer, by losing its own peer in the same run."""
+    """Who came to share the address of a UDP socket without a peer, by losing its own one, or its device, meanwhile."""
     return [
         other
         for other in destroyed
-        if (one.protocol, one.state, other.state, other.autobound) == ("udp", CLOSE, ESTABLISHED, False)
+        if (one.protocol, one.state, other.autobound) == ("udp", CLOSE, False)
+        and (other.state == ESTABLISHED or other.device)
         and (other.netns, other.protocol, other.local_port) == (one.netns, one.protocol, one.local_port)
         and unmapped(other.local) == unmapped(one.local)
     ]

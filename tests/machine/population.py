@@ -10,10 +10,8 @@ from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from socklb.kernel.namespaces import run_in_netns
-
 from ..sockets import error_of, eventually, family_of, fill, state_of
-from .endpoints import LINK_LOCAL, Netns, model_of, name_of, peer_of
+from .endpoints import LINK_LOCAL, LINKS, Netns, model_of, name_of, peer_of
 from .model import (
     BOUND_INACTIVE,
     CLOSE,
@@ -34,18 +32,25 @@ _DROP_ALL = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0), 8) 
 _SO_ATTACH_FILTER = 26
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
+DEVICES = ("", "", "", "lo", "lo", *LINKS)
+
 TWIN_CLIENTS_PORT = 7001
 """The one that UDP clients share."""
 
 
 class SocketOptions(NamedTuple):
-    """How a socket is made: bound to an address or a port, with a mark, on lo alone, with SO_REUSEPORT."""
+    """How a socket is made: bound to an address or a port, with a mark, on one device alone, with SO_REUSEPORT."""
 
     own_address: bool = False
     own_port: bool = False
     mark: int = 0
-    to_loopback: bool = False
+    device: str = ""
     twin: bool = False
+
+    @property
+    def on_loopback(self) -> SocketOptions:
+        """Without a link: what loopback has for addresses cannot be reached from there."""
+        return self._replace(device="") if self.device in LINKS else self
 
 
 class Population:
@@ -64,7 +69,9 @@ class Population:
         self.model.sockets = [
             other
             for other in self.model.sockets
-            if other.is_owned or (other.netns, other.ends) != (one.netns, one.ends)
+            if other.is_owned
+            or (other.netns, other.ends) != (one.netns, one.ends)
+            or other.device not in (0, one.device)
         ]
         self.real[one] = sock
         self.model.sockets.append(one)
@@ -73,7 +80,7 @@ class Population:
     def _add_of_kernel(self, one: ModelSocket, state: int, *, is_request: bool = False) -> ModelSocket:
         """What the kernel alone holds in the place of a socket, or at its other end."""
         made = ModelSocket(one.netns, "tcp", state, *one.ends, device=one.device, mark=one.mark)
-        made.is_request, made.is_mini = is_request, not is_request
+        made.interfaces, made.is_request, made.is_mini = one.interfaces, is_request, not is_request
         self.model.sockets.append(made)
         return made
 
@@ -93,8 +100,8 @@ class Population:
         sock = netns.make(family_of(address), _KINDS[protocol])
         if options.mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", options.mark))
-        if options.to_loopback:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        if options.device:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, options.device.encode())
         if options.twin:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return sock
@@ -125,14 +132,14 @@ class Population:
 
     def send_unbound_udp(self, netns: Netns, address: str, options: SocketOptions) -> None:
         """The system chooses its port when it first sends; nobody listens there."""
-        sock = self._make(netns, address, "udp", options)
+        sock = self._make(netns, address, "udp", options.on_loopback)
         sock.sendto(b"x", (address, 9))
         self._add(netns, sock, CLOSE, autobound=True)
 
     def _client(self, netns: Netns, address: str, protocol: str, options: SocketOptions) -> socket.socket:
         """Twins of UDP share one port; those of TCP would be one connection."""
         shared = options.twin and protocol == "udp"
-        sock = self._make(netns, address, protocol, options._replace(twin=shared))
+        sock = self._make(netns, address, protocol, options.on_loopback._replace(twin=shared))
         source = {"127": "127.0.0.9", "::1": "::1", "fd0": "fd00::1", "::f": "::ffff:127.0.0.9"}[address[:3]]
         port = 0 if not options.own_port else TWIN_CLIENTS_PORT if shared else self._port()
         if options.own_address or options.own_port:
@@ -157,25 +164,43 @@ class Population:
             return
         self._add_pair(netns, client, server, autobound=autobound)
 
-    def connect_on_link(self, netns: Netns, protocol: str, link: str, port: int, options: SocketOptions) -> None:
-        """The peer is link-local. Both ends are bound to the link then, by the kernel."""
-        index = run_in_netns(netns.namespace, lambda: socket.if_nametoindex(link))
-        client = self._make(netns, LINK_LOCAL, protocol, options._replace(to_loopback=False, twin=False))
-        address = (LINK_LOCAL, port, 0, index)
+    def connect_several(self, netns: Netns, protocol: str, address: str, port: int, *, count: int) -> list[ModelSocket]:
+        """The clients, each with a port of its own, one after another."""
+        before = set(self.real)
+        for _ in range(count):
+            self.connect(netns, protocol, address, port, SocketOptions(own_port=True))
+        return [one for one in self.real if one not in before and one.peer_port == port]
+
+    def connect_on_link(
+        self, netns: Netns, protocol: str, link: str, address: str, port: int, options: SocketOptions, *, own: int = 0
+    ) -> None:
+        """To an address of the link itself, with this own port. Both ends are bound to the link."""
+        options = options._replace(device=link, twin=False)
+        link_local = (0, netns.interfaces[link]) if address == LINK_LOCAL else ()  # else on whichever link it is
+        client = self._make(netns, address, protocol, options)
+        if own or options.own_port:
+            client.bind((address, own or self._port(), *link_local))
+        autobound = not (own or options.own_port)
         if protocol == "udp":
-            client.connect(address)
-            self._add(netns, client, ESTABLISHED, autobound=True)
+            client.connect((address, port, *link_local))
+            self._add(netns, client, ESTABLISHED, autobound=autobound)
             return
-        with netns.make(socket.AF_INET6, socket.SOCK_STREAM) as listener:
+        with self._make(netns, address, protocol, SocketOptions(device=link)) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if error_of(lambda: listener.bind(address)):  # one that listens on all addresses has the port
-                client.close()
+            if error_of(lambda: listener.bind((address, port, *link_local))):
+                client.close()  # one that listens on all addresses has the port
                 return
             listener.listen(1)
-            client.connect(address)
+            client.connect((address, port, *link_local))
             server, _ = listener.accept()
         server.settimeout(5)
-        self._add_pair(netns, client, server, autobound=True)
+        self._add_pair(netns, client, server, autobound=autobound)
+
+    def connect_on_links(self, netns: Netns, protocol: str, address: str, port: int) -> None:
+        """Two connections with the same addresses and ports."""
+        own = self._port()
+        for link in LINKS:
+            self.connect_on_link(netns, protocol, link, address, port, SocketOptions(), own=own)
 
     def _accepted(
         self, client: socket.socket, address: str, port: int, listeners: Iterable[ModelSocket]
@@ -205,7 +230,7 @@ class Population:
     # ------------------------------------------------------------------------------- uncommon TCP states
 
     def _private_listener(self, netns: Netns, address: str, options: SocketOptions) -> socket.socket:
-        listener = self._bound(netns, address.replace("::ffff:", ""), self._port(), "tcp", options)
+        listener = self._bound(netns, address.replace("::ffff:", ""), self._port(), "tcp", options.on_loopback)
         assert listener is not None
         return listener
 

@@ -20,11 +20,13 @@ from .endpoints import (
     peer_of,
 )
 from .model import (
+    BOUND_INACTIVE,
     CLOSE,
     CLOSE_WAIT,
     ESTABLISHED,
     FIN_WAIT2,
     LISTEN,
+    LOOPBACK,
     SYN_SENT,
     TIME_WAIT,
     ModelSocket,
@@ -52,14 +54,26 @@ class World(Population):
             one.state = ESTABLISHED
             (one.local, one.local_port), (one.peer, one.peer_port) = name_of(sock), peer_of(sock)
 
-    def leave(self, one: ModelSocket, *, closing: bool) -> None:
-        """The owner of a UDP socket closes it, or disconnects it, which leaves it where it has bound itself."""
+    def disconnect(self, one: ModelSocket) -> None:
+        """The owner of a socket with a port of its own disconnects it, which leaves it there."""
         sock = self.real[one]
-        if closing:
-            self._remove(one)
+        assert _libc.connect(sock.fileno(), bytes(28), 28) == 0  # AF_UNSPEC
+        if one.protocol == "udp":
+            self._lose_peer(one)
             return
-        assert _libc.connect(sock.fileno(), bytes(16), 16) == 0  # AF_UNSPEC
-        self._lose_peer(one)
+        assert pending_error(sock) == "ECONNRESET"  # so does its other end
+        other, one.other_end, one.peer_port = one.other_end, None, 0
+        assert other is not None
+        expect_tcp_closed(other, self.real[other], error_of_reset(other))
+        self._remove(other)
+        one.state = BOUND_INACTIVE
+
+    def disconnect_and_listen(self, one: ModelSocket) -> None:
+        """A TCP socket that was connected can do so, where it is bound; UDP cannot."""
+        self.disconnect(one)
+        if one.protocol == "tcp":
+            self.real[one].listen(16)
+            one.state = LISTEN
 
     def half_close(self, one: ModelSocket) -> None:
         """One direction of a connection is closed. If the other was before, a mini-socket of the first end is left."""
@@ -95,6 +109,18 @@ class World(Population):
             other.state = CLOSE_WAIT
             mini = self._add_of_kernel(one, FIN_WAIT2)
             mini.other_end, other.other_end = other, mini
+
+    def wait_for_minis(self, netns: Netns) -> None:
+        """Before a FIN is acknowledged, which takes a while, the socket is still one that a filter may match."""
+        minis = expected_rows(one for one in self.model.sockets if one.netns == netns.number and one.is_mini)
+        eventually(lambda: not minis - netns.rows(), "the acknowledgement of each FIN")
+
+    def what_is_left_of(self, one: ModelSocket) -> ModelSocket:
+        """Itself, or the mini-socket in its place, which has its cookie."""
+        if one in self.real:
+            return one
+        (mini,) = (other for other in self.model.sockets if (other.netns, other.ends) == (one.netns, one.ends))
+        return mini
 
     def abort(self, one: ModelSocket) -> None:
         """With a reset, which closes the other end as well."""
@@ -197,7 +223,11 @@ class World(Population):
         at_peer = self._udp_at(one.netns, one.peer_port)
         if self._udp_at(one.netns, one.local_port) != [one]:
             return None  # a twin might get the answer
-        servers = [other for other in at_peer if other.state == CLOSE and other.local == unmapped(one.peer)]
+        servers = [
+            other
+            for other in at_peer
+            if other.state == CLOSE and other.local == unmapped(one.peer) and other.device in (0, LOOPBACK)
+        ]
         return servers[0] if len(at_peer) == len(servers) == 1 else None
 
     def _udp_at(self, netns: int, port: int) -> list[ModelSocket]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from socklb import Backend, Counts, NetworkNamespace, RevNatMaps, live_cookies, terminate_connections
@@ -99,7 +101,7 @@ class TestEntries:
         (key,) = ebpf.items(family.reverse, family.key_size, family.service_size)
         value = ebpf.items(family.reverse, family.key_size, family.service_size)[key]
         cookie = 0xFFFF_FFFF_0000
-        ebpf.update(family.reverse, cookie.to_bytes(8, "little") + key[8:], value)
+        ebpf.update(family.reverse, cookie.to_bytes(8, sys.byteorder) + key[8:], value)
         words = ("rev-nat", "--rev-nat-dir", clients.balancer.directory)
         assert [entry["cookie"] for entry in run(*words, "--stale", "--json").json["entries"]] == [cookie]
         assert len(run(*words, "--json").json["entries"]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,11 @@ def _kernel_accepts(diag: DiagSocket, program: bytes) -> bool:
     return True
 
 
+def op(code: int, yes: int, no: int) -> bytes:
+    """struct inet_diag_bc_op, in the order of this machine."""
+    return struct.pack("=BBH", code, yes, no)
+
+
 @pytest.mark.kernel
 class TestTheKernel:
     """DESIGN: a random program is accepted by the verifier if and only if the real kernel accepts it."""
@@ -201,19 +207,18 @@ class TestTheKernel:
     @pytest.mark.parametrize(
         ("program", "accepted"),
         [
-            ("01 04 0400", True),  # to the end: accepts every socket
-            ("01 04 0800", True),  # 4 bytes past the end: rejects every socket
-            ("01 04 0c00", False),  # further past
-            ("01 00 0400", False),  # would not advance
-            ("01 04 04", False),  # not a multiple of 4
-            ("0e 04 0400", False),  # an unknown code
-            ("07 0c 0c00 02 18 0000 ffffffff", False),  # a condition that is cut off
-            ("07 10 1000 02 21 0000 ffffffff 0a010203", False),  # a prefix of 33 bits
-            ("", False),
+            (op(1, 4, 4), True),  # to the end: accepts every socket
+            (op(1, 4, 8), True),  # 4 bytes past the end: rejects every socket
+            (op(1, 4, 12), False),  # further past
+            (op(1, 0, 4), False),  # would not advance
+            (op(1, 4, 4)[:3], False),  # not a multiple of 4
+            (op(14, 4, 4), False),  # an unknown code
+            (op(7, 12, 12) + bytes.fromhex("02 18 0000 ffffffff"), False),  # a condition that is cut off
+            (op(7, 16, 16) + bytes.fromhex("02 21 0000 ffffffff 0a010203"), False),  # a prefix of 33 bits
+            (b"", False),
         ],
     )
-    def test_the_edges(self, program: str, accepted: bool) -> None:
-        code = bytes.fromhex(program)
-        assert vm.verify(code) == accepted
+    def test_the_edges(self, program: bytes, accepted: bool) -> None:
+        assert vm.verify(program) == accepted
         with DiagSocket() as diag:
-            assert _kernel_accepts(diag, code) == accepted
+            assert _kernel_accepts(diag, program) == accepted

@@ -6,6 +6,7 @@ The codes are those of <linux/bpf.h> and <linux/bpf_common.h>; Documentation/bpf
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -23,9 +24,9 @@ _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
 
 _BPF_INSN = struct.Struct(
-    "<"  # little-endian machines alone: on others the two registers change places
+    "="
     "B"  # code
-    "B"  # dst_reg in the lower half, src_reg in the upper
+    "B"  # dst_reg and src_reg, four bits each: the first in the lower half of little-endian machines
     "h"  # off
     "i"  # imm
 )
@@ -56,9 +57,13 @@ def assemble(code: Code) -> bytes:
         else:
             labels[statement] = len(instructions)
     return b"".join(
-        _BPF_INSN.pack(code, source << 4 | target, labels[to] - at if isinstance(to, str) else to, immediate)
+        _BPF_INSN.pack(code, _registers(target, source), labels[to] - at if isinstance(to, str) else to, immediate)
         for at, (code, target, source, to, immediate) in enumerate(instructions, 1)
     )
+
+
+def _registers(target: int, source: int) -> int:
+    return source << 4 | target if sys.byteorder == "little" else target << 4 | source
 
 
 def load(size: int, target: int, source: int, offset: int) -> Instruction:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import struct
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 # The kinds of maps (enum bpf_map_type), of programs (enum bpf_prog_type) and the flags that are used here.
 BPF_MAP_TYPE_HASH = 1
@@ -18,7 +21,10 @@ BPF_PROG_TYPE_CGROUP_SOCK_ADDR = 18
 BPF_F_NO_PREALLOC = 1  # of a map: take memory when there are entries
 BPF_F_ALLOW_MULTI = 2  # of an attachment: live with the programs of others, above and below
 
-SYSTEM_CALLS = {"x86_64": 321, "aarch64": 280}  # the number of bpf(2)
+# The number of bpf(2), by the machine of the kernel and whether this process has 64 bits.
+_SYSTEM_CALLS = {
+    ("x86_64", True): 321, ("aarch64", True): 280, ("s390x", True): 351, ("x86_64", False): 357, ("i686", False): 357,
+}  # fmt: skip
 
 # enum bpf_cmd
 _MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM, _MAP_GET_NEXT_KEY = range(5)
@@ -82,6 +88,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def create_map(type: int, key_size: int, value_size: int, max_entries: int, flags: int = 0) -> int:
+    with suppress(ValueError, OSError):  # before Linux 5.11 maps count as locked memory, and too much of it is EPERM
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return _bpf(_MAP_CREATE, _ATTR_CREATE.pack(type, key_size, value_size, max_entries, flags))
 
 
@@ -192,10 +200,14 @@ def _element(descriptor: int, key: ctypes.Array[ctypes.c_char], value: ctypes.Ar
     return _ATTR_ELEMENT.pack(descriptor, ctypes.addressof(key), ctypes.addressof(value), 0)
 
 
+def system_call() -> int:
+    """Its number, 0 where that is not known here."""
+    return _SYSTEM_CALLS.get((os.uname().machine, sys.maxsize > 1 << 32), 0)
+
+
 def _bpf(command: int, attr: bytes) -> int:
     """What the kernel answers; descriptors come with close-on-exec."""
-    number = SYSTEM_CALLS[os.uname().machine]
-    result: int = _libc.syscall(number, command, _buffer(attr), len(attr))
+    result: int = _libc.syscall(system_call(), command, _buffer(attr), len(attr))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{_NAMES[command]}: {os.strerror(code)}")

@@ -56,7 +56,7 @@ def _in_initial_user_namespace() -> bool:
 
 def why_not() -> str:
     """Why there can be no balancer here, "" if there can."""
-    if platform.machine() not in ebpf.SYSTEM_CALLS:
+    if not ebpf.system_call():
         return f"the number of bpf(2) on {platform.machine()} is not known here"
     if not _in_initial_user_namespace():
         return "it needs root: this is a user namespace, and bpf(2) needs capabilities in the initial one"

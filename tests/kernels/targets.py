@@ -1,0 +1,46 @@
+"""The kernels and machines that there are, by name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Target(NamedTuple):
+    """A suite of Debian for an architecture: its kernel, its Python, its iproute2."""
+
+    name: str
+    suite: str
+    architecture: str
+    kernel: str = ""
+    """The package; without one, the kernel that runs here runs these programs too."""
+    emulator: tuple[str, ...] = ()
+    console: str = ""
+
+
+_AMD64 = ("linux-image-cloud-amd64", ("qemu-system-x86_64", "-M", "q35", "-cpu", "max"), "ttyS0")
+_ARM64 = ("linux-image-cloud-arm64", ("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a57"), "ttyAMA0")
+_S390X = ("linux-image-s390x", ("qemu-system-s390x", "-M", "s390-ccw-virtio", "-cpu", "max"), "ttysclp0")
+
+DEFAULT = "5.10"
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(DEFAULT, "bullseye", "amd64", *_AMD64),
+        Target("6.1", "bookworm", "amd64", *_AMD64),
+        Target("6.12", "trixie", "amd64", *_AMD64),
+        Target("newest", "forky", "amd64", *_AMD64),
+        Target("s390x", "bookworm", "s390x", *_S390X),  # big-endian
+        Target("arm64", "bookworm", "arm64", *_ARM64),
+        Target("i386", "bookworm", "i386"),  # programs of 32 bits
+    )
+}
+
+# What each program that is called is packaged in.
+PACKAGES = {
+    "mmdebstrap": "mmdebstrap",
+    "cpio": "cpio",
+    "depmod": "kmod",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "qemu-system-s390x": "qemu-system-misc",
+}
