@@ -179,6 +179,8 @@ def _copy_libraries(binaries: Sequence[Path], root: Path) -> None:
     for binary in binaries:
         listed = subprocess.run(["ldd", str(binary)], stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
         for name, path in re.findall(r"^\s*(?:(\S+) => )?(/\S+) \(0x", listed, re.MULTILINE):
+            if name.startswith("/"):  # the program's own loader, and the one that ldd took in its place
+                name, path = "", name
             source = Path(path).resolve()
             target = root / "lib" / name if name else root / path.lstrip("/")
             if target.exists():

@@ -98,7 +98,7 @@ print(json.dumps({
     "write": attempt(write),
     "encoding": sys.getfilesystemencoding(),
     "flags": [sys.flags.isolated, sys.flags.no_site, sys.flags.optimize],
-    "root": sorted(set(os.listdir("/")) - {"lib64"}),
+    "root": sorted({"app", "dev", "etc", "lib", "proc", "run", "sys", "usr"} & set(os.listdir("/"))),
 }))
 """
 
