@@ -62,7 +62,7 @@ def _check(target: Target, with_suites: bool) -> bool:
     text = output.read_text(encoding="utf-8", errors="replace")
     report = Report.read(text)
     ok = report is not None and report.ok and not why
-    result = f"{report}" if ok else f"FAILED: {report or why}"
+    result = f"{report}" if ok else f"FAILED: {why or report or 'it did not come to its end'}"
     print(f"{'' if ok else text}{target.name}: {result}; {time.monotonic() - begin:.0f} s", flush=True)
     return ok
 

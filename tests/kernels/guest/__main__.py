@@ -53,6 +53,8 @@ class Count:
             self.skipped[report.longrepr[2].replace("Skipped: ", "", 1)] += 1  # type: ignore[index]
         elif report.failed or report.when == "call":
             self.add(report.passed)
+        if report.failed:  # at once: a guest may not come to its end
+            print(f"\nFAILED {report.nodeid} ({report.when})\n{report.longreprtext}", flush=True)
 
 
 def main() -> None:
@@ -61,7 +63,7 @@ def main() -> None:
         code = subprocess.run([sys.executable, "-m", "socklb", command], stdin=subprocess.DEVNULL).returncode
         count.add(code == 0)
     os.environ["SOCKLB_REQUIRE_KERNEL"] = "1"
-    options = ("-p", "no:cacheprovider", "-rfEs", "--tb=short", "--color=no", "--durations=20")
+    options = ("-p", "no:cacheprovider", "--no-summary", "--tb=short", "--color=no")
     code = pytest.main([*options, *(SUITES if "SOCKLB_SUITES" in os.environ else CHECKS)], [count])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         count.add(False)
