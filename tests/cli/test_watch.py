@@ -185,7 +185,8 @@ class TestChurn:
                     eventually(lambda n=number: agent.out.count("\n") >= n, "a cut")  # type: ignore[misc]
                 result = agent.end()
         assert (result.code, result.err) == (0, "")
-        assert "destroyed" in result.out and "failed" not in result.out
+        assert "destroyed" in result.out
+        assert "failed" not in result.out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
