@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from functools import cache
 
 import pytest
 
-from socklb import InetSocket, SocketFilter, dst, find_sockets
+from socklb import InetSocket, KernelError, SocketFilter, dst, find_sockets
 from socklb.kernel.diag import DiagSocket
+from socklb.reverse_nat.bpf import BpfMap
 from socklb.wire.request import destroy_request
 from socklb.wire.socket_id import AF_INET
 
 from . import world
-from .sockets import Sockets, in_child
+from .sockets import Sockets, in_child, without_privilege
 
 ADDRESS, PORT = "127.0.0.2", 9000
+IPPROTO_MPTCP = 262
 
 
 def _tried(function: Callable[[Sockets], bool]) -> bool:
@@ -82,6 +85,29 @@ def numbers_namespaces() -> bool:
             return bool(any_socket.getsockopt(socket.SOL_SOCKET, 71, 8))
         except OSError:
             return False
+
+
+@cache
+def has_mptcp() -> bool:
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP).close()
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def refusal_of_a_pin() -> int:
+    """The errno for who may not read a pinned BPF map: before Linux 5.19 bpf(2) itself may be kept from them."""
+
+    def play() -> int:
+        try:
+            BpfMap.open("/nowhere").close()
+        except KernelError as error:
+            return error.errno or 0
+        return 0
+
+    return errno.EPERM if without_privilege(play) == errno.EPERM else errno.EACCES
 
 
 def needs(what: Callable[[], bool], why_not: str) -> None:

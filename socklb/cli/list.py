@@ -169,7 +169,7 @@ def _print_json(rows: Rows, search: _Search, readable_only: bool) -> None:
             text = start + ",".join(waiting) + end
             waiting.clear()
             begun = True
-            print(text, end="")
+            print(text, end="", flush=True)  # a pipe shows them as they come, whatever this Python holds back
 
     def finish(error: BaseException | None) -> None:
         problems, _ = namespace_problems(search.errors, search.unsearched, readable_only)

@@ -63,9 +63,9 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
     A pinned one is named after its pin, another one after the first process in it, "pid 123 (command)", or the first
     thread, "tid 124 (name)"; where the name is taken, by its path. What may not be looked at is in `.refused` of the
     result; what vanished meanwhile is not. They are for use at once: when a namespace has gone, another one may get its
-    inode, and nothing else is known of a discovered one. One that is kept alive only by an open descriptor, a socket or a
-    mount in another mount namespace is not found. Raises KernelError where /proc is not mounted, or where descriptors or
-    memory have run out.
+    inode, and nothing else is known of a discovered one. One that is kept alive only by an open descriptor, a socket or
+    a mount in another mount namespace is not found. Raises KernelError where /proc is not mounted, or where descriptors
+    or memory have run out.
     """
     current = current_namespace()
     paths = {(current.device, current.inode): [current.path]}

@@ -173,14 +173,14 @@ class TerminationLoop:
         help. What had been done by then is in `.report` of the error.
         """
         with self._table.subscribe(self._wake_up):
-            self._waker = waker = Waker()
+            self._waker = Waker()  # in no local: an error of a pass, and so its frames, may be kept for long
             try:
-                with waker.woken_by_signals():
-                    self._run(waker)
+                with self._waker.woken_by_signals():
+                    self._run()
             finally:
                 self._waker = None
 
-    def _run(self, waker: Waker) -> None:
+    def _run(self) -> None:
         gathered: float | None = None  # when the batch that is gathering is to go
         while True:
             now, stopping = monotonic(), self._stops > 0
@@ -192,8 +192,11 @@ class TerminationLoop:
             self._pass_for([backend for backend, scheduled in self._scheduled.items() if scheduled.time <= now])
             if stopping or (self._finishing and not self._has_more_to_do()):
                 return
-            times = [scheduled.time for scheduled in self._scheduled.values()] + ([] if gathered is None else [gathered])
-            waker.wait(min(times) - monotonic() if times else None)
+            times = [scheduled.time for scheduled in self._scheduled.values()]
+            if gathered is not None:
+                times.append(gathered)
+            if self._waker is not None:
+                self._waker.wait(min(times) - monotonic() if times else None)
 
     def _has_more_to_do(self) -> bool:
         return self._table.has_down() or any(scheduled.is_waited_for for scheduled in self._scheduled.values())

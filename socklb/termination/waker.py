@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..errors import kernel_error
 
@@ -33,10 +33,8 @@ class Waker:
 
     def wake(self) -> None:
         """End the wait that is on, or else the next one."""
-        try:
+        with suppress(BlockingIOError):  # full: it has been woken up often
             os.write(self._ends[1], b"\0")
-        except BlockingIOError:  # full: it has been woken up often
-            pass
 
     def wait(self, seconds: float | None = None) -> None:
         """Until `wake` was called since the last wait, or so many seconds have gone; None: as long as it takes."""

@@ -32,7 +32,7 @@ from socklb.wire.bytecode import decode_program
 from socklb.wire.netlink import NLMSG_NOOP, iter_messages
 from socklb.wire.request import SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, TCPDIAG_GETSOCK
 
-from .. import world
+from .. import this_kernel
 from ..fake_kernel import Answer, Datagram, FakeKernel, Request, ack_message, table
 from ..filters.trees import socket_between
 from ..networks import networks
@@ -117,8 +117,7 @@ class TestTheRealKernel:
         sockets.time_wait("127.0.0.1", 9000)
         client, _ = sockets.tcp("127.0.0.1", 9000)
         (row,) = find_sockets(SocketFilter("tcp", dport(9000)))
-        if "cgroup_id" not in row.attributes:
-            world.cannot("this kernel does not report cgroups")
+        this_kernel.needs(lambda: "cgroup_id" in row.attributes, "reports no cgroups")
         other = row.attributes["cgroup_id"] + 1
         for condition in (~cgroup(other), ~(cgroup(other) | cgroup(0)), cgroup(other - 1)):
             found = find_sockets(SocketFilter("tcp", dport(9000) & condition, states="all"))

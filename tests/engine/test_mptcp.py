@@ -14,25 +14,21 @@ import pytest
 from socklb import InetSocket, SocketFilter, TcpState, destroy_sockets, dst, find_sockets
 from socklb.engine.destroy import SUBFLOW
 
-from .. import world
+from .. import this_kernel
 from ..sockets import Sockets, error_of
+from ..this_kernel import IPPROTO_MPTCP
 
 pytestmark = pytest.mark.kernel
 
 ADDRESS, PORT = "127.0.0.2", 9000
 TO_SERVER = SocketFilter("tcp", dst(ADDRESS, PORT))
-IPPROTO_MPTCP = 262
 Pair = tuple[socket.socket, socket.socket]
 
 
 def connect(sockets: Sockets, server_protocol: int) -> Pair:
     """(client, server) of a connection that the client wants to be MPTCP; some data has gone through."""
-    try:
-        listener, client = (
-            sockets.make(socket.AF_INET, socket.SOCK_STREAM, p) for p in (server_protocol, IPPROTO_MPTCP)
-        )
-    except OSError as error:
-        world.cannot(f"this kernel has no MPTCP: {error}")
+    this_kernel.needs(this_kernel.has_mptcp, "has no MPTCP")
+    listener, client = (sockets.make(socket.AF_INET, socket.SOCK_STREAM, p) for p in (server_protocol, IPPROTO_MPTCP))
     listener.bind((ADDRESS, PORT))
     listener.listen()
     client.connect((ADDRESS, PORT))
@@ -84,8 +80,7 @@ class TestWhatTheOwnerSees:
 
     def test_after_it_comes_enotconn(self, mptcp: Pair) -> None:
         timeout = Path("/proc/sys/net/mptcp/close_timeout")
-        if not timeout.exists():
-            world.cannot("this kernel waits for 60 s, always")
+        this_kernel.needs(timeout.exists, "always waits for 60 s")
         timeout.write_text("1")
         destroy_sockets(TO_SERVER)
         for end in mptcp:

@@ -10,7 +10,7 @@ from socklb import SocketFilter, destroy_sockets, dport
 from socklb.kernel import hash_table
 from socklb.kernel.diag import DiagSocket
 
-from .. import world
+from .. import this_kernel, world
 from ..sockets import Sockets
 
 SIZE_OF_CHILDREN = Path("/proc/sys/net/ipv4/tcp_child_ehash_entries")
@@ -20,8 +20,7 @@ SIZE_OF_CHILDREN = Path("/proc/sys/net/ipv4/tcp_child_ehash_entries")
 def test_a_table_of_ones_own(network: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one chain alone, where the kernel lets go of its lock after 16 rows: they are asked for twice."""
     assert not hash_table.is_small()
-    if not SIZE_OF_CHILDREN.exists():
-        world.cannot("this kernel has one table for all namespaces")
+    this_kernel.needs(SIZE_OF_CHILDREN.exists, "has one table for all namespaces")
     SIZE_OF_CHILDREN.write_text("1")
     world.new_network()
     assert hash_table.is_small()

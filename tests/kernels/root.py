@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .targets import Target
 
-_MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
+_MIRROR = "http://deb.debian.org/debian"
 _PACKAGES = "python3,iproute2,busybox-static,kmod,netbase,dash,coreutils,util-linux"
 # What is pure Python and runs on 3.9 too. (Newer ones of hypothesis are compiled, newer ones of pytest want 3.10.)
 _WHEELS = (
@@ -48,7 +48,7 @@ class Root(NamedTuple):
 def cached(target: Target) -> Root:
     """The root of a target, made if it is not there, or was made otherwise."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "socklb-kernels"
-    recipe = sha256(Path(__file__).read_bytes() + repr((target, _MIRROR)).encode()).hexdigest()[:12]
+    recipe = sha256(Path(__file__).read_bytes() + repr(target).encode()).hexdigest()[:12]
     place = home / target.name / recipe
     if not place.exists():
         shutil.rmtree(place.parent, ignore_errors=True)

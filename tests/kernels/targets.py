@@ -21,7 +21,7 @@ _AMD64 = ("linux-image-cloud-amd64", ("qemu-system-x86_64", "-M", "q35", "-cpu",
 _ARM64 = ("linux-image-cloud-arm64", ("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a57"), "ttyAMA0")
 _S390X = ("linux-image-s390x", ("qemu-system-s390x", "-M", "s390-ccw-virtio", "-cpu", "max"), "ttysclp0")
 
-DEFAULT = "5.10"
+DEFAULT, ALL = "5.10", "all"
 TARGETS = {
     target.name: target
     for target in (

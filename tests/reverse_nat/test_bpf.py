@@ -21,6 +21,7 @@ from socklb.reverse_nat import bpf
 from socklb.reverse_nat.bpf import BpfMap, bpf_error
 from socklb.reverse_nat.layout import BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH
 
+from .. import this_kernel
 from ..sockets import in_child, leave_descriptors, without_privilege
 from .balancer import ebpf
 from .bpf_maps import Maps, descriptors
@@ -112,7 +113,7 @@ class TestOpen:
                 BpfMap.open(path)
             return str(caught.value)
 
-        assert without_privilege(open_it) == str(bpf_error(errno.EACCES, f"open {path}"))
+        assert without_privilege(open_it) == str(bpf_error(this_kernel.refusal_of_a_pin(), f"open {path}"))
 
 
 @pytest.mark.kernel

@@ -17,6 +17,7 @@ from socklb.reverse_nat import bpf
 from socklb.reverse_nat.layout import ReverseSkKey, ReverseSkValue
 from socklb.reverse_nat.maps import DEFAULT_DIRECTORY, RevNatEntry, RevNatMaps
 
+from .. import this_kernel
 from ..sockets import cookie_of, in_child, leave_descriptors, without_privilege
 from .balancer.clients import BACKEND_PORT, CASES, PORT, Case, Clients
 from .bpf_maps import Maps, descriptors
@@ -144,7 +145,7 @@ class TestOpen:
         directory = both(maps)
         os.chmod(maps.path(V6), 0)
         text = without_privilege(lambda: said(refusal(directory, NotPermitted)))
-        assert text == bpf.bpf_error(errno.EACCES, f"open {maps.path(V6)}").strerror
+        assert text == bpf.bpf_error(this_kernel.refusal_of_a_pin(), f"open {maps.path(V6)}").strerror
 
     def test_the_default_is_where_cilium_pins_them(self) -> None:
         assert DEFAULT_DIRECTORY == "/sys/fs/bpf/tc/globals"

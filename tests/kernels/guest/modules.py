@@ -44,5 +44,7 @@ def _says_so(words: list[str]) -> bool:
     command = [sys.executable, "-m", "socklb", *words]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=300)
     ok = done.returncode == 3 and "_diag" in done.stdout + done.stderr
-    print("ok" if ok else "FAIL", "without diag modules:", json.dumps([words, done.returncode, done.stdout, done.stderr]))
+    print(
+        "ok" if ok else "FAIL", "without diag modules:", json.dumps([words, done.returncode, done.stdout, done.stderr])
+    )
     return ok

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from pathlib import Path
 from typing import NamedTuple, Optional
 
 _MARK = "SOCKLB-REPORT "
@@ -27,9 +26,9 @@ class Report(NamedTuple):
         return cls(system.release, system.machine, platform.python_version(), passed, failed, skipped)
 
     @classmethod
-    def read(cls, output: Path) -> Optional[Report]:
+    def read(cls, output: str) -> Optional[Report]:
         """From what a guest has printed; None if it did not come to its end."""
-        for line in output.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in output.splitlines():
             if line.startswith(_MARK):
                 return cls(**json.loads(line[len(_MARK) :]))
         return None
@@ -42,6 +41,6 @@ class Report(NamedTuple):
         return self.passed > 0 and not self.failed
 
     def __str__(self) -> str:
-        where = f"Linux {self.kernel} {self.machine}, Python {self.python}"
-        skipped = [f"{count} skipped ({reason})" for reason, count in self.skipped.items()]
-        return ", ".join([f"{where}: {self.passed} passed", *([f"{self.failed} failed"] if self.failed else []), *skipped])
+        counts = [f"{self.passed} passed", *([f"{self.failed} failed"] if self.failed else [])]
+        counts += [f"{count} skipped ({reason})" for reason, count in self.skipped.items()]
+        return f"Linux {self.kernel} {self.machine}, Python {self.python}: {', '.join(counts)}"
