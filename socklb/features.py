@@ -3,8 +3,16 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
+from .errors import NotSupported
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+INSTALL = "install its whole standard library (Debian: the package python3, not python3-minimal alone)"
 _PACKAGE = __name__.rpartition(".")[0]
 
 _NAMES = {
@@ -37,6 +45,15 @@ def names_left(names: list[str]) -> list[str]:
 def missing(what: str, folder: str) -> str:
     """The message for something that this copy cannot do."""
     return f"{what} needs the folder {folder.replace('.', '/')}/, which this copy of the package leaves out"
+
+
+def standard_module(name: str, wanted_by: str) -> Any:
+    """A module that small copies of the standard library lack. Raises NotSupported, which says what to install."""
+    try:
+        return __import__(name)
+    except ModuleNotFoundError:
+        text = f"{wanted_by} needs the module {name}, which this Python lacks: {INSTALL}"
+        raise NotSupported(errno.ENOSYS, text) from None
 
 
 def import_name(name: str) -> object:

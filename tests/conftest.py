@@ -42,8 +42,12 @@ _SEEN_AT_THE_END = (
     pytest.PytestUnraisableExceptionWarning,
     pytest.PytestUnhandledThreadExceptionWarning,
 )
-# Where libcst is installed, hypothesis imports it to report a failure, and that imports this.
-_HARMLESS = "ignore:mypy_extensions:DeprecationWarning"
+_HARMLESS = (
+    # Where libcst is installed, hypothesis imports it to report a failure, and that imports this.
+    "ignore:mypy_extensions:DeprecationWarning",
+    # CPython 3.14 counts no reference for a local variable: hypothesis takes its own registered one for garbage.
+    "ignore:It looks like `register_random`:hypothesis.errors.HypothesisWarning",
+)
 _SHOWN_BY_DEFAULT = "fE"  # pytest's `-r`
 
 # A run in the background of a shell ignores Ctrl-C, and so would every process that a test starts.
@@ -76,7 +80,8 @@ def _make_warnings_errors(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error")
     for category in _SEEN_AT_THE_END:
         warnings.filterwarnings("error", category=category)
-    config.addinivalue_line("filterwarnings", _HARMLESS)
+    for line in _HARMLESS:
+        config.addinivalue_line("filterwarnings", line)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -25,7 +25,7 @@ def run(name: str, *words: str, given: str = "") -> str:
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=600,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

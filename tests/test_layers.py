@@ -15,6 +15,8 @@ import pytest
 
 import socklb
 
+from .cli.runner import COMMANDS
+
 PACKAGE = Path(socklb.__file__).parent
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))
@@ -191,6 +193,15 @@ class TestBudget:
         loaded = self.imported_by(f"import {socklb.__name__}.reverse_nat")
         assert f"{socklb.__name__}.reverse_nat.bpf" in loaded
         assert loaded & {"argparse", "ctypes", "json", "logging", "typing"} == set()
+
+    @pytest.mark.parametrize("words", [["--help"], ["--version"], ["list", "--help"]], ids=" ".join)
+    def test_a_command_is_imported_only_for_its_own_words(self, words: list[str]) -> None:
+        cli = f"{socklb.__name__}.cli"
+        at_exit = "atexit.register(lambda: print(*sys.modules))"
+        loaded = self.imported_by(f"import atexit, sys, {cli}; {at_exit}; {cli}.main({words})")
+        assert f"{cli}.help" in loaded
+        commands = {f"{cli}.{name.replace('-', '_')}" for name in COMMANDS}
+        assert loaded & commands == {f"{cli}.{word}" for word in words if not word.startswith("-")}
 
     def test_a_slow_module_would_be_seen(self) -> None:
         assert {*self.SLOW} <= self.imported_by(f"import {', '.join(self.SLOW)}")

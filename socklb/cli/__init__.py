@@ -10,6 +10,7 @@ from importlib import import_module
 
 from .. import __version__
 from ..features import has, missing
+from .arguments import check_json
 from .help import HelpFormatter
 from .output import DONE, ENDS, error_text, exit_code, flush_stdout, prepare_stdout, silence_stuck, warn
 from .signals import ending_on_signals
@@ -17,15 +18,16 @@ from .signals import ending_on_signals
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Any
 
-_COMMANDS: dict[str, tuple[str, ...]] = {  # and the folders that each needs
-    "list": (),
-    "destroy": (),
-    "terminate": ("termination",),
-    "watch": ("termination", "sources"),
-    "probe": (),
-    "rev-nat": ("reverse_nat",),
-    "demo": ("cli.demo",),
+_COMMANDS: dict[str, tuple[str, ...]] = {  # what each does, and the folders that it needs
+    "list": ("show the sockets that a filter matches",),
+    "destroy": ("destroy the sockets that a filter matches",),
+    "terminate": ("destroy what is still connected to backends that are gone", "termination"),
+    "watch": ("follow a list of backends, and destroy the connections to those that go down", "termination", "sources"),
+    "probe": ("say whether this kernel, and this caller, can destroy sockets",),
+    "rev-nat": ("show the balancer's reverse-NAT entries: which socket it sent where", "reverse_nat"),
+    "demo": ("show what it does, in a network of its own", "cli.demo"),
 }
 
 _EXIT_CODES = """\
@@ -45,6 +47,14 @@ are shown on standard error.
 """
 
 
+class _Command(argparse.ArgumentParser):
+    """The parser of one command, whose module is imported when it is asked to parse."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        import_module(f".{self.prog.split()[-1].replace('-', '_')}", __package__).add_arguments(self)
+        return super().parse_known_args(args, namespace)
+
+
 def _parser(chosen: Iterable[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="socklb",
@@ -53,15 +63,17 @@ def _parser(chosen: Iterable[str]) -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("-V", "--version", action="version", version=f"socklb {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, prog=parser.prog)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, prog=parser.prog, parser_class=_Command
+    )
     for command in chosen:
-        import_module(f".{command.replace('-', '_')}", __package__).add_parser(commands)
+        commands.add_parser(command, help=_COMMANDS[command][0], formatter_class=HelpFormatter, allow_abbrev=False)
     return parser
 
 
 def _missing_folder(command: str) -> str:
     """The folder that a command needs and this copy of the package leaves out, or ""."""
-    return next((folder for folder in _COMMANDS[command] if not has(folder)), "")
+    return next((folder for folder in _COMMANDS[command][1:] if not has(folder)), "")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -91,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ending_on_signals(silence_stuck):
             try:
                 options = parse(sys.argv[1:] if arguments is None else arguments)
+                check_json(options)
                 code: int = options.run(options)
             finally:
                 flush_stdout()

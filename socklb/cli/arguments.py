@@ -7,10 +7,9 @@ import argparse
 from contextlib import contextmanager
 
 from ..errors import AuditError
-from ..features import has, missing
+from ..features import has, missing, standard_module
 from ..filters import SocketFilter
 from ..states import named_states
-from .help import HelpFormatter
 from .output import error_text, warn
 
 TYPE_CHECKING = False
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
     from ..engine.audit import AuditFile
     from ..reverse_nat import RevNatMaps
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 FILTER_HELP = """\
 FILTER, one quoted argument or several words, is the language of ss(8):
@@ -36,26 +33,19 @@ the language: use --state.
 """
 
 
-def add_command(
-    commands: Commands,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    *,
-    help: str,
-    epilog: str,
-    description: str = "",
-) -> argparse.ArgumentParser:
-    """The parser of one command; `help` is its line in the list of commands."""
-    parser = commands.add_parser(
-        name,
-        help=help,
-        description=description or f"{help[0].upper()}{help[1:]}.",
-        epilog=epilog,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+def describe(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int], *, description: str, epilog: str
+) -> None:
+    """Say what a command does, in its help text and as a function."""
+    parser.description, parser.epilog = description, epilog
     parser.set_defaults(run=run, fail=parser.error)
-    return parser
+
+
+def check_json(options: argparse.Namespace) -> None:
+    """Raises NotSupported where an option needs JSON, and this Python has none: before anything is done."""
+    for name in ("json", "audit", "source"):
+        if getattr(options, name, None):
+            standard_module("json", f"--{name}")
 
 
 def add_filter_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,11 +10,11 @@ from ..engine.run import destroy_sockets
 from ..errors import UnboundedFilter
 from .arguments import (
     FILTER_HELP,
-    add_command,
     add_filter_arguments,
     add_netns_argument,
     add_report_arguments,
     audit_from,
+    describe,
     filters_from,
 )
 from .netns import namespaces_from
@@ -24,7 +24,6 @@ from .verdicts import run_and_show
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..engine.report import Outcome, Report
-    from .arguments import Commands
 
 _EXAMPLES = """\
 examples:
@@ -44,12 +43,10 @@ this namespace needs no privilege, except for fwmark.
 """
 
 
-def add_parser(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "destroy",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
         run,
-        help="destroy the sockets that a filter matches",
         description="Destroy the sockets that a filter matches, in this network namespace or those of --netns.",
         epilog=_EXAMPLES + FILTER_HELP,
     )

@@ -17,7 +17,7 @@ from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace
 from ..states import state_word
 from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
-from .arguments import FILTER_HELP, add_command, add_filter_arguments, add_netns_argument, filters_from
+from .arguments import FILTER_HELP, add_filter_arguments, add_netns_argument, describe, filters_from
 from .help import terminal_width
 from .netns import namespace_problems, namespaces_from
 from .output import DONE, SOME_FAILED, error_text, ignore_broken_pipe, printable, warn
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from ..filters import SocketFilter
     from ..kernel.discovery import UnsearchedNamespace
     from ..wire.reply import InetSocket
-    from .arguments import Commands
 
     Rows = Generator[tuple[NetworkNamespace, InetSocket, str | None], None, None]
 
@@ -51,12 +50,10 @@ _WIDE_COLUMNS = len(_WIDE.format(*_HEADS))
 _ROWS_A_WRITE = 256
 
 
-def add_parser(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "list",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
         run,
-        help="show the sockets that a filter matches",
         description="Show the sockets that a filter matches, in this network namespace or those of --netns. In this "
         "one it needs no privilege, except for fwmark. Uid, inode and cookie are shown where the terminal is wide "
         "enough.",
@@ -172,7 +169,7 @@ def _print_json(rows: Rows, search: _Search, readable_only: bool) -> None:
             text = start + ",".join(waiting) + end
             waiting.clear()
             begun = True
-            print(text, end="")
+            print(text, end="", flush=True)  # a pipe shows them as they come, whatever this Python holds back
 
     def finish(error: BaseException | None) -> None:
         problems, _ = namespace_problems(search.errors, search.unsearched, readable_only)

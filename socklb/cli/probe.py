@@ -7,12 +7,8 @@ import argparse
 
 from ..engine.probe import NO_FAMILY, NOT_PERMITTED, SUPPORTED, Support, probe
 from ..wire.socket_id import AF_INET
-from .arguments import add_command
+from .arguments import describe
 from .output import CANNOT, DONE, REFUSED, error_as_json, ignore_broken_pipe, print_json
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .arguments import Commands
 
 _EXAMPLES = """\
 examples:
@@ -26,9 +22,12 @@ has no such sockets.
 """
 
 
-def add_parser(commands: Commands) -> None:
-    parser = add_command(
-        commands, "probe", run, help="say whether this kernel, and this caller, can destroy sockets", epilog=_EXAMPLES
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        run,
+        description="Say whether this kernel, and this caller, can destroy sockets.",
+        epilog=_EXAMPLES,
     )
     parser.add_argument("--json", action="store_true", help='one JSON object: {"tcp4": {"status": ..., ...}, ...}')
 

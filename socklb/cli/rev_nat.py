@@ -8,7 +8,7 @@ import argparse
 from ..engine.find import live_cookies
 from ..kernel.discovery import discover_namespaces, unsearched
 from ..wire.address import format_address, format_endpoint
-from .arguments import add_command, add_rev_nat_dir_argument, open_rev_nat
+from .arguments import add_rev_nat_dir_argument, describe, open_rev_nat
 from .netns import unsearched_texts
 from .output import DONE, SOME_FAILED, error_as_json, ignore_broken_pipe, print_json, warn
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..reverse_nat import RevNatEntry
-    from .arguments import Commands
 
 _EXAMPLES = """\
 examples:
@@ -35,12 +34,11 @@ Needs permission to read the maps (and CAP_BPF before Linux 5.19), and for
 _ROW = "{:>20} {:>28} {:>28} {:>5}"
 
 
-def add_parser(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "rev-nat",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
         run,
-        help="show the balancer's reverse-NAT entries: which socket it sent where",
+        description="Show the balancer's reverse-NAT entries: which socket it sent where.",
         epilog=_EXAMPLES,
     )
     add_rev_nat_dir_argument(parser)

@@ -9,11 +9,11 @@ from ..engine.choice import ALL
 from ..filters.backend import Backend
 from ..termination.terminate import backend_target, terminate_connections
 from .arguments import (
-    add_command,
     add_netns_argument,
     add_report_arguments,
     add_rev_nat_arguments,
     audit_from,
+    describe,
     rev_nat_from,
 )
 from .netns import namespaces_from
@@ -23,7 +23,6 @@ from .verdicts import run_and_show
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..engine.report import Report
-    from .arguments import Commands
 
 _EXAMPLES = """\
 examples:
@@ -42,12 +41,10 @@ to see those of other users' processes; root has them all.
 """
 
 
-def add_parser(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "terminate",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
         run,
-        help="destroy what is still connected to backends that are gone",
         description="Destroy what is still connected to backends that are gone, in every network namespace of this "
         "host.",
         epilog=_EXAMPLES,

@@ -19,10 +19,10 @@ from ..termination.loop import PAUSES, TerminationLoop, destroyable
 from ..termination.table import BackendTable
 from .arguments import (
     add_audit_argument,
-    add_command,
     add_netns_argument,
     add_rev_nat_arguments,
     audit_from,
+    describe,
     rev_nat_from,
 )
 from .netns import NamedNamespaces, namespace_problems, unsearched_texts
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from ..engine.report import Report
     from ..sources import Source
     from ..termination.loop import Pass
-    from .arguments import Commands
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 
@@ -70,12 +69,10 @@ on standard error. No pass waits for a reader of its output.
 _SOURCE_SECONDS = 10.0  # for the end of a source that is waiting for its disk
 
 
-def add_parser(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "watch",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
         run,
-        help="follow a list of backends, and destroy the connections to those that go down",
         description="Follow a list of backends, and destroy the connections to those that go down, in every network "
         "namespace of this host.",
         epilog=_EXAMPLES,

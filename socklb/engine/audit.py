@@ -10,6 +10,7 @@ import sys
 import time
 
 from ..errors import AuditError
+from ..features import standard_module
 from ..wire.reply import attribute_decoder
 from .report import outcome_record
 
@@ -86,9 +87,8 @@ class AuditFile:
     """
 
     def __init__(self, path: str) -> None:
-        from json import dumps  # few runs have an audit file
-
-        self._dumps, self._path = dumps, path
+        self._dumps = standard_module("json", "an audit").dumps  # few runs have one
+        self._path = path
         self._name = "standard error" if path == "-" else path
         # Opened by whoever started this; the names in /dev are links to it.
         self._is_own = path in _OWN_STREAMS or os.path.dirname(path) == _OWN_DESCRIPTORS

@@ -45,7 +45,7 @@ def in_parallel(
     that waits, and may raise. With one item or one processor, or `one_by_one`, no thread is made.
     """
     todo = list(items)[::-1]
-    threads = 1 if one_by_one else min(len(todo), len(os.sched_getaffinity(0)))
+    threads = 1 if one_by_one else min(len(todo), _processors())
     errors: list[BaseException] = []
 
     def fail(error: BaseException) -> None:
@@ -71,6 +71,11 @@ def in_parallel(
         _run_threads(work, threads, fail, while_waiting)
     if errors:
         raise errors[0]
+
+
+def _processors() -> int:
+    """Those that this process may use; all of them where Python cannot tell (PyPy)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run_threads(

@@ -48,7 +48,7 @@ def interface_index(name: str) -> int:
     """
     try:
         return socket.if_nametoindex(name)
-    except OSError:
+    except (OSError, AttributeError):  # PyPy lacks it
         pass
     try:
         index = _index_by_any_name(os.fsencode(name))
@@ -126,12 +126,12 @@ def local_ports() -> tuple[int, int]:
 
 
 def interface_names(namespace: NetworkNamespace) -> dict[int, str]:
-    """The name of each interface of a namespace, by its index; {} where it cannot be entered any more, or descriptors
-    have run out.
+    """The name of each interface of a namespace, by its index; {} where it cannot be entered any more, descriptors have
+    run out, or Python cannot ask.
     """
     try:
         return run_in_netns(namespace, lambda: dict(socket.if_nameindex()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):  # PyPy lacks it
         return {}
 
 

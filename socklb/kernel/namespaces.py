@@ -9,6 +9,7 @@ import socket
 import sys
 
 from ..errors import KernelError, NotPermitted, NotSupported
+from ..features import INSTALL
 from ..values import Value
 from .exhaustion import raise_if_exhausted
 from .processes import CAP_SYS_PTRACE, directory_of, has_capability, start_time
@@ -285,7 +286,7 @@ def _call_libc(name: str, *arguments: int) -> None:
     except (ImportError, OSError, AttributeError) as error:
         raise_if_exhausted(error, "import ctypes")
         raise CannotEnter(
-            errno.ENOSYS, f"{name}: this Python has neither os.{name} (3.12 and newer) nor a working ctypes"
+            errno.ENOSYS, f"{name}: this Python has neither os.{name} (3.12 and newer) nor a working ctypes: {INSTALL}"
         ) from None
     if function(*map(ctypes.c_int, arguments)) != 0:
         code = ctypes.get_errno()

@@ -15,6 +15,7 @@ _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _SIOCSIFADDR = 0x8916
 _IFF_UP = 1
+_LOOPBACK_IFINDEX = 1  # net/flow.h
 _IFREQ_FLAGS = Struct(
     "="
     "16s"  # ifr_name
@@ -70,7 +71,7 @@ def add_loopback_address(address: str) -> None:
     from fcntl import ioctl
 
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as socket_:
-        request = _IN6_IFREQ.pack(IPv6Address(address).packed, 128, socket.if_nametoindex("lo"))
+        request = _IN6_IFREQ.pack(IPv6Address(address).packed, 128, _LOOPBACK_IFINDEX)
         ioctl(socket_, _SIOCSIFADDR, request)
         _wait_until_usable(socket_, address)
 

@@ -11,6 +11,7 @@ import os
 import sys
 
 from ..errors import KernelError, NotPermitted, NotSupported
+from ..features import INSTALL
 from ..kernel.exhaustion import raise_if_exhausted
 from .layout import (
     BPF_F_RDONLY,
@@ -209,7 +210,7 @@ class _Bpf:
         except (ImportError, OSError, AttributeError) as error:
             raise_if_exhausted(error, "import ctypes")
             raise NotSupported(
-                errno.ENOSYS, "bpf(2): this Python has no working ctypes, and no other way to read BPF maps"
+                errno.ENOSYS, f"bpf(2): this Python has no working ctypes, and no other way to read BPF maps: {INSTALL}"
             ) from None
         self._syscall.restype = ctypes.c_long
         self._syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)

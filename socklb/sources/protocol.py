@@ -12,10 +12,10 @@ left out, for it may be another one on each link: the rest of a replace counts.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import namedtuple
 
+from ..features import standard_module
 from ..filters.backend import Backend
 from ..termination.table import BackendState, BackendTable, Instance
 
@@ -100,6 +100,7 @@ def parse_line(line: bytes) -> Change:
 
 
 def _json(line: bytes) -> object:
+    json = standard_module("json", "a source of backends")
     try:
         _check_depth(line)
         return json.loads(line.decode("utf-8"), object_pairs_hook=_members)
@@ -207,5 +208,5 @@ def _shown(value: object) -> str:
     """As JSON, or the kind of value if that could be long."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "an array"
-    text = json.dumps(value)
+    text: str = standard_module("json", "a message").dumps(value)
     return text if len(text) <= 40 else text[:40] + "..."

@@ -32,7 +32,7 @@ ROOT = PACKAGE.parents[NAME.count(".")]
 """The directory that the package under test is imported from: the checkout, or where a vendored copy is."""
 
 COMMANDS = ("list", "destroy", "terminate", "watch", "probe", "rev-nat", "demo")
-SECONDS = 300  # only ends what hangs, on an emulated machine too
+SECONDS = 600  # ends what hangs, on a machine that is busy too
 _OF_THE_WORLD = re.compile("socklb: namespaces of processes that /proc does not show .* pid namespace.*\n")
 
 Preexec = Optional[Callable[[], object]]

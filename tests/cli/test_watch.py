@@ -486,8 +486,9 @@ class TestItStaysAlive:
 
     def test_without_leaving_threads_or_descriptors(self, sockets: Sockets) -> None:
         with pinned_networks("web", "db") as nets, watching() as agent:
-            eventually(lambda: agent.threads_and_descriptors()[0] == 4, "it reads its input")
-            at_rest = agent.threads_and_descriptors()
+            # Two threads that write and one that reads; the three streams, and a pipe each that wakes a writer or the loop.
+            at_rest = (4, 9)
+            eventually(lambda: agent.threads_and_descriptors() == at_rest, "it waits")
             for _ in range(12):
                 clients = [far(net, A) for net in nets]
                 agent.send(upsert(A), delete(A))

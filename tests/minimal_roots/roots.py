@@ -67,6 +67,8 @@ class MinimalRoot(NamedTuple):
     is_bare: bool = False
     """Without /proc, read-only, and in the C locale (but -I, as of the zipapp, ignores what keeps CPython in it)."""
     is_zipapp: bool = False
+    left_out: tuple[str, ...] = ()
+    """Modules of the standard library."""
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -87,6 +89,7 @@ class MinimalRoot(NamedTuple):
 
 WHOLE = MinimalRoot("whole", is_whole=True)
 NO_CTYPES = MinimalRoot("no ctypes")
+NO_JSON = MinimalRoot("no json", left_out=("json", "queue.py", "_queue.*"))  # as python3-minimal of Debian 12
 BARE = MinimalRoot("bare", is_bare=True)
 ZIPAPP = MinimalRoot("bare, zipapp", is_bare=True, is_zipapp=True)
 
@@ -99,7 +102,7 @@ def interpreter(executable: str) -> Interpreter:
 
 
 class Roots:
-    """Trees of one interpreter, built when first needed; the second consists of hard links to the first."""
+    """Trees of one interpreter, built when first needed; all but the first consist of hard links to it."""
 
     def __init__(self, directory: Path, interpreter: Interpreter) -> None:
         self.interpreter = interpreter
@@ -107,7 +110,7 @@ class Roots:
 
     def tree(self, root: MinimalRoot) -> Path:
         """The directory that becomes the root."""
-        whole, partial = self._directory / "whole", self._directory / "partial"
+        whole, partial = self._directory / "whole", self._directory / "-".join(("partial", *root.left_out))
         if not whole.exists():
             build(self.interpreter, whole)
         if root.is_whole:
@@ -117,6 +120,8 @@ class Roots:
             (extension,) = partial.rglob(_CTYPES)
             extension.unlink()
             shutil.rmtree(partial / "etc")
+            for path in [path for name in root.left_out for path in partial.rglob(f"usr/lib/python3.*/**/{name}")]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         return partial
 
     def run(self, root: MinimalRoot, *words: str, stdin: str = "") -> Result:
@@ -174,6 +179,8 @@ def _copy_libraries(binaries: Sequence[Path], root: Path) -> None:
     for binary in binaries:
         listed = subprocess.run(["ldd", str(binary)], stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
         for name, path in re.findall(r"^\s*(?:(\S+) => )?(/\S+) \(0x", listed, re.MULTILINE):
+            if name.startswith("/"):  # the program's own loader, and the one that ldd took in its place
+                name, path = "", name
             source = Path(path).resolve()
             target = root / "lib" / name if name else root / path.lstrip("/")
             if target.exists():

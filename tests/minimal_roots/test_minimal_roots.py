@@ -16,7 +16,7 @@ import pytest
 from .. import world
 from ..cli.runner import Result
 from ..sockets import Sockets, in_child, pending_error, talk
-from .roots import BARE, NO_CTYPES, WHOLE, ZIPAPP, MinimalRoot, Roots
+from .roots import BARE, NO_CTYPES, NO_JSON, WHOLE, ZIPAPP, MinimalRoot, Roots
 
 pytestmark = pytest.mark.kernel
 
@@ -98,7 +98,7 @@ print(json.dumps({
     "write": attempt(write),
     "encoding": sys.getfilesystemencoding(),
     "flags": [sys.flags.isolated, sys.flags.no_site, sys.flags.optimize],
-    "root": sorted(set(os.listdir("/")) - {"lib64"}),
+    "root": sorted({"app", "dev", "etc", "lib", "proc", "run", "sys", "usr"} & set(os.listdir("/"))),
 }))
 """
 
@@ -179,6 +179,27 @@ class TestCommands:
             assert result.code == 3
             assert "neither os.unshare (3.12 and newer) nor a working ctypes" in result.err
             assert "run the demo with a newer Python" in result.json["error"]
+
+    @of(NO_JSON)
+    @pytest.mark.parametrize(
+        "words",
+        [
+            *(("destroy", "--json", FILTER), ("destroy", "--audit", "-", FILTER), ("watch", "--source", "-")),
+            *(("list", "--json"), ("probe", "--json"), ("demo", "--json"), ("rev-nat", "--json")),
+        ],
+        ids=lambda words: " ".join(words[:2]),
+    )
+    def test_what_needs_json_says_so_first(self, ours: Roots, root: MinimalRoot, words: tuple[str, ...]) -> None:
+        seen = run_among_clients(ours, root, *words)
+        text = f"socklb: {words[1]} needs the module json, which this Python lacks: install its whole standard library"
+        assert (seen.result.code, seen.result.out, seen.result.err.startswith(text)) == (3, "", True), seen.result
+        assert seen.to_backend == ALIVE
+
+    @of(NO_JSON)
+    @pytest.mark.parametrize("words", [("destroy", FILTER), ("terminate", "--netns", "current", *BACKENDS)])
+    def test_tables_need_no_json(self, ours: Roots, root: MinimalRoot, words: tuple[str, ...]) -> None:
+        seen = run_among_clients(ours, root, *words)
+        assert (seen.result.code, seen.result.err, seen.to_backend) == (0, "", CUT)
 
     @of(BARE)
     def test_words_that_no_locale_can_spell_are_bad_input(self, ours: Roots, root: MinimalRoot) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..arguments import add_command
+from ..arguments import describe
 from ..output import DONE, SOME_FAILED, error_as_json, ignore_broken_pipe, print_json
 from .world import VICTIM, play
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ...engine.report import Report
-    from ..arguments import Commands
 
 _DESCRIPTION = (
     "Build a user and a network namespace (no root and no network needed), start three backends, connect clients to "
@@ -24,12 +23,10 @@ _DESCRIPTION = (
 )
 
 
-def add_parser(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "demo",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
         run,
-        help="show what it does, in a network of its own",
         description=_DESCRIPTION,
         epilog="examples:\n  socklb demo\n  socklb demo --json\n",
     )
