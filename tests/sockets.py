@@ -68,7 +68,7 @@ def state_of(sock: socket.socket) -> int:
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
     """Wait for something that the kernel does on its own; not a measurement."""
-    for attempt in range(500):
+    for attempt in range(2000):  # 20 s: on a slow machine
         if condition():
             return
         time.sleep(0.001 if attempt < 20 else 0.01)
