@@ -19,6 +19,7 @@ from socklb import InetSocket, SocketFilter, destroy_sockets, device, dport, dst
 from socklb.filters import Condition
 from socklb.filters.conditions import EVERYTHING
 
+from . import this_kernel
 from .filters.trees import trees
 from .machine.endpoints import Netns, make_namespaces
 from .machine.filters import (
@@ -112,6 +113,7 @@ def _change(what: str, one: ModelSocket, world: World, options: SocketOptions) -
 
 @pytest.fixture(scope="module")
 def netns() -> Iterator[Netns]:
+    this_kernel.needs(this_kernel.destroys_mini_sockets, "destroys no mini-sockets: nothing ends a population's")
     (made,) = make_namespaces(1)
     yield made
     made.close()

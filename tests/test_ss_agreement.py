@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -27,17 +29,41 @@ PROTOCOLS = ("tcp", "udp")
 # --------------------------------------------------------------------------------------------- the crowd
 
 
-@pytest.fixture(scope="module")
-def crowd() -> Iterator[None]:
-    """One network full of sockets of every kind, for all tests here: they only look."""
-    require_ss()
-    world.new_network()
-    add_v6_address("fd00::1")
-    with Sockets() as sockets:
-        _connect_in_every_state(sockets)
+class Crowd:
+    """A network full of sockets of every kind, for all tests here: they only look."""
+
+    LIFE = 20  # seconds: some of the sockets would go after 60
+
+    def __init__(self) -> None:
+        self._sockets, self._end = Sockets(), 0.0
+
+    def renew(self) -> None:
+        """Once it is old, on a slow machine."""
+        if time.monotonic() < self._end:
+            return
+        self.close()
+        world.new_network()
+        add_v6_address("fd00::1")
+        self._sockets = Sockets()
+        _connect_in_every_state(self._sockets)
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-            _bind_in_every_way(sockets, kind)
-        yield
+            _bind_in_every_way(self._sockets, kind)
+        self._end = time.monotonic() + self.LIFE
+
+    def close(self) -> None:
+        self._sockets.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def one_crowd() -> Iterator[Crowd]:
+    require_ss()
+    with closing(Crowd()) as crowd:
+        yield crowd
+
+
+@pytest.fixture
+def crowd(one_crowd: Crowd) -> None:
+    one_crowd.renew()
 
 
 def _connect_in_every_state(sockets: Sockets) -> None:

@@ -486,7 +486,7 @@ class TestItStaysAlive:
 
     def test_without_leaving_threads_or_descriptors(self, sockets: Sockets) -> None:
         with pinned_networks("web", "db") as nets, watching() as agent:
-            # Two threads that write and one that reads; the three streams, and a pipe each that wakes a writer or the loop.
+            # Two threads that write, one that reads; the three streams, and a pipe each to wake a writer or the loop.
             at_rest = (4, 9)
             eventually(lambda: agent.threads_and_descriptors() == at_rest, "it waits")
             for _ in range(12):
