@@ -209,6 +209,10 @@ def _copy_libraries(binaries: Sequence[Path], root: Path) -> None:
             else:
                 shutil.copy2(source, target)
                 placed[source] = target
+    for source in placed:  # glibc loads it for a thread that is still there when the interpreter ends, or aborts
+        helper = source.with_name("libgcc_s.so.1")
+        if source.name.startswith("libc.so") and helper.exists():
+            shutil.copy2(helper, root / "lib" / helper.name)
 
 
 def _put_socklb(interpreter: Interpreter, app: Path) -> None:

@@ -165,7 +165,9 @@ class TestCommands:
         if ours.interpreter.version >= (3, 12):
             assert result.code == 0
         else:
-            assert (result.code, "(cat): setns: this Python has neither os.setns" in result.err) == (3, True)
+            assert (result.code, "(cat): setns: this Python has neither os.setns" in result.err) == (3, True), (
+                result.err
+            )
 
     @of(BARE)
     def test_an_audit_file_that_cannot_be_written_saves_everybody(self, ours: Roots, root: MinimalRoot) -> None:
