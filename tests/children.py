@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
+from .sockets import no_thread_lingers
+
 
 class _Failure:
     """What a child sends when it fails, in place of an answer."""
@@ -30,6 +32,7 @@ class Child:
     """
 
     def __init__(self, body: Callable[[Connection], object]) -> None:
+        no_thread_lingers()
         self._pipe, theirs = Pipe()
         self.pid = os.fork()
         if not self.pid:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from threading import Thread, active_count
+from threading import Thread
 from typing import TypeVar
 
 from socklb import NetworkNamespace
 from socklb.kernel.namespaces import run_in_netns
 
 from . import world
-from .sockets import Sockets, eventually
+from .sockets import Sockets, no_thread_lingers
 
 T = TypeVar("T")
 
@@ -25,14 +25,6 @@ def in_thread(function: Callable[[], T]) -> T:
     thread.join()
     no_thread_lingers()
     return results[0]
-
-
-def no_thread_lingers() -> None:
-    """join() returns a little before the kernel's thread has ended: until then it keeps a namespace that it moved to.
-
-    And whoever discovers namespaces finds it there.
-    """
-    eventually(lambda: len(os.listdir("/proc/self/task")) <= active_count(), "only threads that are at work")
 
 
 def _fresh() -> int:

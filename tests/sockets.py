@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from threading import active_count
 from types import TracebackType
 from typing import TypeVar
 
@@ -75,6 +76,13 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
     raise AssertionError(f"never happened: {what}")
 
 
+def no_thread_lingers() -> None:
+    """join() returns a little before the kernel's thread has ended: until then it keeps a namespace that it moved to,
+    whoever discovers namespaces finds it there, and a fork is warned of.
+    """
+    eventually(lambda: len(os.listdir("/proc/self/task")) <= active_count(), "only threads that are at work")
+
+
 def error_of(call: Callable[[], object]) -> str:
     """The name of the errno that a call ends with, "" if with none."""
     try:
@@ -109,6 +117,7 @@ def talk(client: socket.socket, server: socket.socket) -> None:
 
 def in_child(function: Callable[[], T], prepare: Callable[[], object] = lambda: None) -> T:
     """What a function returns in a forked child that has prepared itself; an error there is an error here."""
+    no_thread_lingers()
     reader, writer = os.pipe()
     child = os.fork()
     if not child:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from ..engine.choice import ALL, CURRENT
 from ..engine.probe import NO_DESTROY, NO_DIAG, NO_FAMILY, NOT_PERMITTED, SUPPORTED, probe
 from ..errors import AuditError, NotPermitted, NotSupported, RunStopped, SocklbError
+from ..kernel.discovery import current_namespace
 from ..sources import FileSource, LineSource
 from ..sources.protocol import shortened
 from ..termination.loop import PAUSES, TerminationLoop, destroyable
@@ -125,6 +126,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_support(words: list[str], warn: Callable[[str], object]) -> None:
     """An agent that cannot destroy says so when it starts, and not when it is needed."""
+    if ALL in words:
+        current_namespace()
     answers = probe()
     statuses = {answer.status for answer in answers.values()}
     lacking: dict[str, set[str]] = {}

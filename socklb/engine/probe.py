@@ -101,7 +101,9 @@ def _try_to_destroy(own: ProbeSocket, name: str, protocol: int, family: int) -> 
         with DiagSocket() as diag:
             id_bytes = _find_own(diag, own, protocol, family, doing)
             (code,) = diag.destroy([destroy_request(protocol, family, id_bytes)], doing)
-    except NotSupported:
+    except NotSupported as error:
+        if error.errno == errno.ENOSYS:  # Python's fault, and not the kernel's
+            raise
         return Support(NO_DIAG, f"CONFIG_INET_DIAG and its {name}_diag part")
     if code == 0:
         return Support(SUPPORTED)

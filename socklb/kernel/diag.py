@@ -70,6 +70,8 @@ class DiagSocket:
             self._socket = open_netlink()
         except OSError as error:
             raise _open_error(error) from None
+        except AttributeError:  # built where linux/netlink.h was missing
+            raise NotSupported(errno.ENOSYS, "open a netlink socket: this Python has no AF_NETLINK") from None
         self._sequence = 0
         self._pid = os.getpid()
         self.foreign = 0

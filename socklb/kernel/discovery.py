@@ -7,7 +7,7 @@ import errno
 import os
 from collections import namedtuple
 
-from ..errors import KernelError
+from ..errors import KernelError, NotSupported
 from .exhaustion import raise_if_exhausted
 from .mounts import Mount, mounts
 from .namespaces import CURRENT_NAME, NetworkNamespace, check_kind, nsfs_id, run_in_netns
@@ -67,7 +67,7 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
     a mount in another mount namespace is not found. Raises KernelError where /proc is not mounted, or where descriptors
     or memory have run out.
     """
-    current = _current()
+    current = current_namespace()
     paths = {(current.device, current.inode): [current.path]}
     names = {CURRENT_NAME: (current.device, current.inode)}
     refused = []
@@ -97,10 +97,11 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
     return found
 
 
-def _current() -> NetworkNamespace:
+def current_namespace() -> NetworkNamespace:
+    """The caller's. Raises NotSupported where /proc is not mounted: others cannot be found then."""
     current = NetworkNamespace.current()
     if not current.path:
-        raise KernelError(errno.ENOENT, "look for network namespaces: /proc is not mounted; name them one by one")
+        raise NotSupported(errno.ENOENT, "look for network namespaces: /proc is not mounted; name them one by one")
     return current
 
 

@@ -78,3 +78,10 @@ def test_no_other_socket_is_touched(sockets: Sockets, preexec: Preexec) -> None:
     for client, server in pairs:
         assert pending_error(client) == pending_error(server) == ""
         talk(client, server)
+
+
+@pytest.mark.parametrize("words", [("probe",), ("destroy", "dst 10.0.0.1"), ("list",)], ids=" ".join)
+def test_a_python_that_was_built_without_netlink(words: tuple[str, ...]) -> None:
+    """As where a C library's headers are there and the kernel's are not."""
+    code, out, err = run(*words, patch="import socket; del socket.AF_NETLINK")
+    assert (code, "this Python has no AF_NETLINK" in out + err) == (3, True)

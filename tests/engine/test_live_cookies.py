@@ -41,6 +41,7 @@ def found_in(networks: list[Network]) -> set[int]:
 
 class TestSockets:
     def test_every_kind_of_socket_in_every_namespace(self) -> None:
+        this_kernel.lists_bound_only()  # it forks, which a thread should not
         with networks(3) as nets:
             made = [made.make(of_every_kind) for made in nets]
             cookies = live_cookies([made.namespace for made in nets])

@@ -29,8 +29,8 @@ from socklb.kernel.processes import numbers
 
 from .. import world
 from ..capabilities import with_only
-from ..networks import in_thread, networks, no_thread_lingers
-from ..sockets import eventually, in_child, left_behind, without_privilege
+from ..networks import in_thread, networks
+from ..sockets import eventually, in_child, left_behind, no_thread_lingers, without_privilege
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("network")]
 

@@ -21,8 +21,7 @@ from socklb.kernel.processes import numbers
 
 from .. import world
 from ..children import Child
-from ..networks import no_thread_lingers
-from ..sockets import Sockets, eventually, pending_error, without_privilege
+from ..sockets import Sockets, eventually, no_thread_lingers, pending_error, without_privilege
 from .test_discovery import inhabitant, names, paths_of, the
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("network")]

@@ -23,8 +23,7 @@ from socklb.kernel.namespaces import CLONE_NEWNET, run_in_netns, unshare
 
 from .. import this_kernel, world
 from ..capabilities import with_only
-from ..networks import no_thread_lingers
-from ..sockets import Sockets, in_child, reused_pid, without_privilege
+from ..sockets import Sockets, in_child, no_thread_lingers, reused_pid, without_privilege
 
 CURRENT = "/proc/thread-self/ns/net"
 

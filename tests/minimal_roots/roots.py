@@ -104,6 +104,9 @@ def interpreter(executable: str) -> Interpreter:
 class Roots:
     """Trees of one interpreter, built when first needed; all but the first consist of hard links to it."""
 
+    shell: tuple[str, ...] = ()
+    app = ""
+
     def __init__(self, directory: Path, interpreter: Interpreter) -> None:
         self.interpreter = interpreter
         self._directory = directory
@@ -135,9 +138,9 @@ class Roots:
     def _run(self, root: MinimalRoot, words: Sequence[str], stdin: str = "") -> Result:
         tree = str(self.tree(root))
         done = subprocess.run(
-            ["/usr/bin/python3", *root.flags, *words],
+            [*self.shell, "/usr/bin/python3", *root.flags, *words],
             env=root.environment,
-            preexec_fn=lambda: _enter(tree, root),
+            preexec_fn=lambda: _enter(tree, root, self.app),
             input=stdin,
             capture_output=True,
             encoding="utf-8",
@@ -146,10 +149,25 @@ class Roots:
         return Result(done.returncode, done.stdout, done.stderr)
 
 
-def _enter(tree: str, root: MinimalRoot) -> None:
+class GivenRoots(Roots):
+    """A tree that was made by `.ci/roots`; the package is mounted into it, and may be started by busybox."""
+
+    def __init__(self, tree: Path, by_busybox: bool) -> None:
+        self._tree, self.app = tree, str(PACKAGE.parent)
+        if by_busybox:
+            self.shell = ("/bin/busybox", "sh", "-c", 'exec "$0" "$@"')
+
+    def tree(self, root: MinimalRoot) -> Path:
+        return self._tree
+
+
+def _enter(tree: str, root: MinimalRoot, app: str) -> None:
+    """With a package from outside mounted on /app, if one is named."""
     world.unshare(world.CLONE_NEWNS)
     world.private_mounts()
     world.bind(tree, tree)
+    if app:
+        world.bind(app, f"{tree}/app")
     if not root.is_bare:
         world.bind("/proc", f"{tree}/proc", _MS_REC)
     if root.is_bare:

@@ -7,6 +7,7 @@ network namespace; the command runs in a root that was entered by pivot_root.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -150,9 +151,21 @@ class TestCommands:
     @of(BARE)
     def test_without_proc_other_namespaces_are_not_known(self, ours: Roots, root: MinimalRoot) -> None:
         seen = run_among_clients(ours, root, "terminate", *BACKENDS)
-        assert seen.result.code == 1
+        assert seen.result.code == 3
         assert "/proc is not mounted" in seen.result.err
         assert seen.to_backend == ALIVE
+
+    @of(NO_CTYPES)
+    def test_other_namespaces_that_this_python_cannot_enter(self, ours: Roots, root: MinimalRoot) -> None:
+        def play() -> Result:
+            with subprocess.Popen(["cat"], stdin=subprocess.PIPE, preexec_fn=world.new_network):
+                return ours.run(root, "terminate", "--readable-only", "10.0.0.1:80/TCP")
+
+        result = in_own_network(play)
+        if ours.interpreter.version >= (3, 12):
+            assert result.code == 0
+        else:
+            assert (result.code, "(cat): setns: this Python has neither os.setns" in result.err) == (3, True)
 
     @of(BARE)
     def test_an_audit_file_that_cannot_be_written_saves_everybody(self, ours: Roots, root: MinimalRoot) -> None:

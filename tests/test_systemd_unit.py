@@ -1,0 +1,41 @@
+"""The unit of docs/deployment.md: systemd reads all of it, and says how much the service could do."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .project import ROOT, only_in_checkout
+
+pytestmark = [
+    only_in_checkout,
+    pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze"),
+]
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    text = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```ini\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "socklb.service"
+    path.write_text(block.replace("/usr/local/bin/socklb", "/bin/true"), encoding="utf-8")
+    return path
+
+
+def analyze(*words: str) -> tuple[int, str]:
+    command = ["systemd-analyze", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=60)
+    return done.returncode, done.stdout
+
+
+def test_systemd_understands_it(unit: Path) -> None:
+    assert analyze("verify", "--man=no", str(unit)) == (0, "")
+
+
+def test_it_can_do_little_else(unit: Path) -> None:
+    """Of 10; 40 is 4.0. An option that systemd knows not is ignored, and what it would shut is open."""
+    assert analyze("security", "--offline=yes", "--threshold=40", str(unit))[0] == 0
