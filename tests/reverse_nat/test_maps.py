@@ -143,9 +143,9 @@ class TestOpen:
 
     def test_a_pin_that_one_may_not_read(self, maps: Maps) -> None:
         directory = both(maps)
-        os.chmod(maps.path(V6), 0)
+        os.chmod(maps.path(V4), 0)
         text = without_privilege(lambda: said(refusal(directory, NotPermitted)))
-        assert text == bpf.bpf_error(this_kernel.refusal_of_a_pin(), f"open {maps.path(V6)}").strerror
+        assert text == bpf.bpf_error(this_kernel.refusal_of_a_pin(), f"open {maps.path(V4)}").strerror
 
     def test_the_default_is_where_cilium_pins_them(self) -> None:
         assert DEFAULT_DIRECTORY == "/sys/fs/bpf/tc/globals"
