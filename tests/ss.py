@@ -69,10 +69,10 @@ def _endpoint(host: object, port: int, device: str) -> str:
 
 def found(protocol: str, text: str = "", *, states: str = "all", family: int | None = None) -> list[Row]:
     filter = SocketFilter.parse(text, protocol, states=states, family=family)
-    return sorted(_row(each) for each in find_sockets(filter) if protocol != "tcp" or each.state != TcpState.CLOSE)
+    return sorted(row_of(each) for each in find_sockets(filter) if protocol != "tcp" or each.state != TcpState.CLOSE)
 
 
-def _row(each: InetSocket) -> Row:
+def row_of(each: InetSocket) -> Row:
     device = socket.if_indextoname(each.interface) if each.interface else ""
     local, peer = _endpoint(each.src, each.sport, device), _endpoint(each.dst, each.dport, "")
     return Row(SS_STATES[TcpState(each.state)], each.rqueue, each.wqueue, local, peer)
