@@ -4,7 +4,7 @@ python -m tests.kernels [NAME ...]      (or tox -e kernels -- NAME ...)
 
 Without a name the kernel of Debian 11 is booted. `all` is every one, with the longer suites of the tests too. A line
 each says how it went; what failed is shown. Exit codes: 0; 1, a check failed; 2, a wrong name; 3, a program that is
-needed is not installed.
+needed is not installed; 4, a root cannot be made, for want of a mirror perhaps.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from . import boot, root
 from .guest.report import Report
 from .targets import ALL, DEFAULT, PACKAGES, TARGETS, Target
 
-_NOT_INSTALLED = 3
+_NOT_INSTALLED, _NO_ROOT = 3, 4
 
 
 def main() -> int:
@@ -30,6 +31,7 @@ def main() -> int:
         "names", metavar="NAME", nargs="*", help=f"{', '.join(TARGETS)}, or {ALL}: {DEFAULT} by default"
     )
     parser.add_argument("--missing", action="store_true", help="only print what has to be installed for that")
+    parser.add_argument("--make", action="store_true", help="only make the roots")
     options = parser.parse_args()
     names = options.names or [DEFAULT]
     if not {ALL, *TARGETS} >= {*names}:
@@ -42,6 +44,14 @@ def main() -> int:
     if missing:
         print(f"Kernels cannot be booted here: apt-get install {' '.join(missing)}", file=sys.stderr)
         return _NOT_INSTALLED
+    try:
+        for target in targets:
+            root.cached(target)
+    except subprocess.CalledProcessError as error:
+        print(f"A root cannot be made here: {error}", file=sys.stderr)
+        return _NO_ROOT
+    if options.make:
+        return 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return 0 if all(list(pool.map(partial(_check, with_suites=ALL in names), targets))) else 1
 
