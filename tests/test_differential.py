@@ -113,7 +113,9 @@ def _change(what: str, one: ModelSocket, world: World, options: SocketOptions) -
 
 @pytest.fixture(scope="module")
 def netns() -> Iterator[Netns]:
-    this_kernel.needs(this_kernel.destroys_mini_sockets, "destroys no mini-sockets: nothing ends a population's")
+    this_kernel.needs(
+        this_kernel.destroys_mini_sockets, "destroys no mini-sockets: nothing ends a population's", since=(6, 1)
+    )
     (made,) = make_namespaces(1)
     yield made
     made.close()

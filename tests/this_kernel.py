@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Callable
 from functools import cache
@@ -110,7 +111,11 @@ def refusal_of_a_pin() -> int:
     return errno.EPERM if without_privilege(play) == errno.EPERM else errno.EACCES
 
 
-def needs(what: Callable[[], bool], why_not: str) -> None:
-    """Skip the test that is running where the kernel does not do that."""
-    if not what():
-        pytest.skip(f"this kernel {why_not}")
+def needs(what: Callable[[], bool], why_not: str, *, since: tuple[int, int]) -> None:
+    """Skip the test that is running where the kernel does not do that; from that release on it should."""
+    if what():
+        return
+    major, minor = map(int, os.uname().release.split(".")[:2])
+    if (major, minor) >= since:
+        world.cannot(f"this kernel {why_not}")
+    pytest.skip(f"this kernel {why_not}")

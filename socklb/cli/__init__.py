@@ -48,10 +48,14 @@ are shown on standard error.
 
 
 class _Command(argparse.ArgumentParser):
-    """The parser of one command, whose module is imported when it is asked to parse."""
+    """The parser of one command, whose module is imported when it is asked to parse, once."""
+
+    def __init__(self, *, module: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._module = module
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        import_module(f".{self.prog.split()[-1].replace('-', '_')}", __package__).add_arguments(self)
+        import_module(self._module, __package__).add_arguments(self)
         return super().parse_known_args(args, namespace)
 
 
@@ -67,7 +71,13 @@ def _parser(chosen: Iterable[str]) -> argparse.ArgumentParser:
         title="commands", metavar="COMMAND", required=True, prog=parser.prog, parser_class=_Command
     )
     for command in chosen:
-        commands.add_parser(command, help=_COMMANDS[command][0], formatter_class=HelpFormatter, allow_abbrev=False)
+        commands.add_parser(
+            command,
+            module=f".{command.replace('-', '_')}",
+            help=_COMMANDS[command][0],
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
     return parser
 
 

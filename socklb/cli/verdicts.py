@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 from ..engine.report import Report, outcome_record
-from ..kernel.namespaces import CURRENT_NAME, CannotEnter
+from ..kernel.namespaces import CURRENT_NAME
 from ..states import state_word
 from ..wire.address import format_endpoint
 from ..wire.request import PROTOCOL_NAMES
 from .netns import namespace_problems
 from .output import (
     BAD_INPUT,
-    CANNOT,
     DONE,
     ENDS,
     SOME_FAILED,
@@ -52,8 +51,6 @@ def run_and_show(destroy: Callable[[], Report], target: Target, options: argpars
             _show(_report_of(error) or Report(getattr(options, "backends", ())), target, options, error)
         raise
     problems = _show(report, target, options, None)
-    if report.errors and not report.outcomes and all(isinstance(e, CannotEnter) for e in report.errors.values()):
-        return CANNOT
     return SOME_FAILED if report.failed or problems or options.audit_problem else DONE
 
 

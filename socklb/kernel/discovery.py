@@ -7,10 +7,10 @@ import errno
 import os
 from collections import namedtuple
 
-from ..errors import KernelError, NotSupported
+from ..errors import KernelError
 from .exhaustion import raise_if_exhausted
 from .mounts import Mount, mounts
-from .namespaces import CURRENT_NAME, NetworkNamespace, check_kind, nsfs_id, run_in_netns
+from .namespaces import CURRENT_NAME, CannotEnter, NetworkNamespace, check_kind, nsfs_id, run_in_netns
 from .processes import command_name, directory_of, list_directory, numbers
 
 TYPE_CHECKING = False
@@ -64,8 +64,8 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
     thread, "tid 124 (name)"; where the name is taken, by its path. What may not be looked at is in `.refused` of the
     result; what vanished meanwhile is not. They are for use at once: when a namespace has gone, another one may get its
     inode, and nothing else is known of a discovered one. One that is kept alive only by an open descriptor, a socket or
-    a mount in another mount namespace is not found. Raises KernelError where /proc is not mounted, or where descriptors
-    or memory have run out.
+    a mount in another mount namespace is not found. Raises CannotEnter where /proc is not mounted, KernelError where
+    descriptors or memory have run out.
     """
     current = current_namespace()
     paths = {(current.device, current.inode): [current.path]}
@@ -98,10 +98,10 @@ def discover_namespaces(*, threads: bool = True) -> DiscoveredNamespaces:
 
 
 def current_namespace() -> NetworkNamespace:
-    """The caller's. Raises NotSupported where /proc is not mounted: others cannot be found then."""
+    """The caller's. Raises CannotEnter where /proc is not mounted: others cannot be found then."""
     current = NetworkNamespace.current()
     if not current.path:
-        raise NotSupported(errno.ENOENT, "look for network namespaces: /proc is not mounted; name them one by one")
+        raise CannotEnter(errno.ENOENT, "look for network namespaces: /proc is not mounted; name them one by one")
     return current
 
 

@@ -11,7 +11,7 @@ from ..engine.probe import NOT_PERMITTED, SUPPORTED, probe
 from ..engine.report import FAILED
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
 from ..kernel.discovery import DiscoveredNamespaces, discover_namespaces, unsearched
-from ..kernel.namespaces import NetworkNamespace
+from ..kernel.namespaces import CannotEnter, NetworkNamespace
 from .table import BackendTable
 from .terminate import terminate
 from .waker import Waker
@@ -170,7 +170,9 @@ class TerminationLoop:
         """Run until `stop()` or `finish()`.
 
         Raises NotSupported, where this kernel can destroy nothing, and what the audit raises: another attempt would not
-        help. What had been done by then is in `.report` of the error.
+        help. What had been done by then is in `.report` of the error. Raises KernelError, before anything is done, if no
+        descriptors are left for the pipe that wakes it up. In the main thread signals wake it up too, unless the
+        program has a wakeup descriptor of its own (asyncio has).
         """
         with self._table.subscribe(self._wake_up):
             self._waker = Waker()  # in no local: an error of a pass, and so its frames, may be kept for long
@@ -195,8 +197,8 @@ class TerminationLoop:
             times = [scheduled.time for scheduled in self._scheduled.values()]
             if gathered is not None:
                 times.append(gathered)
-            if self._waker is not None:
-                self._waker.wait(min(times) - monotonic() if times else None)
+            assert self._waker is not None
+            self._waker.wait(min(times) - monotonic() if times else None)
 
     def _has_more_to_do(self) -> bool:
         return self._table.has_down() or any(scheduled.is_waited_for for scheduled in self._scheduled.values())
@@ -221,7 +223,7 @@ class TerminationLoop:
                 return
             before = [self._scheduled[backend] for backend in down]
             report, error = self._pass(down, searched)
-            if isinstance(error, NotSupported):
+            if isinstance(error, NotSupported) and not isinstance(error, CannotEnter):
                 given_up = self._give_up_unsupported(down, error)
             else:
                 failures = self._failures(down, report, error)

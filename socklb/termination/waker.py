@@ -36,24 +36,30 @@ class Waker:
         with suppress(BlockingIOError):  # full: it has been woken up often
             os.write(self._ends[1], b"\0")
 
-    def wait(self, seconds: float | None = None) -> None:
-        """Until `wake` was called since the last wait, or so many seconds have gone; None: as long as it takes."""
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until `wake` was called since the last wait, or so many seconds have gone; None: as long as it takes. Whether
+        it was called.
+        """
         polled = select.poll()
         polled.register(self._ends[0], select.POLLIN)
-        if polled.poll(None if seconds is None else max(0.0, seconds) * 1000):
-            os.read(self._ends[0], 1 << 16)  # all that a pipe holds
+        if not polled.poll(None if seconds is None else max(0.0, seconds) * 1000):
+            return False
+        os.read(self._ends[0], 1 << 16)  # all that a pipe holds
+        return True
 
     @contextmanager
     def woken_by_signals(self) -> Iterator[None]:
         """While active, a signal that Python handles ends a wait in the main thread. Python runs its handlers there
         alone, and would not notice one that comes just as the wait begins, or that the kernel gave to another thread.
+        A program that has signals written elsewhere keeps that.
         """
         try:
-            before = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
+            before = signal.set_wakeup_fd(-1)  # interrupted just here, it leaves none, rather than one that is closed
         except ValueError:  # not the main thread
             yield
             return
         try:
+            signal.set_wakeup_fd(self._ends[1] if before == -1 else before, warn_on_full_buffer=False)
             yield
         finally:
             signal.set_wakeup_fd(before)

@@ -110,7 +110,7 @@ class TestExitCodes:
         ("damage", "preexec", "patch", "stale", "code", "error"),
         [
             (lambda maps: maps.make(V4, 1, 16, 8), None, "", [], 3, "unknown layout"),
-            (lambda maps: os.chmod(maps.directory, 0), drop_privilege, "", ["--stale"], 4, "not permitted"),
+            (lambda maps: os.chmod(maps.directory, 0), drop_privilege, "", ["--stale"], 4, "CAP_"),
             (lambda maps: None, None, INTERRUPTED, [], 130, "interrupted"),
             (lambda maps: None, None, INTERRUPTED_WHILE_LOOKING, ["--stale"], 130, "interrupted"),
             (lambda maps: None, None, OUT_OF_MEMORY, ["--stale"], 1, "out of memory"),

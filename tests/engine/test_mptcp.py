@@ -27,7 +27,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 def connect(sockets: Sockets, server_protocol: int) -> Pair:
     """(client, server) of a connection that the client wants to be MPTCP; some data has gone through."""
-    this_kernel.needs(this_kernel.has_mptcp, "has no MPTCP")
+    this_kernel.needs(this_kernel.has_mptcp, "has no MPTCP", since=(5, 6))
     listener, client = (sockets.make(socket.AF_INET, socket.SOCK_STREAM, p) for p in (server_protocol, IPPROTO_MPTCP))
     listener.bind((ADDRESS, PORT))
     listener.listen()
@@ -80,7 +80,7 @@ class TestWhatTheOwnerSees:
 
     def test_after_it_comes_enotconn(self, mptcp: Pair) -> None:
         timeout = Path("/proc/sys/net/mptcp/close_timeout")
-        this_kernel.needs(timeout.exists, "always waits for 60 s")
+        this_kernel.needs(timeout.exists, "always waits for 60 s", since=(6, 12))
         timeout.write_text("1")
         destroy_sockets(TO_SERVER)
         for end in mptcp:

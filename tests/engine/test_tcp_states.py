@@ -153,7 +153,7 @@ class TestTimeWait:
         assert list(find_sockets(SocketFilter("tcp", CLIENT, states=[state]))) == []
 
     def test_with_time_wait_in_the_mask_no_real_fin_wait_2_is_hit(self, sockets: Sockets) -> None:
-        this_kernel.needs(this_kernel.destroys_mini_sockets, "destroys no mini-sockets")
+        this_kernel.needs(this_kernel.destroys_mini_sockets, "destroys no mini-sockets", since=(6, 1))
         minis = {sockets.time_wait(ADDRESS, PORT)[1], sockets.orphaned_fin_wait2(ADDRESS, PORT)[0][1]}
         client, server = sockets.fin_wait2(ADDRESS, PORT)
         report = destroy_sockets(SocketFilter("tcp", CLIENT, states=[S.TIME_WAIT]))
@@ -163,7 +163,7 @@ class TestTimeWait:
         assert client.recv(11) == b"still there"
 
     def test_with_both_in_the_mask_all_are_hit(self, sockets: Sockets) -> None:
-        this_kernel.needs(this_kernel.destroys_mini_sockets, "destroys no mini-sockets")
+        this_kernel.needs(this_kernel.destroys_mini_sockets, "destroys no mini-sockets", since=(6, 1))
         sockets.time_wait(ADDRESS, PORT)
         sockets.orphaned_fin_wait2(ADDRESS, PORT)
         sockets.fin_wait2(ADDRESS, PORT)
@@ -227,7 +227,7 @@ class TestBoundOnly:
         assert list(find_sockets(SocketFilter("tcp", SERVER, states=[state]))) == []
 
     def test_named_it_fails_and_stays_as_it_was(self, bound: socket.socket) -> None:
-        this_kernel.needs(this_kernel.lists_bound_only, "lists no socket that is only bound")
+        this_kernel.needs(this_kernel.lists_bound_only, "lists no socket that is only bound", since=(6, 8))
         report = destroy_sockets(SocketFilter("tcp", SERVER, states=[S.BOUND_INACTIVE]))
         (outcome,) = report.outcomes
         assert (outcome.socket.cookie, outcome.socket.state) == (cookie_of(bound), S.CLOSE)

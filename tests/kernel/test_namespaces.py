@@ -48,7 +48,7 @@ def elsewhere() -> Iterator[NetworkNamespace]:
 
 
 def needs_numbers() -> None:
-    this_kernel.needs(this_kernel.numbers_namespaces, "gives namespaces no numbers")
+    this_kernel.needs(this_kernel.numbers_namespaces, "gives namespaces no numbers", since=(5, 14))
 
 
 class TestIdentity:

@@ -36,6 +36,7 @@ def main() -> int:
     names = options.names or [DEFAULT]
     if not {ALL, *TARGETS} >= {*names}:
         parser.error(f"a name is one of {', '.join(TARGETS)}, or {ALL}")
+    os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # a user's has no depmod
     targets = [target for name, target in TARGETS.items() if ALL in names or name in names]
     missing = _missing(targets)
     if options.missing:
@@ -47,7 +48,7 @@ def main() -> int:
     try:
         for target in targets:
             root.cached(target)
-    except subprocess.CalledProcessError as error:
+    except (OSError, subprocess.CalledProcessError) as error:
         print(f"A root cannot be made here: {error}", file=sys.stderr)
         return _NO_ROOT
     if options.make:
@@ -59,8 +60,7 @@ def main() -> int:
 def _missing(targets: list[Target]) -> list[str]:
     """The packages to install."""
     programs = ["mmdebstrap", "cpio", "depmod", *(target.emulator[0] for target in targets if target.emulator)]
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    return sorted({PACKAGES[program] for program in programs if not shutil.which(program, path=path)})
+    return sorted({PACKAGES[program] for program in programs if not shutil.which(program)})
 
 
 def _check(target: Target, with_suites: bool) -> bool:

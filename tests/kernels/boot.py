@@ -44,8 +44,8 @@ def run(target: Target, root: Root, output: Path, with_suites: bool) -> str:
             )
         except subprocess.TimeoutExpired:
             return f"not done after {seconds} s"
-        except subprocess.CalledProcessError as error:
-            return f"{command[0]} ended with {error.returncode}"
+        except (OSError, subprocess.CalledProcessError) as error:
+            return str(error)
     return ""
 
 

@@ -29,6 +29,7 @@ from socklb import (
     TerminationLoop,
 )
 from socklb.kernel.discovery import DiscoveredNamespaces, UnsearchedNamespace
+from socklb.kernel.namespaces import CannotEnter
 from socklb.termination import loop as loop_module
 from socklb.termination.loop import Pass
 
@@ -236,11 +237,19 @@ class TestFailedPasses:
         [
             KernelError(errno.ETIMEDOUT, "slow"),
             NotPermitted(1, "no"),
+            CannotEnter(errno.ENOSYS, "no setns"),
             ValueError("no such one"),
             {WEB: NotPermitted(1, "no")},
             STILL_THERE,
         ],
-        ids=["an error", "not permitted", "no namespace", "a namespace that failed", "a socket that is still there"],
+        ids=[
+            "an error",
+            "not permitted",
+            "no setns",
+            "no namespace",
+            "a namespace that failed",
+            "a socket that is still there",
+        ],
     )
     def test_repeated_until_it_works(self, terminations: Terminations, failure: object) -> None:
         table, passes = alive(A), list[Pass]()

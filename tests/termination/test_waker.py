@@ -34,12 +34,22 @@ class TestWaker:
         waker = Waker()
         for _ in range(100_000):  # more than the pipe holds
             waker.wake()
-        waker.wait()
-        waker.wait(0)
+        assert (waker.wait(), waker.wait(0)) == (True, False)
         thread = threading.Thread(target=waker.wait)
         thread.start()
         waker.wake()
         thread.join()
+
+    def test_a_program_that_has_signals_written_elsewhere_gets_them_all_the_same(self) -> None:
+        def run() -> tuple[bytes, bool]:
+            read, write = os.pipe2(os.O_NONBLOCK)
+            signal.signal(signal.SIGUSR1, lambda *_: None)
+            signal.set_wakeup_fd(write)
+            with Waker().woken_by_signals():
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return os.read(read, 9), signal.set_wakeup_fd(-1) == write
+
+        assert in_child(run) == (bytes([signal.SIGUSR1]), True)
 
     def test_no_descriptor_for_it(self) -> None:
         def lacks() -> str:
