@@ -170,9 +170,9 @@ class TerminationLoop:
         """Run until `stop()` or `finish()`.
 
         Raises NotSupported, where this kernel can destroy nothing, and what the audit raises: another attempt would not
-        help. What had been done by then is in `.report` of the error. Raises KernelError, before anything is done, if no
-        descriptors are left for the pipe that wakes it up. In the main thread signals wake it up too, unless the
-        program has a wakeup descriptor of its own (asyncio has).
+        help. What had been done by then is in `.report` of the error. Raises KernelError if no descriptors are left for
+        the pipe that wakes it up. In the main thread signals wake it up too, unless the program has a wakeup descriptor
+        of its own (asyncio has).
         """
         with self._table.subscribe(self._wake_up):
             self._waker = Waker()  # in no local: an error of a pass, and so its frames, may be kept for long
