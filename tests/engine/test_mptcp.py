@@ -27,7 +27,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 def connect(sockets: Sockets, server_protocol: int) -> Pair:
     """(client, server) of a connection that the client wants to be MPTCP; some data has gone through."""
-    this_kernel.needs(this_kernel.has_mptcp, "has no MPTCP", since=(5, 6))
+    this_kernel.needs(this_kernel.has_mptcp, "has no MPTCP", since=(6, 1))  # Debian 11 left it out
     listener, client = (sockets.make(socket.AF_INET, socket.SOCK_STREAM, p) for p in (server_protocol, IPPROTO_MPTCP))
     listener.bind((ADDRESS, PORT))
     listener.listen()
