@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-_COMMANDS: dict[str, tuple[str, ...]] = {  # what each does, and the folders that it needs
-    "list": ("show the sockets that a filter matches",),
-    "destroy": ("destroy the sockets that a filter matches",),
-    "terminate": ("destroy what is still connected to backends that are gone", "termination"),
-    "watch": ("follow a list of backends, and destroy the connections to those that go down", "termination", "sources"),
-    "probe": ("say whether this kernel, and this caller, can destroy sockets",),
-    "rev-nat": ("show the balancer's reverse-NAT entries: which socket it sent where", "reverse_nat"),
-    "demo": ("show what it does, in a network of its own", "cli.demo"),
+_COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {  # what each does, and the folders that it needs
+    "list": ("show the sockets that a filter matches", ()),
+    "destroy": ("destroy the sockets that a filter matches", ()),
+    "terminate": ("destroy what is still connected to backends that are gone", ("termination",)),
+    "watch": (
+        "follow a list of backends, and destroy the connections to those that go down",
+        ("termination", "sources"),
+    ),
+    "probe": ("say whether this kernel, and this caller, can destroy sockets", ()),
+    "rev-nat": ("show the balancer's reverse-NAT entries: which socket it sent where", ("reverse_nat",)),
+    "demo": ("show what it does, in a network of its own", ("cli.demo",)),
 }
 
 _EXIT_CODES = """\
@@ -71,10 +74,12 @@ def _parser(chosen: Iterable[str]) -> argparse.ArgumentParser:
         title="commands", metavar="COMMAND", required=True, prog=parser.prog, parser_class=_Command
     )
     for command in chosen:
+        text, _ = _COMMANDS[command]
         commands.add_parser(
             command,
             module=f".{command.replace('-', '_')}",
-            help=_COMMANDS[command][0],
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
             formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
@@ -83,7 +88,8 @@ def _parser(chosen: Iterable[str]) -> argparse.ArgumentParser:
 
 def _missing_folder(command: str) -> str:
     """The folder that a command needs and this copy of the package leaves out, or ""."""
-    return next((folder for folder in _COMMANDS[command][1:] if not has(folder)), "")
+    _, folders = _COMMANDS[command]
+    return next((folder for folder in folders if not has(folder)), "")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -34,10 +34,10 @@ the language: use --state.
 
 
 def describe(
-    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int], *, description: str, epilog: str
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int], *, epilog: str, description: str = ""
 ) -> None:
-    """Say what a command does, in its help text and as a function."""
-    parser.description, parser.epilog = description, epilog
+    """Say what a command does, as a function and in its help text: more than in the list of commands, if need be."""
+    parser.description, parser.epilog = description or parser.description, epilog
     parser.set_defaults(run=run, fail=parser.error)
 
 

@@ -20,7 +20,7 @@ from ..wire.request import PROTOCOL_NAMES
 from .arguments import FILTER_HELP, add_filter_arguments, add_netns_argument, describe, filters_from
 from .help import terminal_width
 from .netns import namespace_problems, namespaces_from
-from .output import DONE, SOME_FAILED, error_text, ignore_broken_pipe, printable, warn
+from .output import DONE, SOME_FAILED, error_text, ignore_broken_pipe, json_dumps, printable, warn
 from .signals import ended_by_signals, showing
 from .verdicts import local_endpoint
 
@@ -156,7 +156,7 @@ def _print_table(rows: Rows, *, with_netns: bool) -> None:
 
 def _print_json(rows: Rows, search: _Search, readable_only: bool) -> None:
     """One object, written while the sockets come, and complete however it ends; nothing at all for bad input."""
-    import json  # tables do without
+    dumps = json_dumps()
 
     waiting: list[str] = []
     begun = False
@@ -180,12 +180,12 @@ def _print_json(rows: Rows, search: _Search, readable_only: bool) -> None:
         if text:
             more["error"] = text
         with ignore_broken_pipe():
-            write("]" + "".join(f', "{name}": {json.dumps(value)}' for name, value in more.items()) + "}\n")
+            write("]" + "".join(f', "{name}": {dumps(value)}' for name, value in more.items()) + "}\n")
 
     try:
         with ended_by_signals():
             for namespace, socket, device in rows:
-                waiting.append("\n  " + json.dumps({"namespace": namespace.name, **socket_record(socket, device)}))
+                waiting.append("\n  " + dumps({"namespace": namespace.name, **socket_record(socket, device)}))
                 if len(waiting) == _ROWS_A_WRITE:
                     write()
     except BaseException as error:

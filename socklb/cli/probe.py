@@ -23,12 +23,7 @@ has no such sockets.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    describe(
-        parser,
-        run,
-        description="Say whether this kernel, and this caller, can destroy sockets.",
-        epilog=_EXAMPLES,
-    )
+    describe(parser, run, epilog=_EXAMPLES)
     parser.add_argument("--json", action="store_true", help='one JSON object: {"tcp4": {"status": ..., ...}, ...}')
 
 

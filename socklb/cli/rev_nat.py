@@ -35,12 +35,7 @@ _ROW = "{:>20} {:>28} {:>28} {:>5}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    describe(
-        parser,
-        run,
-        description="Show the balancer's reverse-NAT entries: which socket it sent where.",
-        epilog=_EXAMPLES,
-    )
+    describe(parser, run, epilog=_EXAMPLES)
     add_rev_nat_dir_argument(parser)
     parser.add_argument("--stale", action="store_true", help="only those whose socket no longer exists")
     parser.add_argument("--json", action="store_true", help='one JSON object: {"entries": [...]}')

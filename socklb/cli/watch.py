@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
 def _check_support(words: list[str], warn: Callable[[str], object]) -> None:
     """An agent that cannot destroy says so when it starts, and not when it is needed."""
     if ALL in words:
-        current_namespace()
+        current_namespace()  # raises where no others can be found
     answers = probe()
     statuses = {answer.status for answer in answers.values()}
     lacking: dict[str, set[str]] = {}

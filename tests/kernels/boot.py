@@ -44,8 +44,8 @@ def run(target: Target, root: Root, output: Path, with_suites: bool) -> str:
             )
         except subprocess.TimeoutExpired:
             return f"not done after {seconds} s"
-        except (OSError, subprocess.CalledProcessError) as error:
-            return str(error)
+        except subprocess.CalledProcessError as error:
+            return f"the emulator ended with {error.returncode}"
     return ""
 
 
