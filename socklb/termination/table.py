@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import struct
 from collections import namedtuple
 from contextlib import contextmanager
 from enum import Enum
+from itertools import chain
 from threading import Lock
 
 from ..filters.backend import Backend, check_backend
+from ..filters.socket_filter import protocol_number
+from ..wire.address import from_packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any
+    from typing import Any, Optional
+
+    Holder = object  # of an instance: the name of a service, or what has that name for its str()
+    Change = tuple[bytes, Holder, Optional[bool]]
 
 
 class BackendState(Enum):
@@ -35,6 +42,10 @@ class BackendState(Enum):
             known = ", ".join(state.value for state in cls)
             raise ValueError(f"the state of a backend is one of {known}, not {text!r}") from None
 
+
+_MEMORY = object()  # holds what an earlier process had alive
+_HEAD = struct.Struct("!BH")  # protocol, port
+_V6_SIZE = 16
 
 _ALIVE = (BackendState.ACTIVE, BackendState.TERMINATING)
 
@@ -59,9 +70,16 @@ class BackendTable:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._services: dict[Backend, dict[str, bool]] = {}  # whether each service's instance is alive
-        self._down: dict[Backend, None] = {}  # in the order in which they went down
+        # By packed backend, for there may be a million: who has an instance of it that is alive, who another one.
+        self._alive: dict[bytes, tuple[Holder, ...]] = {}
+        self._dead: dict[bytes, tuple[Holder, ...]] = {}
+        self._down: dict[bytes, tuple[Holder, ...]] = {}  # in the order in which they went down; who had it alive
+        self._recalled: list[bytes] = []
         self._on_down: Callable[[], object] | None = None
+        self.version = 0
+        """How often it has changed."""
+        self.is_whole = False
+        """Whether all backends that there are have been put in, by `replace` or a source that lists them."""
 
     def upsert(
         self,
@@ -72,17 +90,15 @@ class BackendTable:
     ) -> None:
         """Put one service's instance in, or change it. Raises ValueError for an unknown state."""
         alive = _is_alive(Instance(backend, service, state, unhealthy))
-        with self._lock:
-            self._put(backend, {**self._services.get(backend, {}), service: alive})
-        self._notify()
+        self.change([(packed(backend), service, alive)])
 
     def delete(self, backend: Backend, service: str | None = None) -> None:
         """Take out one service's instance, or (None) all of them; one that is not there is no error."""
         _check(backend, "" if service is None else service)
+        key = packed(backend)
         with self._lock:
-            services = {} if service is None else dict(self._services.get(backend, {}))
-            services.pop(service or "", None)
-            self._put(backend, services)
+            holders = self._holders(key) if service is None else (service,)
+            self._change((key, holder, None) for holder in holders)
         self._notify()
 
     def replace(self, entries: Iterable[tuple[Any, ...]]) -> None:
@@ -91,27 +107,65 @@ class BackendTable:
         An entry is a tuple of what `upsert` takes, in that order; the last three may be missing. Of two for the same
         backend and service one that is alive counts.
         """
-        wanted: dict[Backend, dict[str, bool]] = {}
+        wanted: dict[bytes, dict[Holder, bool]] = {}
         for entry in entries:
             instance = _instance(entry)
-            services, alive = wanted.setdefault(instance.backend, {}), _is_alive(instance)
+            services, alive = wanted.setdefault(packed(instance.backend), {}), _is_alive(instance)
             services[instance.service] = services.get(instance.service, False) or alive
         with self._lock:
-            for backend in {**self._services, **wanted}:
-                self._put(backend, wanted.get(backend, {}))
+            gone = [
+                (key, holder, None)
+                for key in {**self._alive, **self._dead}
+                for holder in self._holders(key)
+                if holder not in wanted.get(key, ())
+            ]
+            there = ((key, service, alive) for key, services in wanted.items() for service, alive in services.items())
+            self._change(chain(there, gone))
+            self._forget()
         self._notify()
 
-    def _put(self, backend: Backend, services: dict[str, bool]) -> None:
-        """Let these be the services' instances of one backend, and note whether it went down or came back."""
-        was_alive = self.is_alive(backend)
-        if services:
-            self._services[backend] = services
-        else:
-            self._services.pop(backend, None)
-        if self.is_alive(backend):
-            self._down.pop(backend, None)
-        elif was_alive:
-            self._down[backend] = None
+    def change(self, changes: Iterable[Change], *, is_whole: bool = False) -> None:
+        """All of these at once: (packed backend, who holds the instance, whether it is alive; None: it is taken out).
+
+        `is_whole`: with that, all that there is has been put in.
+        """
+        with self._lock:
+            self._change(changes)
+            if is_whole:
+                self._forget()
+        self._notify()
+
+    def recall(self, backends: Iterable[Backend]) -> None:
+        """Have these alive until the table is whole: who is not in it by then goes down."""
+        with self._lock:
+            self._recalled = [packed(backend) for backend in backends]
+            self._change((key, _MEMORY, True) for key in self._recalled)
+
+    def _forget(self) -> None:
+        self.is_whole = True
+        self._change((key, _MEMORY, None) for key in self._recalled)
+        self._recalled.clear()
+
+    def _holders(self, key: bytes) -> tuple[Holder, ...]:
+        return self._alive.get(key, ()) + self._dead.get(key, ())
+
+    def _change(self, changes: Iterable[Change]) -> None:
+        """Note also who went down, and who came back."""
+        lost: dict[bytes, tuple[Holder, ...]] = {}
+        for key, holder, is_alive in changes:
+            before = self._alive.get(key, ())
+            if is_alive:
+                _add(self._alive, key, holder)
+                self._down.pop(key, None)
+            elif holder in before:
+                lost.setdefault(key, before)
+                _remove(self._alive, key, holder)
+            if is_alive is False:
+                _add(self._dead, key, holder)
+            else:
+                _remove(self._dead, key, holder)
+        self._down.update((key, holders) for key, holders in lost.items() if key not in self._alive)
+        self.version += 1
 
     @contextmanager
     def subscribe(self, on_down: Callable[[], object]) -> Iterator[None]:
@@ -134,12 +188,14 @@ class BackendTable:
     def is_alive(self, backend: Backend) -> bool:
         """Whether some service has the backend alive."""
         check_backend(backend)
-        return any(self._services.get(backend, {}).values())
+        with self._lock:  # a change may be half done
+            return packed(backend) in self._alive
 
     def backends(self) -> dict[Backend, bool]:
         """Every backend that a service has, and whether it is alive."""
         with self._lock:
-            return {backend: any(services.values()) for backend, services in self._services.items()}
+            keys = {**dict.fromkeys(self._dead, False), **dict.fromkeys(self._alive, True)}
+        return {unpacked(key): is_alive for key, is_alive in keys.items()}
 
     def has_down(self) -> bool:
         """Whether backends have gone down since `drain_down` was last called."""
@@ -147,9 +203,48 @@ class BackendTable:
 
     def drain_down(self) -> list[Backend]:
         """The backends that have gone down since the last call, and have not come back."""
+        return list(self.take_down())
+
+    def take_down(self) -> dict[Backend, list[str]]:
+        """The same, with the names of the services that had it alive."""
         with self._lock:
             down, self._down = self._down, {}
-        return list(down)
+        return {
+            unpacked(key): [*dict.fromkeys(str(holder) for holder in holders if holder is not _MEMORY)]
+            for key, holders in down.items()
+        }
+
+
+def packed(backend: Backend) -> bytes:
+    """A backend in 7 bytes, or 19 and the name of its link."""
+    address = backend.address.packed + backend.link.encode("utf-8", "surrogateescape")
+    return pack(protocol_number(backend.protocol), backend.port, address)
+
+
+def pack(protocol: int, port: int, address: bytes) -> bytes:
+    """The same for a protocol number, and a packed address that is not link-local and not v4-mapped."""
+    return _HEAD.pack(protocol, port) + address
+
+
+def unpacked(key: bytes) -> Backend:
+    protocol, port = _HEAD.unpack_from(key)
+    address = key[_HEAD.size :]
+    if len(address) <= _V6_SIZE:
+        return Backend(from_packed(address), port, protocol)
+    link = address[_V6_SIZE:].decode("utf-8", "surrogateescape")
+    return Backend(f"{from_packed(address[:_V6_SIZE])}%{link}", port, protocol)
+
+
+def _add(holders: dict[bytes, tuple[Holder, ...]], key: bytes, holder: Holder) -> None:
+    before = holders.get(key, ())
+    if holder not in before:
+        holders[key] = (*before, holder)
+
+
+def _remove(holders: dict[bytes, tuple[Holder, ...]], key: bytes, holder: Holder) -> None:
+    rest = tuple(one for one in holders.pop(key, ()) if one != holder)
+    if rest:
+        holders[key] = rest
 
 
 def _check(backend: Backend, service: str) -> None:

@@ -226,18 +226,18 @@ class BackendMachine(OwnerMachine):
         assert not report.errors
         assert not report.unrecorded
         verdicts: dict[ModelSocket, Verdict] = {}
-        searched = 0
+        searched = set()
         for number, namespace in zip(numbers, self._namespaces(numbers)):
             is_here = self.namespaces[number].namespace is None
             there = [one for one in backends if is_here or not (locals_here and one.is_local)]
             if not there:
                 continue
-            searched += 1
+            searched.add(namespace)
             outcomes = [outcome for outcome in report.outcomes if outcome.namespace == namespace]
             of_netns = self._check_netns(number, outcomes, there, options)
             self._check_sums(report.namespaces[namespace], of_netns.values())
             verdicts.update(of_netns)
-        assert len(report.namespaces) == searched
+        assert {*report.namespaces} == searched
         assert len(report.outcomes) == len(verdicts)
         self._check_sums(report.counts, verdicts.values())
         assert set(report.backends) == set(backends)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from socklb import Backend, BackendState, BackendTable
-from socklb.termination.table import Instance
+from socklb.termination.table import Instance, packed, unpacked
 
 A, B, C = (Backend(f"10.0.0.{n}", 80, "tcp") for n in (1, 2, 3))
 
@@ -160,6 +161,41 @@ class TestChanges:
         assert table.is_alive(A)
 
 
+class TestServices:
+    def test_who_had_it_alive_is_told_when_it_goes_down(self) -> None:
+        table = BackendTable()
+        table.replace([(A, "web"), (A, "db"), (A, "old", "maintenance"), (B, "web")])
+        table.replace([])
+        assert table.take_down() == {A: ["web", "db"], B: ["web"]}
+
+
+class TestRecalled:
+    """What an earlier process had alive is alive until the table is whole."""
+
+    def test_what_is_not_there_by_then_goes_down(self) -> None:
+        table = BackendTable()
+        table.recall([A, B])
+        table.upsert(A, "web")
+        assert (table.is_alive(B), table.is_whole, table.drain_down()) == (True, False, [])
+        table.replace([(A, "web"), (C, "web")])
+        assert (table.is_whole, table.take_down(), table.is_alive(A)) == (True, {B: []}, True)
+        table.delete(A, "web")
+        assert table.take_down() == {A: ["web"]}
+
+
+links = st.sampled_from(("", "%eth0", "%7", "%a b"))
+addresses = st.ip_addresses(v=4) | st.builds(lambda n, link: f"fe80::{n:x}{link or '%lo'}", st.integers(1, 99), links)
+
+
+@given(addresses | st.ip_addresses(v=6).map(str), st.integers(1, 65535), st.sampled_from(("tcp", "udp")))
+def test_a_packed_backend_is_that_backend(address: Any, port: int, protocol: Any) -> None:
+    try:
+        backend = Backend(address, port, protocol)
+    except ValueError:  # unspecified, or link-local without a link
+        return
+    assert unpacked(packed(backend)) == backend
+
+
 class TestSubscriber:
     """Called in the thread that changes the table, after a change that leaves backends down."""
 
@@ -193,23 +229,28 @@ class TestSubscriber:
         assert calls == ["first", "second"]
 
 
-class Slow(Backend):
-    """Whoever looks for it in a table waits until somebody else has had the time to."""
+class Slow(str):
+    """Whoever compares it waits until somebody else has had the time to."""
 
-    def __hash__(self) -> int:
+    def __ne__(self, other: object) -> bool:
         if threading.current_thread().name == "slow":
             self.entered.set()
             self.other_is_done.wait(0.03)
-        return super().__hash__()
+        return str.__ne__(self, other)
 
+    def __eq__(self, other: object) -> bool:
+        return not self != other
+
+    __hash__ = str.__hash__
     entered, other_is_done = threading.Event(), threading.Event()
 
 
-CHANGES: dict[str, Callable[[BackendTable, Backend], object]] = {
-    "upsert": lambda table, backend: table.upsert(backend, "web"),
-    "delete": lambda table, backend: table.delete(backend, "web"),
-    "replace": lambda table, backend: table.replace([Instance(A)]),
-    "drain": lambda table, backend: table.drain_down(),
+SLOW = Slow("slow")
+CHANGES: dict[str, Callable[[BackendTable, str], object]] = {
+    "upsert": lambda table, service: table.upsert(C, service),
+    "delete": lambda table, service: table.delete(C, service),
+    "replace": lambda table, service: table.replace([Instance(A)]),
+    "drain": lambda table, service: table.drain_down(),
 }
 
 
@@ -217,25 +258,26 @@ CHANGES: dict[str, Callable[[BackendTable, Backend], object]] = {
 @pytest.mark.parametrize("first", ["upsert", "delete", "replace"])
 def test_of_two_threads_one_waits_for_the_other(first: str, second: str) -> None:
     """The table may be used from any thread: no change is made while another is half done."""
-    table, slow = BackendTable(), Slow("10.0.0.9", 80, "tcp")
-    slow.entered.clear()
-    slow.other_is_done.clear()
-    table.upsert(slow)
+    table = BackendTable()
+    SLOW.entered.clear()
+    SLOW.other_is_done.clear()
+    for service in ("web", SLOW):
+        table.upsert(C, service)
     done: list[str] = []
 
     def begin() -> None:
-        CHANGES[first](table, slow)
+        CHANGES[first](table, SLOW)
         done.append(first)
 
     def follow() -> None:
-        CHANGES[second](table, B)
+        CHANGES[second](table, "db")
         done.append(second)
-        slow.other_is_done.set()
+        SLOW.other_is_done.set()
 
     threads = [threading.Thread(target=begin, name="slow"), threading.Thread(target=follow)]
     for thread in threads:
         thread.start()
-        assert slow.entered.wait(20)
+        assert SLOW.entered.wait(20)
     for thread in threads:
         thread.join(20)
     assert done == [first, second]
