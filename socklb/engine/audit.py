@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .report import Outcome
 
     Audit = Callable[[dict[str, Any]], object]
-    Target = Callable[[Outcome], dict[str, str]]
+    Target = Callable[[Outcome], dict[str, Any]]
 
 _PATIENCE_MS = 10_000
 _COMMAND_LENGTH = 4096

@@ -245,7 +245,7 @@ def socket_record(socket: InetSocket, device: str | None) -> dict[str, Any]:
     }
 
 
-def outcome_record(outcome: Outcome, target: dict[str, str], device: str | None, dry_run: bool) -> dict[str, Any]:
+def outcome_record(outcome: Outcome, target: dict[str, Any], device: str | None, dry_run: bool) -> dict[str, Any]:
     """An outcome as JSON has it. `target` names what the socket was matched by: {"filter": ...} or {"backend": ...}."""
     return {
         "namespace": outcome.namespace.name,

@@ -80,8 +80,8 @@ class FileSource:
                 after = os.fstat(file.fileno())
         except (OSError, MemoryError) as error:
             return _Look(None, None, f"cannot be read: {os.strerror(getattr(error, 'errno', None) or errno.ENOMEM)}")
-        if _signature(before) != _signature(after):
-            return last._replace(signature=None)  # it changed while it was read
+        if not _is_whole(before, after):
+            return last._replace(signature=None)
         is_settled = time.time() - after.st_ctime > _SETTLED_SECONDS
         return _Look(content, _signature(after) if is_settled else None, "")
 
@@ -89,6 +89,12 @@ class FileSource:
 def _open(path: str, flags: int) -> int:
     """What has been put in the place of a file is not waited for."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def _is_whole(before: os.stat_result, after: os.stat_result) -> bool:
+    """Whether nobody wrote while it was read; putting another one in its place changes its ctime alone."""
+    is_same = _signature(before)[:-1] == _signature(after)[:-1]
+    return is_same and (before.st_ctime_ns == after.st_ctime_ns or not after.st_nlink)
 
 
 def _signature(status: os.stat_result) -> tuple[int, ...]:

@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections import namedtuple
 from time import monotonic
 
-from ..engine.choice import ALL, CURRENT
+from ..engine.choice import ALL
 from ..engine.probe import NOT_PERMITTED, SUPPORTED, probe
 from ..engine.report import FAILED
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
-from ..kernel.discovery import DiscoveredNamespaces, discover_namespaces, unsearched
-from ..kernel.namespaces import CannotEnter, NetworkNamespace
+from ..kernel.discovery import unsearched
+from ..kernel.namespaces import CannotEnter
+from .duty_cycle import DutyCycle
+from .places import Places, without
 from .table import BackendTable
 from .terminate import terminate
 from .waker import Waker
@@ -19,17 +21,15 @@ from .waker import Waker
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Union
 
     from ..engine.audit import Audit
-    from ..engine.choice import Namespaces
     from ..engine.probe import Support
     from ..engine.report import Report
     from ..engine.run import Run
     from ..filters.backend import Backend
+    from ..kernel.namespaces import NetworkNamespace
     from ..reverse_nat.maps import RevNatMaps
-
-    Choice = Union[Namespaces, Callable[[], Namespaces]]
+    from .places import Choice
 
 GATHER_SECONDS = 0.05
 """Changes gather for so long from the first, and go as one batch."""
@@ -37,20 +37,17 @@ GATHER_SECONDS = 0.05
 PAUSES = (1, 2, 4, 8, 16, 32, *(60,) * 14)
 """Seconds between the attempts at a backend whose pass failed; after the last one, 15 minutes, it is given up."""
 
-THREADS_SECONDS = 60.0
-"""How often namespaces are looked for that only a thread is in: with many threads it is what a pass costs most."""
-
 _LONGEST_SECONDS = 86_400
 _NEVER = float("inf")
 
 
-class Pass(namedtuple("Pass", "backends report error failed given_up is_second_pass is_retry seconds")):
+class Pass(namedtuple("Pass", "backends report error failed given_up is_second_pass is_retry seconds waited")):
     """One pass of the loop.
 
     `backends`: those that it was for. `report`: what it did, `error`: what ended it (either may be None). `failed`:
     backends that are to be attempted again. `given_up`: those that were attempted too often, or that this kernel cannot
     be asked about. `is_second_pass`: all of them had been terminated before. `is_retry`: a pass for each of them has
-    failed somewhere. `seconds`: how long it took.
+    failed somewhere. `seconds`: how long it took. `waited`: for how many more it had waited for processor time.
     """
 
     __slots__ = ()
@@ -62,16 +59,21 @@ class Pass(namedtuple("Pass", "backends report error failed given_up is_second_p
     is_second_pass: bool
     is_retry: bool
     seconds: float
+    waited: float
 
 
-class _Scheduled(namedtuple("_Scheduled", "time failures second_pass searched", defaults=(None, frozenset()))):
-    """When a backend that went down is next to be terminated, how often that has failed, and where it has not.
+class _Scheduled(
+    namedtuple("_Scheduled", "time services failures second_pass searched", defaults=(0, None, frozenset()))
+):
+    """When a backend that went down is next to be terminated, the services that had it alive, how often that has
+    failed, and where it has not.
 
     `second_pass`: when it is due once more where it was terminated; None as long as it was nowhere, _NEVER afterwards.
     """
 
     __slots__ = ()
     time: float
+    services: list[str]
     failures: int
     second_pass: float | None
     searched: frozenset[NetworkNamespace]
@@ -86,24 +88,6 @@ class _Scheduled(namedtuple("_Scheduled", "time failures second_pass searched", 
         return not self.failures or self.second_pass not in (None, _NEVER)
 
 
-class _Discovery:
-    """Discovers namespaces again and again; those that only a thread is in are remembered from one minute's look."""
-
-    def __init__(self) -> None:
-        self._of_threads: list[NetworkNamespace] = []
-        self._next_look = 0.0
-
-    def discover(self) -> DiscoveredNamespaces:
-        threads = monotonic() >= self._next_look
-        found = discover_namespaces(threads=threads)
-        if threads:
-            self._next_look = monotonic() + THREADS_SECONDS
-            self._of_threads = [namespace for namespace in found if "/task/" in namespace.path]
-        both = DiscoveredNamespaces(dict.fromkeys((*found, *self._of_threads)))
-        vars(both).update(vars(found))
-        return both
-
-
 class TerminationLoop:
     """Destroys the connections to each backend of a table that goes down, in passes of `terminate_connections`.
 
@@ -111,7 +95,8 @@ class TerminationLoop:
     pass, `second_pass` seconds after the first (None: no such pass), catches what was connecting meanwhile, unless the
     backend has come back. A pass fails where a namespace was not searched to the end, or could not be searched at all
     (unless `readable_only`), or a socket is still there: it is repeated in these places, with growing pauses, for 15
-    minutes.
+    minutes. Bursts go at once; under lasting churn passes wait, so that the process uses a fifth of one processor
+    (DutyCycle). With `dry_run` nothing is destroyed, and there is one pass for each backend that goes down.
 
     `namespaces` as in `destroy_sockets`, or a function that is asked for them at each pass. "all" are discovered anew
     at each pass, but for those that only a thread is in: these are looked for once a minute. `on_pass` is called with a
@@ -127,6 +112,7 @@ class TerminationLoop:
         audit: Audit | None = None,
         second_pass: float | None = 1.0,
         readable_only: bool = False,
+        dry_run: bool = False,
         on_pass: Callable[[Pass], object] | None = None,
     ) -> None:
         if not isinstance(table, BackendTable):
@@ -137,11 +123,11 @@ class TerminationLoop:
         for name, value in (("audit", audit), ("on_pass", on_pass)):
             if value is not None and not callable(value):
                 raise TypeError(f"{name} is a function or None, not {value!r}")
-        self._table, self._namespaces = table, _checked(namespaces)
+        self._table, self._places = table, Places(namespaces)
         self._rev_nat, self._audit = rev_nat, audit
-        self._second_pass, self._readable_only = second_pass, readable_only
+        self._second_pass, self._readable_only, self._dry_run = second_pass, readable_only, dry_run
         self._on_pass = on_pass or _log
-        self._discovery = _Discovery()
+        self._duty_cycle = DutyCycle()
         self._scheduled: dict[Backend, _Scheduled] = {}
         self._stops, self._finishing = 0, False
         self._run_at_hand: Run | None = None
@@ -193,11 +179,15 @@ class TerminationLoop:
                 gathered = now + GATHER_SECONDS
             if gathered is not None and (now >= gathered or stopping):
                 gathered = None
-                self._scheduled.update(dict.fromkeys(self._table.drain_down(), _Scheduled(now, 0)))
-            self._pass_for([backend for backend, scheduled in self._scheduled.items() if scheduled.time <= now])
+                down = self._table.take_down()
+                self._scheduled.update((backend, _Scheduled(now, services)) for backend, services in down.items())
+            due = [backend for backend, scheduled in self._scheduled.items() if scheduled.time <= now]
+            pause = self._pause() if due else 0.0
+            if due and not pause:
+                self._pass_for(due)
             if stopping or (self._finishing and not self._has_more_to_do()):
                 return
-            times = [scheduled.time for scheduled in self._scheduled.values()]
+            times = [max(scheduled.time, now + pause) for scheduled in self._scheduled.values()]
             if gathered is not None:
                 times.append(gathered)
             assert self._waker is not None
@@ -205,6 +195,10 @@ class TerminationLoop:
 
     def _has_more_to_do(self) -> bool:
         return self._table.has_down() or any(scheduled.is_waited_for for scheduled in self._scheduled.values())
+
+    def _pause(self) -> float:
+        """For how long a pass waits for processor time; at the end none does."""
+        return 0.0 if self._stops or self._finishing else self._duty_cycle.wait()
 
     def _wake_up(self) -> None:
         waker = self._waker
@@ -221,13 +215,14 @@ class TerminationLoop:
                 del self._scheduled[backend]
             else:
                 groups.setdefault(self._scheduled[backend].searched, []).append(backend)
-        for searched, down in groups.items():
-            if self._stops > 1:
+        for number, (searched, down) in enumerate(groups.items()):
+            if self._stops > 1 or (number and self._pause()):
                 return
             before = [self._scheduled[backend] for backend in down]
-            began = monotonic()
-            report, error = self._pass(down, searched)
-            seconds = monotonic() - began
+            with self._duty_cycle.charged() as waited:
+                began = monotonic()
+                report, error = self._pass(down, searched)
+                seconds = monotonic() - began
             if isinstance(error, NotSupported) and not isinstance(error, CannotEnter):
                 given_up = self._give_up_unsupported(down, error)
                 failed = [backend for backend in down if backend not in given_up]
@@ -236,7 +231,7 @@ class TerminationLoop:
                 given_up = [backend for backend in down if not self._reschedule(backend, report, failures.get(backend))]
                 failed = [backend for backend in failures if backend in self._scheduled]
             is_second, is_retry = (all(each) for each in zip(*((b.is_second_pass, b.failures) for b in before)))
-            self._on_pass(Pass(down, report, error, failed, given_up, is_second, is_retry, seconds))
+            self._on_pass(Pass(down, report, error, failed, given_up, is_second, is_retry, seconds, waited))
 
     def _pass(
         self, backends: list[Backend], searched: frozenset[NetworkNamespace]
@@ -245,15 +240,15 @@ class TerminationLoop:
         try:
             if self._rev_nat is not None:
                 self._rev_nat.reopen()
-            found: Any = self._namespaces() if callable(self._namespaces) else self._namespaces
-            if isinstance(found, str) and found == ALL:
-                found = self._discovery.discover()
+            found = self._places.now()
             report = terminate(
                 backends,
-                _without(found, searched),
+                without(found, searched),
                 rev_nat=self._rev_nat,
                 audit=self._audit,
+                dry_run=self._dry_run,
                 is_alive=self._table.is_alive,
+                services={backend: self._scheduled[backend].services for backend in backends},
                 on_run=self._begin,
             )
         except AuditError:
@@ -312,9 +307,9 @@ class TerminationLoop:
                 return False
             retry, failures = now + PAUSES[last.failures], last.failures + 1
         time = retry if second is None else min(retry, second)
-        if time != _NEVER:
+        if time != _NEVER and not self._dry_run:
             self._scheduled[backend] = _Scheduled(
-                time, failures, second, frozenset() if time == second else last.searched | done
+                time, last.services, failures, second, frozenset() if time == second else last.searched | done
             )
         return True
 
@@ -346,33 +341,6 @@ def _check_second_pass(seconds: object) -> None:
         raise TypeError(f"second_pass is a number of seconds or None, not {seconds!r}")
     if not 0 <= seconds <= _LONGEST_SECONDS:  # nor a NaN
         raise ValueError(f"second_pass is 0 to {_LONGEST_SECONDS} seconds, not {seconds!r}")
-
-
-def _checked(namespaces: Any) -> Any:
-    """The choice of namespaces, as it is used again and again."""
-    if callable(namespaces):
-        return namespaces
-    if isinstance(namespaces, str):
-        if namespaces not in (CURRENT, ALL):
-            raise ValueError(f'namespaces is "current", "all", or NetworkNamespaces, not {namespaces!r}')
-        return namespaces
-    # That a single one has vanished is no failure here.
-    several = (namespaces,) if isinstance(namespaces, NetworkNamespace) else tuple(namespaces)
-    for namespace in several:
-        if not isinstance(namespace, NetworkNamespace):
-            raise TypeError(f"namespaces are NetworkNamespaces, not {namespace!r}")
-    return several
-
-
-def _without(found: Any, searched: frozenset[NetworkNamespace]) -> Any:
-    if isinstance(found, (str, NetworkNamespace)):
-        return found
-    left = [namespace for namespace in found if namespace not in searched]
-    if not isinstance(found, DiscoveredNamespaces):
-        return left
-    discovered = DiscoveredNamespaces(left)
-    vars(discovered).update(vars(found), refused=())  # what was refused is summed up over all attempts
-    return discovered
 
 
 def _searched(report: Report) -> frozenset[NetworkNamespace]:

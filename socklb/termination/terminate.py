@@ -10,7 +10,8 @@ from ..filters.backend import Backend, check_backend
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
 
     from ..engine.audit import Audit
     from ..engine.choice import Namespaces
@@ -59,10 +60,12 @@ def terminate(
     audit: Audit | None = None,
     progress: Progress | None = None,
     is_alive: Callable[[Backend], bool] = lambda backend: False,
+    services: Mapping[Backend, Sequence[str]] = {},  # it is only read
     on_run: Callable[[Run], object] = lambda run: None,
 ) -> Report:
-    """`terminate_connections`, sparing what is connected to a backend that `is_alive` says has come back. `on_run` is
-    called with the run before it begins: another thread, or a signal handler, may stop it.
+    """`terminate_connections`, sparing what is connected to a backend that `is_alive` says has come back. Records name
+    the `services` that had a backend. `on_run` is called with the run before it begins: another thread, or a signal
+    handler, may stop it.
     """
     gone = _distinct(backends)
     if rev_nat is not None and not hasattr(rev_nat, "contains"):
@@ -78,6 +81,10 @@ def terminate(
     def spare(batch: Sequence[InetSocket], namespace: NetworkNamespace) -> list[str]:
         return [why_spared(socket, namespace) for socket in batch]
 
+    def target(outcome: Outcome) -> dict[str, Any]:
+        names = services.get(run.report.backend_of(outcome.socket, outcome.namespace))
+        return {**backend_target(run.report, outcome), **({"services": list(names)} if names else {})}
+
     run = Run(
         _filters(backend for backend in gone if not backend.is_local),
         local_filters=_filters(backend for backend in gone if backend.is_local),
@@ -85,7 +92,7 @@ def terminate(
         allow_unbounded=True,  # each names its backends, and to find that out of thousands takes as long as a walk
         audit=audit,
         spare=spare,
-        target=lambda outcome: backend_target(run.report, outcome),
+        target=target,
         backends=gone,
     )
     on_run(run)

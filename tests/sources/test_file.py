@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,18 +168,30 @@ class TestSameSize:
     def test_what_changes_while_it_is_read_is_read_again(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The first time it is read, somebody writes after the content was taken."""
         path.write_text(replace(A))
-        usual, changed = os.fstat, list[int]()
-
-        def fstat(descriptor: int) -> os.stat_result:
-            changed.append(descriptor)
-            if len(changed) == 2:
-                path.write_text(replace(A, B))
-            return usual(descriptor)
-
-        monkeypatch.setattr(os, "fstat", fstat)
+        while_it_is_read(monkeypatch, lambda: path.write_text(replace(A, B)))
         with followed(FileSource(str(path))) as source:
             until_alive(source, A, B)
         assert len(source.table.changes) == 1
+
+    def test_what_is_replaced_while_it_is_read_counts(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path.write_text(replace(A))
+        while_it_is_read(monkeypatch, lambda: rename_over(path, replace(B)))
+        with followed(FileSource(str(path))) as source:
+            until_alive(source, B)
+        assert source.table.drain_down() == [A]
+
+
+def while_it_is_read(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """After its content was taken, before its second fstat()."""
+    usual, calls = os.fstat, list[int]()
+
+    def fstat(descriptor: int) -> os.stat_result:
+        calls.append(descriptor)
+        if len(calls) == 2:
+            change()
+        return usual(descriptor)
+
+    monkeypatch.setattr(os, "fstat", fstat)
 
 
 BAD = {

@@ -53,8 +53,9 @@ class Terminations:
         self.namespaces: list[Any] = []
         self.answer: Callable[[list[Backend]], object] = lambda backends: None
 
-    def __call__(self, backends: list[Backend], namespaces: object, **_: object) -> Report:
+    def __call__(self, backends: list[Backend], namespaces: object, **options: object) -> Report:
         self.calls.append({*backends})
+        self.options = options
         self.namespaces.append(namespaces)
         report = Report(backends)
         for namespace in (WEB, *(() if isinstance(namespaces, str) else namespaces)):  # type: ignore[misc]
@@ -195,6 +196,14 @@ class TestSecondPass:
         assert terminations.calls == [{A}, {A}]
         assert [done.is_second_pass for done in passes] == [False, True]
 
+    def test_a_dry_run_has_none(self, terminations: Terminations) -> None:
+        """Nor another attempt where something fails."""
+        table, passes = alive(A, B), list[Pass]()
+        terminations.answer = lambda backends: {WEB: NotPermitted(1, "no")}
+        with running(TerminationLoop(table, second_pass=0.01, dry_run=True, on_pass=passes.append)):
+            table.delete(A)
+        assert ([done.backends for done in passes], terminations.options["dry_run"]) == ([[A]], True)
+
     def test_not_for_what_is_back(self, terminations: Terminations) -> None:
         table = alive(A, B)
         with running(TerminationLoop(table, second_pass=0.3)):
@@ -218,6 +227,24 @@ class TestSecondPass:
             (True, True),
             (False, True),
         ]
+
+    def test_it_joins_the_pass_that_waits_for_processor_time(self, terminations: Terminations) -> None:
+        """And what is back by then is in none."""
+        table, passes = alive(A, B, C), list[Pass]()
+        loop = TerminationLoop(table, second_pass=0.01, on_pass=passes.append)
+        with running(loop):
+            loop._duty_cycle._credit = -0.06
+            for backend in (A, B):
+                table.delete(backend)
+            eventually(lambda: not table.has_down(), "it waits")
+            assert passes == []
+            table.upsert(B)
+            eventually(lambda: len(passes) == 1, "the cut")
+            loop._duty_cycle._credit = -0.06
+            table.delete(C)
+            eventually(lambda: len(passes) == 2, "the second look and the other cut")
+        assert terminations.calls[:2] == [{A}, {A, C}]
+        assert [done.waited > 0 for done in passes[:2]] == [True, True]
 
     def test_a_backend_that_goes_down_again_is_cut_again(self, terminations: Terminations) -> None:
         table = alive(A)
@@ -271,6 +298,14 @@ class TestFailedPasses:
         assert terminations.calls == [{A, B}, {A}, {A}, {A}]
         assert [(done.failed, done.given_up) for done in passes] == [([A], []), ([A], []), ([A], []), ([], [A])]
         assert min(done.seconds for done in passes) > 0
+
+    def test_a_dry_run_has_none(self, terminations: Terminations) -> None:
+        """Nor another attempt where something fails."""
+        table, passes = alive(A, B), list[Pass]()
+        terminations.answer = lambda backends: {WEB: NotPermitted(1, "no")}
+        with running(TerminationLoop(table, second_pass=0.01, dry_run=True, on_pass=passes.append)):
+            table.delete(A)
+        assert ([done.backends for done in passes], terminations.options["dry_run"]) == ([[A]], True)
 
     def test_not_for_what_is_back(self, terminations: Terminations) -> None:
         table = alive(A)

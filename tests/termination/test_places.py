@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from socklb import KernelError, NetworkNamespace
 from socklb.kernel.discovery import DiscoveredNamespaces, UnsearchedNamespace, discover_namespaces
-from socklb.termination import loop
+from socklb.termination import places as places_module
 
 from ..kernel.test_discovery_threads import moved
 
@@ -68,19 +68,19 @@ class TestDiscovery:
     def test_threads_are_looked_at_once_a_minute_and_remembered_meanwhile(self, passes: list[Pass]) -> None:
         host, remembered = Host(), set[int]()
         with (
-            mock.patch.object(loop, "discover_namespaces", host.discover_namespaces),
-            mock.patch.object(loop, "monotonic", host.monotonic),
+            mock.patch.object(places_module, "discover_namespaces", host.discover_namespaces),
+            mock.patch.object(places_module, "monotonic", host.monotonic),
         ):
-            discovery = loop._Discovery()
+            places = places_module.Places("all")
             for each in passes:
                 host.now += each.after
                 host.at = each
                 looks = len(host.looks)
                 if each.fails:
                     with pytest.raises(KernelError):
-                        discovery.discover()
+                        places.now()
                     continue
-                found = discovery.discover()
+                found = places.now()
                 if len(host.looks) > looks:
                     remembered = each.threads - each.processes
                 assert {namespace.inode for namespace in found} == each.processes | remembered
@@ -92,8 +92,11 @@ class TestDiscovery:
 
     @pytest.mark.kernel
     def test_on_the_kernel(self, network: None) -> None:
-        discovery = loop._Discovery()
-        with moved() as thread, mock.patch.object(loop, "discover_namespaces", wraps=discover_namespaces) as spy:
-            found = [list(discovery.discover()) for _ in range(3)]
+        places = places_module.Places("all")
+        with (
+            moved() as thread,
+            mock.patch.object(places_module, "discover_namespaces", wraps=discover_namespaces) as spy,
+        ):
+            found = [list(places.now()) for _ in range(3)]
         assert found == [[NetworkNamespace.current(), thread.namespace]] * 3
         assert [call.kwargs["threads"] for call in spy.call_args_list] == [True, False, False]
