@@ -8,7 +8,7 @@ from collections import namedtuple
 from contextlib import contextmanager
 from enum import Enum
 from itertools import chain
-from threading import Lock
+from threading import RLock
 
 from ..filters.backend import Backend, check_backend
 from ..filters.socket_filter import protocol_number
@@ -69,7 +69,7 @@ class BackendTable:
     """
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()
         # By packed backend, for there may be a million: who has an instance of it that is alive, who another one.
         self._alive: dict[bytes, tuple[Holder, ...]] = {}
         self._dead: dict[bytes, tuple[Holder, ...]] = {}
@@ -97,7 +97,7 @@ class BackendTable:
         _check(backend, "" if service is None else service)
         key = packed(backend)
         with self._lock:
-            holders = self._holders(key) if service is None else (service,)
+            holders = sum(self.holders(key), ()) if service is None else (service,)
             self._change((key, holder, None) for holder in holders)
         self._notify()
 
@@ -116,7 +116,7 @@ class BackendTable:
             gone = [
                 (key, holder, None)
                 for key in {**self._alive, **self._dead}
-                for holder in self._holders(key)
+                for holder in sum(self.holders(key), ())
                 if holder not in wanted.get(key, ())
             ]
             there = ((key, service, alive) for key, services in wanted.items() for service, alive in services.items())
@@ -127,7 +127,8 @@ class BackendTable:
     def change(self, changes: Iterable[Change], *, is_whole: bool = False) -> None:
         """All of these at once: (packed backend, who holds the instance, whether it is alive; None: it is taken out).
 
-        `is_whole`: with that, all that there is has been put in.
+        `is_whole`: with that, all that there is has been put in. What makes the changes as they are asked for sees the
+        table as it is by then.
         """
         with self._lock:
             self._change(changes)
@@ -145,9 +146,6 @@ class BackendTable:
         self.is_whole = True
         self._change((key, _MEMORY, None) for key in self._recalled)
         self._recalled.clear()
-
-    def _holders(self, key: bytes) -> tuple[Holder, ...]:
-        return self._alive.get(key, ()) + self._dead.get(key, ())
 
     def _change(self, changes: Iterable[Change]) -> None:
         """Note also who went down, and who came back."""
@@ -190,6 +188,11 @@ class BackendTable:
         check_backend(backend)
         with self._lock:  # a change may be half done
             return packed(backend) in self._alive
+
+    def holders(self, key: bytes) -> tuple[tuple[Holder, ...], tuple[Holder, ...]]:
+        """Who has an instance of a packed backend that is alive, and who has one that is not."""
+        with self._lock:
+            return self._alive.get(key, ()), self._dead.get(key, ())
 
     def backends(self) -> dict[Backend, bool]:
         """Every backend that a service has, and whether it is alive."""

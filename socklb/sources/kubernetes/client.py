@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""What is asked of an API server: EndpointSlices, in pages, and the changes that follow. Over HTTP/1.1 and TLS."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+
+from ...features import standard_module
+from ..protocol import LARGEST, shortened
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from http.client import HTTPConnection, HTTPResponse
+    from typing import Any
+
+    from .config import Access
+
+CONNECT_SECONDS = 10.0
+SILENCE_SECONDS = 100.0
+"""A watch is taken for dead that brings nothing for so long: a live one has a bookmark each minute."""
+
+_PAGE = 250  # slices
+_LONGEST_REASON = 4096
+_PATH = "/apis/discovery.k8s.io/v1/{}endpointslices"
+_SHUT_RDWR = 2  # of <sys/socket.h>
+
+
+class Refused(Exception):
+    """An answer that is no list and no watch: its status, why, and for how long the server wants to be left alone."""
+
+    def __init__(self, status: int, reason: str, retry_after: float = 0.0) -> None:
+        super().__init__(f"{status} {reason}")
+        self.status, self.retry_after = status, retry_after
+
+
+class BadAnswer(Exception):
+    """What came is not what an API server says, or not all of it."""
+
+
+class Client:
+    """One that lists and watches the slices of a namespace ("": of all) that a label selector ("": any) selects.
+
+    One connection at a time. Besides the two above it raises AccessProblem and OSError.
+    """
+
+    def __init__(self, access: Access, namespace: str = "", selector: str = "") -> None:
+        self._quote = standard_module("urllib.parse", "--source kubernetes").parse.quote
+        self._access = access
+        self._path = access.prefix + _PATH.format(f"namespaces/{self._quote(namespace, safe='')}/" if namespace else "")
+        self._selector = selector
+        self._connection: HTTPConnection | None = None
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """While active, there is a connection."""
+        self._connection = connection = self._access.connect(CONNECT_SECONDS)
+        try:
+            connection.sock.settimeout(SILENCE_SECONDS)
+            yield
+        finally:
+            self._connection = None
+            connection.close()
+
+    def hang_up(self) -> None:
+        """For another thread: whoever waits for an answer gets its end."""
+        connection = self._connection
+        sock = connection and connection.sock
+        if sock:
+            with suppress(OSError):  # it has gone already
+                sock.shutdown(_SHUT_RDWR)
+
+    def pages(self) -> Iterator[tuple[str, list[Any]]]:
+        """The list in pages: its version, which is that of each page, and slices."""
+        page, version = "", ""
+        while True:
+            value = self._page({"limit": str(_PAGE), **({"continue": page} if page else {})})
+            try:
+                metadata, items = value["metadata"], value["items"] or []
+                if not isinstance(metadata["resourceVersion"], str) or not isinstance(items, list):
+                    raise TypeError
+                if version not in ("", metadata["resourceVersion"]):
+                    raise BadAnswer("the pages of a list are of several versions")
+                version, page = metadata["resourceVersion"], metadata.get("continue") or ""
+            except (KeyError, TypeError):
+                raise BadAnswer("the answer is no list") from None
+            yield version, items
+            if not page:
+                return
+
+    def _page(self, query: dict[str, str]) -> Any:
+        with self._answer(query) as response:
+            body = _read(response, LARGEST + 1)
+            if len(body) > LARGEST:
+                raise BadAnswer(f"a page is larger than {LARGEST >> 20} MiB")
+            return _parsed(body)
+
+    def watch(self, version: str, seconds: float | None = None) -> Iterator[tuple[str, Any]]:
+        """Changes since a version, each with its type, until the server ends it (after so many seconds, or within the
+        hour). A line that was cut is none.
+        """
+        query = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": version}
+        if seconds is not None:
+            query["timeoutSeconds"] = str(max(1, int(seconds)))
+        with self._answer(query) as response:
+            yield "", None  # it is open
+            while True:
+                line = _read(response, LARGEST, by_line=True)
+                if not line.endswith(b"\n"):
+                    return
+                event = _parsed(line)
+                try:
+                    yield event["type"], event["object"]
+                except (KeyError, TypeError):
+                    raise BadAnswer("what came is no event") from None
+
+    @contextmanager
+    def _answer(self, query: dict[str, str]) -> Iterator[HTTPResponse]:
+        http = standard_module("http.client", "--source kubernetes").client
+        if self._selector:
+            query["labelSelector"] = self._selector
+        text = "&".join(f"{name}={self._quote(value, safe='')}" for name, value in query.items())
+        assert self._connection is not None
+        try:
+            self._connection.request(
+                "GET", f"{self._path}?{text}", headers={**self._access.headers(), "Accept": "application/json"}
+            )
+            with self._connection.getresponse() as response:
+                if response.status != 200:
+                    raise _refusal(response)
+                yield response
+        except http.HTTPException as error:
+            raise BadAnswer(f"no whole answer of HTTP/1.1: {shortened(f'{type(error).__name__} {error}')}") from None
+
+
+def _read(response: HTTPResponse, size: int, *, by_line: bool = False) -> bytes:
+    try:
+        return response.readline(size) if by_line else response.read(size)
+    except ValueError as error:  # http.client's, for some that are no length of a chunk
+        raise BadAnswer(f"no whole answer of HTTP/1.1: {shortened(str(error))}") from None
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return standard_module("json", "--source kubernetes").loads(data)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise BadAnswer(f"not JSON: {shortened(str(error))}") from None
+
+
+def refusal_of(status: Any) -> Refused:
+    """A Status object, as an answer or an event has it."""
+    fields = status if isinstance(status, dict) else {}
+    code, message = fields.get("code"), fields.get("message")
+    code = code if isinstance(code, int) else 0
+    return Refused(code, shortened(message) if isinstance(message, str) and message else "without a reason")
+
+
+def _refusal(response: HTTPResponse) -> Refused:
+    try:
+        refused = refusal_of(_parsed(_read(response, _LONGEST_REASON)))
+    except BadAnswer:
+        refused = Refused(response.status, response.reason)
+    text = response.getheader("Retry-After", "")
+    seconds = float(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0.0
+    return Refused(response.status, str(refused).partition(" ")[2] or response.reason, seconds)

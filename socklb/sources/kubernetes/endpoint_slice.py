@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: MIT
+"""An EndpointSlice (discovery.k8s.io/v1) as an API server has it in JSON, read into few bytes an endpoint."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from ipaddress import IPv4Address, IPv6Address
+
+from ...termination.table import pack
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+    Key = tuple[str, str]  # namespace and name of a slice
+    Note = Callable[[str, str], object]  # is told what kind of thing is left out, and which
+
+_SERVICE_NAME = "kubernetes.io/service-name"
+_PROTOCOLS = {"TCP": 6, "UDP": 17}
+_PORT_MAX = 0xFFFF
+_FAMILIES = {"IPv4": (IPv4Address, 4), "IPv6": (IPv6Address, 16)}
+
+FQDN, SCTP, NO_PORT, BAD_ADDRESS, MALFORMED = "fqdn", "sctp", "no_port", "bad_address", "malformed"
+KINDS = {
+    FQDN: "slices of host names",
+    SCTP: "ports of SCTP",
+    NO_PORT: "ports without a number",
+    BAD_ADDRESS: "addresses that no endpoint can have",
+    MALFORMED: "slices that are not as discovery.k8s.io/v1 has them",
+}
+"""What may be left out."""
+
+
+class Port(namedtuple("Port", "protocol number name")):
+    """`protocol`: IPPROTO_TCP or IPPROTO_UDP."""
+
+    __slots__ = ()
+    protocol: int
+    number: int
+    name: str
+
+
+class EndpointSlice(namedtuple("EndpointSlice", "service width ports serving others")):
+    """`service`: namespace/name. `width`: bytes of an address. `serving`: the packed addresses that serve and do not
+    terminate, one behind the other. `others`: each other one, and whether it serves. Of an address that is in there
+    twice the better one counts.
+    """
+
+    __slots__ = ()
+    service: str
+    width: int
+    ports: tuple[Port, ...]
+    serving: bytes
+    others: dict[bytes, bool]
+
+    @classmethod
+    def read(cls, value: Any, note: Note) -> EndpointSlice:
+        """Raises ValueError for what is none."""
+        try:
+            return cls._read(value, note)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{type(error).__name__} {error}") from None
+
+    @classmethod
+    def _read(cls, value: Any, note: Note) -> EndpointSlice:
+        namespace, name = key_of(value)
+        where = f"{namespace}/{name}"
+        service = f"{namespace}/{(value['metadata'].get('labels') or {}).get(_SERVICE_NAME) or name}"
+        if value["addressType"] == "FQDN":
+            note(FQDN, where)
+            return cls(service, 0, (), b"", {})
+        family, width = _FAMILIES[value["addressType"]]
+        serving: set[bytes] = set()
+        others: dict[bytes, bool] = {}
+        for endpoint in value.get("endpoints") or ():
+            serves, is_terminating = _conditions(endpoint.get("conditions") or {})
+            for text in endpoint["addresses"]:
+                address = _packed(text, family)
+                if address is None:
+                    note(BAD_ADDRESS, f"{text!r} of {where}")
+                elif serves and not is_terminating:
+                    serving.add(address)
+                else:
+                    others[address] = serves or others.get(address, False)
+        others = {address: serves for address, serves in others.items() if address not in serving}
+        ports = tuple(_ports(value.get("ports") or (), where, note))
+        return cls(service, width, ports, b"".join(sorted(serving)), others)
+
+    def addresses(self) -> Iterator[bytes]:
+        for place in range(0, len(self.serving), self.width or 1):
+            yield self.serving[place : place + self.width]
+        yield from self.others
+
+    def has(self, address: bytes) -> bool:
+        place = self.serving.find(address)
+        while place % (self.width or 1) and place >= 0:
+            place = self.serving.find(address, place + 1)
+        return place >= 0 or address in self.others
+
+    def serves_besides(self, address: bytes) -> bool:
+        """Whether another address than this one serves."""
+        if len(self.serving) > self.width or (self.serving and self.serving != address):
+            return True
+        return any(serves and other != address for other, serves in self.others.items())
+
+
+def key_of(value: Any) -> Key:
+    """Raises ValueError for what has no namespace and name."""
+    metadata = value["metadata"]
+    namespace, name = metadata["namespace"], metadata["name"]
+    if not (isinstance(namespace, str) and isinstance(name, str)):
+        raise TypeError("namespace and name are strings")
+    return namespace, name
+
+
+def _conditions(value: Any) -> tuple[bool, bool]:
+    """Whether an endpoint serves (unset: what `ready` says; that unset: yes), and whether it is terminating."""
+    ready, serving, terminating = value.get("ready"), value.get("serving"), value.get("terminating")
+    for one in (ready, serving, terminating):
+        if one is not None and not isinstance(one, bool):
+            raise TypeError(f"a condition is true or false, not {one!r}")
+    if serving is None:
+        serving = ready is not False
+    return serving, terminating is True
+
+
+def _packed(text: Any, family: Any) -> bytes | None:
+    """None for what is no address, or one that is not the same wherever it is looked at from."""
+    try:
+        address = family(text)
+    except ValueError:
+        return None
+    is_special = address.version == 6 and (address.is_link_local or address.ipv4_mapped is not None)
+    return None if is_special or address.is_unspecified else bytes(address.packed)
+
+
+def _ports(values: Iterable[Any], where: str, note: Note) -> Iterator[Port]:
+    for value in values:
+        name, number, protocol = value.get("name") or "", value.get("port"), value.get("protocol") or "TCP"
+        if protocol == "SCTP":
+            note(SCTP, f"{name or number} of {where}")
+        elif number is None:
+            note(NO_PORT, f"{name or 'the port'} of {where}")
+        elif isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= _PORT_MAX:
+            raise TypeError(f"a port is a number of 1 to {_PORT_MAX}, not {number!r}")
+        else:
+            yield Port(_PROTOCOLS[protocol], number, name)
+
+
+def packed_backend(port: Port, address: bytes) -> bytes:
+    """As the table has it."""
+    return pack(port.protocol, port.number, address)
+
+
+def unpacked_backend(key: bytes) -> tuple[tuple[int, int], bytes]:
+    """Protocol and port number, and the address."""
+    return (key[0], int.from_bytes(key[1:3], "big")), key[3:]

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: MIT
+"""Follow the EndpointSlices of an API server: list them, watch them, and list them anew when that is needed.
+
+What holds, whatever the server does: nothing goes down before a first list is whole. That the server is gone, or the
+way to it, takes nothing down; nor does time, while nobody is there to say that an endpoint serves again. After an error
+the watch goes on from the last version, or, where that is too old, a new list is compared with what is known.
+"""
+
+from __future__ import annotations
+
+import time
+from random import random
+from threading import Condition, Event, Thread
+from time import monotonic
+
+from ..protocol import shortened
+from .client import BadAnswer, Client, Refused, refusal_of
+from .config import AccessProblem
+from .endpoint_slice import KINDS, MALFORMED, EndpointSlice, key_of
+from .endpoints import Endpoints
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ...termination.table import BackendTable
+    from .config import Access
+    from .endpoint_slice import Key
+
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
+"""After a failure the next attempt comes within so many seconds, at random; twice as many after each further one."""
+
+CONFIRMED_SECONDS = 60.0
+"""What a list lacks that is older than what was seen goes down if a second one, so much later, lacks it too."""
+
+_HASTY_SECONDS = 1.0  # a watch that ends so soon, with nothing said, is a failure
+_ROLE = "it needs a role that may list and watch endpointslices of the API group discovery.k8s.io"
+_GONE = 410
+
+
+class KubernetesSource:
+    """Follows an API server until `stop()`. `last_seen`, `reconnects`, `bad_entries` and `held` tell how that goes."""
+
+    def __init__(
+        self,
+        access: Access,
+        *,
+        namespace: str = "",
+        selector: str = "",
+        not_serving: float | None = 30.0,
+        terminating: float | None = None,
+    ) -> None:
+        """`namespace` and `selector` as in a list request; "" is all. Seconds as in Endpoints; None: never."""
+        self._access, self._client = access, Client(access, namespace, selector)
+        self.identity = f"kubernetes {access.identity} {namespace or '*'} {selector or '*'}"
+        self.last_version = ""
+        """The last one seen; that of an earlier process may be put in before `follow`."""
+        self.last_seen = 0.0
+        """When something came last, by the wall clock."""
+        self.reconnects = 0
+        self.bad_entries: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self._seconds = {"not_serving": not_serving, "terminating": terminating}
+        self._endpoints: Endpoints | None = None
+        self._warn: Callable[[str], object] = lambda text: None
+        self._version = ""  # where a watch goes on; "": a list is needed
+        self._confirmed: float | None = None  # when a second list may say what is missing
+        self._problem, self._failures = "", 0
+        self._stopped = Event()
+        self._clock = Condition()
+        self._is_current = False  # somebody is there to say what serves
+
+    @property
+    def held(self) -> int:
+        """How many endpoints do not serve, and stay alive because nobody of their service does."""
+        return 0 if self._endpoints is None else self._endpoints.held
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._client.hang_up()
+        with self._clock:
+            self._clock.notify()
+
+    def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None:
+        self._warn, self._endpoints = warn, Endpoints(table, warn, **self._seconds)
+        timer = Thread(target=self._keep_time, args=(self._endpoints,), name="socklb readiness", daemon=True)
+        timer.start()
+        try:
+            while not self._stopped.is_set():
+                pause = self._follow_once(self._endpoints)
+                self._set_current(False)
+                self.reconnects += 1
+                self._stopped.wait(pause)
+        finally:
+            self.stop()
+            timer.join()
+
+    def _follow_once(self, endpoints: Endpoints) -> float:
+        """Over one connection, as long as it goes well; then for how long to leave the server alone."""
+        begin = monotonic()
+        try:
+            with self._client.connected():
+                if not self._version:
+                    self._list(endpoints)
+                if self._watch(endpoints) or monotonic() - begin > _HASTY_SECONDS:
+                    return 0.0
+                raise BadAnswer("the watch ended as soon as it had begun")
+        except (AccessProblem, BadAnswer, OSError, Refused) as error:
+            if self._stopped.is_set():
+                return 0.0
+            if not isinstance(error, Refused) or error.status != _GONE:  # which each restart of a server brings
+                self._say(self._text_of(error))
+            longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 8))
+            self._failures += 1
+            asked: float = getattr(error, "retry_after", 0.0)
+            return max(random() * longest, min(LONGEST_PAUSE, asked))
+
+    def _list(self, endpoints: Endpoints) -> None:
+        slices: dict[Key, EndpointSlice] = {}
+        version = ""
+        for version, items in self._client.pages():  # noqa: B007 # the last one's is that of all
+            self.last_seen = time.time()
+            for item in items:
+                key, one = self._read(item)
+                one = one or endpoints.last(key)
+                if one is not None:
+                    slices[key] = one
+        now = monotonic()
+        if self._is_believed(version, now):
+            endpoints.replace(slices, now)
+            self.last_version, self._confirmed = version, None
+        else:
+            endpoints.add(slices, now)
+        self._version = version
+        self._seen()
+
+    def _is_believed(self, version: str, now: float) -> bool:
+        """Whether what is missing from a list is gone. One that is older than what was seen is from a backup."""
+        if not _is_older(version, self.last_version):
+            return True
+        if self._confirmed is None:
+            self._confirmed = now + CONFIRMED_SECONDS
+            self._warn(
+                f"{self._access.url}: its list is of version {version}, older than {self.last_version}, which was seen "
+                "before: a backup, perhaps; what is missing from it goes down if a second list "
+                f"{CONFIRMED_SECONDS:.0f} s later lacks it too"
+            )
+        return now >= self._confirmed
+
+    def _watch(self, endpoints: Endpoints) -> bool:
+        """Until its end. Whether something came."""
+        left = None if self._confirmed is None else self._confirmed - monotonic()
+        has_come = False
+        for kind, value in self._client.watch(self._version, left):
+            if not kind:
+                self._set_current(True)
+                continue
+            has_come = True
+            if kind == "ERROR":
+                self._version = ""
+                raise refusal_of(value)
+            self._apply(endpoints, kind, value)
+            self._seen()
+        if self._confirmed is not None and monotonic() >= self._confirmed:
+            self._version = ""
+        return has_come
+
+    def _apply(self, endpoints: Endpoints, kind: str, value: Any) -> None:
+        try:
+            version = value["metadata"]["resourceVersion"]
+            if not isinstance(version, str):
+                raise TypeError
+        except (KeyError, TypeError):
+            raise BadAnswer("an event has no version") from None
+        if kind in ("ADDED", "MODIFIED"):
+            key, one = self._read(value)
+            if one is not None:
+                endpoints.put(key, one, monotonic())
+        elif kind == "DELETED":
+            endpoints.remove(self._key(value), monotonic())
+        elif kind != "BOOKMARK":
+            raise BadAnswer(f"an event of the type {shortened(repr(kind))}")
+        self._version = version
+        if not _is_older(version, self.last_version):
+            self.last_version = version
+
+    def _read(self, value: Any) -> tuple[Key, EndpointSlice | None]:
+        """A slice; None for one that is not as it should be: what was known of it before stays."""
+        key = self._key(value)
+        try:
+            return key, EndpointSlice.read(value, self._note)
+        except ValueError as error:
+            self._note(MALFORMED, f"{'/'.join(key)}: {error}")
+            return key, None
+
+    @staticmethod
+    def _key(value: Any) -> Key:
+        try:
+            return key_of(value)
+        except (KeyError, TypeError):
+            raise BadAnswer("a slice has no namespace and name") from None
+
+    def _note(self, kind: str, what: str) -> None:
+        self.bad_entries[kind] += 1
+        if self.bad_entries[kind] == 1:
+            self._warn(f"{KINDS[kind]} are left out: {shortened(what)}")
+
+    def _seen(self) -> None:
+        """It goes well."""
+        self.last_seen, self._failures = time.time(), 0
+        self._set_current(True)
+        if self._problem:
+            self._problem = ""
+            self._warn(f"{self._access.url} answers again")
+
+    def _say(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self._warn(f"{problem}; the last table stays, and it is tried again")
+
+    def _text_of(self, error: Exception) -> str:
+        url = self._access.url
+        if isinstance(error, AccessProblem):
+            return str(error)
+        if isinstance(error, Refused):
+            advice = {401: f"; it does not take {self._access.credentials}", 403: f"; {_ROLE}"}.get(error.status, "")
+            return f"{url} answers {error}{advice}"
+        if isinstance(error, BadAnswer):
+            return f"{url}: {error}"
+        if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno is None):
+            self._version = ""  # a watch from a version of the future is silent too
+            return f"{url} does not answer"
+        return f"{url} cannot be reached: {getattr(error, 'strerror', None) or error}"
+
+    def _set_current(self, is_current: bool) -> None:
+        with self._clock:
+            self._is_current = is_current
+            self._clock.notify()
+
+    def _keep_time(self, endpoints: Endpoints) -> None:
+        """In a thread of its own: what does not serve goes down when its time has come."""
+        while not self._stopped.is_set():
+            with self._clock:
+                next_time = endpoints.next_time() if self._is_current else None
+                if self._stopped.is_set():
+                    return
+                if next_time is None or next_time > monotonic():
+                    self._clock.wait(None if next_time is None else next_time - monotonic())
+                    continue
+                endpoints.settle(monotonic())
+
+
+def _is_older(version: str, than: str) -> bool:
+    """Versions are whole numbers (apimachinery's util/resourceversion); others, and "", are not comparable."""
+    return version.isdigit() and than.isdigit() and int(version) < int(than)
