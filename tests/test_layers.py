@@ -158,6 +158,7 @@ class TestReach:
         assert {module for module in users if folder_of(module) != "kernel"} == {
             "reverse_nat.bpf",
             "reverse_nat.maps",  # where Cilium pins them
+            "sources.kubernetes.memory_file",
         }
 
     def test_argparse_lives_in_cli_alone(self) -> None:
@@ -193,6 +194,11 @@ class TestBudget:
         loaded = self.imported_by(f"import {socklb.__name__}.reverse_nat")
         assert f"{socklb.__name__}.reverse_nat.bpf" in loaded
         assert loaded & {"argparse", "ctypes", "json", "logging", "typing"} == set()
+
+    def test_the_sources_load_no_tls_until_one_needs_it(self) -> None:
+        loaded = self.imported_by(f"import {socklb.__name__}.sources.kubernetes.config")
+        assert f"{socklb.__name__}.sources.file" in loaded
+        assert loaded & {"argparse", "base64", "hashlib", "http", "json", "logging", "ssl", "typing"} == set()
 
     @pytest.mark.parametrize("words", [["--help"], ["--version"], ["list", "--help"]], ids=" ".join)
     def test_a_command_is_imported_only_for_its_own_words(self, words: list[str]) -> None:
