@@ -50,9 +50,10 @@ _HARMLESS = (
 )
 _SHOWN_BY_DEFAULT = "fE"  # pytest's `-r`
 
-# A run in the background of a shell ignores Ctrl-C, and so would every process that a test starts.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A run in the background of a shell ignores Ctrl-C, one under nohup SIGHUP, and so would every process of a test.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 def pytest_configure(config: pytest.Config) -> None:

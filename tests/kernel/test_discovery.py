@@ -109,6 +109,8 @@ def inhabitant(namespace: NetworkNamespace) -> Iterator[subprocess.Popen[bytes]]
     no_thread_lingers()
     with process:
         try:
+            comm = Path(f"/proc/{process.pid}/comm")
+            eventually(lambda: comm.read_text() == "cat\n", "it has its name, a moment after Popen has seen it start")
             yield process
         finally:
             end(process)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from socklb import Backend, BackendTable
-from socklb.sources import FileSource, LineSource
 from socklb.sources.protocol import Delete, Replace, Upsert
 from socklb.termination.table import BackendState, Instance
 
@@ -47,7 +46,7 @@ class KeptTable(BackendTable):
 class Followed:
     """What a source makes of its table, and what it warns of."""
 
-    def __init__(self, source: FileSource | LineSource) -> None:
+    def __init__(self, source: Any) -> None:
         self.source = source
         self.table = KeptTable()
         self.warnings: list[str] = []
@@ -74,7 +73,7 @@ class Followed:
 
 
 @contextmanager
-def followed(source: FileSource | LineSource) -> Iterator[Followed]:
+def followed(source: Any) -> Iterator[Followed]:
     """While active, a thread follows it; in the end it is stopped."""
     made = Followed(source)
     made.thread.start()

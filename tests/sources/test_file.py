@@ -58,15 +58,15 @@ def until_warned(source: Followed, count: int) -> str:
 def some_looks_later(source: Followed) -> None:
     """The source has looked at the file again, five times."""
     looked: list[int] = []
-    usual = source.source._look  # type: ignore[union-attr]
+    usual = source.source._look
 
     def look(last: object) -> object:
         looked.append(1)
-        return usual(last)  # type: ignore[arg-type]
+        return usual(last)
 
-    source.source._look = look  # type: ignore[union-attr, method-assign]
+    source.source._look = look
     source.until(lambda s: len(looked) >= 5, "some looks")
-    source.source._look = usual  # type: ignore[union-attr, method-assign]
+    source.source._look = usual
 
 
 def rename_over(path: Path, text: str) -> None:

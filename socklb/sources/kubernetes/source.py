@@ -34,7 +34,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 CONFIRMED_SECONDS = 60.0
 """What a list lacks that is older than what was seen goes down if a second one, so much later, lacks it too."""
 
-_HASTY_SECONDS = 1.0  # a watch that ends so soon, with nothing said, is a failure
+_HASTY_SECONDS = 1.0  # after a watch that ends so soon, with nothing said, comes a pause
 _ROLE = "it needs a role that may list and watch endpointslices of the API group discovery.k8s.io"
 _GONE = 410
 
@@ -97,23 +97,22 @@ class KubernetesSource:
 
     def _follow_once(self, endpoints: Endpoints) -> float:
         """Over one connection, as long as it goes well; then for how long to leave the server alone."""
-        begin = monotonic()
+        begin, asked = monotonic(), 0.0
         try:
             with self._client.connected():
                 if not self._version:
                     self._list(endpoints)
                 if self._watch(endpoints) or monotonic() - begin > _HASTY_SECONDS:
                     return 0.0
-                raise BadAnswer("the watch ended as soon as it had begun")
         except (AccessProblem, BadAnswer, OSError, Refused) as error:
             if self._stopped.is_set():
                 return 0.0
             if not isinstance(error, Refused) or error.status != _GONE:  # which each restart of a server brings
                 self._say(self._text_of(error))
-            longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 8))
-            self._failures += 1
-            asked: float = getattr(error, "retry_after", 0.0)
-            return max(random() * longest, min(LONGEST_PAUSE, asked))
+            asked = min(LONGEST_PAUSE, getattr(error, "retry_after", 0.0))
+        longest: float = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 8))
+        self._failures += 1
+        return max(random() * longest, asked)
 
     def _list(self, endpoints: Endpoints) -> None:
         slices: dict[Key, EndpointSlice] = {}
@@ -153,7 +152,7 @@ class KubernetesSource:
         has_come = False
         for kind, value in self._client.watch(self._version, left):
             if not kind:
-                self._set_current(True)
+                self._answered()
                 continue
             has_come = True
             if kind == "ERROR":
@@ -206,8 +205,12 @@ class KubernetesSource:
             self._warn(f"{KINDS[kind]} are left out: {shortened(what)}")
 
     def _seen(self) -> None:
-        """It goes well."""
-        self.last_seen, self._failures = time.time(), 0
+        """Something came."""
+        self._failures = 0
+        self._answered()
+
+    def _answered(self) -> None:
+        self.last_seen = time.time()
         self._set_current(True)
         if self._problem:
             self._problem = ""

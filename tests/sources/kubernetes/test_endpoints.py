@@ -37,7 +37,7 @@ class Cluster:
     def remove(self, name: str) -> None:
         self.endpoints.remove(("demo", name), self.now)
 
-    def list(self, *slices: Object) -> None:
+    def relist(self, *slices: Object) -> None:
         self.endpoints.replace({key_of(slice_): self.read(slice_) for slice_ in slices}, self.now)
 
     def wait(self, seconds: float) -> None:
@@ -71,7 +71,7 @@ class TestReadiness:
         cluster = Cluster()
         slice_ = web(a=SERVES, b=SERVES)
         slice_["endpoints"][0]["conditions"] = conditions
-        cluster.list(web(a=SERVES, b=SERVES), slice_) if is_alive else cluster.put(web(a=SERVES, b=SERVES), slice_)
+        cluster.relist(web(a=SERVES, b=SERVES), slice_) if is_alive else cluster.put(web(a=SERVES, b=SERVES), slice_)
         cluster.wait(30)
         assert (cluster.table.is_alive(A), cluster.down()) == (is_alive, [] if is_alive else [A])
 
@@ -115,7 +115,7 @@ class TestReadiness:
     def test_who_has_never_served_is_not_alive(self) -> None:
         """A pod that starts: its peers may be connected to it by then (publishNotReadyAddresses)."""
         cluster = Cluster()
-        cluster.list(web(a=SERVES))
+        cluster.relist(web(a=SERVES))
         cluster.put(web(a=SERVES, b=NOT))
         cluster.wait(30)
         assert (cluster.table.is_alive(B), cluster.down()) == (False, [])
@@ -123,7 +123,7 @@ class TestReadiness:
     def test_of_what_a_list_shows_that_is_not_known(self) -> None:
         """It may have served before this process began, or while the server was away."""
         cluster = Cluster()
-        cluster.list(web(a=SERVES, b=NOT))
+        cluster.relist(web(a=SERVES, b=NOT))
         cluster.wait(30)
         assert cluster.down() == [B]
 
@@ -259,7 +259,7 @@ def test_who_is_alive_and_who_goes_down(several: list[tuple[str, Any]]) -> None:
             cluster.remove(argument)
         elif name == "list":
             shown = {one["metadata"]["name"]: one for one in argument}
-            cluster.list(*shown.values())
+            cluster.relist(*shown.values())
         else:
             cluster.wait(argument)
         was, alive = alive, {a: cluster.table.is_alive(Backend(a, 80, "tcp")) for a in addresses}
