@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from .. import world
 from ..cli.runner import PACKAGE, SECONDS, Result
 
@@ -141,7 +143,7 @@ class Roots:
         done = subprocess.run(
             [*self.shell, "/usr/bin/python3", *root.flags, *words],
             env=root.environment,
-            preexec_fn=lambda: _enter(tree, root, self.app),
+            preexec_fn=lambda: enter(tree, root, self.app),
             input=stdin,
             capture_output=True,
             encoding="utf-8",
@@ -150,8 +152,16 @@ class Roots:
         return Result(done.returncode, done.stdout, done.stderr)
 
 
+def given(name: str) -> Path:
+    """A tree that `.ci/roots` has made; skips where there are none."""
+    folder = os.environ.get("SOCKLB_ROOTS")
+    if not folder:
+        pytest.skip("SOCKLB_ROOTS names no folder that .ci/roots has filled")
+    return Path(folder, name)
+
+
 class GivenRoots(Roots):
-    """A tree that was made by `.ci/roots`; the package is mounted into it, and may be started by busybox."""
+    """A tree of others; the package is mounted into it, and may be started by busybox."""
 
     def __init__(self, tree: Path, by_busybox: bool) -> None:
         self._tree, self.app = tree, str(PACKAGE.parent)
@@ -162,8 +172,8 @@ class GivenRoots(Roots):
         return self._tree
 
 
-def _enter(tree: str, root: MinimalRoot, app: str) -> None:
-    """With a package from outside mounted on /app, if one is named."""
+def enter(tree: str, root: MinimalRoot, app: str = "") -> None:
+    """For `preexec_fn`. With a package from outside mounted on /app, if one is named."""
     world.unshare(world.CLONE_NEWNS)
     world.private_mounts()
     world.bind(tree, tree)

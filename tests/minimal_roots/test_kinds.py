@@ -9,18 +9,27 @@ SOCKLB_ROOTS names the folder: `tox -e roots`.
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from .clients import ALIVE, BACKENDS, CUT, FILTER, Aftermath, in_own_network, run_among_clients
-from .roots import BARE, NO_CTYPES, NO_ETC, NO_JSON, NO_PROC, READ_ONLY, WHOLE, ZIPAPP, GivenRoots, MinimalRoot, Roots
+from .roots import (
+    BARE,
+    NO_CTYPES,
+    NO_ETC,
+    NO_JSON,
+    NO_PROC,
+    READ_ONLY,
+    WHOLE,
+    ZIPAPP,
+    GivenRoots,
+    MinimalRoot,
+    Roots,
+    given,
+)
 
 pytestmark = pytest.mark.kernel
-
-_FOLDER = os.environ.get("SOCKLB_ROOTS", "")
 
 
 class Kind(NamedTuple):
@@ -71,9 +80,7 @@ def roots(request: pytest.FixtureRequest, user_namespaces: None, kind: Kind) -> 
         built = request.getfixturevalue(kind.of)
         assert isinstance(built, Roots)
         return built
-    if not _FOLDER:
-        pytest.skip("SOCKLB_ROOTS names no folder that .ci/roots has filled")
-    return GivenRoots(Path(_FOLDER, kind.of), by_busybox=kind.root.name == BUSYBOX)
+    return GivenRoots(given(kind.of), by_busybox=kind.root.name == BUSYBOX)
 
 
 def is_without(lacked: str, seen: Aftermath) -> bool:
