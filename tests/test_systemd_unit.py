@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from .project import ROOT, only_in_checkout
+from .project import deployed, only_in_checkout
 
 pytestmark = [
     only_in_checkout,
@@ -19,10 +18,8 @@ pytestmark = [
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    text = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```ini\n(.*?)```", text, re.DOTALL)
     path = tmp_path / "socklb.service"
-    path.write_text(block.replace("/usr/local/bin/socklb", "/bin/true"), encoding="utf-8")
+    path.write_text(deployed("ini").replace("/usr/local/bin/socklb", "/bin/true"), encoding="utf-8")
     return path
 
 

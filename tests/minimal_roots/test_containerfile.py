@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import socklb
 
 from ..cli.runner import SECONDS, Result
-from ..project import ROOT, only_in_checkout
+from ..project import ROOT, deployed, only_in_checkout
 from .clients import CUT, FILTER, in_own_network, run_among_clients
 from .roots import WHOLE, MinimalRoot, Roots, enter, given
 
@@ -68,9 +67,7 @@ class Image(Roots):
 
 @pytest.fixture(scope="module")
 def image(user_namespaces: None, directory: Path) -> Image:
-    text = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
-    (containerfile,) = re.findall(r"```dockerfile\n(.*?)```", text, re.DOTALL)
-    return Image(containerfile, directory / "image")
+    return Image(deployed("dockerfile"), directory / "image")
 
 
 def test_it_has_this_version(image: Image) -> None:
