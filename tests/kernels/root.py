@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .targets import Target
 
-_MIRROR = "http://deb.debian.org/debian"
+_MIRROR = Path(__file__).parents[2] / ".ci/mirror"
 _PACKAGES = ("python3", "iproute2", "busybox-static", "kmod", "netbase", "dash", "coreutils", "util-linux")
 # What is pure Python and runs on 3.9 too. (Newer ones of hypothesis are compiled, newer ones of pytest want 3.10.)
 _WHEELS = (
@@ -90,7 +90,8 @@ def _unpack(target: Target, tree: Path) -> None:
         *('--aptopt=Acquire::Languages "none"', '--aptopt=Acquire::Check-Valid-Until "false"'),
         f"--include={','.join(filter(None, (*_PACKAGES, *target.packages, target.kernel)))}",
     )
-    subprocess.run(["mmdebstrap", *options, target.suite, str(tree), _MIRROR], check=True, stdin=subprocess.DEVNULL)
+    mirror = subprocess.run([_MIRROR], check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout.strip()
+    subprocess.run(["mmdebstrap", *options, target.suite, str(tree), mirror], check=True, stdin=subprocess.DEVNULL)
 
 
 def _take_kernel(tree: Path, kernel: Path) -> None:
