@@ -5,6 +5,7 @@ What is called README.md or setup.cfg there is the host project's.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,10 @@ IS_CHECKOUT = README.exists() and README.read_text(encoding="utf-8").startswith(
 only_in_checkout = pytest.mark.skipif(
     not IS_CHECKOUT, reason="this is no checkout of socklb: the tests run beside a vendored copy"
 )
+
+
+def deployed(language: str) -> str:
+    """What docs/deployment.md shows in this language, once."""
+    text = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
+    (block,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return str(block)

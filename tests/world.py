@@ -41,11 +41,11 @@ def is_inside() -> bool:
     return os.environ.get(_INSIDE) == "1"
 
 
-def cannot(why: str) -> NoReturn:
-    """Skip the test that is running, or fail it where the kernel is required."""
+def cannot(why: str, required: str = "SOCKLB_REQUIRE_KERNEL") -> NoReturn:
+    """Skip the test that is running, or fail it where the kernel is required, or what another variable is for."""
     import pytest  # not needed by the benchmarks
 
-    if os.environ.get("SOCKLB_REQUIRE_KERNEL") == "1":
+    if os.environ.get(required) == "1":
         pytest.fail(why, pytrace=False)
     pytest.skip(why)
 

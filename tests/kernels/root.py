@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from .targets import Target
 
-_MIRROR = "http://deb.debian.org/debian"
-_PACKAGES = "python3,iproute2,busybox-static,kmod,netbase,dash,coreutils,util-linux"
+_MIRROR = Path(__file__).parents[2] / ".ci/mirror"
+_PACKAGES = ("python3", "iproute2", "busybox-static", "kmod", "netbase", "dash", "coreutils", "util-linux")
 # What is pure Python and runs on 3.9 too. (Newer ones of hypothesis are compiled, newer ones of pytest want 3.10.)
 _WHEELS = (
     *("pytest~=8.4.0", "hypothesis~=6.141.0", "iniconfig~=2.1.0", "pluggy~=1.6.0", "pygments~=2.19.0"),
@@ -88,9 +88,10 @@ def _unpack(target: Target, tree: Path) -> None:
     options = (
         *("--quiet", "--mode=chrootless", "--variant=extract", f"--architectures={target.architecture}"),
         *('--aptopt=Acquire::Languages "none"', '--aptopt=Acquire::Check-Valid-Until "false"'),
-        f"--include={','.join(filter(None, (_PACKAGES, target.kernel)))}",
+        f"--include={','.join(filter(None, (*_PACKAGES, *target.packages, target.kernel)))}",
     )
-    subprocess.run(["mmdebstrap", *options, target.suite, str(tree), _MIRROR], check=True, stdin=subprocess.DEVNULL)
+    mirror = subprocess.run([_MIRROR], check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout.strip()
+    subprocess.run(["mmdebstrap", *options, target.suite, str(tree), mirror], check=True, stdin=subprocess.DEVNULL)
 
 
 def _take_kernel(tree: Path, kernel: Path) -> None:

@@ -37,11 +37,9 @@ def ours(user_namespaces: None, directory: Path) -> Roots:
     return Roots(directory / "ours", interpreter(sys.executable))
 
 
-@pytest.fixture(scope="session", params=["ours", "system"])
-def each(request: pytest.FixtureRequest, ours: Roots, directory: Path) -> Roots:
-    """Roots of the interpreter that runs the tests, and of the distribution's."""
-    if request.param == "ours":
-        return ours
+@pytest.fixture(scope="session")
+def system(user_namespaces: None, directory: Path) -> Roots:
+    """Roots of the distribution's interpreter."""
     found = system_python()
     if isinstance(found, str):
         pytest.skip(found)

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from .. import world
 from ..cli.runner import PACKAGE, SECONDS, Result
 
@@ -59,16 +61,14 @@ class Interpreter(NamedTuple):
 
 
 class MinimalRoot(NamedTuple):
-    """What a root has, and how the interpreter is started in it."""
+    """What a root lacks, and how the interpreter is started in it."""
 
     name: str
-    is_whole: bool = False
-    """With ctypes and /etc."""
-    is_bare: bool = False
-    """Without /proc, read-only, and in the C locale (but -I, as of the zipapp, ignores what keeps CPython in it)."""
+    lacks: tuple[str, ...] = ()
+    """Modules of the standard library; directories; "writing" if it is read-only."""
+    in_c_locale: bool = False
+    """But -I, as of the zipapp, ignores what keeps CPython in it."""
     is_zipapp: bool = False
-    left_out: tuple[str, ...] = ()
-    """Modules of the standard library."""
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -81,17 +81,23 @@ class MinimalRoot(NamedTuple):
     @property
     def environment(self) -> dict[str, str]:
         libraries = {"LD_LIBRARY_PATH": "/lib"}
-        if not self.is_bare:
+        if not self.in_c_locale:
             return {**libraries, "LC_ALL": "C.UTF-8"}
         # Left to itself, CPython takes the C locale for C.UTF-8 (PEP 538, PEP 540).
         return {**libraries, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 
-WHOLE = MinimalRoot("whole", is_whole=True)
-NO_CTYPES = MinimalRoot("no ctypes")
-NO_JSON = MinimalRoot("no json", left_out=("json", "queue.py", "_queue.*"))  # as python3-minimal of Debian 12
-BARE = MinimalRoot("bare", is_bare=True)
-ZIPAPP = MinimalRoot("bare, zipapp", is_bare=True, is_zipapp=True)
+WHOLE = MinimalRoot("whole")
+NO_CTYPES = MinimalRoot("no ctypes", ("ctypes",))
+NO_JSON = MinimalRoot("no json", ("ctypes", "json", "queue"))  # as python3-minimal of Debian 12
+NO_ETC = MinimalRoot("no /etc", ("/etc",))
+NO_PROC = MinimalRoot("no /proc", ("/proc",))
+READ_ONLY = MinimalRoot("read-only", ("writing",))
+BARE = MinimalRoot("bare", ("/etc", "/proc", "ctypes", "writing"), in_c_locale=True)
+ZIPAPP = BARE._replace(name="bare, zipapp", is_zipapp=True)
+
+_FILES = {"ctypes": [_CTYPES], "json": ["json"], "queue": ["queue.py", "_queue.*"], "/etc": ["etc"]}
+"""What is taken out of the whole tree."""
 
 
 def interpreter(executable: str) -> Interpreter:
@@ -113,19 +119,16 @@ class Roots:
 
     def tree(self, root: MinimalRoot) -> Path:
         """The directory that becomes the root."""
-        whole, partial = self._directory / "whole", self._directory / "-".join(("partial", *root.left_out))
+        whole = self._directory / "whole"
         if not whole.exists():
             build(self.interpreter, whole)
-        if root.is_whole:
-            return whole
-        if not partial.exists():
-            shutil.copytree(whole, partial, copy_function=os.link)
-            (extension,) = partial.rglob(_CTYPES)
-            extension.unlink()
-            shutil.rmtree(partial / "etc")
-            for path in [path for name in root.left_out for path in partial.rglob(f"usr/lib/python3.*/**/{name}")]:
+        files = [file for lacked in root.lacks for file in _FILES.get(lacked, ())]
+        tree = self._directory / "-".join(("whole", *files))
+        if not tree.exists():
+            shutil.copytree(whole, tree, copy_function=os.link)
+            for path in [path for file in files for path in tree.rglob(file)]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return partial
+        return tree
 
     def run(self, root: MinimalRoot, *words: str, stdin: str = "") -> Result:
         """Run `socklb WORDS...` there. The caller has to be in a user namespace that owns its network namespace."""
@@ -140,7 +143,7 @@ class Roots:
         done = subprocess.run(
             [*self.shell, "/usr/bin/python3", *root.flags, *words],
             env=root.environment,
-            preexec_fn=lambda: _enter(tree, root, self.app),
+            preexec_fn=lambda: enter(tree, root, self.app),
             input=stdin,
             capture_output=True,
             encoding="utf-8",
@@ -149,8 +152,16 @@ class Roots:
         return Result(done.returncode, done.stdout, done.stderr)
 
 
+def given(name: str) -> Path:
+    """A tree that `.ci/roots` has made; skips where there are none."""
+    folder = os.environ.get("SOCKLB_ROOTS")
+    if not folder:
+        pytest.skip("SOCKLB_ROOTS names no folder that .ci/roots has filled")
+    return Path(folder, name)
+
+
 class GivenRoots(Roots):
-    """A tree that was made by `.ci/roots`; the package is mounted into it, and may be started by busybox."""
+    """A tree of others; the package is mounted into it, and may be started by busybox."""
 
     def __init__(self, tree: Path, by_busybox: bool) -> None:
         self._tree, self.app = tree, str(PACKAGE.parent)
@@ -161,16 +172,16 @@ class GivenRoots(Roots):
         return self._tree
 
 
-def _enter(tree: str, root: MinimalRoot, app: str) -> None:
-    """With a package from outside mounted on /app, if one is named."""
+def enter(tree: str, root: MinimalRoot, app: str = "") -> None:
+    """For `preexec_fn`. With a package from outside mounted on /app, if one is named."""
     world.unshare(world.CLONE_NEWNS)
     world.private_mounts()
     world.bind(tree, tree)
     if app:
         world.bind(app, f"{tree}/app")
-    if not root.is_bare:
+    if "/proc" not in root.lacks:
         world.bind("/proc", f"{tree}/proc", _MS_REC)
-    if root.is_bare:
+    if "writing" in root.lacks:
         kept = os.statvfs(tree).f_flag & _MOUNT_FLAGS  # a user namespace may not lift what was mounted outside
         world.bind(tree, tree, _MS_REMOUNT | _MS_RDONLY | kept)
     world.pivot_root(tree)

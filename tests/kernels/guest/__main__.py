@@ -31,7 +31,7 @@ CHECKS = (
     "tests/cli/test_rev_nat.py::TestStale",
 )
 
-# All that talk to the kernel, and what depends on the order of bytes. Of the command line's tests those of commands:
+# All that talk to the kernel, and what depends on the order of bytes. Of the command line those of the commands:
 # words, help and output are the same on each kernel, and a process takes a second or two to start there.
 _COMMANDS = ("destroy", "list", "netns", "probe", "rev_nat", "terminate", "watch")
 SUITES = (
