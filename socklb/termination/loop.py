@@ -44,21 +44,24 @@ _LONGEST_SECONDS = 86_400
 _NEVER = float("inf")
 
 
-class Pass(namedtuple("Pass", "backends report error given_up is_second_pass is_retry")):
+class Pass(namedtuple("Pass", "backends report error failed given_up is_second_pass is_retry seconds")):
     """One pass of the loop.
 
-    `backends`: those that it was for. `report`: what it did, `error`: what ended it (either may be None). `given_up`:
-    backends that were attempted too often, or that this kernel cannot be asked about. `is_second_pass`: all of them had
-    been terminated before. `is_retry`: a pass for each of them has failed somewhere.
+    `backends`: those that it was for. `report`: what it did, `error`: what ended it (either may be None). `failed`:
+    backends that are to be attempted again. `given_up`: those that were attempted too often, or that this kernel cannot
+    be asked about. `is_second_pass`: all of them had been terminated before. `is_retry`: a pass for each of them has
+    failed somewhere. `seconds`: how long it took.
     """
 
     __slots__ = ()
     backends: list[Backend]
     report: Report | None
     error: Exception | None
+    failed: list[Backend]
     given_up: list[Backend]
     is_second_pass: bool
     is_retry: bool
+    seconds: float
 
 
 class _Scheduled(namedtuple("_Scheduled", "time failures second_pass searched", defaults=(None, frozenset()))):
@@ -222,14 +225,18 @@ class TerminationLoop:
             if self._stops > 1:
                 return
             before = [self._scheduled[backend] for backend in down]
+            began = monotonic()
             report, error = self._pass(down, searched)
+            seconds = monotonic() - began
             if isinstance(error, NotSupported) and not isinstance(error, CannotEnter):
                 given_up = self._give_up_unsupported(down, error)
+                failed = [backend for backend in down if backend not in given_up]
             else:
                 failures = self._failures(down, report, error)
                 given_up = [backend for backend in down if not self._reschedule(backend, report, failures.get(backend))]
+                failed = [backend for backend in failures if backend in self._scheduled]
             is_second, is_retry = (all(each) for each in zip(*((b.is_second_pass, b.failures) for b in before)))
-            self._on_pass(Pass(down, report, error, given_up, is_second, is_retry))
+            self._on_pass(Pass(down, report, error, failed, given_up, is_second, is_retry, seconds))
 
     def _pass(
         self, backends: list[Backend], searched: frozenset[NetworkNamespace]

@@ -269,7 +269,8 @@ class TestFailedPasses:
             table.delete(B)
             eventually(lambda: len(passes) == 4, "three attempts more")
         assert terminations.calls == [{A, B}, {A}, {A}, {A}]
-        assert [done.given_up for done in passes] == [[], [], [], [A]]
+        assert [(done.failed, done.given_up) for done in passes] == [([A], []), ([A], []), ([A], []), ([], [A])]
+        assert min(done.seconds for done in passes) > 0
 
     def test_not_for_what_is_back(self, terminations: Terminations) -> None:
         table = alive(A)
@@ -341,6 +342,7 @@ class TestFailedPasses:
         assert terminations.namespaces == [(WEB,)] + [()] * (0 if readable_only else 2)
         unsearched = [done.report.unsearched for done in passes if done.report is not None]
         assert [len(each) for each in unsearched] == ([1] if readable_only else [1, 1, 0])
+        assert [done.failed for done in passes] == ([[]] if readable_only else [[A], [A], []])
 
     def test_a_namespace_that_may_not_be_searched_is_expected_with_readable_only(
         self, terminations: Terminations
@@ -366,7 +368,7 @@ class TestFailedPasses:
             table.replace([])
             eventually(lambda: len(passes) == 2, "both passes")
         assert terminations.calls == [{A, tcp}, {tcp}]
-        assert [done.given_up for done in passes] == [[A], []]
+        assert [(done.failed, done.given_up) for done in passes] == [([tcp], [A]), ([], [])]
 
     def test_failures_are_logged_where_no_function_takes_them(
         self, terminations: Terminations, caplog: pytest.LogCaptureFixture
