@@ -50,12 +50,15 @@ class Client:
         self._path = access.prefix + _PATH.format(f"namespaces/{self._quote(namespace, safe='')}/" if namespace else "")
         self._selector = selector
         self._connection: HTTPConnection | None = None
+        self._is_hung_up = False
 
     @contextmanager
     def connected(self) -> Iterator[None]:
         """While active, there is a connection."""
         self._connection = connection = self._access.connect(CONNECT_SECONDS)
         try:
+            if self._is_hung_up:
+                raise ConnectionAbortedError
             connection.sock.settimeout(SILENCE_SECONDS)
             yield
         finally:
@@ -63,12 +66,13 @@ class Client:
             connection.close()
 
     def hang_up(self) -> None:
-        """For another thread: whoever waits for an answer gets its end."""
+        """For good, from another thread: whoever waits for an answer, or comes later, gets an error."""
+        self._is_hung_up = True
         connection = self._connection
         sock = connection and connection.sock
         if sock:
             with suppress(OSError):  # it has gone already
-                sock.shutdown(_SHUT_RDWR)
+                super(type(sock), sock).shutdown(_SHUT_RDWR)  # type: ignore[arg-type] # SSLSocket reads in the clear after its own
 
     def pages(self) -> Iterator[tuple[str, list[Any]]]:
         """The list in pages: its version, which is that of each page, and slices."""

@@ -306,6 +306,18 @@ class TestStop:
             f.until(lambda f: len(api.requests) == (1 if ending else 2), "the request")
         eventually(lambda: threading.active_count() <= threads, "no thread is left")
 
+    def test_a_connection_that_is_being_made(self, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        connect = Access.connect
+
+        def stop_and_connect(access: Access, timeout: float) -> Any:
+            f.source.stop()
+            return connect(access, timeout)
+
+        monkeypatch.setattr(Access, "connect", stop_and_connect)
+        with following(api) as f:
+            f.wait()
+        assert api.requests == []
+
     def test_a_pause(self, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(source, "FIRST_PAUSE", 3600.0)
         monkeypatch.setattr(source, "LONGEST_PAUSE", 3600.0)
