@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from socklb import Backend
-from socklb.sources.kubernetes import KubernetesSource, client, from_kubeconfig, source
+from socklb.sources.kubernetes import Access, KubernetesSource, client, from_kubeconfig, source
 
 from ...sockets import eventually
 from ..followed import Followed, followed
