@@ -8,11 +8,13 @@ import sys
 import time
 from bisect import bisect_left
 from collections import Counter, namedtuple
+from contextlib import contextmanager
 from errno import errorcode
 from ipaddress import ip_address
 from itertools import accumulate
 from threading import Lock
 
+from .. import __version__
 from ..engine.destroy import ANSWER_LOST, IN_THIS_STATE, ONLY_BOUND, SHARED_ADDRESS, SUBFLOW, TIME_LIMIT
 from ..engine.policy import LIMIT, LISTENING, NO_OWNER, NOT_CONNECTED, OWN_SESSION
 from ..termination.terminate import ALIVE_AGAIN, NO_REV_NAT
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from typing import Union
 
     from ..engine.report import Outcome
-    from ..termination.loop import Pass
+    from ..sources import Source
+    from ..termination.loop import Pass, TerminationLoop
+    from ..termination.table import BackendTable
 
     Number = Union[int, float]
     Sample = tuple[str, Mapping[str, str], Number]
@@ -75,12 +79,12 @@ def _misspelt(text: str, why: str) -> ValueError:
     return ValueError(f"--metrics {text!r}: {why}; write it like 9469, 0.0.0.0:9469 or [::1]:9469")
 
 
-class State(namedtuple("State", "backends last_seen reconnects bad_entries duty_wait_seconds")):
+class State(namedtuple("State", "backends last_seen reconnects bad_entries")):
     """What others know, asked at each scrape.
 
     `backends`: how many are "alive", "down" and "held". `last_seen`: when the source was last heard of, in Unix time,
-    None before. `reconnects` to the source, `bad_entries` of it by kind (few, and named by the package), and the
-    seconds that passes have waited for their turn (`duty_wait_seconds`): all since the start.
+    None before. `reconnects` to the source, and `bad_entries` of it by kind (few, and named by the package): all since
+    the start.
     """
 
     __slots__ = ()
@@ -88,7 +92,6 @@ class State(namedtuple("State", "backends last_seen reconnects bad_entries duty_
     last_seen: float | None
     reconnects: int
     bad_entries: Mapping[str, int]
-    duty_wait_seconds: float
 
 
 class Metrics:
@@ -104,7 +107,7 @@ class Metrics:
         self._lock = Lock()
         self._sockets: Counter[tuple[str, str, str]] = Counter()
         self._passes = dict.fromkeys(("ok", "failed", "given_up"), 0)
-        self._durations, self._seconds = [0] * (len(BUCKETS) + 1), 0.0
+        self._durations, self._seconds, self._waited = [0] * (len(BUCKETS) + 1), 0.0, 0.0
         self._namespaces = dict.fromkeys(("searched", "unsearched"), 0)
 
     def on_pass(self, done: Pass) -> None:
@@ -119,6 +122,7 @@ class Metrics:
             self._passes["given_up" if done.given_up else "failed" if done.failed else "ok"] += 1
             self._durations[bisect_left(BUCKETS, done.seconds)] += 1
             self._seconds += done.seconds
+            self._waited += done.waited
             self._namespaces = {"searched": searched, "unsearched": unsearched}
 
     def text(self) -> str:
@@ -133,7 +137,7 @@ class Metrics:
         state = self._state()
         with self._lock:
             sockets, passes, namespaces = dict(self._sockets), dict(self._passes), self._namespaces
-            durations, seconds = [*accumulate(self._durations)], self._seconds
+            durations, seconds, waited = [*accumulate(self._durations)], self._seconds, self._waited
         buckets = zip([*(f"{bound:g}" for bound in BUCKETS), "+Inf"], durations)
         sums: list[Sample] = [("_sum", {}, seconds), ("_count", {}, durations[-1])]
         labels = ("outcome", "reason", "protocol")
@@ -179,7 +183,7 @@ class Metrics:
             "socklb_duty_wait_seconds_total",
             "counter",
             "How long passes have waited, so that the process uses a fifth of one processor at most.",
-            _one(state.duty_wait_seconds),
+            _one(waited),
         )
         yield "socklb_build_info", "gauge", "Always 1; what runs here.", [("", self._build, 1)]
         yield "process_start_time_seconds", "gauge", "When the process was started.", _one(self._start_time)
@@ -239,6 +243,35 @@ def routes(
         "/healthz": lambda: _verdict(healthz()),
         "/readyz": lambda: _verdict(readyz()),
     }
+
+
+@contextmanager
+def served(where: str, source: Source, table: BackendTable, loop: TerminationLoop) -> Iterator[Callable[[Pass], None]]:
+    """While active, all of this is served at [ADDRESS:]PORT. Yields what is to be told of each pass. Raises ValueError
+    for an address that cannot be had, NotSupported.
+    """
+    address, port = parse_address(where)
+    from .metrics_server import serving  # where it is missing, only --metrics is
+
+    status = source.status
+    metrics = Metrics(
+        __version__,
+        lambda: State(
+            {"alive": table.alive, "down": len(loop.outstanding), "held": status.held},
+            status.last_seen,
+            status.reconnects,
+            status.bad_entries,
+        ),
+    )
+
+    def healthz() -> str:
+        return why_unhealthy("" if loop.is_running else "it follows nothing now", loop.pass_began)
+
+    def readyz() -> str:
+        return why_unready(status.has_table, status.last_heard if status.speaks_up else None)
+
+    with serving(address, port, routes(metrics, healthz=healthz, readyz=readyz)):
+        yield metrics.on_pass
 
 
 def _verdict(wrong: str) -> Answer:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Where changes of backends come from.
 
-A source has two methods. `follow(table, warn)` puts changes into a BackendTable until its input ends or `stop()` is
-called, from any thread; it reports what is wrong with its input to `warn`, a function that takes a text, and goes on.
+A source has a `status` and two methods. `follow(table, warn)` puts changes into a BackendTable until its input ends or
+`stop()` is called, from any thread; it reports what is wrong with its input to `warn`, a function that takes a text,
+and goes on.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from ..termination.table import BackendTable
+    from .status import SourceStatus
 
     class Source(Protocol):
         """What every source has."""
+
+        status: SourceStatus
 
         def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None: ...
 

@@ -10,7 +10,8 @@ import threading
 import time
 from collections import namedtuple
 
-from .protocol import LARGEST, LeftOut, Replace, parse_line, shortened
+from .protocol import LARGEST, NO_LINK, LeftOut, Replace, parse_line, shortened
+from .status import SourceStatus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,16 +47,20 @@ class FileSource:
         if "\0" in self._path:
             raise ValueError(f"embedded null byte in {self._path!r}")
         self._stopped = threading.Event()
+        self.status = SourceStatus([NO_LINK])
 
     def stop(self) -> None:
         self._stopped.set()
 
     def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None:
-        last, left_out = _Look(None, None, ""), LeftOut(warn)
+        last, left_out = _Look(None, None, ""), LeftOut(warn, self.status)
         while not self._stopped.is_set():
             look = self._look(last)
             if look.content is not None and look.content != last.content:
                 look = look._replace(problem=_apply(look.content, table, left_out))
+                if not look.problem:
+                    self.status.has_table = True
+                    self.status.heard()
             elif look.content is not None:
                 look = look._replace(problem=last.problem)
             if look.problem and look.problem != last.problem:

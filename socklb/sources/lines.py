@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import select
 
-from .protocol import LARGEST, LeftOut, parse_line, shortened
+from .protocol import LARGEST, NO_LINK, LeftOut, parse_line, shortened
+from .status import SourceStatus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ class LineSource:
             raise TypeError(f"a descriptor is the number of an open file, not {descriptor!r}")
         self._descriptor = descriptor
         self._stopped = False
+        self.status = SourceStatus([NO_LINK])
 
     def stop(self) -> None:
         self._stopped = True
 
     def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None:
-        left_out = LeftOut(warn)
+        left_out = LeftOut(warn, self.status)
         for number, line in enumerate(self._lines(), 1):
             if not line.strip():
                 continue
@@ -44,6 +46,8 @@ class LineSource:
                 change = parse_line(line)
                 change.apply(table)
                 left_out.note(change.left_out)
+                self.status.has_table = True
+                self.status.heard()
             except ValueError as error:
                 warn(shortened(f"line {number} is passed over: {error}"))
 

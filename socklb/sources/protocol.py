@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Union
 
+    from .status import SourceStatus
+
     Change = Union["Upsert", "Delete", "Replace", "Nothing"]
+
+NO_LINK = "no_link"
+"""The kind of entry that is left out."""
 
 LARGEST = 64 << 20
 """In bytes: what is larger is not read. A replace of half a million backends fits."""
@@ -180,17 +185,17 @@ def shortened(text: str) -> str:
 class LeftOut:
     """Counts the backends that a source leaves out; `warn` is called for the first."""
 
-    def __init__(self, warn: Callable[[str], object]) -> None:
-        self._warn, self.count = warn, 0
+    def __init__(self, warn: Callable[[str], object], status: SourceStatus) -> None:
+        self._warn, self._status = warn, status
 
     def note(self, texts: Sequence[str]) -> None:
-        if texts and not self.count:
+        if texts and not self._status.bad_entries[NO_LINK]:
             others = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
             self._warn(
                 f"link-local backends without a link are left out: {shortened(texts[0])}{others}; such an address may "
                 "be another one on each link: write it like [fe80::1%eth0]:80/TCP"
             )
-        self.count += len(texts)
+        self._status.bad_entries[NO_LINK] += len(texts)
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -132,6 +132,8 @@ class TerminationLoop:
         self._stops, self._finishing = 0, False
         self._run_at_hand: Run | None = None
         self._waker: Waker | None = None  # while it runs
+        self.pass_began: float | None = None
+        """When the pass at hand began, by monotonic()."""
 
     def stop(self) -> None:
         """Let `run` return once what has gone down by now is terminated; called again, after the batch at hand. Signal
@@ -149,6 +151,10 @@ class TerminationLoop:
         """Finish all pending work, second passes included, then let `run` return. For the end of the input."""
         self._finishing = True
         self._wake_up()
+
+    @property
+    def is_running(self) -> bool:
+        return self._waker is not None
 
     @property
     def outstanding(self) -> list[Backend]:
@@ -220,9 +226,9 @@ class TerminationLoop:
                 return
             before = [self._scheduled[backend] for backend in down]
             with self._duty_cycle.charged() as waited:
-                began = monotonic()
+                began = self.pass_began = monotonic()
                 report, error = self._pass(down, searched)
-                seconds = monotonic() - began
+                seconds, self.pass_began = monotonic() - began, None
             if isinstance(error, NotSupported) and not isinstance(error, CannotEnter):
                 given_up = self._give_up_unsupported(down, error)
                 failed = [backend for backend in down if backend not in given_up]

@@ -183,6 +183,11 @@ class BackendTable:
         if on_down is not None and self._down:
             on_down()
 
+    @property
+    def alive(self) -> int:
+        """How many backends are alive."""
+        return len(self._alive)
+
     def is_alive(self, backend: Backend) -> bool:
         """Whether some service has the backend alive."""
         check_backend(backend)
@@ -197,7 +202,7 @@ class BackendTable:
     def backends(self) -> dict[Backend, bool]:
         """Every backend that a service has, and whether it is alive."""
         with self._lock:
-            keys = {**dict.fromkeys(self._dead, False), **dict.fromkeys(self._alive, True)}
+            keys = {**dict.fromkeys(self._alive, True), **dict.fromkeys(self._dead.keys() - self._alive.keys(), False)}
         return {unpacked(key): is_alive for key, is_alive in keys.items()}
 
     def has_down(self) -> bool:

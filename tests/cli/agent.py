@@ -41,9 +41,19 @@ def lines(*changes: Change | str) -> str:
     return "".join((change if isinstance(change, str) else json.dumps(change)) + "\n" for change in changes)
 
 
+_TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ", re.MULTILINE)
+_START = re.compile(r"^socklb: follows .*\n", re.MULTILINE)
+_SECONDS = re.compile(r"; \d+\.\d{3} s(?: after .*)?$", re.MULTILINE)
+
+
 def without_zeros(text: str) -> str:
-    """The sums without those that are 0, but for the first."""
-    return re.sub(r", 0 \w+", "", text)
+    """The sums without those that are 0, but for the first; and without times."""
+    return re.sub(r", 0 \w+", "", _SECONDS.sub("", _TIME.sub("", text)))
+
+
+def without_start(text: str) -> str:
+    """The messages without times, and without the line that says what is followed."""
+    return _START.sub("", _TIME.sub("", text))
 
 
 class Agent:
@@ -58,7 +68,7 @@ class Agent:
 
     @property
     def err(self) -> str:
-        return but_for_the_world(Path(self._err.name).read_text(encoding="utf-8"))
+        return without_start(but_for_the_world(Path(self._err.name).read_text(encoding="utf-8")))
 
     def send(self, *changes: Change | str) -> None:
         """Write the changes, and wait until they are read."""
@@ -104,7 +114,7 @@ def second_pass_after(seconds: float) -> str:
 def watch(*words: str, stdin: str, patch: str = "") -> Result:
     """`socklb watch` on lines that are all there, to its end, with the second pass soon after the first."""
     result = run("watch", "--source", "-", *words, stdin=stdin, patch=second_pass_after(0.05) + patch)
-    return result._replace(out=without_zeros(result.out))
+    return result._replace(out=without_zeros(result.out), err=without_start(result.err))
 
 
 @contextmanager

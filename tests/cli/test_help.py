@@ -48,7 +48,11 @@ class Host:
             world.mount("tmpfs", "/sys/fs/bpf")
 
     def lacks_what_it_needs(self, words: list[str]) -> bool:
-        """Whether it needs maps and there are none, and then it says so."""
+        """Whether it needs maps, or a cluster, and there are none, and then it says so."""
+        if "kubernetes" in words:
+            code, _, err = run(*words, preexec=self.enter)
+            assert (code, err.startswith("socklb: this is no pod of a Kubernetes cluster ")) == (2, True)
+            return True
         if self._bpffs or not {"rev-nat", "--rev-nat"} & {*words}:
             return False
         code, out, err = run(*words, preexec=self.enter)
@@ -105,10 +109,10 @@ class TestExamples:
         assert len(changes) == 4
         for words in examples("watch"):
             source, *others = words[words.index("--source") + 1 :]
-            if source != "-":
-                Path(source).write_text(changes[-1], encoding="utf-8")
             if host.lacks_what_it_needs(words):
                 continue
+            if source != "-":
+                Path(source).write_text(changes[-1], encoding="utf-8")
             with watching(*others, source=source, preexec=host.enter) as agent:
                 if source == "-":
                     agent.send(*changes)

@@ -71,8 +71,8 @@ class Client:
         connection = self._connection
         sock = connection and connection.sock
         if sock:
-            with suppress(OSError):  # it has gone already
-                super(type(sock), sock).shutdown(_SHUT_RDWR)  # type: ignore[arg-type] # SSLSocket reads in the clear after its own
+            with suppress(OSError):  # it has gone already; after SSLSocket's own shutdown() reads go on in the clear
+                super(type(sock), sock).shutdown(_SHUT_RDWR)  # type: ignore[arg-type]
 
     def pages(self) -> Iterator[tuple[str, list[Any]]]:
         """The list in pages: its version, which is that of each page, and slices."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ...termination.table import BackendTable, Change
+    from ..status import SourceStatus
     from .endpoint_slice import EndpointSlice, Key
 
 _NEVER = float("inf")
@@ -54,12 +55,13 @@ class Endpoints:
         self,
         table: BackendTable,
         warn: Callable[[str], object],
+        status: SourceStatus,
         *,
         not_serving: float | None = 30.0,
         terminating: float | None = None,
     ) -> None:
-        """Seconds; None: never."""
-        self._table, self._warn = table, warn
+        """Seconds; None: never. `status` is told how many are held."""
+        self._table, self._warn, self._status = table, warn, status
         self._not_serving = _NEVER if not_serving is None else not_serving
         self._terminating = _NEVER if terminating is None else terminating
         self._lock = Lock()
@@ -70,11 +72,6 @@ class Endpoints:
         self._ending: dict[bytes, float] = {}
         self._held: dict[bytes, str] = {}  # and the service that has nobody else who serves
         self._said: set[str] = set()
-
-    @property
-    def held(self) -> int:
-        """How many do not serve, and stay alive because nobody of their service does."""
-        return len(self._held)
 
     def put(self, key: Key, one: EndpointSlice, now: float) -> None:
         """A slice was added or modified. Whoever does not serve in it, and did nowhere before, is not alive."""
@@ -199,6 +196,7 @@ class Endpoints:
         for key in _due(self._ending, now - self._terminating):
             alive, _ = self._table.holders(key)
             yield from ((key, known, False) for known in alive)
+        self._status.held = len(self._held)
 
     def _down_or_held(self, key: bytes) -> Iterator[Change]:
         head, address = unpacked_backend(key)

@@ -8,12 +8,12 @@ the watch goes on from the last version, or, where that is too old, a new list i
 
 from __future__ import annotations
 
-import time
 from random import random
 from threading import Condition, Event, Thread
 from time import monotonic
 
 from ..protocol import shortened
+from ..status import SourceStatus
 from .client import BadAnswer, Client, Refused, refusal_of
 from .config import AccessProblem
 from .endpoint_slice import KINDS, MALFORMED, EndpointSlice, key_of
@@ -40,7 +40,7 @@ _GONE = 410
 
 
 class KubernetesSource:
-    """Follows an API server until `stop()`. `last_seen`, `reconnects`, `bad_entries` and `held` tell how that goes."""
+    """Follows an API server until `stop()`."""
 
     def __init__(
         self,
@@ -56,12 +56,8 @@ class KubernetesSource:
         self.identity = f"kubernetes {access.identity} {namespace or '*'} {selector or '*'}"
         self.last_version = ""
         """The last one seen; that of an earlier process may be put in before `follow`."""
-        self.last_seen = 0.0
-        """When something came last, by the wall clock."""
-        self.reconnects = 0
-        self.bad_entries: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self.status = SourceStatus(KINDS, speaks_up=True)
         self._seconds = {"not_serving": not_serving, "terminating": terminating}
-        self._endpoints: Endpoints | None = None
         self._warn: Callable[[str], object] = lambda text: None
         self._version = ""  # where a watch goes on; "": a list is needed
         self._confirmed: float | None = None  # when a second list may say what is missing
@@ -70,11 +66,6 @@ class KubernetesSource:
         self._clock = Condition()
         self._is_current = False  # somebody is there to say what serves
 
-    @property
-    def held(self) -> int:
-        """How many endpoints do not serve, and stay alive because nobody of their service does."""
-        return 0 if self._endpoints is None else self._endpoints.held
-
     def stop(self) -> None:
         self._stopped.set()
         self._client.hang_up()
@@ -82,14 +73,14 @@ class KubernetesSource:
             self._clock.notify()
 
     def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None:
-        self._warn, self._endpoints = warn, Endpoints(table, warn, **self._seconds)
-        timer = Thread(target=self._keep_time, args=(self._endpoints,), name="socklb readiness", daemon=True)
+        self._warn, endpoints = warn, Endpoints(table, warn, self.status, **self._seconds)
+        timer = Thread(target=self._keep_time, args=(endpoints,), name="socklb readiness", daemon=True)
         timer.start()
         try:
             while not self._stopped.is_set():
-                pause = self._follow_once(self._endpoints)
+                pause = self._follow_once(endpoints)
                 self._set_current(False)
-                self.reconnects += 1
+                self.status.reconnects += 1
                 self._stopped.wait(pause)
         finally:
             self.stop()
@@ -118,7 +109,7 @@ class KubernetesSource:
         slices: dict[Key, EndpointSlice] = {}
         version = ""
         for version, items in self._client.pages():  # noqa: B007 # the last one's is that of all
-            self.last_seen = time.time()
+            self.status.heard()
             for item in items:
                 key, one = self._read(item)
                 one = one or endpoints.last(key)
@@ -128,6 +119,7 @@ class KubernetesSource:
         if self._is_believed(version, now):
             endpoints.replace(slices, now)
             self.last_version, self._confirmed = version, None
+            self.status.has_table = True
         else:
             endpoints.add(slices, now)
         self._version = version
@@ -200,8 +192,8 @@ class KubernetesSource:
             raise BadAnswer("a slice has no namespace and name") from None
 
     def _note(self, kind: str, what: str) -> None:
-        self.bad_entries[kind] += 1
-        if self.bad_entries[kind] == 1:
+        self.status.bad_entries[kind] += 1
+        if self.status.bad_entries[kind] == 1:
             self._warn(f"{KINDS[kind]} are left out: {shortened(what)}")
 
     def _seen(self) -> None:
@@ -210,7 +202,7 @@ class KubernetesSource:
         self._answered()
 
     def _answered(self) -> None:
-        self.last_seen = time.time()
+        self.status.heard()
         self._set_current(True)
         if self._problem:
             self._problem = ""

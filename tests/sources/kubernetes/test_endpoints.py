@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from socklb import Backend, BackendTable
 from socklb.sources.kubernetes.endpoint_slice import KINDS, EndpointSlice, key_of
 from socklb.sources.kubernetes.endpoints import Endpoints
+from socklb.sources.status import SourceStatus
 
 from .endpoint_slices import Object, endpoint, endpoint_slice
 
@@ -25,7 +26,9 @@ class Cluster:
     def __init__(self, not_serving: float | None = 30, terminating: float | None = None) -> None:
         self.table, self.warnings, self.now = BackendTable(), list[str](), 0.0
         self.left_out = list[str]()
-        self.endpoints = Endpoints(self.table, self.warnings.append, not_serving=not_serving, terminating=terminating)
+        self.status = SourceStatus(KINDS)
+        after = {"not_serving": not_serving, "terminating": terminating}
+        self.endpoints = Endpoints(self.table, self.warnings.append, self.status, **after)
 
     def read(self, slice_: Object) -> EndpointSlice:
         return EndpointSlice.read(slice_, lambda kind, what: self.left_out.append(kind))
@@ -91,7 +94,7 @@ class TestReadiness:
         cluster = Cluster(not_serving=None)
         cluster.put(web(a=SERVES, b=SERVES), web(a=NOT, b=SERVES))
         cluster.wait(10**6)
-        assert (cluster.down(), cluster.endpoints.next_time(), cluster.endpoints.held) == ([], None, 0)
+        assert (cluster.down(), cluster.endpoints.next_time(), cluster.status.held) == ([], None, 0)
 
     def test_who_terminates_goes_down_only_where_that_is_asked_for(self) -> None:
         for seconds, down in ((None, []), (5.0, [A, B])):
@@ -145,12 +148,12 @@ class TestHeld:
         cluster.put(web(a=SERVES, b=SERVES), web(a=NOT, b=NOT))
         for _ in range(2):
             cluster.wait(30)
-        assert (cluster.down(), cluster.endpoints.held) == ([], 2)
+        assert (cluster.down(), cluster.status.held) == ([], 2)
         assert cluster.warnings == [
             "no endpoint of demo/web serves: those that do not are held, and keep their connections"
         ]
         cluster.put(web(a=NOT, b=SERVES))
-        assert (cluster.down(), cluster.endpoints.held) == ([A], 0)
+        assert (cluster.down(), cluster.status.held) == ([A], 0)
         cluster.remove("web-a")
         assert cluster.down() == [B]  # what is gone is never held
 

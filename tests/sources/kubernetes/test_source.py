@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from socklb import Backend
-from socklb.sources.kubernetes import KubernetesSource, client, from_kubeconfig, source
+from socklb.sources.kubernetes import Access, KubernetesSource, client, from_kubeconfig, source
 
 from ...sockets import eventually
 from ..followed import Followed, followed
@@ -70,7 +70,7 @@ class TestWatch:
             version = api.version = api.version + 5
             api.bookmark()
             f.until(lambda f: f.source.last_version == str(version), "the bookmark")
-        assert (f.warnings, f.source.reconnects, len(api.requests)) == ([], 1, 2)
+        assert (f.warnings, f.source.status.reconnects, len(api.requests)) == ([], 1, 2)
 
     def test_what_it_asks_for(self, api: ApiServer) -> None:
         api.put(web(A))
@@ -263,7 +263,8 @@ def test_a_slice_that_is_none_changes_nothing_of_what_is_known_of_it(api: ApiSer
         api.restart()
         api.put(web(C, name="web-c"))
         until(f, A, B, C)
-    assert (f.source.bad_entries["malformed"], len([w for w in f.warnings if "demo/web-a: TypeError" in w])) == (2, 1)
+    said = [warning for warning in f.warnings if "demo/web-a: TypeError" in warning]
+    assert (f.source.status.bad_entries["malformed"], len(said)) == (2, 1)
 
 
 class TestTime:
@@ -275,7 +276,7 @@ class TestTime:
             api.put(endpoint_slice("web-a", endpoint("10.1.0.1", serving=False), endpoint("10.1.0.2")))
             until(f, B)
             api.put(web(A, B, serving=False))
-            f.until(lambda f: f.source.held == 1, "the other one is held")
+            f.until(lambda f: f.source.status.held == 1, "the other one is held")
         assert f.table.drain_down() == [A]
 
     def test_not_while_nobody_is_there_to_say_that_it_serves_again(self, api: ApiServer) -> None:
@@ -283,11 +284,11 @@ class TestTime:
         with following(api, not_serving=0.2) as f:
             until_watching(api, f)
             api.put(endpoint_slice("web-a", endpoint("10.1.0.1", serving=False), endpoint("10.1.0.2")))
-            f.until(lambda f: f.source._endpoints.next_time() is not None, "its time runs")
+            f.until(lambda f: f.source.last_version == str(api.version), "its time runs")
+            began = monotonic()
             api.stop()
             until_warned(f, "Connection refused")
-            time = f.source._endpoints.next_time()
-            eventually(lambda: monotonic() > time + 0.1, "its time has come")
+            eventually(lambda: monotonic() > began + 0.4, "its time has come")
             assert f.alive(A) == [True]
             api.put(web(A, B))
             api.start()

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""Which source `watch` follows, and the options that belong to one."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+
+from ..sources import FileSource, LineSource
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Union
+
+    from ..sources.kubernetes import KubernetesSource
+
+    AnySource = Union[FileSource, LineSource, KubernetesSource]
+
+STANDARD_INPUT, KUBERNETES = "-", "kubernetes"
+
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)", re.ASCII)
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_NEVER = "never"
+_NOT_GIVEN = object()  # None is never
+_KUBERNETES_OPTIONS = ("kubeconfig", "kube_namespace", "kube_selector", "not_serving", "terminating")
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--source",
+        metavar="-|FILE|kubernetes",
+        required=True,
+        help="standard input, a file that is followed, or the EndpointSlices of a Kubernetes API server; a file of "
+        "such a name is ./kubernetes",
+    )
+    group = parser.add_argument_group(
+        "options of --source kubernetes", "D is a number with ms, s, m or h, as in 30s, or never."
+    )
+    parser.set_defaults(**dict.fromkeys(_KUBERNETES_OPTIONS, _NOT_GIVEN))
+    group.add_argument(
+        "--kubeconfig",
+        metavar="FILE",
+        help="where the API server is, and who one is: JSON, as `kubectl config view --raw --flatten --minify -o json` "
+        "prints it; default: the service account of the pod that this runs in",
+    )
+    group.add_argument("--kube-namespace", metavar="NS", help="follow this namespace alone; default: all")
+    group.add_argument("--kube-selector", metavar="LABELS", help="follow slices with these labels alone")
+    group.add_argument(
+        "--not-serving",
+        metavar="D",
+        type=_duration_or_never,
+        help="an endpoint that has not served for so long goes down, while another one of its service serves; "
+        "default: 30s",
+    )
+    group.add_argument(
+        "--terminating",
+        metavar="D",
+        type=_duration_or_never,
+        help="an endpoint that serves, but has been terminating for so long, goes down; default: never",
+    )
+
+
+def duration(text: str) -> float:
+    """Seconds. Raises ValueError for what is no number with a unit."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no duration: it is a number with ms, s, m or h, as in 30s")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _duration_or_never(text: str) -> float | None:
+    try:
+        return None if text == _NEVER else duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or never") from None
+
+
+def source_from(options: argparse.Namespace) -> AnySource:
+    """Raises ValueError for an option of another source, and for a kubeconfig that is of no use."""
+    values = {name: getattr(options, name) for name in _KUBERNETES_OPTIONS}
+    given = {name: value for name, value in values.items() if value is not _NOT_GIVEN}
+    if options.source == KUBERNETES:
+        return _kubernetes(**given)
+    if given:
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} needs --source {KUBERNETES}")
+    if options.source != STANDARD_INPUT:
+        return FileSource(options.source)
+    if sys.stdin is None:
+        raise ValueError("--source -: standard input is closed")
+    return LineSource(sys.stdin.fileno())
+
+
+def _kubernetes(
+    kubeconfig: str | None = None,
+    kube_namespace: str = "",
+    kube_selector: str = "",
+    **seconds: float | None,
+) -> KubernetesSource:
+    from ..sources.kubernetes import KubernetesSource, from_kubeconfig, in_cluster
+
+    access = in_cluster() if kubeconfig is None else from_kubeconfig(kubeconfig)
+    return KubernetesSource(access, namespace=kube_namespace, selector=kube_selector, **seconds)
