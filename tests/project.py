@@ -5,7 +5,6 @@ What is called README.md or setup.cfg there is the host project's.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,6 @@ only_in_checkout = pytest.mark.skipif(
 )
 
 
-def deployed(language: str) -> str:
-    """What docs/deployment.md shows in this language, once."""
-    text = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
-    (block,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-    return str(block)
+def document(name: str) -> str:
+    """What is in a file of docs/."""
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")

@@ -40,9 +40,9 @@ CALLS = [call for page in PAGES if page.exists() for call in calls(page.read_tex
 @only_in_checkout
 class TestPages:
     def test_the_command_lines_are_found(self) -> None:
-        """In blocks of each kind, behind a prompt, a pipe, a unit's key, and the image of a container."""
+        """In blocks of each kind, behind a prompt, a pipe, and the image of a container."""
         assert {"demo", "terminate --dry-run 10.0.0.5:5432/TCP", "watch --source -"} <= {*CALLS}
-        assert sum(call.startswith("watch --source /run/socklb/backends.json --") for call in CALLS) == 3
+        assert sum(call.startswith("watch --source /run/socklb/backends.json --") for call in CALLS) == 2
 
     @pytest.mark.parametrize("call", CALLS)
     def test_each_is_taken(self, call: str) -> None:

@@ -1,4 +1,4 @@
-"""The unit of docs/deployment.md: systemd reads all of it, and says how much the service could do."""
+"""docs/socklb.service: systemd reads all of it, and says how much the service could do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from . import world
-from .project import deployed, only_in_checkout
+from .project import document, only_in_checkout
 
 pytestmark = only_in_checkout
 
@@ -22,7 +22,7 @@ def unit(tmp_path: Path) -> Path:
     if "--offline" not in analyze("--help")[1]:
         pytest.skip("this systemd-analyze has neither --offline nor --threshold, which systemd 250 has")
     path = tmp_path / "socklb.service"
-    path.write_text(deployed("ini").replace("/usr/local/bin/socklb", "/bin/true"), encoding="utf-8")
+    path.write_text(document("socklb.service").replace("/usr/local/bin/socklb", "/bin/true"), encoding="utf-8")
     return path
 
 

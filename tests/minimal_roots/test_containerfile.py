@@ -1,4 +1,4 @@
-"""The Containerfile of docs/deployment.md, carried out in a root of the kind that it starts from."""
+"""docs/Containerfile, carried out in a root of the kind that it starts from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import socklb
 
 from ..cli.runner import SECONDS, Result
-from ..project import ROOT, deployed, only_in_checkout
+from ..project import ROOT, document, only_in_checkout
 from .clients import CUT, FILTER, in_own_network, run_among_clients
 from .roots import WHOLE, MinimalRoot, Roots, enter, given
 
@@ -22,7 +22,7 @@ _BASES = {"python:3-alpine": "musl"}
 
 
 class Image(Roots):
-    """What an engine makes of a Containerfile; only of the instructions that the document's has."""
+    """What an engine makes of a Containerfile; only of the instructions that ours has."""
 
     def __init__(self, containerfile: str, tree: Path) -> None:
         self._tree = tree
@@ -67,7 +67,7 @@ class Image(Roots):
 
 @pytest.fixture(scope="module")
 def image(user_namespaces: None, directory: Path) -> Image:
-    return Image(deployed("dockerfile"), directory / "image")
+    return Image(document("Containerfile"), directory / "image")
 
 
 def test_it_has_this_version(image: Image) -> None:

@@ -1,4 +1,4 @@
-"""The unit of docs/deployment.md, where systemd is the first process: the service works, and can do little else."""
+"""docs/socklb.service, where systemd is the first process: the service works, and can do little else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ... import world
-from ...project import ROOT, deployed
+from ...project import ROOT, document
 from .report import Report
 
 _UNIT = "socklb.service"
@@ -65,7 +65,7 @@ def _install() -> None:
     _COMMAND.parent.mkdir(parents=True, exist_ok=True)
     _COMMAND.write_text(f"#!{sys.executable}\nimport sys\nfrom socklb.cli import main\nsys.exit(main())\n")
     _COMMAND.chmod(0o755)
-    Path("/etc/systemd/system", _UNIT).write_text(deployed("ini"), encoding="utf-8")
+    Path("/etc/systemd/system", _UNIT).write_text(document(_UNIT), encoding="utf-8")
 
 
 def _cuts(port: int, left: list[socket.socket]) -> bool:
