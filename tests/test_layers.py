@@ -138,9 +138,14 @@ class TestReach:
         assert used <= {"strerror"}
 
     def test_sockets(self) -> None:
-        """The demo has ordinary ones, --metrics is served over HTTP, the filter language looks up service names."""
+        """The demo has ordinary ones, --metrics is served over HTTP, the filter language looks up service names, and
+        endpoints are many addresses to parse.
+        """
         users = {module for module in importers_of("socket", "_socket") if folder_of(module) != "kernel"}
-        assert users == {"cli.demo.world", "cli.metrics_server", "filters.language"}
+        assert users == {
+            *("cli.demo.world", "cli.metrics_server", "filters.language"),
+            "sources.kubernetes.endpoint_slice",
+        }
 
     def test_c_calls_and_ioctls(self) -> None:
         users = importers_of("ctypes", "fcntl", "mmap", "multiprocessing", "resource", "subprocess")

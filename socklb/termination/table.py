@@ -160,7 +160,7 @@ class BackendTable:
                 _remove(self._alive, key, holder)
             if is_alive is False:
                 _add(self._dead, key, holder)
-            else:
+            elif key in self._dead:
                 _remove(self._dead, key, holder)
         self._down.update((key, holders) for key, holders in lost.items() if key not in self._alive)
         self.version += 1

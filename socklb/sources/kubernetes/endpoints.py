@@ -122,7 +122,9 @@ class Endpoints:
         services: set[str] = set()
         put = (self._put(key, one, services) for key, one in slices.items())
         for key, known, serves in chain(chain.from_iterable(put), *(self._remove(key, services) for key in gone)):
-            if key not in before:
+            # Most serve, and there are many: nothing follows from that if nothing was to happen to them.
+            is_plain = serves and self._terminating == _NEVER and key not in self._waiting and key not in self._held
+            if not is_plain and key not in before:
                 before[key] = self._state(key)
             yield key, known, serves
         for key, (served, was_known) in before.items():
