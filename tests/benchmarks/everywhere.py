@@ -15,6 +15,7 @@ from socklb.kernel.namespaces import run_in_netns
 from socklb.termination import loop as loop_module
 
 from ..networks import Network, networks
+from .churn import measure_churn
 from .timing import Ratio, Subject, best_times, ratios_of
 from .walk import walk
 
@@ -59,7 +60,9 @@ def measure_everywhere(rounds: int) -> tuple[dict[str, float], list[Ratio]]:
         }
         best = best_times(subjects, rounds)
         batches = _batches(nets[:2])
-    return best, [
+        times, churn = measure_churn(nets)
+    return {**best, **times}, [
+        *churn,
         *ratios_of(best, [(_TERMINATE, _WALKS, 0.75), (_TERMINATE, _ONE_BY_ONE, 0.03)]),
         Ratio("threads and descriptors after 1,000 batches / after ten", batches, 1.0),
     ]
