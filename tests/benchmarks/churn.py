@@ -1,5 +1,6 @@
-"""A minute in which a hundred backends go down and come back each second: what it costs, and whether one that stays down
-is cut meanwhile."""
+"""A hundred backends go down and come back each second, for a minute: what it costs, and when one is cut that stays
+down.
+"""
 
 from __future__ import annotations
 
