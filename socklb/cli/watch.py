@@ -28,7 +28,7 @@ from .outlet import start_thread
 from .output import DONE, INTERRUPTED, SOME_FAILED, error_text
 from .signals import ended_by_signals
 from .watch_report import Reporter
-from .watch_source import KUBERNETES, STANDARD_INPUT, add_source_arguments, source_from
+from .watch_source import KUBERNETES, STANDARD_INPUT, add_memory_arguments, add_source_arguments, remembered, source_from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ A FILE holds one replace object; write a new one and rename it over the old one.
 
 A backend is alive while a service has it active or terminating, and healthy.
 Its connections are destroyed when it stops being alive; what was never alive is
-left alone, and nothing is destroyed at the start. What fails is tried again
+left alone, and nothing is destroyed at the start but with --remember. What fails is tried again
 where it failed, for 15 minutes. Needs what `socklb terminate` needs.
 
 SIGTERM and SIGINT end the command after the pass at hand, a second one after
@@ -85,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="destroy nothing: look once for what is connected to a backend that goes down, and count it",
     )
     add_audit_argument(parser)
+    add_memory_arguments(parser)
     parser.add_argument("--log-json", action="store_true", help="one JSON object a line, on both outputs")
     parser.add_argument(
         "--metrics",
@@ -125,10 +126,11 @@ def run(options: argparse.Namespace) -> int:
         if _ends(came):
             loop.stop()
         try:
-            with _followed(source, table, loop, reporter):
-                loop.run()
-            if _ends(came) == 1:
-                loop.run()  # once more, for what the source had read when the signal came
+            with remembered(options, source, table, loop, reporter.warn):
+                with _followed(source, table, loop, reporter):
+                    loop.run()
+                if _ends(came) == 1:
+                    loop.run()  # once more, for what the source had read when the signal came
         except SocklbError as error:
             if error.report is not None:
                 reporter.report_end(error.report)
@@ -141,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
 def _start_text(options: argparse.Namespace, words: list[str]) -> str:
     """What is followed, and where; and what is not done."""
     sources = {STANDARD_INPUT: "standard input", KUBERNETES: "the EndpointSlices of Kubernetes"}
-    off = [name for name in ("rev_nat", "audit", "metrics") if not getattr(options, name)]
+    off = [name for name in ("rev_nat", "audit", "metrics", "remember") if not getattr(options, name)]
     return (
         f"follows {sources.get(options.source, options.source)} in network namespaces {', '.join(words)}"
         f"{'; dry run: nothing is destroyed' if options.dry_run else ''}"

@@ -6,14 +6,20 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from contextlib import contextmanager
 
 from ..sources import FileSource, LineSource
+from ..termination.remember import Memory
+from .outlet import start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Union
 
     from ..sources.kubernetes import KubernetesSource
+    from ..termination.loop import TerminationLoop
+    from ..termination.table import BackendTable
 
     AnySource = Union[FileSource, LineSource, KubernetesSource]
 
@@ -22,6 +28,7 @@ STANDARD_INPUT, KUBERNETES = "-", "kubernetes"
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NEVER = "never"
+_MEMORY_SECONDS = 10.0  # for the last writing, to a disk that may not answer
 _NOT_GIVEN = object()  # None is never
 _KUBERNETES_OPTIONS = ("kubeconfig", "kube_namespace", "kube_selector", "not_serving", "terminating")
 
@@ -61,12 +68,62 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--remember",
+        metavar="FILE",
+        help="keep there what is alive, and at the next start cut what has gone down meanwhile; not after a reboot",
+    )
+    parser.add_argument(
+        "--remember-for",
+        metavar="D",
+        type=_duration,
+        help="what is older is not cut, for an address may be another's by then; default: 15m",
+    )
+    parser.add_argument("--remember-as", metavar="NAME", help="with --source -: who writes there")
+
+
+@contextmanager
+def remembered(
+    options: argparse.Namespace,
+    source: AnySource,
+    table: BackendTable,
+    loop: TerminationLoop,
+    warn: Callable[[str], object],
+) -> Iterator[None]:
+    """What an earlier process has left is recalled; while active, a thread keeps the file. A dry run keeps none."""
+    if options.remember is None:
+        if options.remember_for is not None or options.remember_as is not None:
+            raise ValueError("--remember-for and --remember-as need --remember FILE")
+        yield
+        return
+    keep = {} if options.remember_for is None else {"keep_seconds": options.remember_for}
+    memory = Memory(options.remember, source, table, warn, **keep)
+    memory.recall()
+    if options.dry_run:
+        yield
+        return
+    thread = start_thread(lambda: memory.run(lambda: loop.outstanding), "socklb memory")
+    try:
+        yield
+    finally:
+        memory.stop()
+        thread.join(_MEMORY_SECONDS)
+
+
 def duration(text: str) -> float:
     """Seconds. Raises ValueError for what is no number with a unit."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no duration: it is a number with ms, s, m or h, as in 30s")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def _duration(text: str) -> float:
+    try:
+        return duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _duration_or_never(text: str) -> float | None:
@@ -80,6 +137,8 @@ def source_from(options: argparse.Namespace) -> AnySource:
     """Raises ValueError for an option of another source, and for a kubeconfig that is of no use."""
     values = {name: getattr(options, name) for name in _KUBERNETES_OPTIONS}
     given = {name: value for name, value in values.items() if value is not _NOT_GIVEN}
+    if options.remember_as is not None and options.source != STANDARD_INPUT:
+        raise ValueError(f"--remember-as needs --source {STANDARD_INPUT}: others have a name")
     if options.source == KUBERNETES:
         return _kubernetes(**given)
     if given:
@@ -88,7 +147,13 @@ def source_from(options: argparse.Namespace) -> AnySource:
         return FileSource(options.source)
     if sys.stdin is None:
         raise ValueError("--source -: standard input is closed")
-    return LineSource(sys.stdin.fileno())
+    return LineSource(sys.stdin.fileno(), _name_of(options))
+
+
+def _name_of(options: argparse.Namespace) -> str:
+    if options.remember is not None and options.remember_as is None:
+        raise ValueError("--remember needs --remember-as NAME with --source -: whoever writes there may be another one")
+    return options.remember_as or ""
 
 
 def _kubernetes(

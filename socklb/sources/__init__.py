@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Where changes of backends come from.
 
-A source has a `status` and two methods. `follow(table, warn)` puts changes into a BackendTable until its input ends or
-`stop()` is called, from any thread; it reports what is wrong with its input to `warn`, a function that takes a text,
-and goes on.
+A source has an `identity`, which tells what it follows from what others do, a `status`, and two methods.
+`follow(table, warn)` puts changes into a BackendTable until its input ends or `stop()` is called, from any thread; it
+reports what is wrong with its input to `warn`, a function that takes a text, and goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         """What every source has."""
 
         status: SourceStatus
+        identity: str
 
         def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None: ...
 

@@ -46,6 +46,8 @@ class FileSource:
         self._path = os.fsdecode(path)
         if "\0" in self._path:
             raise ValueError(f"embedded null byte in {self._path!r}")
+        # Not what a symbolic link leads to: who follows one follows all that it comes to lead to.
+        self.identity = f"file {os.path.abspath(self._path)}"
         self._stopped = threading.Event()
         self.status = SourceStatus([NO_LINK])
 

@@ -22,13 +22,14 @@ _PATIENCE_MS = 200  # until a stop is noticed
 class LineSource:
     """One change a line, until the end of the input or `stop()`. A bad line is reported by its number and passed over.
 
-    The descriptor stays open.
+    The descriptor stays open. `name` tells the writer of the lines from others, in `identity`.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, name: str = "") -> None:
         if isinstance(descriptor, bool) or not isinstance(descriptor, int) or descriptor < 0:
             raise TypeError(f"a descriptor is the number of an open file, not {descriptor!r}")
         self._descriptor = descriptor
+        self.identity = f"lines {name}"
         self._stopped = False
         self.status = SourceStatus([NO_LINK])
 

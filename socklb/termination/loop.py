@@ -185,8 +185,8 @@ class TerminationLoop:
                 gathered = now + GATHER_SECONDS
             if gathered is not None and (now >= gathered or stopping):
                 gathered = None
-                down = self._table.take_down()
-                self._scheduled.update((backend, _Scheduled(now, services)) for backend, services in down.items())
+                with self._table.taking_down() as down:  # at no time is it neither there nor outstanding
+                    self._scheduled.update((backend, _Scheduled(now, services)) for backend, services in down.items())
             due = [backend for backend, scheduled in self._scheduled.items() if scheduled.time <= now]
             pause = self._pause() if due else 0.0
             if due and not pause:
@@ -301,7 +301,7 @@ class TerminationLoop:
 
         The second pass does not wait for a place that fails: there the next attempt is part of it, or comes before.
         """
-        last, now = self._scheduled.pop(backend), monotonic()
+        last, now = self._scheduled[backend], monotonic()
         done = frozenset() if report is None else _searched(report) - (failed_in or set())
         second, retry, failures = last.second_pass, _NEVER, 0
         if last.is_second_pass:
@@ -310,10 +310,13 @@ class TerminationLoop:
             second = _NEVER if self._second_pass is None else now + self._second_pass
         if failed_in is not None:
             if last.failures >= len(PAUSES):
+                del self._scheduled[backend]
                 return False
             retry, failures = now + PAUSES[last.failures], last.failures + 1
         time = retry if second is None else min(retry, second)
-        if time != _NEVER and not self._dry_run:
+        if time == _NEVER or self._dry_run:
+            del self._scheduled[backend]
+        else:
             self._scheduled[backend] = _Scheduled(
                 time, last.services, failures, second, frozenset() if time == second else last.searched | done
             )

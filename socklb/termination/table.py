@@ -74,6 +74,7 @@ class BackendTable:
         self._alive: dict[bytes, tuple[Holder, ...]] = {}
         self._dead: dict[bytes, tuple[Holder, ...]] = {}
         self._down: dict[bytes, tuple[Holder, ...]] = {}  # in the order in which they went down; who had it alive
+        self._taken: dict[bytes, tuple[Holder, ...]] = {}  # what went down, in the hands of who takes it
         self._recalled: list[bytes] = []
         self._on_down: Callable[[], object] | None = None
         self.version = 0
@@ -215,12 +216,27 @@ class BackendTable:
 
     def take_down(self) -> dict[Backend, list[str]]:
         """The same, with the names of the services that had it alive."""
+        with self.taking_down() as down:
+            return down
+
+    @contextmanager
+    def taking_down(self) -> Iterator[dict[Backend, list[str]]]:
+        """Yields the same; until the end `keys` still has them."""
         with self._lock:
             down, self._down = self._down, {}
-        return {
-            unpacked(key): [*dict.fromkeys(str(holder) for holder in holders if holder is not _MEMORY)]
-            for key, holders in down.items()
-        }
+            self._taken = down
+        try:
+            yield {
+                unpacked(key): [*dict.fromkeys(str(holder) for holder in holders if holder is not _MEMORY)]
+                for key, holders in down.items()
+            }
+        finally:
+            self._taken = {}
+
+    def keys(self) -> list[bytes]:
+        """The packed backends that are alive, and those that have gone down and are not taken; some may be twice."""
+        with self._lock:
+            return [*self._alive, *self._down, *self._taken]
 
 
 def packed(backend: Backend) -> bytes:

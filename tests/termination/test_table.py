@@ -166,7 +166,9 @@ class TestServices:
         table = BackendTable()
         table.replace([(A, "web"), (A, "db"), (A, "old", "maintenance"), (B, "web")])
         table.replace([])
-        assert table.take_down() == {A: ["web", "db"], B: ["web"]}
+        with table.taking_down() as down:
+            assert (down, {*table.keys()}) == ({A: ["web", "db"], B: ["web"]}, {packed(A), packed(B)})
+        assert table.keys() == []
 
 
 class TestRecalled:
