@@ -28,7 +28,14 @@ from .outlet import start_thread
 from .output import DONE, INTERRUPTED, SOME_FAILED, error_text
 from .signals import ended_by_signals
 from .watch_report import Reporter
-from .watch_source import KUBERNETES, STANDARD_INPUT, add_memory_arguments, add_source_arguments, remembered, source_from
+from .watch_source import (
+    KUBERNETES,
+    STANDARD_INPUT,
+    add_memory_arguments,
+    add_source_arguments,
+    remembered,
+    source_from,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,8 +64,9 @@ A FILE holds one replace object; write a new one and rename it over the old one.
 
 A backend is alive while a service has it active or terminating, and healthy.
 Its connections are destroyed when it stops being alive; what was never alive is
-left alone, and nothing is destroyed at the start but with --remember. What fails is tried again
-where it failed, for 15 minutes. Needs what `socklb terminate` needs.
+left alone, and nothing is destroyed at the start, but with --remember. What
+fails is tried again where it failed, for 15 minutes. Needs what
+`socklb terminate` needs.
 
 SIGTERM and SIGINT end the command after the pass at hand, a second one after
 the batch at hand; SIGHUP opens the audit file anew; SIGUSR1 shows the backends
@@ -119,6 +127,7 @@ def run(options: argparse.Namespace) -> int:
         )
         if options.metrics is not None:
             on_pass.append(stack.enter_context(served(options.metrics, source, table, loop)))
+        stack.enter_context(remembered(options, source, table, loop, reporter.warn))
         actions[signal.SIGINT] = actions[signal.SIGTERM] = loop.stop
         actions[signal.SIGHUP] = lambda: _reopen(audit, reporter)
         actions[signal.SIGUSR1] = lambda: reporter.show(lambda: _table_text(table, loop))
@@ -126,11 +135,10 @@ def run(options: argparse.Namespace) -> int:
         if _ends(came):
             loop.stop()
         try:
-            with remembered(options, source, table, loop, reporter.warn):
-                with _followed(source, table, loop, reporter):
-                    loop.run()
-                if _ends(came) == 1:
-                    loop.run()  # once more, for what the source had read when the signal came
+            with _followed(source, table, loop, reporter):
+                loop.run()
+            if _ends(came) == 1:
+                loop.run()  # once more, for what the source had read when the signal came
         except SocklbError as error:
             if error.report is not None:
                 reporter.report_end(error.report)

@@ -15,12 +15,12 @@ from ..sockets import Sockets, error_of, eventually
 from ..sources.kubernetes.api_server import ApiServer
 from ..sources.kubernetes.conftest import api as api
 from ..sources.kubernetes.endpoint_slices import endpoint, endpoint_slice
-from .agent import delete, lines, upsert, watch, watching
+from .agent import delete, lines, replace, upsert, watch, watching
 from .runner import run
 
 pytestmark = pytest.mark.kernel
 
-A = "10.9.0.2:80/TCP"
+A, B = "10.9.0.2:80/TCP", "10.9.0.3:80/TCP"
 CURRENT = ("--netns", "current")
 
 
@@ -90,6 +90,41 @@ class TestKubernetes:
     def test_bad_input(self, network: None, words: tuple[str, ...], text: str) -> None:
         result = run("watch", "--source", *words, stdin="")
         assert (result.code, result.out, text in result.err) == (2, "", True), result.err
+
+
+def test_what_went_down_while_it_was_not_running_is_cut_at_its_next_start(sockets: Sockets, tmp_path: Path) -> None:
+    """With --remember; killed as it was, and with a dry run in between, which changes nothing of what is remembered."""
+    clients = [client(sockets, f"10.9.0.{n}") for n in (2, 3)]
+    followed, memory = tmp_path / "backends.json", tmp_path / "memory"
+    followed.write_text(json.dumps(replace(A, B)), encoding="utf-8")
+    options = ("--remember", str(memory), *CURRENT)
+    with watching(*options, source=str(followed)):
+        eventually(lambda: memory.exists() and f"{B}\n" in memory.read_text(), "it is remembered")
+    followed.write_text(json.dumps(replace(B)), encoding="utf-8")
+    with watching(*options, "--dry-run", source=str(followed)) as agent:
+        agent.wait_for(f"{A}: 1 matched: 0 destroyed, 1 would destroy\n")
+        assert agent.stop().code == 0
+    with watching(*options, source=str(followed)) as agent:
+        eventually(lambda: is_cut(clients[0]), "the cut")
+        eventually(lambda: f"{A}\n" not in memory.read_text(), "it is done with")
+        assert agent.stop()[::2] == (0, "")
+    assert not is_cut(clients[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("-", "--remember", "/run/x"), "--remember needs --remember-as NAME with --source -"),
+        (("/x", "--remember", "/run/x", "--remember-as", "y"), "--remember-as needs --source -"),
+        (("/x", "--remember-for", "1m"), "need --remember FILE"),
+        (("/x", "--remember", "/run/x", "--remember-for", "1"), "'1' is no duration"),
+        (("/x", "--remember", "/dev/null"), "/dev/null is not a regular file"),
+    ],
+    ids=str,
+)
+def test_bad_input_of_remember(network: None, words: tuple[str, ...], text: str) -> None:
+    result = run("watch", "--source", *words, stdin="")
+    assert (result.code, result.out, text in result.err) == (2, "", True), result.err
 
 
 def test_a_dry_run_destroys_nothing_and_looks_once(sockets: Sockets) -> None:
