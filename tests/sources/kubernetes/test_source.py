@@ -211,7 +211,7 @@ REFUSALS = {
     "503": (Answer(503, b"<html>a proxy"), "answers 503 Service Unavailable"),
     "302": (Answer(302, b"", {"Location": "https://elsewhere"}), "answers 302 Found"),
     "no JSON": (Answer(200, b"<html>"), "not JSON: Expecting value"),
-    "deep": (Answer(200, b"[" * 100_000), "not JSON: maximum recursion depth exceeded"),
+    "deep": (Answer(200, b"[" * 100_000), "not JSON: "),
     "no list": (Answer(200, b"{}"), "the answer is no list"),
     "cut": (Answer(200, b"{", ending=CLOSE, missing=5), "no whole answer of HTTP/1.1: IncompleteRead"),
     "nothing": (Answer(0, ending=CLOSE), "no whole answer of HTTP/1.1: RemoteDisconnected"),
@@ -376,7 +376,7 @@ def test_whatever_happens_the_table_is_what_the_newest_list_would_give(
             told.update(f.table.drain_down())
     finally:
         api.stop()
-    assert told <= falls
+    assert not told - falls
     assert seen - alive_at(api) <= {*told}
 
 
