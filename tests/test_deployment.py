@@ -91,8 +91,10 @@ class TestManifest:
         assert manifest.pod["serviceAccountName"] == manifest.account["metadata"]["name"]
         assert manifest.agents["metadata"]["namespace"] == manifest.account["metadata"]["namespace"]
 
-    def test_it_has_the_capabilities_that_it_needs(self, manifest: Manifest) -> None:
-        capabilities = manifest.container["securityContext"]["capabilities"]
+    def test_it_has_the_capabilities_that_it_needs_and_no_more(self, manifest: Manifest) -> None:
+        context = manifest.container["securityContext"]
+        capabilities = context["capabilities"]
+        assert (context["readOnlyRootFilesystem"], context["allowPrivilegeEscalation"]) == (True, False)
         assert capabilities["drop"] == ["ALL"]
         assert {f"CAP_{name}" for name in capabilities["add"]} == CAPABILITIES
 
