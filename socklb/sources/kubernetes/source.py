@@ -246,5 +246,7 @@ class KubernetesSource:
 
 
 def _is_older(version: str, than: str) -> bool:
-    """Versions are whole numbers (apimachinery's util/resourceversion); others, and "", are not comparable."""
-    return version.isdigit() and than.isdigit() and int(version) < int(than)
+    """Versions are whole numbers without leading zeros, longer is larger (apimachinery's util/resourceversion); others,
+    and "", are not comparable.
+    """
+    return version.isdigit() and than.isdigit() and (len(version), version) < (len(than), than)

@@ -384,3 +384,11 @@ def alive_at(api: ApiServer) -> set[Backend]:
     return {
         one for one in (A, B, C) if any(str(one.address) in str(slice_["endpoints"]) for slice_ in api.slices.values())
     }
+
+
+def test_versions_are_compared_as_numbers_however_long_they_are() -> None:
+    """CPython refuses to convert more than 4,300 digits."""
+    long = "9" * 10_000
+    assert source._is_older("9", "10")
+    assert source._is_older(long, f"1{long}")
+    assert not any(source._is_older(*pair) for pair in (("10", "9"), ("9", "9"), ("", "9"), ("9", ""), ("x", "9")))
