@@ -130,7 +130,7 @@ class Memory:
             if not piece:
                 break
             crc, left = crc32(piece, crc), left - len(piece)
-        if file.read(_END_SIZE + 1) != _END % crc:
+        if file.read(_END_SIZE) != _END % crc:
             raise ValueError("its checksum is wrong")
         file.seek(0)
         head = self._json.loads(file.readline())

@@ -166,6 +166,7 @@ class TestServices:
         table = BackendTable()
         table.replace([(A, "web"), (A, "db"), (A, "old", "maintenance"), (B, "web")])
         table.replace([])
+        assert {*table.keys()} == {packed(A), packed(B)}
         with table.taking_down() as down:
             assert (down, {*table.keys()}) == ({A: ["web", "db"], B: ["web"]}, {packed(A), packed(B)})
         assert table.keys() == []
