@@ -51,8 +51,8 @@ def standard_module(name: str, wanted_by: str) -> Any:
     """A module that small copies of the standard library lack. Raises NotSupported, which says what to install."""
     try:
         return __import__(name)
-    except ModuleNotFoundError as error:
-        text = f"{wanted_by} needs the module {error.name}, which this Python lacks: {INSTALL}"
+    except ImportError as error:  # without its module, or the library that this needs
+        text = f"{wanted_by} needs the module {error.name or name}, which this Python lacks: {INSTALL}"
         raise NotSupported(errno.ENOSYS, text) from None
 
 

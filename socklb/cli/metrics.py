@@ -257,7 +257,7 @@ def served(where: str, source: Source, table: BackendTable, loop: TerminationLoo
     metrics = Metrics(
         __version__,
         lambda: State(
-            {"alive": table.alive, "down": len(loop.outstanding), "held": status.held},
+            {"alive": table.alive - status.held, "down": len(loop.outstanding), "held": status.held},
             status.last_seen,
             status.reconnects,
             status.bad_entries,

@@ -29,7 +29,6 @@ from .output import DONE, INTERRUPTED, SOME_FAILED, error_text
 from .signals import ended_by_signals
 from .watch_report import Reporter
 from .watch_source import (
-    KUBERNETES,
     STANDARD_INPUT,
     add_memory_arguments,
     add_source_arguments,
@@ -110,7 +109,9 @@ def run(options: argparse.Namespace) -> int:
         came = stack.enter_context(_signals(actions))  # left last: no signal breaks off what is still to be written
         named = NamedNamespaces(word for word in words if word != ALL)  # an unknown one is an error now
         source = source_from(options)
-        reporter = stack.enter_context(Reporter(readable_only=options.readable_only, as_json=options.log_json))
+        reporter = stack.enter_context(
+            Reporter(readable_only=options.readable_only, dry_run=options.dry_run, as_json=options.log_json)
+        )
         _check_support(words, reporter.warn, dry_run=options.dry_run)
         audit = stack.enter_context(audit_from(options))
         rev_nat = stack.enter_context(rev_nat_from(options))
@@ -131,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
         actions[signal.SIGINT] = actions[signal.SIGTERM] = loop.stop
         actions[signal.SIGHUP] = lambda: _reopen(audit, reporter)
         actions[signal.SIGUSR1] = lambda: reporter.show(lambda: _table_text(table, loop))
-        reporter.say(_start_text(options, words))
+        reporter.say(_start_text(options, source, words))
         if _ends(came):
             loop.stop()
         try:
@@ -148,12 +149,12 @@ def run(options: argparse.Namespace) -> int:
     return SOME_FAILED if reporter.has_failed or loop.outstanding or options.audit_problem else DONE
 
 
-def _start_text(options: argparse.Namespace, words: list[str]) -> str:
+def _start_text(options: argparse.Namespace, source: Source, words: list[str]) -> str:
     """What is followed, and where; and what is not done."""
-    sources = {STANDARD_INPUT: "standard input", KUBERNETES: "the EndpointSlices of Kubernetes"}
+    what = "standard input" if options.source == STANDARD_INPUT else getattr(source, "text", options.source)
     off = [name for name in ("rev_nat", "audit", "metrics", "remember") if not getattr(options, name)]
     return (
-        f"follows {sources.get(options.source, options.source)} in network namespaces {', '.join(words)}"
+        f"follows {what} in network namespaces {', '.join(words)}"
         f"{'; dry run: nothing is destroyed' if options.dry_run else ''}"
         f"{'; not asked for: --' if off else ''}{', --'.join(off).replace('_', '-')}"
     )

@@ -73,9 +73,11 @@ def _keeps_lines(stream: TextIO) -> bool:
 class Reporter:
     """Reports the passes of the loop, and each problem once."""
 
-    def __init__(self, *, readable_only: bool, as_json: bool) -> None:
+    def __init__(self, readable_only: bool, dry_run: bool, as_json: bool) -> None:
         self.has_failed = False
         self._readable_only = readable_only
+        self._dry_run = dry_run
+        self._what_next = "" if dry_run else "; it is tried again"
         self._said: set[object] = set()
         self._err = Log(sys.stderr, lambda lost: self.warn(f"{lost} messages could not be written"), as_json=as_json)
         self._out = Log(
@@ -111,6 +113,7 @@ class Reporter:
             self.warn(text)
 
     def report(self, done: Pass) -> None:
+        self.has_failed = self.has_failed or bool(self._dry_run and done.failed)
         if isinstance(done.error, NotSupported):  # it was said at the start
             self.has_failed = True
         else:
@@ -131,17 +134,17 @@ class Reporter:
         problems: dict[object, str] = {}
         if done.error is not None and not isinstance(done.error, RunStopped):
             text = error_text(done.error)
-            problems[_Problem(text, None)] = f"{text}; it is tried again"
+            problems[_Problem(text, None)] = text + self._what_next
         if done.report is None:
             return problems
         for namespace, error in done.report.errors.items():
             if error is not done.error and not isinstance(error, RunStopped):
                 is_expected = self._readable_only and isinstance(error, NotPermitted)
                 text = f"in {namespace.name}: {error_text(error)}"
-                problems[_Problem(text, namespace)] = text + ("" if is_expected else "; it is tried again")
+                problems[_Problem(text, namespace)] = text + ("" if is_expected else self._what_next)
         for one, text in zip(done.report.unsearched, unsearched_texts(done.report.unsearched)):
             about = one.reason if self._readable_only else _Problem(one.reason, None)  # how many there are changes
-            problems[about] = text + ("" if self._readable_only else "; it is tried again")
+            problems[about] = text + ("" if self._readable_only else self._what_next)
         return problems
 
     def _is_over(self, about: object, done: Pass) -> bool:

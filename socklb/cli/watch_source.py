@@ -9,7 +9,6 @@ import sys
 from contextlib import contextmanager
 
 from ..sources import FileSource, LineSource
-from ..termination.remember import Memory
 from .outlet import start_thread
 
 TYPE_CHECKING = False
@@ -27,6 +26,7 @@ STANDARD_INPUT, KUBERNETES = "-", "kubernetes"
 
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_A_YEAR = 366 * 86_400
 _NEVER = "never"
 _MEMORY_SECONDS = 10.0  # for the last writing, to a disk that may not answer
 _NOT_GIVEN = object()  # None is never
@@ -97,6 +97,8 @@ def remembered(
             raise ValueError("--remember-for and --remember-as need --remember FILE")
         yield
         return
+    from ..termination.remember import Memory  # few need it
+
     keep = {} if options.remember_for is None else {"keep_seconds": options.remember_for}
     memory = Memory(options.remember, source, table, warn, **keep)
     memory.recall()
@@ -116,7 +118,10 @@ def duration(text: str) -> float:
     match = _DURATION.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no duration: it is a number with ms, s, m or h, as in 30s")
-    return float(match[1]) * _UNITS[match[2]]
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if seconds > _A_YEAR:
+        raise ValueError(f"{text} is longer than a year")
+    return seconds
 
 
 def _duration(text: str) -> float:

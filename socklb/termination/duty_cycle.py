@@ -26,12 +26,18 @@ class DutyCycle:
         self._since: float | None = None  # something waits
 
     def wait(self) -> float:
-        """Seconds until work may begin, 0 for now. Whoever asks is taken to have something to do."""
+        """Seconds until work may begin, 0 for now. Whoever asks has something to do, until `charged` or `forget`."""
         now = monotonic()
         self._credit, self._time = min(MOST, self._credit + SHARE * (now - self._time)), now
+        if self._credit > 0:
+            return 0.0
         if self._since is None:
             self._since = now
-        return 0.0 if self._credit > 0 else (_LEAST - self._credit) / SHARE
+        return (_LEAST - self._credit) / SHARE
+
+    def forget(self) -> None:
+        """There is nothing to do any more."""
+        self._since = None
 
     @contextmanager
     def charged(self) -> Iterator[float]:

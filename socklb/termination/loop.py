@@ -189,7 +189,9 @@ class TerminationLoop:
                     self._scheduled.update((backend, _Scheduled(now, services)) for backend, services in down.items())
             due = [backend for backend, scheduled in self._scheduled.items() if scheduled.time <= now]
             pause = self._pause() if due else 0.0
-            if due and not pause:
+            if not due:
+                self._duty_cycle.forget()
+            elif not pause:
                 self._pass_for(due)
             if stopping or (self._finishing and not self._has_more_to_do()):
                 return
@@ -221,7 +223,9 @@ class TerminationLoop:
                 del self._scheduled[backend]
             else:
                 groups.setdefault(self._scheduled[backend].searched, []).append(backend)
-        for number, (searched, down) in enumerate(groups.items()):
+        # Who has waited longest is first: after each group the time that there is may be over.
+        longest = sorted(groups.items(), key=lambda group: min(self._scheduled[backend].time for backend in group[1]))
+        for number, (searched, down) in enumerate(longest):
             if self._stops > 1 or (number and self._pause()):
                 return
             before = [self._scheduled[backend] for backend in down]
@@ -235,7 +239,7 @@ class TerminationLoop:
             else:
                 failures = self._failures(down, report, error)
                 given_up = [backend for backend in down if not self._reschedule(backend, report, failures.get(backend))]
-                failed = [backend for backend in failures if backend in self._scheduled]
+                failed = [backend for backend in failures if backend not in given_up]
             is_second, is_retry = (all(each) for each in zip(*((b.is_second_pass, b.failures) for b in before)))
             self._on_pass(Pass(down, report, error, failed, given_up, is_second, is_retry, seconds, waited))
 

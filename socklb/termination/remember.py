@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-from binascii import crc32
 from contextlib import suppress
 from stat import S_ISREG
 from struct import Struct
@@ -78,6 +77,7 @@ class Memory:
                 raise ValueError(f"{self._path} is not a regular file")
         self._source, self._table, self._warn, self._keep_seconds = source, table, warn, keep_seconds
         self._json = standard_module("json", "--remember")
+        self._crc32 = standard_module("binascii", "--remember").crc32
         self._boot_id = boot_id()
         self._is_believed = True
         self._too_old: list[bytes] = []  # packed backends, until it is known which of them are gone
@@ -107,6 +107,8 @@ class Memory:
 
     def _recall(self, file: BinaryIO) -> str:
         """Why the file is not believed; "" also if it is only too old, for then more is known later."""
+        if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
+            return "belongs to another user"
         head = self._head(file)
         self._age = clock_gettime(CLOCK_BOOTTIME) - head["time"]
         if head["boot"] != self._boot_id:
@@ -129,13 +131,20 @@ class Memory:
             piece = file.read(min(left, _PIECE))
             if not piece:
                 break
-            crc, left = crc32(piece, crc), left - len(piece)
+            crc, left = self._crc32(piece, crc), left - len(piece)
         if file.read(_END_SIZE) != _END % crc:
             raise ValueError("its checksum is wrong")
         file.seek(0)
-        head = self._json.loads(file.readline())
+        try:
+            head = self._json.loads(file.readline())
+        except RecursionError:
+            raise ValueError("its first line is nested too deeply") from None
         if not isinstance(head, dict) or head.get("format") != _FORMAT:
             raise ValueError(f"its format is not {_FORMAT}")
+        if not isinstance(head.get("time"), float) or not all(
+            isinstance(head.get(name), str) for name in ("boot", "source", "version")
+        ):
+            raise ValueError("its first line lacks something")
         return head
 
     def stop(self) -> None:
@@ -183,7 +192,7 @@ class Memory:
             with open(new, "xb", opener=_open_private) as file:
                 crc = 0
                 for line in self._lines(outstanding):
-                    crc = crc32(line, crc)
+                    crc = self._crc32(line, crc)
                     file.write(line)
                 file.write(_END % crc)
             if not self._is_believed:

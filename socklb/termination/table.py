@@ -153,6 +153,9 @@ class BackendTable:
         lost: dict[bytes, tuple[Holder, ...]] = {}
         for key, holder, is_alive in changes:
             before = self._alive.get(key, ())
+            if holder is not _MEMORY and _MEMORY in before:  # now somebody knows more
+                _remove(self._alive, key, _MEMORY)
+                lost.setdefault(key, before)
             if is_alive:
                 _add(self._alive, key, holder)
                 self._down.pop(key, None)

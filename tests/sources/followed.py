@@ -73,9 +73,10 @@ class Followed:
 
 
 @contextmanager
-def followed(source: Any) -> Iterator[Followed]:
+def followed(source: Any, *, recalled: Iterable[Backend] = ()) -> Iterator[Followed]:
     """While active, a thread follows it; in the end it is stopped."""
     made = Followed(source)
+    made.table.recall(recalled)
     made.thread.start()
     try:
         yield made

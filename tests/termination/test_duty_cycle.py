@@ -58,6 +58,19 @@ def test_no_more_is_used_than_a_fifth_of_the_time_and_what_was_saved_up(pieces: 
             assert waited == pytest.approx(pause)
 
 
+def test_what_need_not_be_done_any_more_has_not_waited() -> None:
+    with clocks() as clock:
+        cycle = DutyCycle()
+        with cycle.charged():
+            clock.work(10.0)
+        assert cycle.wait() > 0
+        cycle.forget()
+        clock.now += 3600
+        assert cycle.wait() == 0
+        with cycle.charged() as waited:
+            assert waited == 0
+
+
 def test_a_burst_goes_at_once_and_lasting_churn_takes_its_fifth() -> None:
     with clocks() as clock:
         cycle, begun = DutyCycle(), 0

@@ -185,6 +185,16 @@ class TestRecalled:
         table.delete(A, "web")
         assert table.take_down() == {A: ["web"]}
 
+    def test_whoever_knows_more_of_one_counts(self) -> None:
+        """Not every source ever has a whole table: lines may be upserts and deletes alone."""
+        table = BackendTable()
+        table.recall([A, B])
+        table.upsert(A, "web", unhealthy=True)
+        table.upsert(B, "web")
+        assert table.drain_down() == [A]
+        table.delete(B, "web")
+        assert table.drain_down() == [B]
+
 
 links = st.sampled_from(("", "%eth0", "%7", "%a b"))
 addresses = st.ip_addresses(v=4) | st.builds(lambda n, link: f"fe80::{n:x}{link or '%lo'}", st.integers(1, 99), links)

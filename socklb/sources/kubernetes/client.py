@@ -22,6 +22,8 @@ SILENCE_SECONDS = 100.0
 
 _PAGE = 250  # slices
 _LONGEST_REASON = 4096
+_LONGEST_TOKEN = 8192
+_LONGEST_LINE = 16 << 20  # in bytes; etcd takes objects of 1.5 MiB
 _PATH = "/apis/discovery.k8s.io/v1/{}endpointslices"
 _SHUT_RDWR = 2  # of <sys/socket.h>
 
@@ -36,6 +38,13 @@ class Refused(Exception):
 
 class BadAnswer(Exception):
     """What came is not what an API server says, or not all of it."""
+
+
+def checked(token: Any) -> str:
+    """A version, or what stands for the next page: it is sent back. Raises TypeError for what cannot be one."""
+    if not isinstance(token, str) or not token.isascii() or len(token) > _LONGEST_TOKEN:
+        raise TypeError
+    return token
 
 
 class Client:
@@ -55,15 +64,19 @@ class Client:
     @contextmanager
     def connected(self) -> Iterator[None]:
         """While active, there is a connection."""
-        self._connection = connection = self._access.connect(CONNECT_SECONDS)
         try:
-            if self._is_hung_up:
-                raise ConnectionAbortedError
-            connection.sock.settimeout(SILENCE_SECONDS)
+            self._connect()
             yield
         finally:
-            self._connection = None
-            connection.close()
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+
+    def _connect(self) -> None:
+        self._connection = self._access.connect(CONNECT_SECONDS)
+        if self._is_hung_up:
+            raise ConnectionAbortedError
+        self._connection.sock.settimeout(SILENCE_SECONDS)
 
     def hang_up(self) -> None:
         """For good, from another thread: whoever waits for an answer, or comes later, gets an error."""
@@ -80,14 +93,14 @@ class Client:
         while True:
             value = self._page({"limit": str(_PAGE), **({"continue": page} if page else {})})
             try:
-                metadata, items = value["metadata"], value["items"] or []
-                if not isinstance(metadata["resourceVersion"], str) or not isinstance(items, list):
+                metadata, items = value["metadata"], value["items"]
+                if value["kind"] != "EndpointSliceList" or not isinstance(items, list):
                     raise TypeError
                 if version not in ("", metadata["resourceVersion"]):
                     raise BadAnswer("the pages of a list are of several versions")
-                version, page = metadata["resourceVersion"], metadata.get("continue") or ""
+                version, page = checked(metadata["resourceVersion"]), checked(metadata.get("continue", ""))
             except (KeyError, TypeError):
-                raise BadAnswer("the answer is no list") from None
+                raise BadAnswer("the answer is no list of EndpointSlices") from None
             yield version, items
             if not page:
                 return
@@ -109,7 +122,9 @@ class Client:
         with self._answer(query) as response:
             yield "", None  # it is open
             while True:
-                line = _read(response, LARGEST, by_line=True)
+                line = _read(response, _LONGEST_LINE, by_line=True)
+                if len(line) == _LONGEST_LINE:
+                    raise BadAnswer(f"a line is longer than {_LONGEST_LINE >> 20} MiB")
                 if not line.endswith(b"\n"):
                     return
                 event = _parsed(line)
@@ -125,6 +140,8 @@ class Client:
             query["labelSelector"] = self._selector
         text = "&".join(f"{name}={self._quote(value, safe='')}" for name, value in query.items())
         assert self._connection is not None
+        if self._connection.sock is None:  # closed by the server after its last answer
+            self._connect()
         try:
             self._connection.request(
                 "GET", f"{self._path}?{text}", headers={**self._access.headers(), "Accept": "application/json"}
@@ -140,7 +157,7 @@ class Client:
 def _read(response: HTTPResponse, size: int, *, by_line: bool = False) -> bytes:
     try:
         return response.readline(size) if by_line else response.read(size)
-    except ValueError as error:  # http.client's, for some that are no length of a chunk
+    except (ValueError, OverflowError) as error:  # http.client's, for some that are no length of a chunk
         raise BadAnswer(f"no whole answer of HTTP/1.1: {shortened(str(error))}") from None
 
 

@@ -74,9 +74,9 @@ class EndpointSlice(namedtuple("EndpointSlice", "service width ports serving oth
         family, width = _FAMILIES[value["addressType"]]
         serving: set[bytes] = set()
         others: dict[bytes, bool] = {}
-        for endpoint in value.get("endpoints") or ():
+        for endpoint in _list(value.get("endpoints")):
             serves, is_terminating = _conditions(endpoint.get("conditions") or {})
-            for text in endpoint["addresses"]:
+            for text in _list(endpoint["addresses"]):
                 address = _packed(text, family)
                 if address is None:
                     note(BAD_ADDRESS, f"{text!r} of {where}")
@@ -85,7 +85,7 @@ class EndpointSlice(namedtuple("EndpointSlice", "service width ports serving oth
                 else:
                     others[address] = serves or others.get(address, False)
         others = {address: serves for address, serves in others.items() if address not in serving}
-        ports = tuple(_ports(value.get("ports") or (), where, note))
+        ports = tuple(_ports(_list(value.get("ports")), where, note))
         return cls(service, width, ports, b"".join(sorted(serving)), others)
 
     def addresses(self) -> Iterator[bytes]:
@@ -93,17 +93,9 @@ class EndpointSlice(namedtuple("EndpointSlice", "service width ports serving oth
             yield self.serving[place : place + self.width]
         yield from self.others
 
-    def has(self, address: bytes) -> bool:
-        place = self.serving.find(address)
-        while place % (self.width or 1) and place >= 0:
-            place = self.serving.find(address, place + 1)
-        return place >= 0 or address in self.others
-
-    def serves_besides(self, address: bytes) -> bool:
-        """Whether another address than this one serves."""
-        if len(self.serving) > self.width or (self.serving and self.serving != address):
-            return True
-        return any(serves and other != address for other, serves in self.others.items())
+    def serving_addresses(self) -> Iterator[bytes]:
+        """Those that terminate among them."""
+        yield from (address for address in self.addresses() if self.others.get(address, True))
 
 
 def key_of(value: Any) -> Key:
@@ -113,6 +105,13 @@ def key_of(value: Any) -> Key:
     if not (isinstance(namespace, str) and isinstance(name, str)):
         raise TypeError("namespace and name are strings")
     return namespace, name
+
+
+def _list(value: Any) -> list[Any]:
+    """null is an empty one."""
+    if value is not None and not isinstance(value, list):
+        raise TypeError(f"a list is expected, not {type(value).__name__}")
+    return value or []
 
 
 def _conditions(value: Any) -> tuple[bool, bool]:

@@ -11,7 +11,6 @@ counts as long as no other slice has something better to say.
 from __future__ import annotations
 
 from itertools import chain
-from threading import Lock
 
 from .endpoint_slice import packed_backend, unpacked_backend
 
@@ -49,7 +48,7 @@ _WAITING = _Waiting()
 
 
 class Endpoints:
-    """Puts what slices say into a table of backends. For two threads: one that reads, and one that knows the time."""
+    """Puts what slices say into a table of backends. Time passes when it is told something."""
 
     def __init__(
         self,
@@ -64,7 +63,6 @@ class Endpoints:
         self._table, self._warn, self._status = table, warn, status
         self._not_serving = _NEVER if not_serving is None else not_serving
         self._terminating = _NEVER if terminating is None else terminating
-        self._lock = Lock()
         self._known: dict[Key, _Known] = {}
         self._services: dict[str, list[_Known]] = {}
         # By packed backend, in the order in which they began: since when it does not serve, or terminates.
@@ -75,42 +73,35 @@ class Endpoints:
 
     def put(self, key: Key, one: EndpointSlice, now: float) -> None:
         """A slice was added or modified. Whoever does not serve in it, and did nowhere before, is not alive."""
-        with self._lock:
-            self._table.change(self._changes({key: one}, (), now, are_news=True))
+        self._table.change(self._changes({key: one}, (), now, are_news=True))
 
     def remove(self, key: Key, now: float) -> None:
         """A slice was deleted."""
-        with self._lock:
-            self._table.change(self._changes({}, [key], now, are_news=True))
+        self._table.change(self._changes({}, [key], now, are_news=True))
 
     def replace(self, slices: Mapping[Key, EndpointSlice], now: float) -> None:
         """These are all that there are. Whoever does not serve, and is not known, may have served before."""
-        with self._lock:
-            gone = [key for key in self._known if key not in slices]
-            self._table.change(self._changes(slices, gone, now), is_whole=True)
+        gone = [key for key in self._known if key not in slices]
+        self._table.change(self._changes(slices, gone, now), is_whole=True)
 
     def add(self, slices: Mapping[Key, EndpointSlice], now: float) -> None:
         """There are these; of the others that is not sure."""
-        with self._lock:
-            self._table.change(self._changes(slices, (), now))
+        self._table.change(self._changes(slices, (), now))
 
     def last(self, key: Key) -> EndpointSlice | None:
         """A slice as it was last seen."""
-        with self._lock:
-            known = self._known.get(key)
-            return None if known is None else known.slice
+        known = self._known.get(key)
+        return None if known is None else known.slice
 
     def next_time(self) -> float | None:
         """When something is next to go down."""
-        with self._lock:
-            first = (next(iter(times.values()), _NEVER) + after for times, after in self._timers())
-            time = min(first)
-            return None if time == _NEVER else time
+        first = (next(iter(times.values()), _NEVER) + after for times, after in self._timers())
+        time = min(first)
+        return None if time == _NEVER else time
 
     def settle(self, now: float) -> None:
-        """Let go down whose time has come."""
-        with self._lock:
-            self._table.change(self._settled(now, set()))
+        """Let go down whose time has come, though nothing has changed."""
+        self._table.change(self._settled(now, set()))
 
     def _timers(self) -> tuple[tuple[dict[bytes, float], float], ...]:
         return (self._waiting, self._not_serving), (self._ending, self._terminating)
@@ -186,7 +177,7 @@ class Endpoints:
         """Whether a backend terminates wherever it serves."""
         _, address = unpacked_backend(key)
         alive, _ = self._table.holders(key)
-        return all(isinstance(known, _Known) and address in known.slice.others for known in alive)
+        return all(address in known.slice.others for known in alive if isinstance(known, _Known))
 
     def _settled(self, now: float, services: set[str]) -> Iterator[Change]:
         """Who goes down now: whose time has come, and who was held and is not alone any more in one of the services."""
@@ -197,7 +188,8 @@ class Endpoints:
             yield from self._down_or_held(key)
         for key in _due(self._ending, now - self._terminating):
             alive, _ = self._table.holders(key)
-            yield from ((key, known, False) for known in alive)
+            yield from ((key, known, False) for known in alive if isinstance(known, _Known))
+        self._said &= {*self._held.values()}
         self._status.held = len(self._held)
 
     def _down_or_held(self, key: bytes) -> Iterator[Change]:
@@ -206,24 +198,28 @@ class Endpoints:
         for known in dead:
             assert isinstance(known, _Known)
             names = [port.name for port in known.slice.ports if port[:2] == head]
-            if not all(self._serves_besides(known, address, name) for name in names):
+            if not all(self._another_serves(known, address, name) for name in names):
                 self._hold(key, known.slice.service)
                 return
         yield key, _WAITING, None
 
-    def _serves_besides(self, known: _Known, address: bytes, port_name: str) -> bool:
+    def _another_serves(self, known: _Known, address: bytes, port_name: str) -> bool:
+        """And has not been taken down because it terminates."""
         return any(
-            other.slice.width == known.slice.width
-            and any(port.name == port_name for port in other.slice.ports)
-            and other.slice.serves_besides(address)
+            other in self._table.holders(packed_backend(port, one))[0]
             for other in self._services[known.slice.service]
+            if other.slice.width == known.slice.width
+            for port in other.slice.ports
+            if port.name == port_name
+            for one in other.slice.serving_addresses()
+            if one != address
         )
 
     def _hold(self, key: bytes, service: str) -> None:
         self._held[key] = service
         if service not in self._said:
             self._said.add(service)
-            self._warn(f"no endpoint of {service} serves: those that do not are held, and keep their connections")
+            self._warn(f"endpoints of {service} that do not serve are held, for no other one does: they stay alive")
 
 
 def _instances(one: EndpointSlice) -> dict[bytes, tuple[bool, bool]]:

@@ -2,19 +2,20 @@
 """Follow the EndpointSlices of an API server: list them, watch them, and list them anew when that is needed.
 
 What holds, whatever the server does: nothing goes down before a first list is whole. That the server is gone, or the
-way to it, takes nothing down; nor does time, while nobody is there to say that an endpoint serves again. After an error
-the watch goes on from the last version, or, where that is too old, a new list is compared with what is known.
+way to it, takes nothing down; nor does time alone: whoever does not serve goes down at the first word (an event, or the
+bookmark of each minute) that comes after its time. After an error the watch goes on from the last version; where that
+is too old, or somebody does not serve, a new list is compared with what is known.
 """
 
 from __future__ import annotations
 
 from random import random
-from threading import Condition, Event, Thread
+from threading import Event
 from time import monotonic
 
 from ..protocol import shortened
 from ..status import SourceStatus
-from .client import BadAnswer, Client, Refused, refusal_of
+from .client import BadAnswer, Client, Refused, checked, refusal_of
 from .config import AccessProblem
 from .endpoint_slice import KINDS, MALFORMED, EndpointSlice, key_of
 from .endpoints import Endpoints
@@ -54,6 +55,9 @@ class KubernetesSource:
         """`namespace` and `selector` as in a list request; "" is all. Seconds as in Endpoints; None: never."""
         self._access, self._client = access, Client(access, namespace, selector)
         self.identity = f"kubernetes {access.identity} {namespace or '*'} {selector or '*'}"
+        of = f" of namespace {namespace}" if namespace else ""
+        with_labels = f" with {selector}" if selector else ""
+        self.text = f"the EndpointSlices{of}{with_labels} at {access.url}"
         self.last_version = ""
         """The last one seen; that of an earlier process may be put in before `follow`."""
         self.status = SourceStatus(KINDS, speaks_up=True)
@@ -61,43 +65,35 @@ class KubernetesSource:
         self._warn: Callable[[str], object] = lambda text: None
         self._version = ""  # where a watch goes on; "": a list is needed
         self._confirmed: float | None = None  # when a second list may say what is missing
-        self._problem, self._failures = "", 0
+        self._problem, self._failures, self._has_connected = "", 0, False
         self._stopped = Event()
-        self._clock = Condition()
-        self._is_current = False  # somebody is there to say what serves
 
     def stop(self) -> None:
         self._stopped.set()
         self._client.hang_up()
-        with self._clock:
-            self._clock.notify()
 
     def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None:
         self._warn, endpoints = warn, Endpoints(table, warn, self.status, **self._seconds)
-        timer = Thread(target=self._keep_time, args=(endpoints,), name="socklb readiness", daemon=True)
-        timer.start()
-        try:
-            while not self._stopped.is_set():
-                pause = self._follow_once(endpoints)
-                self._set_current(False)
-                self.status.reconnects += 1
-                self._stopped.wait(pause)
-        finally:
-            self.stop()
-            timer.join()
+        while not self._stopped.is_set():
+            self._stopped.wait(self._follow_once(endpoints))
 
     def _follow_once(self, endpoints: Endpoints) -> float:
         """Over one connection, as long as it goes well; then for how long to leave the server alone."""
         begin, asked = monotonic(), 0.0
         try:
             with self._client.connected():
-                if not self._version:
+                self.status.reconnects += self._has_connected
+                self._has_connected = True
+                if not self._version or endpoints.next_time() is not None:  # who serves again must be seen at once
                     self._list(endpoints)
-                if self._watch(endpoints) or monotonic() - begin > _HASTY_SECONDS:
+                self._watch(endpoints)
+                if monotonic() - begin > _HASTY_SECONDS:
                     return 0.0
         except (AccessProblem, BadAnswer, OSError, Refused) as error:
             if self._stopped.is_set():
                 return 0.0
+            if _is_silence(error):
+                self._version = ""  # a watch from a version of the future is silent too
             if not isinstance(error, Refused) or error.status != _GONE:  # which each restart of a server brings
                 self._say(self._text_of(error))
             asked = min(LONGEST_PAUSE, getattr(error, "retry_after", 0.0))
@@ -107,16 +103,19 @@ class KubernetesSource:
 
     def _list(self, endpoints: Endpoints) -> None:
         slices: dict[Key, EndpointSlice] = {}
-        version = ""
+        version, is_whole = "", True
         for version, items in self._client.pages():  # noqa: B007 # the last one's is that of all
-            self.status.heard()
             for item in items:
                 key, one = self._read(item)
+                if key in slices:
+                    raise BadAnswer("a list has a slice twice")
                 one = one or endpoints.last(key)
-                if one is not None:
+                if one is None:  # whoever is in it must not count as gone
+                    is_whole = False
+                else:
                     slices[key] = one
         now = monotonic()
-        if self._is_believed(version, now):
+        if self._is_believed(version, now) and is_whole:
             endpoints.replace(slices, now)
             self.last_version, self._confirmed = version, None
             self.status.has_table = True
@@ -127,7 +126,7 @@ class KubernetesSource:
 
     def _is_believed(self, version: str, now: float) -> bool:
         """Whether what is missing from a list is gone. One that is older than what was seen is from a backup."""
-        if not _is_older(version, self.last_version):
+        if self._confirmed is None and not _is_older(version, self.last_version):
             return True
         if self._confirmed is None:
             self._confirmed = now + CONFIRMED_SECONDS
@@ -138,15 +137,13 @@ class KubernetesSource:
             )
         return now >= self._confirmed
 
-    def _watch(self, endpoints: Endpoints) -> bool:
-        """Until its end. Whether something came."""
+    def _watch(self, endpoints: Endpoints) -> None:
+        """Until its end."""
         left = None if self._confirmed is None else self._confirmed - monotonic()
-        has_come = False
         for kind, value in self._client.watch(self._version, left):
             if not kind:
                 self._answered()
                 continue
-            has_come = True
             if kind == "ERROR":
                 self._version = ""
                 raise refusal_of(value)
@@ -154,13 +151,10 @@ class KubernetesSource:
             self._seen()
         if self._confirmed is not None and monotonic() >= self._confirmed:
             self._version = ""
-        return has_come
 
     def _apply(self, endpoints: Endpoints, kind: str, value: Any) -> None:
         try:
-            version = value["metadata"]["resourceVersion"]
-            if not isinstance(version, str):
-                raise TypeError
+            version = checked(value["metadata"]["resourceVersion"])
         except (KeyError, TypeError):
             raise BadAnswer("an event has no version") from None
         if kind in ("ADDED", "MODIFIED"):
@@ -169,10 +163,12 @@ class KubernetesSource:
                 endpoints.put(key, one, monotonic())
         elif kind == "DELETED":
             endpoints.remove(self._key(value), monotonic())
-        elif kind != "BOOKMARK":
+        elif kind == "BOOKMARK":
+            endpoints.settle(monotonic())
+        else:
             raise BadAnswer(f"an event of the type {shortened(repr(kind))}")
         self._version = version
-        if not _is_older(version, self.last_version):
+        if self._confirmed is None and not _is_older(version, self.last_version):
             self.last_version = version
 
     def _read(self, value: Any) -> tuple[Key, EndpointSlice | None]:
@@ -203,7 +199,6 @@ class KubernetesSource:
 
     def _answered(self) -> None:
         self.status.heard()
-        self._set_current(True)
         if self._problem:
             self._problem = ""
             self._warn(f"{self._access.url} answers again")
@@ -222,27 +217,14 @@ class KubernetesSource:
             return f"{url} answers {error}{advice}"
         if isinstance(error, BadAnswer):
             return f"{url}: {error}"
-        if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno is None):
-            self._version = ""  # a watch from a version of the future is silent too
+        if _is_silence(error):
             return f"{url} does not answer"
         return f"{url} cannot be reached: {getattr(error, 'strerror', None) or error}"
 
-    def _set_current(self, is_current: bool) -> None:
-        with self._clock:
-            self._is_current = is_current
-            self._clock.notify()
 
-    def _keep_time(self, endpoints: Endpoints) -> None:
-        """In a thread of its own: what does not serve goes down when its time has come."""
-        while not self._stopped.is_set():
-            with self._clock:
-                next_time = endpoints.next_time() if self._is_current else None
-                if self._stopped.is_set():
-                    return
-                if next_time is None or next_time > monotonic():
-                    self._clock.wait(None if next_time is None else next_time - monotonic())
-                    continue
-                endpoints.settle(monotonic())
+def _is_silence(error: Exception) -> bool:
+    """CPython 3.9 has an OSError without a number for it."""
+    return isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno is None)
 
 
 def _is_older(version: str, than: str) -> bool:

@@ -115,6 +115,13 @@ class TestReadiness:
         cluster.remove("other")
         assert (cluster.table.take_down(), cluster.endpoints.next_time()) == ({A: ["demo/other"]}, None)
 
+    def test_who_terminates_counts_from_the_start_also_if_it_is_recalled(self) -> None:
+        cluster = Cluster(terminating=5)
+        cluster.table.recall([A])
+        cluster.relist(web(a=ENDING, b=SERVES))
+        cluster.wait(5)
+        assert cluster.down() == [A]
+
     def test_who_has_never_served_is_not_alive(self) -> None:
         """A pod that starts: its peers may be connected to it by then (publishNotReadyAddresses)."""
         cluster = Cluster()
@@ -149,13 +156,21 @@ class TestHeld:
         for _ in range(2):
             cluster.wait(30)
         assert (cluster.down(), cluster.status.held) == ([], 2)
-        assert cluster.warnings == [
-            "no endpoint of demo/web serves: those that do not are held, and keep their connections"
-        ]
+        (warning,) = cluster.warnings
+        assert warning.startswith("endpoints of demo/web that do not serve are held")
         cluster.put(web(a=NOT, b=SERVES))
         assert (cluster.down(), cluster.status.held) == ([A], 0)
         cluster.remove("web-a")
         assert cluster.down() == [B]  # what is gone is never held
+
+    def test_who_was_taken_down_because_it_terminates_is_no_other_one(self) -> None:
+        cluster = Cluster(terminating=5)
+        cluster.put(web(a=SERVES, b=ENDING))
+        cluster.wait(5)
+        assert cluster.down() == [B]
+        cluster.put(web(a=NOT, b=ENDING))
+        cluster.wait(30)
+        assert (cluster.down(), cluster.status.held) == ([], 1)
 
     @pytest.mark.parametrize(
         ("other", "is_held"),
@@ -206,7 +221,8 @@ class TestWhatIsLeftOut:
             {"metadata": []},
             {"endpoints": 5},
             {"endpoints": [{"addresses": ["10.1.0.1"], "conditions": {"serving": "yes"}}]},
-            {"endpoints": [{"addresses": None}]},
+            {"endpoints": [{"addresses": "10.1.0.1"}]},
+            {"ports": False},
             {"ports": [{"port": 70000}]},
             {"ports": [{"port": 80, "protocol": "TCPX"}]},
         ],
