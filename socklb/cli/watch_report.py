@@ -38,6 +38,7 @@ class Log:
 
     def __init__(self, stream: TextIO | None, on_lost: Callable[[int], object], *, as_json: bool) -> None:
         self._json = standard_module("json", "--log-json") if as_json else None
+        self._has_to_show = False
         self._has_time = stream is not None and _keeps_lines(stream)
         self._outlet = Outlet(stream, on_lost)
         self.close = self._outlet.close
@@ -53,12 +54,16 @@ class Log:
             self._outlet.print(f"{stamp} {line}" if self._has_time else line)
 
     def show(self, text: Callable[[], str]) -> None:
-        """What this returns by then, in lines; a signal handler may call this."""
-        if self._json is None:
-            self._outlet.print(text)
-        else:
-            dumps = self._json.dumps
-            self._outlet.print(lambda: dumps({"message": text()}))
+        """What this returns by then, in lines, unless something waits to be shown. Signal handlers may call this."""
+        if self._has_to_show:
+            return
+        self._has_to_show = True
+
+        def make() -> str:
+            self._has_to_show = False
+            return text() if self._json is None else self._json.dumps({"message": text()})
+
+        self._outlet.print(make)
 
 
 def _keeps_lines(stream: TextIO) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from contextlib import contextmanager
@@ -98,6 +99,9 @@ def remembered(
         yield
         return
     from ..termination.remember import Memory  # few need it
+
+    if os.path.realpath(options.remember) == os.path.realpath(options.source):
+        raise ValueError(f"--remember {options.remember} is what --source follows: it would be overwritten")
 
     keep = {} if options.remember_for is None else {"keep_seconds": options.remember_for}
     memory = Memory(options.remember, source, table, warn, **keep)

@@ -59,7 +59,7 @@ class Memory:
 
     `identity`: of the source; what was written for another one is not believed, nor what was written before this boot,
     or is damaged, or is older than `keep_seconds`: by then an address may be another's. It becomes FILE.old as soon as
-    there is something to write. Raises ValueError for a path of something other than a file.
+    there is something to write. Raises ValueError for a path where no file can be.
     """
 
     def __init__(
@@ -72,9 +72,12 @@ class Memory:
         keep_seconds: float = 900.0,
     ) -> None:
         self._path = os.path.realpath(os.fsdecode(path))  # a symbolic link stays one
-        with suppress(FileNotFoundError):
-            if not S_ISREG(os.stat(self._path).st_mode):
+        try:
+            os.stat(os.path.dirname(self._path))
+            if os.path.lexists(self._path) and not S_ISREG(os.stat(self._path).st_mode):
                 raise ValueError(f"{self._path} is not a regular file")
+        except OSError as error:
+            raise ValueError(f"nothing can be remembered in {self._path}: {_reason(error)}") from None
         self._source, self._table, self._warn, self._keep_seconds = source, table, warn, keep_seconds
         self._json = standard_module("json", "--remember")
         self._crc32 = standard_module("binascii", "--remember").crc32

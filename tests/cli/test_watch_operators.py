@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from socklb.cli.watch_report import Log
 
 from ..sockets import Sockets, error_of, eventually
 from ..sources.kubernetes.api_server import ApiServer
@@ -120,6 +123,8 @@ def test_what_went_down_while_it_was_not_running_is_cut_at_its_next_start(socket
         (("/x", "--remember-for", "1m"), "need --remember FILE"),
         (("/x", "--remember", "/run/x", "--remember-for", "1"), "'1' is no duration"),
         (("/x", "--remember", "/dev/null"), "/dev/null is not a regular file"),
+        (("/x", "--remember", "/nowhere/y"), "nothing can be remembered in /nowhere/y: No such file or directory"),
+        (("/run/x", "--remember", "/run/./x"), "--remember /run/./x is what --source follows"),
     ],
     ids=str,
 )
@@ -149,6 +154,27 @@ def test_the_log_as_json(sockets: Sockets) -> None:
     assert [one["level"] for one in said] == ["info", "warning"]
     assert said[0]["message"].startswith("follows standard input in network namespaces current; not asked for: ")
     assert {one["time"][:2] + one["time"][-1] for one in (cut, *said)} == {"20Z"}
+
+
+def test_of_what_is_to_be_shown_one_at_most_waits(tmp_path: Path) -> None:
+    """A storm of SIGUSR1 must not fill a queue with tables."""
+    begun, go_on, shown = threading.Event(), threading.Event(), list[int]()
+
+    def show(number: int) -> str:
+        begun.set()
+        assert go_on.wait(20)
+        shown.append(number)
+        return ""
+
+    with open(tmp_path / "log", "w", encoding="utf-8") as stream:
+        log = Log(stream, shown.append, as_json=False)
+        log.show(lambda: show(1))
+        assert begun.wait(20)
+        for number in (2, 3, 4):
+            log.show(lambda number=number: show(number))  # type: ignore[misc]
+        go_on.set()
+        log.close()
+    assert shown == [1, 2]
 
 
 def test_many_that_go_down_at_once_are_a_line(network: None) -> None:
