@@ -132,6 +132,7 @@ class TerminationLoop:
         self._stops, self._finishing = 0, False
         self._run_at_hand: Run | None = None
         self._waker: Waker | None = None  # while it runs
+        self._is_gathering = False
         self.pass_began: float | None = None
         """When the pass at hand began, by monotonic()."""
 
@@ -169,7 +170,7 @@ class TerminationLoop:
         the pipe that wakes it up. In the main thread signals wake it up too, unless the program has a wakeup descriptor
         of its own (asyncio has).
         """
-        with self._table.subscribe(self._wake_up):
+        with self._table.subscribe(self._on_down):
             self._waker = Waker()  # in no local: an error of a pass, and so its frames, may be kept for long
             try:
                 with self._waker.woken_by_signals():
@@ -179,12 +180,13 @@ class TerminationLoop:
 
     def _run(self) -> None:
         gathered: float | None = None  # when the batch that is gathering is to go
+        self._is_gathering = False
         while True:
             now, stopping = monotonic(), self._stops > 0
             if gathered is None and self._table.has_down():
-                gathered = now + GATHER_SECONDS
+                gathered, self._is_gathering = now + GATHER_SECONDS, True
             if gathered is not None and (now >= gathered or stopping):
-                gathered = None
+                gathered, self._is_gathering = None, False
                 with self._table.taking_down() as down:  # at no time is it neither there nor outstanding
                     self._scheduled.update((backend, _Scheduled(now, services)) for backend, services in down.items())
             due = [backend for backend, scheduled in self._scheduled.items() if scheduled.time <= now]
@@ -200,6 +202,11 @@ class TerminationLoop:
                 times.append(gathered)
             assert self._waker is not None
             self._waker.wait(min(times) - monotonic() if times else None)
+
+    def _on_down(self) -> None:
+        """What goes down while others gather goes with them: that has its time."""
+        if not self._is_gathering:
+            self._wake_up()
 
     def _has_more_to_do(self) -> bool:
         return self._table.has_down() or any(scheduled.is_waited_for for scheduled in self._scheduled.values())

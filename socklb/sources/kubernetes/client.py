@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from time import monotonic
 
 from ...features import standard_module
 from ..protocol import LARGEST, shortened
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 100.0
 """A watch is taken for dead that brings nothing for so long: a live one has a bookmark each minute."""
+
+LIST_SECONDS = 600.0
+"""For all pages of a list; their versions are compacted after five minutes by default."""
 
 _PAGE = 250  # slices
 _LONGEST_REASON = 4096
@@ -89,8 +93,10 @@ class Client:
 
     def pages(self) -> Iterator[tuple[str, list[Any]]]:
         """The list in pages: its version, which is that of each page, and slices."""
-        page, version = "", ""
+        page, version, end = "", "", monotonic() + LIST_SECONDS
         while True:
+            if monotonic() > end:
+                raise BadAnswer(f"a list has no end within {LIST_SECONDS:.0f} s")
             value = self._page({"limit": str(_PAGE), **({"continue": page} if page else {})})
             try:
                 metadata, items = value["metadata"], value["items"]

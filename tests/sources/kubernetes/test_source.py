@@ -107,6 +107,13 @@ class TestWatch:
             api.start()
             until(f, A, B, C)
 
+    def test_pages_without_an_end(self, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(client, "LIST_SECONDS", 0.1)
+        api.always = lambda request: a_list(metadata={"resourceVersion": "1", "continue": "more"})
+        with following(api) as f:
+            until_warned(f, "a list has no end within 0 s; the last table stays")
+        assert not f.source.status.has_table
+
     def test_it_goes_on_from_the_last_version_however_it_is_cut(self, api: ApiServer) -> None:
         """A line that was cut is none, and comes again."""
         api.put(web(A))
