@@ -247,8 +247,9 @@ def routes(
 
 @contextmanager
 def served(where: str, source: Source, table: BackendTable, loop: TerminationLoop) -> Iterator[Callable[[Pass], None]]:
-    """While active, all of this is served at [ADDRESS:]PORT. Yields what is to be told of each pass. Raises ValueError
-    for an address that cannot be had, NotSupported.
+    """While active, all of this is served at [ADDRESS:]PORT. Yields the function that takes each pass.
+
+    Raises ValueError for an address that cannot be had, NotSupported.
     """
     address, port = parse_address(where)
     from .metrics_server import serving  # where it is missing, only --metrics is

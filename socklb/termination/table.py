@@ -43,7 +43,16 @@ class BackendState(Enum):
             raise ValueError(f"the state of a backend is one of {known}, not {text!r}") from None
 
 
-_MEMORY = object()  # holds what an earlier process had alive
+class Nameless:
+    """Holds an instance for no service."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return ""
+
+
+_MEMORY = Nameless()  # holds what an earlier process had alive
 _HEAD = struct.Struct("!BH")  # protocol, port
 _V6_SIZE = 16
 
@@ -143,6 +152,10 @@ class BackendTable:
             self._recalled = [packed(backend) for backend in backends]
             self._change((key, _MEMORY, True) for key in self._recalled)
 
+    @property
+    def is_recalling(self) -> bool:
+        return bool(self._recalled)
+
     def _forget(self) -> None:
         self.is_whole = True
         self._change((key, _MEMORY, None) for key in self._recalled)
@@ -166,7 +179,9 @@ class BackendTable:
                 _add(self._dead, key, holder)
             elif key in self._dead:
                 _remove(self._dead, key, holder)
-        self._down.update((key, holders) for key, holders in lost.items() if key not in self._alive)
+        for key, holders in lost.items():
+            if key not in self._alive:
+                self._down[key] = holders if any(map(str, holders)) else self._dead.get(key, ())
         self.version += 1
 
     @contextmanager
@@ -229,10 +244,7 @@ class BackendTable:
             down, self._down = self._down, {}
             self._taken = down
         try:
-            yield {
-                unpacked(key): [*dict.fromkeys(str(holder) for holder in holders if holder is not _MEMORY)]
-                for key, holders in down.items()
-            }
+            yield {unpacked(key): [*dict.fromkeys(filter(None, map(str, holders)))] for key, holders in down.items()}
         finally:
             self._taken = {}
 

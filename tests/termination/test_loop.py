@@ -299,14 +299,6 @@ class TestFailedPasses:
         assert [(done.failed, done.given_up) for done in passes] == [([A], []), ([A], []), ([A], []), ([], [A])]
         assert min(done.seconds for done in passes) > 0
 
-    def test_a_dry_run_has_none(self, terminations: Terminations) -> None:
-        """Nor another attempt where something fails."""
-        table, passes = alive(A, B), list[Pass]()
-        terminations.answer = lambda backends: {WEB: NotPermitted(1, "no")}
-        with running(TerminationLoop(table, second_pass=0.01, dry_run=True, on_pass=passes.append)):
-            table.delete(A)
-        assert ([done.backends for done in passes], terminations.options["dry_run"]) == ([[A]], True)
-
     def test_not_for_what_is_back(self, terminations: Terminations) -> None:
         table = alive(A)
 

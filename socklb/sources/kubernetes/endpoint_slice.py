@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Key = tuple[str, str]  # namespace and name of a slice
-    Note = Callable[[str, str], object]  # is told what kind of thing is left out, and which
+    Note = Callable[[str, str], object]  # takes the kind of what is left out, and which it is
 
 _SERVICE_NAME = "kubernetes.io/service-name"
 _PROTOCOLS = {"TCP": 6, "UDP": 17}

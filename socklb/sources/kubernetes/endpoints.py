@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from itertools import chain
 
+from ...termination.table import Nameless
 from .endpoint_slice import packed_backend, unpacked_backend
 
 TYPE_CHECKING = False
@@ -37,18 +38,11 @@ class _Known:
         return self.slice.service
 
 
-class _Waiting:
-    """Holds what does not serve, until it goes down."""
-
-    def __str__(self) -> str:
-        return ""
-
-
-_WAITING = _Waiting()
+_WAITING = Nameless()  # holds what does not serve, until it goes down
 
 
 class Endpoints:
-    """Puts what slices say into a table of backends. Time passes when it is told something."""
+    """Puts what slices say into a table of backends. It knows no time but that which comes with what it is told."""
 
     def __init__(
         self,

@@ -63,6 +63,7 @@ class KubernetesSource:
         self.status = SourceStatus(KINDS, speaks_up=True)
         self._seconds = {"not_serving": not_serving, "terminating": terminating}
         self._warn: Callable[[str], object] = lambda text: None
+        self._table: BackendTable
         self._version = ""  # where a watch goes on; "": a list is needed
         self._confirmed: float | None = None  # when a second list may say what is missing
         self._problem, self._failures, self._has_connected = "", 0, False
@@ -73,7 +74,8 @@ class KubernetesSource:
         self._client.hang_up()
 
     def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None:
-        self._warn, endpoints = warn, Endpoints(table, warn, self.status, **self._seconds)
+        self._warn, self._table = warn, table
+        endpoints = Endpoints(table, warn, self.status, **self._seconds)
         while not self._stopped.is_set():
             self._stopped.wait(self._follow_once(endpoints))
 
@@ -110,8 +112,8 @@ class KubernetesSource:
                 if key in slices:
                     raise BadAnswer("a list has a slice twice")
                 one = one or endpoints.last(key)
-                if one is None:  # whoever is in it must not count as gone
-                    is_whole = False
+                if one is None:  # it may have had what an earlier process had alive: that must not count as gone
+                    is_whole = is_whole and not self._table.is_recalling
                 else:
                     slices[key] = one
         now = monotonic()

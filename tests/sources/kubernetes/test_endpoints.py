@@ -86,7 +86,7 @@ class TestReadiness:
         cluster.wait(29)
         assert (cluster.down(), cluster.endpoints.next_time()) == ([], 59)
         cluster.wait(1)
-        assert (cluster.down(), cluster.endpoints.next_time()) == ([A], None)
+        assert (cluster.table.take_down(), cluster.endpoints.next_time()) == ({A: ["demo/web"]}, None)
         cluster.put(web(a=SERVES, b=SERVES))
         assert (cluster.table.is_alive(A), cluster.down()) == (True, [])
 

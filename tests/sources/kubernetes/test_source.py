@@ -295,6 +295,19 @@ def test_a_list_with_a_slice_that_is_not_known_and_none_takes_nothing_down(api: 
         assert (f.alive(A, B, C), f.table.is_whole) == ([True] * 3, False)
 
 
+def test_a_slice_that_is_none_makes_no_other_list_less_whole(api: ApiServer) -> None:
+    """What was deleted while the server was away is gone, whatever else is in its list."""
+    api.put({**web(C, name="web-c"), "ports": 5})
+    api.put(web(A))
+    with following(api) as f:
+        until_watching(api, f)
+        api.stop()
+        api.delete("demo", "web-a")
+        api.restart()
+        until(f)
+    assert f.table.drain_down() == [A]
+
+
 def test_a_server_that_closes_after_each_answer(api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a proxy may: pages come over several connections."""
     monkeypatch.setattr(client, "_PAGE", 1)
