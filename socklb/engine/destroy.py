@@ -156,7 +156,7 @@ class Rounds:
         self._in_flight = {*doomed}
         requests = [destroy_request(socket.protocol, socket.family, socket.id_bytes) for socket in doomed.values()]
         codes = self._table.diag.destroy(requests, self._doing)
-        if self._table.diag.destroy_was_repeated:
+        if self._table.diag.was_repeated:
             self._in_doubt |= self._in_flight
         unsupported = []
         for (cookie, socket), code, remark in zip(doomed.items(), codes, remarks):

@@ -17,9 +17,9 @@ from _thread import RLock, allocate_lock  # as functools does: threading takes a
 from ..errors import AuditError, KernelError, NotSupported, RunStopped, SocklbError
 from ..filters import SocketFilter
 from ..kernel import names
-from ..kernel.diag import BATCH
 from ..kernel.names import UnknownName
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, current_first, run_in_netns
+from ..kernel.netlink_socket import BATCH
 from .choice import CURRENT, chosen, raise_if_all_failed
 from .destroy import ANSWER_LOST, Rounds
 from .find import SocketTable, extension_bits

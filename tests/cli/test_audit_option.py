@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from socklb import SocketFilter
-from socklb.kernel.diag import BATCH
+from socklb.kernel.netlink_socket import BATCH
 
 from .. import world
 from ..networks import pinned_networks

@@ -65,7 +65,7 @@ diag = module(".kernel.diag")
 dump = diag.DiagSocket.dump
 def fail_for_udp(self, type, request, doing, **options):
     if " udp " in doing:
-        raise diag.KernelError(5, doing)
+        raise module(".errors").KernelError(5, doing)
     return dump(self, type, request, doing, **options)
 diag.DiagSocket.dump = fail_for_udp
 """

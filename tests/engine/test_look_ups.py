@@ -19,7 +19,7 @@ from socklb import (
     sport,
     src,
 )
-from socklb.kernel.diag import BATCH
+from socklb.kernel.netlink_socket import BATCH
 
 from ..sockets import Sockets, cookie_of, error_of, pending_error, reset_on_close
 

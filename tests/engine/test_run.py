@@ -34,9 +34,10 @@ from socklb import (
 )
 from socklb.engine import run as run_module
 from socklb.engine.run import Run
-from socklb.kernel.diag import BATCH, DiagSocket
+from socklb.kernel.diag import DiagSocket
 from socklb.kernel.names import UnknownName
 from socklb.kernel.namespaces import CannotEnter, NamespaceVanished
+from socklb.kernel.netlink_socket import BATCH
 
 from ..fake_kernel import FakeKernel, StatefulTable, row, table, tries, verdicts
 from ..networks import pinned_networks

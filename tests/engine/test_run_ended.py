@@ -27,8 +27,8 @@ from socklb import (
 from socklb.engine import audit as audit_module
 from socklb.engine import destroy as destroy_module
 from socklb.engine import run as run_module
-from socklb.kernel.diag import BATCH
 from socklb.kernel.names import UnknownName
+from socklb.kernel.netlink_socket import BATCH
 from socklb.wire.request import SOCK_DESTROY
 
 from ..fake_kernel import Datagram, FakeKernel, Request, StatefulTable, row, table, verdicts

@@ -19,7 +19,7 @@ import pytest
 from socklb import AuditError, NetworkNamespace, SocketFilter, destroy_sockets, dst, terminate_connections
 from socklb.engine.audit import AuditFile
 from socklb.filters.backend import Backend
-from socklb.kernel.diag import BATCH
+from socklb.kernel.netlink_socket import BATCH
 
 from ..cli.runner import run
 from ..sockets import Sockets, cookie_of, pending_error

@@ -26,7 +26,7 @@ from socklb import (
     probe,
     terminate_connections,
 )
-from socklb.kernel import diag
+from socklb.kernel import diag, netlink_socket
 from socklb.wire.request import SOCK_DESTROY
 
 from ..networks import networks, pinned
@@ -208,7 +208,7 @@ def test_no_reply_is_a_timeout_and_no_hang(sockets: Sockets, monkeypatch: pytest
             is_destroy = int.from_bytes(data[4:6], sys.byteorder) == SOCK_DESTROY
             return len(data) if is_destroy == (unheard == "destroys") else super().send(data, flags)
 
-    monkeypatch.setattr(diag, "_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(netlink_socket, "_TIMEOUT_SECONDS", 0.05)
     monkeypatch.setattr(diag, "open_netlink", lambda: Deaf(socket.AF_NETLINK, socket.SOCK_RAW, diag.NETLINK_SOCK_DIAG))
     client, server = sockets.tcp(ADDRESS, PORT)
     report, end = value_or_report(lambda: destroy_sockets(TCP))

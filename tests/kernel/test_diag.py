@@ -14,8 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from socklb.errors import KernelError, MalformedMessage, NotPermitted, NotSupported
-from socklb.kernel import diag
-from socklb.kernel.diag import NETLINK_CAP_ACK, NETLINK_EXT_ACK, SOL_NETLINK, DiagSocket
+from socklb.kernel import diag, netlink_socket
+from socklb.kernel.diag import DiagSocket
+from socklb.kernel.netlink_socket import NETLINK_CAP_ACK, NETLINK_EXT_ACK, SOL_NETLINK
 from socklb.wire.netlink import (
     NLM_F_DUMP,
     NLM_F_DUMP_INTR,
@@ -204,7 +205,7 @@ class TestOtherSenders:
 
     def test_they_do_not_extend_the_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seconds = count()
-        monkeypatch.setattr(diag, "monotonic", lambda: next(seconds))
+        monkeypatch.setattr(netlink_socket, "monotonic", lambda: next(seconds))
         waits: list[float] = []
 
         def flood() -> Iterator[Datagram]:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socklb.errors import KernelError, MalformedMessage
-from socklb.kernel.diag import BATCH, DiagSocket
+from socklb.kernel.diag import DiagSocket
+from socklb.kernel.netlink_socket import BATCH
 from socklb.wire.netlink import NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, NLMSG_NOOP, Ack, encode_ack, encode_message
 from socklb.wire.request import SOCK_DESTROY
 

@@ -27,7 +27,8 @@ from socklb import (
     dport,
     find_sockets,
 )
-from socklb.kernel.diag import BATCH, NETLINK_CAP_ACK, NETLINK_EXT_ACK, SOL_NETLINK, DiagSocket, open_netlink
+from socklb.kernel.diag import DiagSocket, open_netlink
+from socklb.kernel.netlink_socket import BATCH, NETLINK_CAP_ACK, NETLINK_EXT_ACK, SOL_NETLINK
 from socklb.wire.netlink import NLM_F_DUMP, NLM_F_MULTI, NLM_F_REQUEST, NLMSG_DONE, encode_message
 from socklb.wire.request import IPPROTO_TCP, IPPROTO_UDP, SOCK_DIAG_BY_FAMILY, InetDiagReqV2, destroy_request
 from socklb.wire.socket_id import AF_INET, AF_INET6, ANY, SocketId
@@ -184,7 +185,7 @@ class TestDestroys:
         diag._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel sets the smallest size it allows
         monkeypatch.setattr(diag, "_drain", make_room)
         assert diag.destroy([request(AF_INET, IPPROTO_UDP)] * BATCH, "destroy") == [errno.ENOENT] * BATCH
-        assert diag.destroy_was_repeated
+        assert diag.was_repeated
 
 
 class TestDebugLog:
