@@ -29,6 +29,7 @@ from .wire.reply import InetSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .conntrack import Flow, find_flows
     from .engine.probe import Support, probe
     from .filters.backend import Backend
     from .kernel.discovery import UnsearchedNamespace, discover_namespaces
@@ -38,10 +39,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "STATE_FILTER_TCP", "STATE_FILTER_UDP", "AuditError", "Backend", "BackendState", "BackendTable", "Condition",
-    "Counts", "FilterSyntaxError", "InetSocket", "KernelError", "MalformedMessage", "NetworkNamespace", "NotPermitted",
+    "Counts", "FilterSyntaxError", "Flow", "InetSocket", "KernelError", "MalformedMessage", "NetworkNamespace", "NotPermitted",
     "NotSupported", "Outcome", "Report", "RevNatEntry", "RevNatMaps", "RunStopped", "SocketFilter", "SocklbError",
     "Support", "TcpState", "TerminationLoop", "UnboundedFilter", "UnsearchedNamespace", "__version__", "autobound",
-    "cgroup", "destroy_sockets", "device", "discover_namespaces", "dport", "dst", "find_sockets", "live_cookies",
+    "cgroup", "destroy_sockets", "device", "discover_namespaces", "dport", "dst", "find_flows", "find_sockets", "live_cookies",
     "mark", "probe", "sport", "src", "state_mask", "states_in", "terminate_connections",
 ]
 # fmt: on

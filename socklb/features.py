@@ -21,6 +21,7 @@ _NAMES = {
     "Backend": "filters.backend",
     **dict.fromkeys(("BackendState", "BackendTable", "TerminationLoop", "terminate_connections"), "termination"),
     **dict.fromkeys(("RevNatEntry", "RevNatMaps"), "reverse_nat"),
+    **dict.fromkeys(("Flow", "find_flows"), "conntrack"),
 }
 
 

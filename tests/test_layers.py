@@ -23,7 +23,7 @@ MODULES = {
 }  # "wire.reply", "wire.__init__"
 
 BASE = ("states", "errors", "values", "features")
-FLOORS = ("wire", "kernel", "filters", "engine", "reverse_nat", "termination", "sources", "cli")
+FLOORS = ("wire", "kernel", "filters", "engine", "reverse_nat", "conntrack", "termination", "sources", "cli")
 """The folders from the ground up: each imports only those before it, and the modules of BASE."""
 FEATURES = FLOORS[FLOORS.index("engine") + 1 :]
 CORE = {module: path for module, path in MODULES.items() if module.partition(".")[0] not in FEATURES}
@@ -103,7 +103,8 @@ class TestArrows:
 
     def test_the_core_does_not_know_the_features(self) -> None:
         assert {str(i) for i in IMPORTS if i.importer in CORE and folder_of(i.imported) in FEATURES} == {
-            "__init__ imports reverse_nat.__init__",  # for type checkers
+            "__init__ imports conntrack.__init__",  # for type checkers
+            "__init__ imports reverse_nat.__init__",
             "__init__ imports termination.__init__",
             "__main__ imports cli.__init__",
         }
@@ -143,7 +144,7 @@ class TestReach:
         """
         users = {module for module in importers_of("socket", "_socket") if folder_of(module) != "kernel"}
         assert users == {
-            *("cli.demo.world", "cli.metrics_server", "filters.language"),
+            *("cli.demo.world", "cli.metrics_server", "conntrack.table", "filters.language"),
             "sources.kubernetes.endpoint_slice",
         }
 
@@ -161,6 +162,7 @@ class TestReach:
             if node.value.startswith(("/proc", "/sys"))
         }
         assert {module for module in users if folder_of(module) != "kernel"} == {
+            "conntrack.table",
             "reverse_nat.bpf",
             "reverse_nat.maps",  # where Cilium pins them
             "sources.kubernetes.memory_file",

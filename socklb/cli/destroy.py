@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     texts = {filter.protocol: str(filter) for filter in filters}
 
     def target(_: Report, outcome: Outcome) -> dict[str, str]:
-        return {"filter": texts[outcome.socket.protocol]}
+        return {"filter": texts[outcome.client.protocol]}
 
     def destroy() -> Report:
         namespaces = namespaces_from(options.netns, CURRENT)

@@ -17,7 +17,7 @@ from threading import Lock
 from .. import __version__
 from ..engine.destroy import ANSWER_LOST, IN_THIS_STATE, ONLY_BOUND, SHARED_ADDRESS, SUBFLOW, TIME_LIMIT
 from ..engine.policy import LIMIT, LISTENING, NO_OWNER, NOT_CONNECTED, OWN_SESSION
-from ..termination.terminate import ALIVE_AGAIN, NO_REV_NAT
+from ..termination.reasons import REASONS as OF_TERMINATION
 from ..wire.request import PROTOCOL_NAMES
 from .output import printable
 
@@ -40,7 +40,7 @@ _PORT_MAX = 0xFFFF
 
 REASONS = frozenset(
     (
-        *(OWN_SESSION, LISTENING, NOT_CONNECTED, NO_OWNER, LIMIT, ALIVE_AGAIN, NO_REV_NAT),
+        *(OWN_SESSION, LISTENING, NOT_CONNECTED, NO_OWNER, LIMIT, *OF_TERMINATION),
         *(SHARED_ADDRESS, ONLY_BOUND, ANSWER_LOST, TIME_LIMIT, IN_THIS_STATE, SUBFLOW),
     )
 )
@@ -114,7 +114,7 @@ class Metrics:
         """Count one pass: for the loop, which is held up for no scrape."""
         report = done.report
         outcomes = report.outcomes if report else ()
-        sockets = Counter((one.verdict, _reason(one), PROTOCOL_NAMES[one.socket.protocol]) for one in outcomes)
+        sockets = Counter((one.verdict, _reason(one), PROTOCOL_NAMES[one.client.protocol]) for one in outcomes)
         searched = len(report.namespaces) - len(report.errors) if report else 0
         unsearched = len(report.errors) + sum(one.count for one in report.unsearched) if report else 0
         with self._lock:

@@ -113,27 +113,39 @@ def _as_json(report: Report, target: Target, options: argparse.Namespace, proble
         "backends": {str(backend): counts.as_dict() for backend, counts in report.backends.items()},
         "unsearched": [one._asdict() for one in report.unsearched],
         "left_alone": [str(backend) for backend in report.left_alone],
-        **({"unrecorded": [outcome.socket.cookie for outcome in report.unrecorded]} if report.unrecorded else {}),
+        "conntrack": report.conntrack,
+        **(
+            {"unrecorded": [outcome.socket and outcome.socket.cookie for outcome in report.unrecorded]}
+            if report.unrecorded
+            else {}
+        ),
         **({"error": "; ".join(problems)} if problems else {}),
     }
 
 
+_RARE = ("rerouted", "cleared", "would_destroy")
+
+
 def sums_text(counts: Counts) -> str:
-    """ "2 matched: 1 destroyed, 0 gone, ..."; would_destroy only where there are such, in a dry run."""
-    shown = {name.replace("_", " "): n for name, n in counts._asdict().items() if n or name != "would_destroy"}
+    """ "2 matched: 1 destroyed, 0 gone, ..."; some verdicts only where there are such."""
+    shown = {name.replace("_", " "): n for name, n in counts._asdict().items() if n or name not in _RARE}
     return f"{counts.matched} matched: " + ", ".join(f"{count} {name}" for name, count in shown.items())
 
 
 def outcome_line(outcome: Outcome, device: str | None, *, is_unrecorded: bool) -> str:
     """One verdict for people."""
-    socket = outcome.socket
+    socket, flow = outcome.socket, outcome.flow
+    client = outcome.client
+    state = state_word(socket.state) if socket is not None else "-"
+    source = local_endpoint(socket, device) if socket is not None else format_endpoint(client.src, client.sport)
+    backend = f" to {format_endpoint(flow.backend.address, flow.backend.port)}" if flow is not None else ""
     netns = outcome.namespace.name
     remarks = [outcome.reason] if outcome.reason else []
     if is_unrecorded:
         remarks.append("not in the audit")
     return (
-        f"{outcome.verdict.replace('_', ' '):9} {PROTOCOL_NAMES[socket.protocol]} {state_word(socket.state):11} "
-        f"{local_endpoint(socket, device)} -> {format_endpoint(socket.dst, socket.dport)}"
+        f"{outcome.verdict.replace('_', ' '):9} {PROTOCOL_NAMES[client.protocol]} {state:11} "
+        f"{source} -> {format_endpoint(client.dst, client.dport)}{backend}"
         + ("" if netns == CURRENT_NAME else f" in {printable(netns)}")
         + (f" ({', '.join(remarks)})" if remarks else "")
     )

@@ -12,7 +12,7 @@ from collections import namedtuple
 from ..errors import NotPermitted, NotSupported, RunStopped
 from ..features import standard_module
 from ..sources.protocol import shortened
-from ..termination.loop import PAUSES
+from ..termination.schedule import PAUSES
 from .netns import namespace_problems, unsearched_texts
 from .outlet import Outlet
 from .output import error_text, printable

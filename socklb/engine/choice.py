@@ -41,6 +41,11 @@ def chosen(namespaces: Namespaces) -> Sequence[NetworkNamespace]:
     return distinct  # type: ignore[return-value] # discovered ones are a tuple
 
 
+def is_one(namespaces: Namespaces) -> bool:
+    """Whether a choice is of one namespace that was asked for alone: that it fails is an error, then."""
+    return isinstance(namespaces, NetworkNamespace) or namespaces == CURRENT
+
+
 def raise_if_all_failed(errors: dict[NetworkNamespace, BaseException], tried: int) -> None:
     """Raise the gravest error if no namespace of so many could be searched: entered, or asked. Where only some lack an
     interface or cgroup nothing matches in these, which is no error.

@@ -18,7 +18,7 @@ import os
 from itertools import islice
 from time import monotonic
 
-from ..errors import kernel_error
+from ..errors import AuditError, KernelError, SocklbError, kernel_error
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState
 from ..wire.request import IPPROTO_TCP, PROTOCOL_NAMES, destroy_request
 from ..wire.socket_id import ADDRESS_SIZE
@@ -26,9 +26,8 @@ from .report import DESTROYED, FAILED, GONE, SKIPPED, Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from ..errors import KernelError
     from ..filters import SocketFilter
     from ..kernel.namespaces import NetworkNamespace
     from ..wire.reply import InetSocket
@@ -68,7 +67,7 @@ class Rounds:
         self._moves_left = _MOVES
         self.refusal: KernelError | None = None
 
-    def collect(self, seen: set[int]) -> None:
+    def collect(self, seen: Collection[int]) -> None:
         """Find what the filter matches, but for the cookies in `seen`."""
         found = self._table.search_all(self.filter, self.filter.request_states, self.namespace.name, self._bits)
         accepts = self.filter.accepts
@@ -223,13 +222,15 @@ class Rounds:
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Forget the sockets of these outcomes: they are accounted for."""
         for outcome in outcomes:
+            assert outcome.socket is not None
             self.pending.pop(outcome.socket.cookie, None)
 
-    def left_over(self, why: str, code: int | None) -> list[Outcome]:
+    def left_over(self, error: BaseException) -> list[Outcome]:
         """Outcomes for all that is pending, where an error or an interrupt has ended the rounds: those that were
         decided, and failures for the rest.
         """
-        decided = {outcome.socket.cookie: outcome for outcome in self._decided}
+        why, code = _why_failed(error)
+        decided = {outcome.socket.cookie: outcome for outcome in self._decided if outcome.socket}
         doubtful = self._in_flight | self._in_doubt
         return [
             decided.get(cookie)
@@ -257,3 +258,14 @@ class Rounds:
 def _address(socket: InetSocket) -> bytes:
     """What the kernel looks up by: ports, addresses and interface. Twins have it in common."""
     return socket.id_bytes[:ADDRESS_SIZE]
+
+
+def _why_failed(error: BaseException) -> tuple[str, int | None]:
+    """Reason and errno for sockets that an error left without a verdict; an audit's errno says nothing about them."""
+    if isinstance(error, KernelError) and error.errno:
+        return os.strerror(error.errno), error.errno
+    if isinstance(error, AuditError):
+        return str(error.strerror), None
+    if isinstance(error, SocklbError):
+        return str(error), None
+    return f"ended by {type(error).__name__}" if isinstance(error, Exception) else "interrupted", None

@@ -7,49 +7,93 @@ from collections import namedtuple
 
 from ..kernel import names
 from ..states import state_word
-from ..wire.address import format_address, unmapped_packed
+from ..wire.address import format_address, format_endpoint, unmapped_packed
 from ..wire.request import PROTOCOL_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Any
+    from typing import Any, Protocol
 
     from ..filters.backend import Backend
     from ..kernel.discovery import UnsearchedNamespace
     from ..kernel.namespaces import NetworkNamespace
+    from ..wire.address import IPAddress
     from ..wire.reply import InetSocket
 
+    class Flow(Protocol):
+        """What the engine has to know of a connection that conntrack keeps: socklb.Flow."""
+
+        @property
+        def protocol(self) -> int: ...
+        @property
+        def src(self) -> IPAddress: ...
+        @property
+        def sport(self) -> int: ...
+        @property
+        def dst(self) -> IPAddress: ...
+        @property
+        def dport(self) -> int: ...
+        @property
+        def backend(self) -> Backend: ...
+        @property
+        def id(self) -> int: ...
+        @property
+        def zone(self) -> int: ...
+
+
 DESTROYED = "destroyed"
+REROUTED = "rerouted"
+CLEARED = "cleared"
 WOULD_DESTROY = "would_destroy"
 GONE = "gone"
 SKIPPED = "skipped"
 FAILED = "failed"
 
+ACHIEVED = frozenset({DESTROYED, REROUTED, CLEARED, WOULD_DESTROY})
+"""Verdicts on what was done, or would have been."""
 
-class Outcome(namedtuple("Outcome", "socket verdict reason error namespace", defaults=("", None, None))):
-    """The verdict on one socket.
+OFF, DONE, ABSENT, REFUSED = "off", "done", "absent", "not permitted"
+"""What became of looking into conntrack."""
 
-    `verdict`: "destroyed" (the kernel answered 0), "would_destroy" (in a dry run), "gone" (no longer there or no longer
-    matching: closed by itself, or by the end of a connection that this run destroyed), "skipped" (spared) or "failed"
-    (still there). `reason`: why it was skipped or failed, or what else is to be known; "" otherwise. `error`: the errno
-    of a failure, or None. `namespace`: the NetworkNamespace it was found in. A socket that was destroyed is shown as it
-    was looked up just before.
+
+class Outcome(namedtuple("Outcome", "socket verdict reason error namespace flow", defaults=("", None, None, None))):
+    """The verdict on one socket, or on the conntrack entry of a client.
+
+    `verdict`: "destroyed" (the kernel answered 0), "rerouted" (UDP: the conntrack entry was deleted, the socket lives
+    on to another backend), "cleared" (the conntrack entry of a TCP client elsewhere was deleted), "would_destroy" (in a
+    dry run: what would have been one of these), "gone" (no longer there or no longer matching: closed by itself, or by
+    the end of a connection that this run destroyed), "skipped" (spared) or "failed" (still there). `reason`: why it was
+    skipped or failed, or what else is to be known; "" otherwise. `error`: the errno of a failure, or None. `namespace`:
+    the NetworkNamespace it was found in. `flow`: the Flow that led to it, where conntrack was used, else None. `socket`
+    is None where it is about the entry alone. A socket that was destroyed is shown as it was looked up just before.
     """
 
     __slots__ = ()
-    socket: InetSocket
+    socket: InetSocket | None
     verdict: str
     reason: str
     error: int | None
     namespace: NetworkNamespace
+    flow: Flow | None
+
+    @property
+    def client(self) -> InetSocket | Flow:
+        """What has the client's addresses and ports: src, sport, dst, dport."""
+        found = self.socket or self.flow
+        assert found is not None
+        return found
 
 
-class Counts(namedtuple("Counts", "destroyed would_destroy gone skipped failed", defaults=(0, 0, 0, 0, 0))):
-    """How many sockets got which verdict (see Outcome)."""
+class Counts(
+    namedtuple("Counts", "destroyed rerouted cleared would_destroy gone skipped failed", defaults=(0, 0, 0, 0, 0, 0, 0))
+):
+    """How many sockets and flows got which verdict (see Outcome)."""
 
     __slots__ = ()
     destroyed: int
+    rerouted: int
+    cleared: int
     would_destroy: int
     gone: int
     skipped: int
@@ -82,7 +126,9 @@ class Report:
     ended early. `unsearched`: namespaces that were seen and could not be searched, as UnsearchedNamespace (path,
     reason, count). `hidden`: a sentence on the processes that were not seen, if there are any. `left_alone`: backends
     on a loopback or link-local address, which is another one in each namespace, that were looked for in the current
-    namespace only. `devices`: {NetworkNamespace: {index: name}}, the interfaces where a socket is bound to one.
+    namespace only. `conntrack`: whether conntrack was asked who is balanced to a backend: "done", "off" (not wanted),
+    "absent" (this kernel has none), "not permitted" (in some namespace at least). `devices`: {NetworkNamespace: {index:
+    name}}, the interfaces where a socket is bound to one.
     `unrecorded`: the outcomes of the batch, of 64 sockets at most, that the audit failed to take; what was still to be
     destroyed then is `failed`, and not offered to it.
     """
@@ -92,6 +138,7 @@ class Report:
         "_links",
         "_sums",
         "_tried",
+        "conntrack",
         "devices",
         "errors",
         "hidden",
@@ -106,6 +153,7 @@ class Report:
     unsearched: list[UnsearchedNamespace]
     hidden: str
     left_alone: tuple[Backend, ...]
+    conntrack: str
     devices: dict[NetworkNamespace, dict[int, str]]
     unrecorded: list[Outcome]
 
@@ -113,10 +161,16 @@ class Report:
         # `outcomes` is the only account of verdicts: appending to it cannot be interrupted half way.
         self.outcomes, self.unrecorded, self.errors, self.unsearched = [], [], {}, []
         self.hidden, self.left_alone, self.devices = "", (), {}
+        self.conntrack = OFF
         self._backends = _by_endpoint(backends)
         self._links: dict[NetworkNamespace, dict[str, int]] = {}
         self._tried: dict[NetworkNamespace, None] = {}
         self._sums: _Sums | None = None
+
+    def withdraw(self, outcome: Outcome) -> None:
+        """Another one takes its place."""
+        self.outcomes.remove(outcome)
+        self._sums = None
 
     def add_namespace(self, namespace: NetworkNamespace) -> None:
         """List a namespace in `namespaces`, whether or not a socket matches there."""
@@ -142,6 +196,16 @@ class Report:
     def destroyed(self) -> int:
         """How many sockets were destroyed: the kernel answered 0."""
         return self.counts.destroyed
+
+    @property
+    def rerouted(self) -> int:
+        """How many UDP clients had their conntrack entry deleted: they live on, to another backend."""
+        return self.counts.rerouted
+
+    @property
+    def cleared(self) -> int:
+        """How many TCP clients on other hosts had their conntrack entry deleted."""
+        return self.counts.cleared
 
     @property
     def would_destroy(self) -> int:
@@ -191,7 +255,7 @@ class Report:
                 total[outcome.verdict] += 1
                 by_namespace[outcome.namespace][outcome.verdict] += 1
             for outcome in self.outcomes[: lengths[0]] if backends else ():
-                by_backend[self.backend_of(outcome.socket, outcome.namespace)][outcome.verdict] += 1
+                by_backend[self.backend_of(outcome)][outcome.verdict] += 1
             sums = self._sums = _Sums(
                 lengths,
                 Counts(**total),
@@ -202,10 +266,19 @@ class Report:
 
     def device_of(self, outcome: Outcome) -> str | None:
         """The name of the interface that its socket is bound to, None without one."""
+        if outcome.socket is None:
+            return None
         return self.devices.get(outcome.namespace, {}).get(outcome.socket.interface)
 
-    def backend_of(self, socket: InetSocket, namespace: NetworkNamespace) -> Backend:
-        """Which of the backends a socket is connected to: on a link-local address also by its interface."""
+    def backend_of(self, outcome: Outcome) -> Backend:
+        """Which of the backends a client is connected to."""
+        if outcome.flow is not None:
+            return outcome.flow.backend
+        assert outcome.socket is not None
+        return self.peer_of(outcome.socket, outcome.namespace)
+
+    def peer_of(self, socket: InetSocket, namespace: NetworkNamespace) -> Backend:
+        """Which of the backends is the peer of a socket: on a link-local address also by its interface."""
         several = self._backends[unmapped_packed(socket.dst_packed), socket.dport, PROTOCOL_NAMES[socket.protocol]]
         if len(several) == 1:
             return several[0]
@@ -229,10 +302,7 @@ def socket_record(socket: InetSocket, device: str | None) -> dict[str, Any]:
     return {
         "protocol": PROTOCOL_NAMES[socket.protocol],
         "state": state_word(socket.state),
-        "src": format_address(socket.src),
-        "sport": socket.sport,
-        "dst": format_address(socket.dst),
-        "dport": socket.dport,
+        **_endpoints(socket),
         "interface": socket.interface,
         "device": device,
         "cookie": socket.cookie,
@@ -245,13 +315,35 @@ def socket_record(socket: InetSocket, device: str | None) -> dict[str, Any]:
     }
 
 
+_OF_A_SOCKET = "interface device cookie uid inode cgroup_id timer retransmits expires_ms"
+
+
+def _endpoints(client: InetSocket | Flow) -> dict[str, Any]:
+    return {
+        "src": format_address(client.src),
+        "sport": client.sport,
+        "dst": format_address(client.dst),
+        "dport": client.dport,
+    }
+
+
 def outcome_record(outcome: Outcome, target: dict[str, Any], device: str | None, dry_run: bool) -> dict[str, Any]:
     """An outcome as JSON has it. `target` names what the socket was matched by: {"filter": ...} or {"backend": ...}."""
+    socket, flow = outcome.socket, outcome.flow
+    if socket is None:
+        elsewhere = outcome.client
+        client = {"protocol": PROTOCOL_NAMES[elsewhere.protocol], "state": None, **_endpoints(elsewhere)}
+        client.update(dict.fromkeys(_OF_A_SOCKET.split()))
+    else:
+        client = socket_record(socket, device)
+    if flow is not None:
+        client["service"] = format_endpoint(flow.dst, flow.dport)
+        client["conntrack_id"], client["zone"] = flow.id, flow.zone
     return {
         "namespace": outcome.namespace.name,
         **target,
         "dry_run": dry_run,
-        **socket_record(outcome.socket, device),
+        **client,
         "outcome": outcome.verdict,
         "reason": outcome.reason,
         "error": outcome.error,

@@ -11,21 +11,20 @@ most one batch is unrecorded when the audit fails. Signals wait meanwhile.
 
 from __future__ import annotations
 
-import os
 from _thread import RLock, allocate_lock  # as functools does: threading takes a while to import
 
-from ..errors import AuditError, KernelError, NotSupported, RunStopped, SocklbError
+from ..errors import NotSupported, RunStopped, SocklbError
 from ..filters import SocketFilter
 from ..kernel import names
 from ..kernel.names import UnknownName
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, current_first, run_in_netns
 from ..kernel.netlink_socket import BATCH
-from .choice import CURRENT, chosen, raise_if_all_failed
+from .choice import CURRENT, chosen, is_one, raise_if_all_failed
 from .destroy import ANSWER_LOST, Rounds
 from .find import SocketTable, extension_bits
 from .parallel import in_parallel, is_worker
 from .policy import LIMIT, check_filters, check_limit, why_spared
-from .report import DESTROYED, SKIPPED, WOULD_DESTROY, Report
+from .report import ACHIEVED, SKIPPED, WOULD_DESTROY, Report
 from .session import OwnSession, own_session
 from .signals import HeldSignals
 
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from .report import Outcome
 
     Spare = Callable[[Sequence[InetSocket], NetworkNamespace], Sequence[str]]
+    After = Callable[[list[Outcome]], list[Outcome]]
     Progress = Callable[[int, int, NetworkNamespace], object]
 
 
@@ -76,50 +76,39 @@ def destroy_sockets(
     destroyed are `failed`. SIGINT, SIGTERM and SIGHUP, where Python handles them, are handled when the batch at hand
     is in the report and the audit; a second one at once. A dry run, and a run that matches nothing, needs no privilege.
     """
-    run = Run(
-        [filters] if isinstance(filters, SocketFilter) else list(filters),
-        extensions=extensions,
-        dry_run=dry_run,
-        limit=limit,
-        unconnected=unconnected,
-        allow_unbounded=allow_unbounded,
-        audit=audit,
-    )
-    return run.run(namespaces, progress)
+    several = [filters] if isinstance(filters, SocketFilter) else list(filters)
+    check_filters(several, allow_unbounded)
+    run = Run(extensions=extensions, dry_run=dry_run, limit=limit, unconnected=unconnected, audit=audit)
+    where = chosen(namespaces)
+    return run.carry_out(lambda: run.search(several, where, is_one=is_one(namespaces), progress=progress))
 
 
 class Run:
-    """One call that destroys, with all its filters, namespaces and threads. `report` is its account.
+    """One call that destroys, with all its searches, namespaces and threads. `report` is its account.
 
-    `spare` is asked before each batch: a reason to spare each of its sockets, "" for none. `target` names what a
-    socket was matched by, for the records: its filter unless given. `backends` are those that the report sums up.
-    `local_filters` are for addresses that are another one in each namespace: of all that can be discovered they are for
-    the current one alone.
+    `spare` is asked before each batch: a reason to spare each of its sockets, "" for none. `after` is given its
+    outcomes, and gives them back as they are to be reported. `target` names what a socket was matched by, for the
+    records: its filter unless given. `backends` are those that the report sums up.
     """
 
     def __init__(
         self,
-        filters: Sequence[SocketFilter],
         *,
-        local_filters: Sequence[SocketFilter] = (),
         extensions: Iterable[str] = (),
         dry_run: bool = False,
         limit: int | None = None,
         unconnected: bool = False,
-        allow_unbounded: bool = False,
         audit: Audit | None = None,
         spare: Spare | None = None,
+        after: After | None = None,
         target: Target | None = None,
         backends: Iterable[Backend] = (),
     ) -> None:
-        check_filters([*filters, *local_filters], allow_unbounded)
         check_limit(limit)
-        self._filters, self._local_filters = _with_resolved(filters), _with_resolved(local_filters)
         self._bits = extension_bits(extensions)
-        self._dry_run, self._unconnected, self._spare, self._target = dry_run, unconnected, spare, target
+        self._dry_run, self._unconnected = dry_run, unconnected
+        self._spare, self._after, self._target = spare, after, target
         self._left = limit
-        self._is_one_of_many = len(filters) + len(local_filters) > 1
-        self._here: NetworkNamespace | None = None  # where alone local filters are searched for
         self._session: OwnSession | None = None
         self._audit: AuditTrail | None = None
         if audit is not None:
@@ -133,20 +122,15 @@ class Run:
         self._why_stopped = ""
         self.report = Report(backends)
 
-    # ---------------------------------------------------------------------------------------- namespaces
-
-    def run(self, namespaces: Namespaces, progress: Progress | None = None) -> Report:
-        """Destroy in these namespaces. Whatever is raised once that has begun has the report in `.report`."""
-        where = chosen(namespaces)
+    def carry_out(self, work: Callable[[], object]) -> Report:
+        """Call what searches, and accounts for what is no socket. Signals wait for the batch at hand meanwhile, and
+        whatever is raised has the report in `.report`.
+        """
         try:
+            self._signals = HeldSignals()
             try:
                 self._signals.hold()
-                if isinstance(namespaces, NetworkNamespace) or namespaces == CURRENT:
-                    self._run_in(where[0])
-                    if progress is not None:
-                        progress(1, 1, where[0])
-                else:
-                    self._run_in_many(where, progress)
+                work()
             except BaseException:
                 self._signals.release(quietly=True)  # the error ends the run anyway, and says more
                 raise
@@ -156,7 +140,33 @@ class Run:
             raise
         return self.report
 
-    def _run_in_many(self, namespaces: Sequence[NetworkNamespace], progress: Progress | None) -> None:
+    # ---------------------------------------------------------------------------------------- namespaces
+
+    def search(
+        self,
+        filters: Sequence[SocketFilter],
+        namespaces: Sequence[NetworkNamespace],
+        *,
+        local_filters: Sequence[SocketFilter] = (),
+        is_one: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Destroy what the filters match in these namespaces; in one that was asked for alone an error is raised.
+
+        `local_filters` are for addresses that are another one in each namespace: of all that can be discovered they are
+        for the current one alone.
+        """
+        search = _Search(_with_resolved(filters), _with_resolved(local_filters))
+        if is_one:
+            self._search_in(namespaces[0], search)
+            if progress is not None:
+                progress(1, 1, namespaces[0])
+        else:
+            self._search_in_many(namespaces, search, progress)
+
+    def _search_in_many(
+        self, namespaces: Sequence[NetworkNamespace], search: _Search, progress: Progress | None
+    ) -> None:
         """A namespace that fails does not stop the others. What does: NotSupported, for the kernel is the same
         everywhere; an audit that fails; an interrupt. If no namespace could be searched, the first error is raised.
         """
@@ -170,10 +180,10 @@ class Run:
             begun.append(namespace)
             failure: BaseException | None = None
             try:
-                self._run_in(namespace)
+                self._search_in(namespace, search)
             except BaseException as error:
                 failure = error
-                self._note_failure(namespace, error)
+                self.note_failure(namespace, error)
             with lock:
                 done += 1
                 if progress is not None:
@@ -182,16 +192,16 @@ class Run:
                 raise failure
 
         refused = getattr(namespaces, "refused", None)
-        self.report.hidden = getattr(namespaces, "hidden", "")
-        if refused is not None and self._local_filters:
-            self._here = NetworkNamespace.current()
+        self.report.hidden = self.report.hidden or getattr(namespaces, "hidden", "")
+        if refused is not None and search.local_filters:
+            search.here = NetworkNamespace.current()
             self.report.leave_alone(namespaces)
         try:
             in_parallel(
                 run,
                 current_first(namespaces),
                 self.stop,
-                while_waiting=self._signals.obey,
+                while_waiting=self.obey_signals,
                 one_by_one=self._left is not None,
             )
             raise_if_all_failed(self.report.errors, len(self.report.namespaces))
@@ -203,10 +213,10 @@ class Run:
         except BaseException:
             for namespace in namespaces:
                 if namespace not in begun:
-                    self._note_failure(namespace, RunStopped("not begun"))
+                    self.note_failure(namespace, RunStopped("not begun"))
             raise
 
-    def _note_failure(self, namespace: NetworkNamespace, error: BaseException) -> None:
+    def note_failure(self, namespace: NetworkNamespace, error: BaseException) -> None:
         if not isinstance(error, NamespaceVanished):
             self.report.add_namespace(namespace)
             self.report.errors[namespace] = error
@@ -217,11 +227,9 @@ class Run:
         is_from_audit = self._audit is not None and error is self._audit.error
         return is_from_audit or not isinstance(error, (SocklbError, ValueError))
 
-    def _run_in(self, namespace: NetworkNamespace) -> None:
+    def _search_in(self, namespace: NetworkNamespace, search: _Search) -> None:
         self._raise_if_stopped()
-        filters = self._filters
-        if self._here is None or namespace == self._here:
-            filters = [*filters, *self._local_filters]
+        filters = search.filters_in(namespace)
         if not filters:
             return
         resolved: list[tuple[SocketFilter, SocketFilter]] = []
@@ -243,11 +251,11 @@ class Run:
             for filter, here in resolved:
                 text = str(filter) if self._audit else ""  # of a thousand backends it takes as long as a walk
                 target = self._target or _constantly({"filter": text})
-                self._destroy(Rounds(table, here, namespace, self._bits), seen, target)
+                self._destroy(Rounds(table, here, namespace, self._bits), seen if len(filters) > 1 else None, target)
 
     # ------------------------------------------------------------------------------------------- sockets
 
-    def _destroy(self, rounds: Rounds, seen: set[int], target: Target) -> None:
+    def _destroy(self, rounds: Rounds, seen: set[int] | None, target: Target) -> None:
         """Drive the rounds until each socket has an outcome, even if an error or an interrupt ends them.
 
         Who is spared is recorded first: an audit that does not work is noticed before anything is destroyed.
@@ -262,9 +270,9 @@ class Run:
             return self._reasons(rounds, sockets)
 
         try:
-            rounds.collect(seen)
+            rounds.collect(seen or ())
             pending = list(rounds.pending.values())
-            if self._is_one_of_many:
+            if seen is not None:
                 seen.update(rounds.pending)  # the cookies of a large crowd take memory
             if any(socket.interface for socket in pending):
                 self.report.note_devices(rounds.namespace)
@@ -284,20 +292,39 @@ class Run:
             take(rounds.decide(SKIPPED, [LIMIT] * len(rounds.pending)))
         except BaseException as error:
             with turn:
-                taken = {o.socket.cookie for o in self.report.outcomes if o.namespace == rounds.namespace}
-                left = [o for o in rounds.left_over(*_why_failed(error)) if o.socket.cookie not in taken]
+                taken = {o.socket.cookie for o in self.report.outcomes if o.socket and o.namespace == rounds.namespace}
+                left = [o for o in rounds.left_over(error) if o.socket and o.socket.cookie not in taken]
                 self._take(left, rounds, target)
             raise
 
-    def _take(self, outcomes: list[Outcome], rounds: Rounds, target: Target) -> None:
+    def account(self, act: Callable[[], list[Outcome]], instead_of: Outcome | None = None) -> None:
+        """Do something that is no destroying of sockets, a batch of at most 64, and take what became of it into account
+        like everything else; `instead_of` an outcome of before.
+        """
+        self._signals.obey()
+        with self._turn if self._audit is not None else RLock():
+            self._raise_if_stopped()
+            outcomes = act()
+            if instead_of is not None:
+                self.report.withdraw(instead_of)
+                if self._audit is not None:
+                    self._audit.recorded -= 1
+            for outcome in outcomes:
+                self.report.add_namespace(outcome.namespace)
+            self._take(outcomes, None, self._target or _constantly({}))
+
+    def _take(self, outcomes: list[Outcome], rounds: Rounds | None, target: Target) -> None:
         """Take outcomes into the report and then into the audit, so many at a time as may stay unrecorded."""
         try:
             for start in range(0, len(outcomes), BATCH):
                 some = outcomes[start : start + BATCH]
+                if rounds is not None and self._after is not None:
+                    some = self._after(some)
                 self.report.outcomes.extend(some)
-                rounds.settle(some)
+                if rounds is not None:
+                    rounds.settle(some)
                 if self._left is not None:
-                    self._left -= sum(o.verdict in (DESTROYED, WOULD_DESTROY) or o.reason == ANSWER_LOST for o in some)
+                    self._left -= sum(o.verdict in ACHIEVED or o.reason == ANSWER_LOST for o in some)
                 if self._audit is not None:
                     self._audit.record(some, target, self.report.device_of)
         except BaseException as error:
@@ -312,6 +339,10 @@ class Run:
         if unrecorded:
             self._audit.error, self.report.unrecorded = error, unrecorded
             self.stop("the audit failed")
+
+    def obey_signals(self) -> None:
+        """Between batches: handle the signal that has come, which usually raises."""
+        self._signals.obey()
 
     def stop(self, why: str) -> None:
         """Let no thread begin another batch: RunStopped is raised there, and says why."""
@@ -339,6 +370,20 @@ class Run:
         return number if self._left is None else max(0, min(number, self._left - in_doubt))
 
 
+class _Search:
+    """Filters, each with whether it is resolved, and the namespace where alone the local ones are searched for."""
+
+    def __init__(
+        self, filters: list[tuple[SocketFilter, bool]], local_filters: list[tuple[SocketFilter, bool]]
+    ) -> None:
+        self._filters, self.local_filters = filters, local_filters
+        self.here: NetworkNamespace | None = None
+
+    def filters_in(self, namespace: NetworkNamespace) -> list[tuple[SocketFilter, bool]]:
+        is_here = self.here is None or namespace == self.here
+        return [*self._filters, *self.local_filters] if is_here else self._filters
+
+
 def _with_resolved(filters: Iterable[SocketFilter]) -> list[tuple[SocketFilter, bool]]:
     """With each filter whether it is resolved; of a thousand backends it takes long to find out."""
     return [(filter, filter.is_resolved) for filter in filters]
@@ -352,14 +397,3 @@ def _keeps_orphans() -> bool:
 
 def _constantly(target: dict[str, str]) -> Target:
     return lambda outcome: target
-
-
-def _why_failed(error: BaseException) -> tuple[str, int | None]:
-    """Reason and errno for sockets that an error left without a verdict; an audit's errno says nothing about them."""
-    if isinstance(error, KernelError) and error.errno:
-        return os.strerror(error.errno), error.errno
-    if isinstance(error, AuditError):
-        return str(error.strerror), None
-    if isinstance(error, SocklbError):
-        return str(error), None
-    return f"ended by {type(error).__name__}" if isinstance(error, Exception) else "interrupted", None

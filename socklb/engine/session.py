@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..wire.address import IPAddress
     from ..wire.reply import InetSocket
+    from .report import Flow
 
     Endpoint = tuple[IPAddress, int]
 
@@ -39,6 +40,13 @@ class OwnSession(namedtuple("OwnSession", "tuples inodes")):
         if not self.tuples:
             return False
         return ((unmapped(socket.src), socket.sport), (unmapped(socket.dst), socket.dport), socket.uid) in self.tuples
+
+    def has_flow(self, flow: Flow) -> bool:
+        """Whether a connection that conntrack keeps is the session's, as either of its ends knows it."""
+        said = {(one, other) for one, other, _ in self.tuples}
+        backend = flow.backend
+        client = (flow.src, flow.sport)
+        return (client, (flow.dst, flow.dport)) in said or (client, (backend.address, backend.port)) in said
 
 
 def own_session() -> OwnSession:

@@ -325,7 +325,7 @@ class NetlinkSocket:
             raise kernel_error(error.errno or 0, doing) from None
         return size, flags, sender[0]
 
-    # -------------------------------------------------------------------------------------------- what is the subsystem's own
+    # ------------------------------------------------------------------------------- the subsystem's own
 
     def _describe(self, data: bytes) -> str:
         """The messages of one send or one receive as a line of the log."""
@@ -351,6 +351,11 @@ class NetlinkSocket:
                 "module (SELinux, AppArmor) forbids it",
             )
         return KernelError(error.errno or 0, f"open a netlink socket: {error.strerror}")
+
+
+def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """As many at a time as go out in one send."""
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
 
 
 def _debug_logger() -> Logger | None:

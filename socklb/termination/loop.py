@@ -14,8 +14,9 @@ from ..kernel.discovery import unsearched
 from ..kernel.namespaces import CannotEnter
 from .duty_cycle import DutyCycle
 from .places import Places, without
+from .schedule import Scheduled
 from .table import BackendTable
-from .terminate import terminate
+from .terminate import AUTO, conntrack_join, terminate
 from .waker import Waker
 
 TYPE_CHECKING = False
@@ -34,11 +35,7 @@ if TYPE_CHECKING:
 GATHER_SECONDS = 0.05
 """Changes gather for so long from the first, and go as one batch."""
 
-PAUSES = (1, 2, 4, 8, 16, 32, *(60,) * 14)
-"""Seconds between the attempts at a backend whose pass failed; after the last one, 15 minutes, it is given up."""
-
 _LONGEST_SECONDS = 86_400
-_NEVER = float("inf")
 
 
 class Pass(namedtuple("Pass", "backends report error failed given_up is_second_pass is_retry seconds waited")):
@@ -62,41 +59,17 @@ class Pass(namedtuple("Pass", "backends report error failed given_up is_second_p
     waited: float
 
 
-class _Scheduled(
-    namedtuple("_Scheduled", "time services failures second_pass searched", defaults=(0, None, frozenset()))
-):
-    """When a backend that went down is next to be terminated, the services that had it alive, how often that has
-    failed, and where it has not.
-
-    `second_pass`: when it is due once more where it was terminated; None as long as it was nowhere, _NEVER afterwards.
-    """
-
-    __slots__ = ()
-    time: float
-    services: list[str]
-    failures: int
-    second_pass: float | None
-    searched: frozenset[NetworkNamespace]
-
-    @property
-    def is_second_pass(self) -> bool:
-        return self.time == self.second_pass
-
-    @property
-    def is_waited_for(self) -> bool:
-        """At the end of the input; attempts at what has failed are not."""
-        return not self.failures or self.second_pass not in (None, _NEVER)
-
-
 class TerminationLoop:
     """Destroys the connections to each backend of a table that goes down, in passes of `terminate_connections`.
 
     Changes gather for 50 ms from the first and go as one batch; what has come back by then is not terminated. A second
     pass, `second_pass` seconds after the first (None: no such pass), catches what was connecting meanwhile, unless the
-    backend has come back. A pass fails where a namespace was not searched to the end, or could not be searched at all
-    (unless `readable_only`), or a socket is still there: it is repeated in these places, with growing pauses, for 15
-    minutes. Bursts go at once; under lasting churn passes wait, so that the process uses a fifth of one processor
-    (DutyCycle). With `dry_run` nothing is destroyed, and there is one pass for each backend that goes down.
+    backend has come back. After a pass that cut clients whom conntrack had balanced there (`conntrack` and `external`
+    are as in `terminate_connections`) further ones come, after 2, 4, 8, 16 and 32 s. A pass fails where a namespace was
+    not searched to the end, or could not be searched at all (unless `readable_only`), or a socket is still there: it is
+    repeated in these places, with growing pauses, for 15 minutes. Bursts go at once; under lasting churn passes wait,
+    so that the process uses a fifth of one processor (DutyCycle). With `dry_run` nothing is destroyed, and there is one
+    pass for each backend that goes down.
 
     `namespaces` as in `destroy_sockets`, or a function that is asked for them at each pass. "all" are discovered anew
     at each pass, but for those that only a thread is in: these are looked for once a minute. `on_pass` is called with a
@@ -109,6 +82,8 @@ class TerminationLoop:
         *,
         namespaces: Choice = ALL,
         rev_nat: RevNatMaps | None = None,
+        conntrack: bool | str = AUTO,
+        external: bool = False,
         audit: Audit | None = None,
         second_pass: float | None = 1.0,
         readable_only: bool = False,
@@ -125,10 +100,11 @@ class TerminationLoop:
                 raise TypeError(f"{name} is a function or None, not {value!r}")
         self._table, self._places = table, Places(namespaces)
         self._rev_nat, self._audit = rev_nat, audit
+        self._join = conntrack_join(conntrack, external=external, dry_run=dry_run, is_alive=table.is_alive)
         self._second_pass, self._readable_only, self._dry_run = second_pass, readable_only, dry_run
         self._on_pass = on_pass or _log
         self._duty_cycle = DutyCycle()
-        self._scheduled: dict[Backend, _Scheduled] = {}
+        self._scheduled: dict[Backend, Scheduled] = {}
         self._stops, self._finishing = 0, False
         self._run_at_hand: Run | None = None
         self._waker: Waker | None = None  # while it runs
@@ -188,7 +164,7 @@ class TerminationLoop:
             if gathered is not None and (now >= gathered or stopping):
                 gathered, self._is_gathering = None, False
                 with self._table.taking_down() as down:  # at no time is it neither there nor outstanding
-                    self._scheduled.update((backend, _Scheduled(now, services)) for backend, services in down.items())
+                    self._scheduled.update((backend, Scheduled(now, services)) for backend, services in down.items())
             due = [backend for backend, scheduled in self._scheduled.items() if scheduled.time <= now]
             pause = self._pause() if due else 0.0
             if not due:
@@ -258,10 +234,15 @@ class TerminationLoop:
             if self._rev_nat is not None:
                 self._rev_nat.reopen()
             found = self._places.now()
+            if self._join is not None:
+                self._join.forget_others(self._scheduled)
             report = terminate(
                 backends,
                 without(found, searched),
                 rev_nat=self._rev_nat,
+                join=self._join,
+                is_last_look=lambda backend: self._scheduled[backend].is_last_look,
+                everywhere=not searched,
                 audit=self._audit,
                 dry_run=self._dry_run,
                 is_alive=self._table.is_alive,
@@ -297,7 +278,7 @@ class TerminationLoop:
         if report is not None:
             for outcome in report.outcomes:
                 if outcome.verdict == FAILED:
-                    backend = report.backend_of(outcome.socket, outcome.namespace)
+                    backend = report.backend_of(outcome)
                     failed.setdefault(backend, set()).add(outcome.namespace)
         return failed
 
@@ -308,30 +289,23 @@ class TerminationLoop:
         return not report.errors and not report.unsearched
 
     def _reschedule(self, backend: Backend, report: Report | None, failed_in: set[NetworkNamespace] | None) -> bool:
-        """Schedule the backend's next pass, if it is to have one; False if it is given up.
-
-        The second pass does not wait for a place that fails: there the next attempt is part of it, or comes before.
-        """
-        last, now = self._scheduled[backend], monotonic()
-        done = frozenset() if report is None else _searched(report) - (failed_in or set())
-        second, retry, failures = last.second_pass, _NEVER, 0
-        if last.is_second_pass:
-            second = _NEVER
-        elif second is None and (done or failed_in is None):
-            second = _NEVER if self._second_pass is None else now + self._second_pass
-        if failed_in is not None:
-            if last.failures >= len(PAUSES):
-                del self._scheduled[backend]
-                return False
-            retry, failures = now + PAUSES[last.failures], last.failures + 1
-        time = retry if second is None else min(retry, second)
-        if time == _NEVER or self._dry_run:
+        """Schedule the backend's next pass, if it is to have one; False if it is given up."""
+        last = self._scheduled[backend]
+        has_failed = failed_in is not None
+        next_one = None
+        if not self._dry_run and not (has_failed and last.is_last_attempt):
+            next_one = last.after_pass(
+                monotonic(),
+                frozenset() if report is None else _searched(report) - (failed_in or set()),
+                has_failed=has_failed,
+                has_cut_flows=self._join is not None and backend in self._join.acted_on,
+                second_pass=self._second_pass,
+            )
+        if next_one is None:
             del self._scheduled[backend]
         else:
-            self._scheduled[backend] = _Scheduled(
-                time, last.services, failures, second, frozenset() if time == second else last.searched | done
-            )
-        return True
+            self._scheduled[backend] = next_one
+        return not (has_failed and last.is_last_attempt)
 
     def _give_up_unsupported(self, backends: list[Backend], error: NotSupported) -> list[Backend]:
         """The backends of a protocol that this kernel cannot list; the others are due again. Raises the error if it is

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""The netlink socket to ctnetlink: the entries of one network namespace, dumped, asked for, and deleted one by one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from ..errors import KernelError, MalformedMessage, NotPermitted, NotSupported
+from ..kernel.netlink_socket import NetlinkSocket, batches
+from ..wire.netlink import NLMSG_DONE, NLMSG_ERROR, decode_ack, iter_messages
+from ..wire.socket_id import AF_INET, AF_INET6
+from .layout import (
+    CTA_TUPLE_ORIG,
+    CTA_TUPLE_REPLY,
+    FILTER_DST_PORT,
+    FILTER_IP_DST,
+    FILTER_IP_SRC,
+    FILTER_PROTO_NUM,
+    FILTER_SRC_PORT,
+    IPCTNL_MSG_CT_DELETE,
+    IPCTNL_MSG_CT_GET,
+    IPCTNL_MSG_CT_GET_STATS,
+    IPCTNL_MSG_CT_NEW,
+    decode_count,
+    decode_flow,
+    delete_request,
+    filter_by,
+    get_request,
+    request,
+)
+from .scan import ByBackend, ByOriginal, Dnated, parse_dump
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from typing import TypeVar
+
+    from .layout import Flow, FlowTuple
+    from .scan import Scan
+
+    T = TypeVar("T")
+
+NETLINK_NETFILTER = 12
+
+_QUESTIONS = 4
+"""So many filtered dumps, each a walk of the whole table, cost less than receiving all of it."""
+
+_HAS_REPLY_FILTERS = (5, 16)  # ad81d4daf6a3; before, CTA_FILTER on the reply tuple matches nothing
+_TCP_LOOSE = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose"  # of the thread's namespace
+_ABSENT = "this kernel has no conntrack that can be asked: CONFIG_NF_CT_NETLINK (or: modprobe nf_conntrack_netlink)"
+
+
+def open_netlink() -> socket.socket:
+    """A NETLINK_NETFILTER socket in the network namespace of the calling thread."""
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+
+
+def is_loose() -> bool:
+    """Whether conntrack picks up TCP connections in their midst in the namespace of the calling thread: tcp_loose.
+    Where that cannot be read: no.
+    """
+    try:
+        with open(_TCP_LOOSE, encoding="ascii") as file:
+            return file.read().strip() != "0"
+    except OSError:
+        return False
+
+
+class ConntrackTable(NetlinkSocket):
+    """The entries of the network namespace that it is made in. A context manager, for one thread at a time."""
+
+    lacks = "NETLINK_NETFILTER: CONFIG_NETFILTER_NETLINK (or: modprobe nf_conntrack_netlink)"
+
+    def __init__(self) -> None:
+        super().__init__(open_netlink)
+
+    def count(self) -> int:
+        """How many entries there are."""
+        doing = "count the entries of conntrack"
+        (answer,) = self._look_up(IPCTNL_MSG_CT_GET_STATS, IPCTNL_MSG_CT_GET_STATS, [request(0)], doing)
+        if answer is None:
+            raise self._error(errno.ENOENT, doing)
+        return self._decoded(lambda: decode_count(answer, 0, len(answer)))
+
+    def dnated(self) -> Iterator[Flow]:
+        """The flows that are translated to another destination, streamed."""
+        return self._flows(0, b"", Dnated())
+
+    def flows_to(self, wanted: Collection[tuple[int, bytes, int]]) -> list[Flow]:
+        """The flows to these backends (protocol, packed address, port) whose clients asked for something else.
+
+        Few are asked for by filters in the kernel: v4 by address; v6 by protocol and port, for the comparison of v6
+        addresses there is inverted (Linux 5.8 to 6.18 at least). For many there is one dump.
+        """
+        scan = ByBackend(wanted)
+        addresses = {src for _, src, _ in wanted if len(src) == 4}
+        ports = {(_family(src), protocol, port) for protocol, src, port in wanted}
+        ports_v6 = {one for one in ports if one[0] == AF_INET6}
+        questions = [(0, b"")]
+        if not _has_reply_filters():
+            pass
+        elif len(addresses) + len(ports_v6) <= _QUESTIONS:
+            by_address = [
+                (AF_INET, filter_by(CTA_TUPLE_REPLY, flags=FILTER_IP_SRC, src=address)) for address in sorted(addresses)
+            ]
+            questions = by_address + [_by_port(*one) for one in sorted(ports_v6)]
+        elif len(ports) <= _QUESTIONS:
+            questions = [_by_port(*one) for one in sorted(ports)]
+        return self._all(questions, scan)
+
+    def entries_of(self, originals: Collection[FlowTuple]) -> list[Flow]:
+        """Every entry with one of these original tuples, in whatever zone."""
+        questions = [_by_original(one) for one in originals] if len(originals) <= _QUESTIONS else [(0, b"")]
+        return self._all(questions, ByOriginal(originals))
+
+    def _all(self, questions: list[tuple[int, bytes]], scan: Scan) -> list[Flow]:
+        """A dump may name an entry twice."""
+        found = {flow.id: flow for family, filter in questions for flow in self._flows(family, filter, scan)}
+        return list(found.values())
+
+    def _flows(self, family: int, filter: bytes, scan: Scan) -> Iterator[Flow]:
+        dump = self._dump(
+            IPCTNL_MSG_CT_GET,
+            request(family, filter),
+            lambda reply, sequence: parse_dump(reply, sequence, scan),
+            "list the entries of conntrack",
+            may_repeat_rows=True,
+        )
+        for flows in dump:
+            yield from flows
+
+    def get(self, flows: Sequence[Flow]) -> list[Flow | None]:
+        """The entries that have the original tuples of these flows now, each in its zone; None for none."""
+        return self._entries([get_request(flow.original, flow.zone) for flow in flows])
+
+    def get_replies(self, replies: Sequence[FlowTuple]) -> list[Flow | None]:
+        """The entries in zone 0 whose replies have these tuples; None for none."""
+        found = self._entries([get_request(one, 0, is_reply=True) for one in replies])
+        return [flow if flow is not None and flow.reply == one else None for flow, one in zip(found, replies)]
+
+    def _entries(self, requests: list[bytes]) -> list[Flow | None]:
+        rows: list[bytes | None] = []
+        for batch in batches(requests):
+            rows += self._look_up(IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW, batch, "look up entries of conntrack")
+        return self._decoded(lambda: [None if row is None else decode_flow(row, 0, len(row)) for row in rows])
+
+    def delete(self, flows: Sequence[Flow]) -> list[int]:
+        """Delete entries, each by its original tuple, zone and id; the errno of each, 0 for success."""
+        codes: list[int] = []
+        for batch in batches([delete_request(flow) for flow in flows]):
+            some = self._order(IPCTNL_MSG_CT_DELETE, batch, "delete entries of conntrack")
+            codes += [0 if self.was_repeated and code == errno.ENOENT else code for code in some]
+        return codes
+
+    # ------------------------------------------------------------------------------- the subsystem's own
+
+    def _decoded(self, decode: Callable[[], T]) -> T:
+        try:
+            return decode()
+        except MalformedMessage:
+            self.close()
+            raise
+
+    def _describe(self, data: bytes) -> str:
+        return describe(data)
+
+    def _error(self, code: int, doing: str, text: str = "") -> KernelError:
+        if code == errno.EPERM:
+            return NotPermitted(
+                code,
+                f"{doing}: not permitted: to look, too, it needs CAP_NET_ADMIN in the user namespace that owns the "
+                "network namespace; run as root, or grant the capability",
+            )
+        if code in (errno.EINVAL, errno.EOPNOTSUPP):
+            return NotSupported(code, f"{doing}: {_ABSENT}")
+        return KernelError(code, f"{doing}: {os.strerror(code)}{f' ({text})' if text else ''}")
+
+
+def describe(data: bytes) -> str:
+    """The messages of one send or one receive. Never raises, whatever the bytes are."""
+    parts = []
+    try:
+        for kind, flags, sequence, _, start, end in iter_messages(data, len(data)):
+            text = _text_of(data, kind, start, end)
+            parts.append(f"{_NAMES.get(kind, kind)} flags={flags:#x} seq={sequence} {text}".rstrip())
+    except MalformedMessage as error:
+        parts.append(f"malformed: {error}")
+    return "; ".join(parts) or "nothing"
+
+
+_NAMES = {
+    NLMSG_ERROR: "NLMSG_ERROR",
+    NLMSG_DONE: "NLMSG_DONE",
+    IPCTNL_MSG_CT_NEW: "IPCTNL_MSG_CT_NEW",
+    IPCTNL_MSG_CT_GET: "IPCTNL_MSG_CT_GET",
+    IPCTNL_MSG_CT_DELETE: "IPCTNL_MSG_CT_DELETE",
+    IPCTNL_MSG_CT_GET_STATS: "IPCTNL_MSG_CT_GET_STATS",
+}
+
+
+def _text_of(data: bytes, kind: int, start: int, end: int) -> str:
+    if kind == NLMSG_ERROR:
+        code = decode_ack(data, start, end, 0).errno
+        return errno.errorcode.get(code, str(code)) if code else "0"
+    return str(decode_flow(data, start, end) or "") if kind == IPCTNL_MSG_CT_NEW else ""
+
+
+def _family(address: bytes) -> int:
+    return AF_INET if len(address) == 4 else AF_INET6
+
+
+def _by_port(family: int, protocol: int, port: int) -> tuple[int, bytes]:
+    flags = FILTER_PROTO_NUM | FILTER_SRC_PORT
+    return family, filter_by(CTA_TUPLE_REPLY, flags=flags, protocol=protocol, sport=port)
+
+
+def _by_original(one: FlowTuple) -> tuple[int, bytes]:
+    """Its ports, and the addresses of v4: see `flows_to`."""
+    flags = FILTER_PROTO_NUM | FILTER_SRC_PORT | FILTER_DST_PORT
+    if _family(one.src) == AF_INET6:
+        return AF_INET6, filter_by(CTA_TUPLE_ORIG, flags=flags, protocol=one.protocol, sport=one.sport, dport=one.dport)
+    flags |= FILTER_IP_SRC | FILTER_IP_DST
+    return AF_INET, filter_by(CTA_TUPLE_ORIG, flags=flags, **one._asdict())
+
+
+def _has_reply_filters() -> bool:
+    """Whether this kernel's CTA_FILTER works for the reply tuple."""
+    numbers = os.uname().release.split(".")
+    try:
+        return (int(numbers[0]), int(numbers[1].partition("-")[0])) >= _HAS_REPLY_FILTERS
+    except (IndexError, ValueError):
+        return False

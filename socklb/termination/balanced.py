@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: MIT
+"""Who is balanced to backends that are gone: conntrack's entries in every namespace, and the sockets they belong to.
+
+An entry names the client's socket by its original tuple. The tuple alone proves little: tenants in different zones, and
+containers on different bridges, may have equal addresses. So all entries and all sockets with a tuple are found before
+any verdict, and what cannot be told apart is spared.
+
+    entries whose reply source is gone  ->  sockets with their original tuple, wherever
+                                        ->  behind a further NAT: the entry whose reply comes there, and its own tuple
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+
+from ..conntrack.flows import endpoints_of
+from ..conntrack.layout import FlowTuple
+from ..conntrack.table import ConntrackTable, is_loose
+from ..engine.find import SocketTable
+from ..engine.parallel import in_parallel, is_worker
+from ..engine.report import ABSENT, DONE, REFUSED
+from ..errors import NotPermitted, NotSupported, SocklbError
+from ..filters.backend import Backend
+from ..kernel.namespaces import CannotEnter, NamespaceVanished, current_first, run_in_netns
+from ..states import TcpState
+from ..wire.address import from_packed, unmapped_packed
+from ..wire.request import IPPROTO_TCP, PROTOCOL_NAMES
+from .peers import filters_to
+from .reasons import ELSEWHERE, OTHER_ZONE, SEVERAL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+    from typing import TypeVar
+
+    from ..conntrack.layout import Flow
+    from ..kernel.namespaces import NetworkNamespace
+    from ..wire.reply import InetSocket
+
+    T = TypeVar("T")
+
+_HOPS = 3  # of NAT between a client and the balancer that are followed
+
+
+class Case:
+    """An entry that leads to a backend that is gone: its namespace, and what was found of the client.
+
+    `tuple` is that of the client's socket, which may be behind a further NAT, and `origin` the namespace where
+    conntrack has it. `sockets`: (namespace, socket) of each that has it. `reason`: why these are to be spared, or "".
+    """
+
+    __slots__ = ("flow", "namespace", "origin", "reason", "sockets", "tuple")
+
+    def __init__(self, namespace: NetworkNamespace, flow: Flow) -> None:
+        self.namespace, self.flow = namespace, flow
+        self.origin, self.tuple = namespace, flow.original
+        self.sockets: list[tuple[NetworkNamespace, InetSocket]] = []
+        self.reason = ""
+
+    @property
+    def is_of_socket(self) -> bool:
+        """Whether the socket is to be destroyed: IPVS has a table of its own, which sends UDP there again."""
+        return self.flow.protocol == IPPROTO_TCP or self.flow.is_by_ipvs
+
+
+class Balanced:
+    """The cases of one look into every namespace. A context manager: it keeps the tables open where cases are."""
+
+    def __init__(
+        self,
+        backends: Collection[Backend],
+        namespaces: Iterable[NetworkNamespace],
+        while_waiting: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._backends, self._namespaces, self._while_waiting = frozenset(backends), list(namespaces), while_waiting
+        self.cases: list[Case] = []
+        self.is_loose: dict[NetworkNamespace, bool] = {}  # tcp_loose, where there are cases
+        self.refused: dict[NetworkNamespace, SocklbError] = {}
+        self.errors: dict[NetworkNamespace, SocklbError] = {}
+        self._is_absent = False
+        self._tables: dict[NetworkNamespace, ConntrackTable] = {}
+        self._tracked: list[NetworkNamespace] = []  # those that have entries
+        self._lock = allocate_lock()  # a table is for one thread at a time
+
+    def __enter__(self) -> Balanced:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for table in self._tables.values():
+            table.close()
+
+    def _everywhere(self, look: Callable[[NetworkNamespace], object]) -> None:
+        in_parallel(look, current_first(self._namespaces), while_waiting=self._while_waiting)
+
+    # ------------------------------------------------------------------------------------------- entries
+
+    def find(self, here: NetworkNamespace | None) -> None:
+        """Find the entries. Backends on a loopback address are looked for in `here` alone, unless it is None."""
+        wanted = endpoints_of(self._backends)
+        elsewhere = endpoints_of(backend for backend in self._backends if not backend.is_local)
+
+        def look(namespace: NetworkNamespace) -> None:
+            try:
+                self._find_in(namespace, wanted if here is None or namespace == here else elsewhere)
+            except NamespaceVanished:
+                return
+            except (NotPermitted, CannotEnter) as error:
+                self.refused[namespace] = error
+            except NotSupported:
+                self._is_absent = True
+            except SocklbError as error:
+                self.errors[namespace] = error
+
+        self._everywhere(look)
+        self.cases.sort(key=lambda case: case.flow)
+
+    @property
+    def status(self) -> str:
+        """Whether conntrack was asked, for the report."""
+        if self._is_absent:
+            return ABSENT
+        return REFUSED if self.refused else DONE
+
+    def _find_in(self, namespace: NetworkNamespace, wanted: Collection[tuple[int, bytes, int]]) -> None:
+        table, loose = run_in_netns(namespace, lambda: (ConntrackTable(), is_loose()), thread_may_move=is_worker())
+        try:
+            if not table.count():
+                return
+            self._tracked.append(namespace)
+            cases = [Case(namespace, flow) for flow in table.flows_to(wanted) if not flow.is_closing]
+            if cases:
+                self._tables[namespace], self.is_loose[namespace] = table, loose
+                self.cases += cases
+        finally:
+            if namespace not in self._tables:
+                table.close()
+
+    def is_still_there(self, case: Case) -> bool:
+        """Whether conntrack still leads the same connection to the same backend."""
+        with self._lock:
+            (now,) = self._tables[case.namespace].get([case.flow])
+        return now is not None and (now.id, now.reply) == (case.flow.id, case.flow.reply)
+
+    def delete(self, cases: Sequence[Case]) -> list[int]:
+        """Delete the entries of cases; the errno of each."""
+        codes: dict[Case, int] = {}
+        with self._lock:
+            for namespace, those in _by(cases, lambda case: case.namespace).items():
+                codes.update(zip(those, self._tables[namespace].delete([case.flow for case in those])))
+        return [codes[case] for case in cases]
+
+    # ------------------------------------------------------------------------------------------- sockets
+
+    def locate(self) -> None:
+        """Find the sockets of those cases that are about sockets, and judge which of them may not be told apart."""
+        unresolved = [case for case in self.cases if case.is_of_socket]
+        for _ in range(_HOPS):
+            self._search(unresolved)
+            unresolved = self._behind_nat([case for case in unresolved if not case.sockets])
+            if not unresolved:
+                break
+        self._judge([case for case in self.cases if case.sockets])
+
+    def _search(self, cases: Sequence[Case]) -> None:
+        """The sockets that have the tuples of cases, in any namespace; from a loopback or link-local address in that of
+        the entry alone, for it is another one in each.
+        """
+        by_tuple = _by(cases, lambda case: case.tuple)
+        filters = filters_to(services_of(cases))
+
+        def look(namespace: NetworkNamespace) -> None:
+            try:
+                table = run_in_netns(namespace, SocketTable, thread_may_move=is_worker())
+            except (NamespaceVanished, NotPermitted, CannotEnter):
+                return
+            with table:
+                for filter in filters:
+                    for _, socket in table.search_all(filter, filter.request_states, namespace.name):
+                        for case in by_tuple.get(_tuple_of(socket), ()) if _is_connected(socket) else ():
+                            if not _is_local(case.tuple) or case.origin == namespace:
+                                case.sockets.append((namespace, socket))
+
+        if cases:
+            self._everywhere(look)
+
+    def _behind_nat(self, cases: Sequence[Case]) -> list[Case]:
+        """Those cases for which another namespace has an entry whose replies come to the tuple; they get its own."""
+        found: list[Case] = []
+        for namespace in self._tracked if cases else ():
+            asked = [case for case in cases if case.origin != namespace and not _is_local(case.tuple)]
+            replies = [_inverse(case.tuple) for case in asked]
+            inner_flows = self._ask(namespace, lambda table, asked=replies: table.get_replies(asked))  # type: ignore[misc]
+            for case, inner in zip(asked, inner_flows):
+                if inner is not None and inner.original != case.tuple and case not in found:
+                    case.tuple, case.origin = inner.original, namespace
+                    found.append(case)
+        return found
+
+    def _ask(self, namespace: NetworkNamespace, ask: Callable[[ConntrackTable], Sequence[T]]) -> Sequence[T]:
+        """Ask conntrack of one namespace; nothing of one that has vanished."""
+        try:
+            with run_in_netns(namespace, ConntrackTable) as table:
+                return ask(table)
+        except NamespaceVanished:
+            return ()
+
+    # ---------------------------------------------------------------------------------------- who is who
+
+    def _judge(self, cases: Sequence[Case]) -> None:
+        """Say which sockets are to be spared; as many as there are entries are one's each."""
+        rivals = self._rivals(cases)
+        for those in _by(cases, lambda case: case.tuple).values():
+            sockets = those[0].sockets
+            are_too_many = len(sockets) > len(those)
+            for number, case in enumerate(those):
+                case.reason = rivals.get(case.flow.original, SEVERAL if are_too_many else "")
+                if not are_too_many:
+                    case.sockets = sockets[number : number + 1]
+
+    def _rivals(self, cases: Sequence[Case]) -> dict[FlowTuple, str]:
+        """Original tuples that lead to a backend that lives too, and why that spares them."""
+        rivals: dict[FlowTuple, str] = {}
+        originals = {case.flow.original for case in cases}
+        for namespace, those in _by(cases, lambda case: case.namespace).items():
+            with self._lock:
+                found = self._tables[namespace].entries_of({case.flow.original for case in those})
+            rivals.update((flow.original, OTHER_ZONE) for flow in found if self._leads_elsewhere(flow))
+        for namespace in self._tracked if originals else ():
+            others = [case.flow._replace(zone=0) for case in cases if case.namespace != namespace]
+            answers = self._ask(namespace, lambda table, asked=others: table.get(asked)) if others else ()  # type: ignore[misc]
+            for flow in answers:
+                if flow is not None and flow.original in originals and self._leads_elsewhere(flow):
+                    rivals.setdefault(flow.original, ELSEWHERE)
+        return rivals
+
+    def _leads_elsewhere(self, flow: Flow) -> bool:
+        return flow.is_dnated and not flow.is_closing and flow.backend not in self._backends
+
+
+def services_of(cases: Iterable[Case]) -> list[Backend]:
+    """What the sockets of cases are connected to."""
+    tuples = dict.fromkeys((case.tuple.protocol, case.tuple.dst, case.tuple.dport) for case in cases)
+    return [Backend(str(from_packed(dst)), dport, PROTOCOL_NAMES[protocol]) for protocol, dst, dport in tuples]
+
+
+def _is_connected(socket: InetSocket) -> bool:
+    if socket.protocol == IPPROTO_TCP:
+        return socket.state not in (TcpState.TIME_WAIT, TcpState.CLOSE, TcpState.LISTEN)
+    return bool(socket.state == TcpState.ESTABLISHED)
+
+
+def _tuple_of(socket: InetSocket) -> FlowTuple:
+    src, dst = unmapped_packed(socket.src_packed), unmapped_packed(socket.dst_packed)
+    return FlowTuple(socket.protocol, src, socket.sport, dst, socket.dport)
+
+
+def _inverse(one: FlowTuple) -> FlowTuple:
+    """The tuple of the replies to it, where nothing is translated."""
+    return FlowTuple(one.protocol, one.dst, one.dport, one.src, one.sport)
+
+
+def _is_local(one: FlowTuple) -> bool:
+    """Whether its source is on a loopback or link-local address."""
+    source = from_packed(one.src)
+    return source.is_loopback or (source.version == 6 and source.is_link_local)
+
+
+def _by(cases: Iterable[Case], key: Callable[[Case], T]) -> dict[T, list[Case]]:
+    groups: dict[T, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(key(case), []).append(case)
+    return groups

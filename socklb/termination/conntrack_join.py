@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""Cut the clients that conntrack has balanced to backends that are gone.
+
+TCP: the socket is destroyed, then the entry deleted: the other way round the backend would keep a dead connection, and
+without the deletion a new connection from the same port would go there again. UDP: the entry is deleted, and the next
+packet goes to a backend that lives; the socket goes on unharmed. Before a socket is destroyed its entry is asked for
+again: the same one, and still to the same backend.
+
+The balancer's rules may lag, so it is looked again as long as a look still finds something.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ..conntrack.table import ConntrackTable
+from ..engine.policy import OWN_SESSION
+from ..engine.report import (
+    ACHIEVED,
+    CLEARED,
+    DESTROYED,
+    FAILED,
+    GONE,
+    REROUTED,
+    SKIPPED,
+    WOULD_DESTROY,
+    Outcome,
+)
+from ..engine.session import own_session
+from ..kernel.namespaces import NetworkNamespace
+from ..kernel.netlink_socket import batches
+from ..wire.request import IPPROTO_TCP
+from .balanced import Balanced, services_of
+from .peers import filters_to
+from .reasons import ALIVE_AGAIN, BY_IPVS, NO_SOCKET, NOT_LOOSE, STILL_BALANCED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from typing import Union
+
+    from ..conntrack.layout import FlowTuple
+    from ..engine.run import Run
+    from ..filters.backend import Backend
+    from ..wire.reply import InetSocket
+    from .balanced import Case
+
+    Key = Union[int, tuple[NetworkNamespace, FlowTuple, int]]
+
+
+class ConntrackJoin:
+    """Looks into conntrack for the clients of backends that are gone, and cuts them: once, or again and again.
+
+    A client counts once, however many looks find it. What the last look for its backend finds as it was before has
+    failed. `acted_on` are the backends for which the last look destroyed or deleted something.
+    """
+
+    def __init__(
+        self,
+        *,
+        is_required: bool = False,
+        external: bool = False,
+        dry_run: bool = False,
+        is_alive: Callable[[Backend], bool] = lambda backend: False,
+    ) -> None:
+        self._is_required, self._external, self._dry_run, self._is_alive = is_required, external, dry_run, is_alive
+        self._counted: dict[Key, Outcome] = {}
+        self._meant: dict[int, Case] = {}  # of the look at hand, by the cookie of the socket
+        self._balanced: Balanced
+        self.acted_on: set[Backend] = set()
+
+    def forget_others(self, backends: Collection[Backend]) -> None:
+        """Those that are done with: a client that is balanced to one of them from now on is a new one."""
+        done = [key for key, outcome in self._counted.items() if outcome.flow and outcome.flow.backend not in backends]
+        for key in done:
+            del self._counted[key]
+
+    def check(self) -> None:
+        """Raise NotSupported or NotPermitted if conntrack is required and cannot be asked here."""
+        if self._is_required:
+            with ConntrackTable() as table:
+                table.count()
+
+    def look(
+        self,
+        run: Run,
+        backends: Collection[Backend],
+        namespaces: Sequence[NetworkNamespace],
+        *,
+        is_last: Callable[[Backend], bool] = lambda backend: False,
+        is_whole: bool = True,
+    ) -> None:
+        """Cut who is balanced to the backends. `is_whole`: whether these are all the namespaces that there are to look
+        into; else nothing is said of clients without a socket.
+        """
+        self.acted_on = set()
+        with Balanced(backends, namespaces, run.obey_signals) as balanced:
+            self._balanced = balanced
+            balanced.find(NetworkNamespace.current() if hasattr(namespaces, "refused") else None)
+            run.report.conntrack = balanced.status
+            balanced.locate()
+            failures = {**balanced.errors, **balanced.refused} if self._is_required else balanced.errors
+            for namespace, error in failures.items():
+                run.note_failure(namespace, error)
+            self._cut_sockets(run)
+            alone = [case for case in balanced.cases if not case.sockets and (is_whole or not case.is_of_socket)]
+            lasting = [case for case in alone if self._was_cut(case) and is_last(case.flow.backend)]
+            others = [case for case in alone if case not in lasting]
+            for batch in batches(others):
+                run.account(lambda batch=batch: self._entries_cut(batch))  # type: ignore[misc]
+            for case in lasting:
+                self._fail(case, run)
+
+    # ------------------------------------------------------------------------------------------- sockets
+
+    def _cut_sockets(self, run: Run) -> None:
+        cases = [case for case in self._balanced.cases if case.sockets]
+        found = {socket.cookie: case for case in cases for _, socket in case.sockets}
+        self._meant = {cookie: case for cookie, case in found.items() if cookie not in self._counted}
+        if not self._meant:
+            return
+        where = dict.fromkeys(namespace for case in self._meant.values() for namespace, _ in case.sockets)
+        run.search(filters_to(services_of(self._meant.values()), self._is_meant), list(where))
+        vanished = [
+            Outcome(socket, GONE, "", None, namespace, case.flow)
+            for case in dict.fromkeys(self._meant.values())
+            for namespace, socket in case.sockets
+            if socket.cookie not in self._counted
+        ]
+        for batch in batches(vanished):
+            run.account(lambda batch=batch: self._count(batch))  # type: ignore[misc]
+
+    def _is_meant(self, socket: InetSocket) -> bool:
+        """Asked when the search finds a socket, and again just before it is destroyed."""
+        case = self.case_of(socket)
+        return case is not None and self._balanced.is_still_there(case)
+
+    def case_of(self, socket: InetSocket) -> Case | None:
+        """The one that a socket is part of, in the look at hand."""
+        return self._meant.get(socket.cookie)
+
+    def after(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """The outcomes of sockets with the flows that led to them; the entries of those destroyed are deleted."""
+        cases = [self.case_of(outcome.socket) if outcome.socket else None for outcome in outcomes]
+        destroyed = [case for case, one in zip(cases, outcomes) if case and one.verdict == DESTROYED]
+        problems = dict(zip(destroyed, map(_problem, self._balanced.delete(destroyed)))) if destroyed else {}
+        told = [
+            one._replace(flow=case.flow, reason=one.reason or problems.get(case, "")) if case else one
+            for case, one in zip(cases, outcomes)
+        ]
+        self.acted_on.update(case.flow.backend for case in destroyed)
+        self._count([outcome for outcome in told if outcome.flow])
+        return told
+
+    # ------------------------------------------------------------------------------------------- entries
+
+    def _entries_cut(self, cases: Sequence[Case]) -> list[Outcome]:
+        """Delete entries that are not about a socket here; what is to be said of them that was not said before."""
+        outcomes = []
+        doomed = []
+        for case in cases:
+            why = self._why_entry_spared(case)
+            if why or self._dry_run:
+                outcomes.append(_of_entry(case, SKIPPED if why else WOULD_DESTROY, why))
+            else:
+                doomed.append(case)
+        for case, code in zip(doomed, self._balanced.delete(doomed)):
+            if not code:
+                self.acted_on.add(case.flow.backend)
+                outcomes.append(_of_entry(case, CLEARED if case.flow.protocol == IPPROTO_TCP else REROUTED))
+            elif code == errno.ENOENT:
+                outcomes.append(_of_entry(case, GONE))
+            else:
+                outcomes.append(_of_entry(case, FAILED, _problem(code), code))
+        return self._count([outcome for outcome in outcomes if _key(outcome) not in self._counted])
+
+    def _why_entry_spared(self, case: Case) -> str:
+        if self._is_alive(case.flow.backend):
+            return ALIVE_AGAIN
+        if not case.is_of_socket:
+            return ""
+        if case.flow.is_by_ipvs and case.flow.protocol != IPPROTO_TCP:
+            return BY_IPVS
+        if not self._external:
+            return NO_SOCKET
+        if own_session().has_flow(case.flow):
+            return OWN_SESSION
+        return "" if self._balanced.is_loose[case.namespace] else NOT_LOOSE
+
+    def _was_cut(self, case: Case) -> bool:
+        before = self._counted.get(_key(_of_entry(case, "")))
+        return before is not None and before.verdict in ACHIEVED
+
+    def _fail(self, case: Case, run: Run) -> None:
+        """It was cut before, and is there again in the last look."""
+        self._balanced.delete([case])
+        failed = _of_entry(case, FAILED, STILL_BALANCED)
+        before = self._counted[_key(failed)]
+        self._counted[_key(failed)] = failed
+        run.account(lambda: [failed], instead_of=before if before in run.report.outcomes else None)
+
+    def _count(self, outcomes: list[Outcome]) -> list[Outcome]:
+        self._counted.update((_key(outcome), outcome) for outcome in outcomes)
+        return outcomes
+
+
+def _key(outcome: Outcome) -> Key:
+    """What a client is known by in several looks: its socket's cookie, or where its entry is."""
+    if outcome.socket is not None:
+        return outcome.socket.cookie
+    assert outcome.flow is not None
+    return outcome.namespace, outcome.flow.original, outcome.flow.zone  # type: ignore[attr-defined]
+
+
+def _of_entry(case: Case, verdict: str, reason: str = "", code: int | None = None) -> Outcome:
+    return Outcome(None, verdict, reason, code, case.namespace, case.flow)
+
+
+def _problem(code: int) -> str:
+    """What became of the deletion of an entry, if it is worth saying."""
+    return f"its conntrack entry cannot be deleted: {os.strerror(code)}" if code not in (0, errno.ENOENT) else ""

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT
+"""Why a client of a backend that went down is spared, or failed: the words of reports, records and metrics."""
+
+ALIVE_AGAIN = "its backend is alive again"
+NO_REV_NAT = "no reverse-NAT entry"
+
+# Where conntrack led to it:
+OTHER_ZONE = "another zone has the same connection, to a backend that lives"
+ELSEWHERE = "another namespace has the same connection, to a backend that lives"
+SEVERAL = "the same connection is in more namespaces than conntrack has it to this backend"
+BY_IPVS = "balanced by IPVS"
+NO_SOCKET = "no local socket"
+NOT_LOOSE = "tcp_loose is 0"
+STILL_BALANCED = "still balanced to it"
+
+REASONS = (ALIVE_AGAIN, NO_REV_NAT, OTHER_ZONE, ELSEWHERE, SEVERAL, BY_IPVS, NO_SOCKET, NOT_LOOSE, STILL_BALANCED)
