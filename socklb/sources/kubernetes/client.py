@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from io import BufferedReader, RawIOBase
 from time import monotonic
 
 from ...features import standard_module
@@ -13,21 +14,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from http.client import HTTPConnection, HTTPResponse
+    from ssl import SSLSocket
     from typing import Any
 
     from .config import Access
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 100.0
-"""A watch is taken for dead that brings nothing for so long: a live one has a bookmark each minute."""
+"""A watch is taken for dead that brings no whole event for so long: a live one has a bookmark each minute."""
 
 LIST_SECONDS = 600.0
 """For all pages of a list; their versions are compacted after five minutes by default."""
 
-_PAGE = 250  # slices
+_PAGE = 100  # slices; 1,000 endpoints of 450 bytes in each, which is a lot, are 43 MiB: less than LARGEST
+_LARGEST_EVENT = 4 << 20  # in bytes; etcd takes objects of 1.5 MiB
 _LONGEST_REASON = 4096
 _LONGEST_TOKEN = 8192
-_LONGEST_LINE = 16 << 20  # in bytes; etcd takes objects of 1.5 MiB
 _PATH = "/apis/discovery.k8s.io/v1/{}endpointslices"
 _SHUT_RDWR = 2  # of <sys/socket.h>
 
@@ -51,6 +53,45 @@ def checked(token: Any) -> str:
     return token
 
 
+class _Stream(RawIOBase):
+    """The socket that http.client reads an answer from: it sets no limit to 1xx answers, trailers, or what follows a
+    negative chunk size, and a timeout of a socket is for each read alone.
+
+    Raises BadAnswer after so many bytes, which calls them `what`, and TimeoutError after `end`, by monotonic().
+    """
+
+    def __init__(self, sock: SSLSocket, what: str, size: int, end: float) -> None:
+        self._sock, self._file = sock, sock.makefile("rb", buffering=0)
+        self._what, self._size = what, size
+        self.allow(end)
+
+    def allow(self, end: float) -> None:
+        """The whole size once more, until then."""
+        self._left, self._end = self._size, end
+
+    def makefile(self, mode: str) -> BufferedReader:
+        """As that of a socket."""
+        return BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        seconds = self._end - monotonic()
+        if seconds <= 0:
+            raise TimeoutError
+        self._sock.settimeout(min(SILENCE_SECONDS, seconds))
+        size = self._file.readinto(buffer)
+        self._left -= size or 0
+        if self._left < 0:
+            raise BadAnswer(f"{self._what} has no end within {self._size >> 20} MiB")
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 class Client:
     """One that lists and watches the slices of a namespace ("": of all) that a label selector ("": any) selects.
 
@@ -63,6 +104,7 @@ class Client:
         self._path = access.prefix + _PATH.format(f"namespaces/{self._quote(namespace, safe='')}/" if namespace else "")
         self._selector = selector
         self._connection: HTTPConnection | None = None
+        self._sock: SSLSocket | None = None  # which http.client lets go of while the last answer is read
         self._is_hung_up = False
 
     @contextmanager
@@ -78,26 +120,28 @@ class Client:
 
     def _connect(self) -> None:
         self._connection = self._access.connect(CONNECT_SECONDS)
+        self._sock = self._connection.sock
         if self._is_hung_up:
             raise ConnectionAbortedError
-        self._connection.sock.settimeout(SILENCE_SECONDS)
 
     def hang_up(self) -> None:
         """For good, from another thread: whoever waits for an answer, or comes later, gets an error."""
         self._is_hung_up = True
-        connection = self._connection
-        sock = connection and connection.sock
-        if sock:
+        sock = self._sock
+        if sock is not None:
             with suppress(OSError):  # it has gone already; after SSLSocket's own shutdown() reads go on in the clear
-                super(type(sock), sock).shutdown(_SHUT_RDWR)  # type: ignore[arg-type]
+                super(type(sock), sock).shutdown(_SHUT_RDWR)
 
     def pages(self) -> Iterator[tuple[str, list[Any]]]:
         """The list in pages: its version, which is that of each page, and slices."""
         page, version, end = "", "", monotonic() + LIST_SECONDS
         while True:
-            if monotonic() > end:
-                raise BadAnswer(f"a list has no end within {LIST_SECONDS:.0f} s")
-            value = self._page({"limit": str(_PAGE), **({"continue": page} if page else {})})
+            try:
+                value = self._page({"limit": str(_PAGE), **({"continue": page} if page else {})}, end)
+            except OSError:
+                if monotonic() < end:
+                    raise
+                raise BadAnswer(f"a list has no end within {LIST_SECONDS:.0f} s") from None
             try:
                 metadata, items = value["metadata"], value["items"]
                 if value["kind"] != "EndpointSliceList" or not isinstance(items, list):
@@ -111,12 +155,9 @@ class Client:
             if not page:
                 return
 
-    def _page(self, query: dict[str, str]) -> Any:
-        with self._answer(query) as response:
-            body = _read(response, LARGEST + 1)
-            if len(body) > LARGEST:
-                raise BadAnswer(f"a page is larger than {LARGEST >> 20} MiB")
-            return _parsed(body)
+    def _page(self, query: dict[str, str], end: float) -> Any:
+        with self._answer(query, "a page", LARGEST, end) as (response, _):
+            return _parsed(response.read())
 
     def watch(self, version: str, seconds: float | None = None) -> Iterator[tuple[str, Any]]:
         """Changes since a version, each with its type, until the server ends it (after so many seconds, or within the
@@ -125,12 +166,11 @@ class Client:
         query = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": version}
         if seconds is not None:
             query["timeoutSeconds"] = str(max(1, int(seconds)))
-        with self._answer(query) as response:
-            yield "", None  # it is open
+        end = monotonic() + SILENCE_SECONDS
+        with self._answer(query, "an event", _LARGEST_EVENT, end) as (response, stream):
             while True:
-                line = _read(response, _LONGEST_LINE, by_line=True)
-                if len(line) == _LONGEST_LINE:
-                    raise BadAnswer(f"a line is longer than {_LONGEST_LINE >> 20} MiB")
+                stream.allow(monotonic() + SILENCE_SECONDS)
+                line = response.readline()
                 if not line.endswith(b"\n"):
                     return
                 event = _parsed(line)
@@ -140,31 +180,28 @@ class Client:
                     raise BadAnswer("what came is no event") from None
 
     @contextmanager
-    def _answer(self, query: dict[str, str]) -> Iterator[HTTPResponse]:
-        http = standard_module("http.client", "--source kubernetes").client
+    def _answer(
+        self, query: dict[str, str], what: str, size: int, end: float
+    ) -> Iterator[tuple[HTTPResponse, _Stream]]:
+        http: Any = standard_module("http.client", "--source kubernetes").client
         if self._selector:
             query["labelSelector"] = self._selector
         text = "&".join(f"{name}={self._quote(value, safe='')}" for name, value in query.items())
         assert self._connection is not None
         if self._connection.sock is None:  # closed by the server after its last answer
             self._connect()
+        connection: Any = self._connection
+        headers = {**self._access.headers(), "Accept": "application/json"}
         try:
-            self._connection.request(
-                "GET", f"{self._path}?{text}", headers={**self._access.headers(), "Accept": "application/json"}
-            )
-            with self._connection.getresponse() as response:
+            connection.request("GET", f"{self._path}?{text}", headers=headers)
+            stream = _Stream(connection.sock, what, size, end)
+            connection.response_class = lambda _, *more, **named: http.HTTPResponse(stream, *more, **named)
+            with connection.getresponse() as response:
                 if response.status != 200:
                     raise _refusal(response)
-                yield response
-        except http.HTTPException as error:
+                yield response, stream
+        except (http.HTTPException, ValueError, OverflowError, MemoryError) as error:  # some sizes of chunks give these
             raise BadAnswer(f"no whole answer of HTTP/1.1: {shortened(f'{type(error).__name__} {error}')}") from None
-
-
-def _read(response: HTTPResponse, size: int, *, by_line: bool = False) -> bytes:
-    try:
-        return response.readline(size) if by_line else response.read(size)
-    except (ValueError, OverflowError) as error:  # http.client's, for some that are no length of a chunk
-        raise BadAnswer(f"no whole answer of HTTP/1.1: {shortened(str(error))}") from None
 
 
 def _parsed(data: bytes) -> Any:
@@ -184,7 +221,7 @@ def refusal_of(status: Any) -> Refused:
 
 def _refusal(response: HTTPResponse) -> Refused:
     try:
-        refused = refusal_of(_parsed(_read(response, _LONGEST_REASON)))
+        refused = refusal_of(_parsed(response.read(_LONGEST_REASON)))
     except BadAnswer:
         refused = Refused(response.status, response.reason)
     text = response.getheader("Retry-After", "")

@@ -235,7 +235,9 @@ class _Section:
     def only(self, kind: str) -> str:
         """The name of the only one of a kind."""
         names = [one.text("name") for one in self._entries(kind)]
-        if len(names) != 1:
+        if not names:
+            raise AccessProblem(f"{self.where} has no {kind}s: print one that leads to a cluster by {_PRINTED}")
+        if len(names) > 1:
             raise AccessProblem(
                 f"{self.where} has no current-{kind}, and {len(names)} {kind}s; print one by {_PRINTED}"
             )

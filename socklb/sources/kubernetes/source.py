@@ -66,7 +66,8 @@ class KubernetesSource:
         self._table: BackendTable
         self._version = ""  # where a watch goes on; "": a list is needed
         self._confirmed: float | None = None  # when a second list may say what is missing
-        self._problem, self._failures, self._has_connected = "", 0, False
+        self._problem, self._is_of_watch = "", False
+        self._failures, self._has_connected = 0, False
         self._stopped = Event()
 
     def stop(self) -> None:
@@ -81,13 +82,14 @@ class KubernetesSource:
 
     def _follow_once(self, endpoints: Endpoints) -> float:
         """Over one connection, as long as it goes well; then for how long to leave the server alone."""
-        begin, asked = monotonic(), 0.0
+        begin, asked, is_watching = monotonic(), 0.0, False
         try:
             with self._client.connected():
                 self.status.reconnects += self._has_connected
                 self._has_connected = True
                 if not self._version or endpoints.next_time() is not None:  # who serves again must be seen at once
                     self._list(endpoints)
+                is_watching = True
                 self._watch(endpoints)
                 if monotonic() - begin > _HASTY_SECONDS:
                     return 0.0
@@ -97,7 +99,7 @@ class KubernetesSource:
             if _is_silence(error):
                 self._version = ""  # a watch from a version of the future is silent too
             if not isinstance(error, Refused) or error.status != _GONE:  # which each restart of a server brings
-                self._say(self._text_of(error))
+                self._say(self._text_of(error), is_of_watch=is_watching)
             asked = min(LONGEST_PAUSE, getattr(error, "retry_after", 0.0))
         longest: float = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 8))
         self._failures += 1
@@ -124,7 +126,9 @@ class KubernetesSource:
         else:
             endpoints.add(slices, now)
         self._version = version
-        self._seen()
+        self.status.heard()
+        if not self._is_of_watch:
+            self._withdraw()
 
     def _is_believed(self, version: str, now: float) -> bool:
         """Whether what is missing from a list is gone. One that is older than what was seen is from a backup."""
@@ -143,14 +147,13 @@ class KubernetesSource:
         """Until its end."""
         left = None if self._confirmed is None else self._confirmed - monotonic()
         for kind, value in self._client.watch(self._version, left):
-            if not kind:
-                self._answered()
-                continue
             if kind == "ERROR":
                 self._version = ""
                 raise refusal_of(value)
             self._apply(endpoints, kind, value)
-            self._seen()
+            self._failures = 0  # not after a list: every node would ask for one every few seconds
+            self.status.heard()
+            self._withdraw()
         if self._confirmed is not None and monotonic() >= self._confirmed:
             self._version = ""
 
@@ -194,21 +197,17 @@ class KubernetesSource:
         if self.status.bad_entries[kind] == 1:
             self._warn(f"{KINDS[kind]} are left out: {shortened(what)}")
 
-    def _seen(self) -> None:
-        """Something came."""
-        self._failures = 0
-        self._answered()
-
-    def _answered(self) -> None:
-        self.status.heard()
-        if self._problem:
-            self._problem = ""
-            self._warn(f"{self._access.url} answers again")
-
-    def _say(self, problem: str) -> None:
+    def _say(self, problem: str, *, is_of_watch: bool) -> None:
+        """Once, until it is withdrawn; that of a watch is so by a watch: lists may well be whole in between."""
+        self._is_of_watch = is_of_watch
         if problem != self._problem:
             self._problem = problem
             self._warn(f"{problem}; the last table stays, and it is tried again")
+
+    def _withdraw(self) -> None:
+        if self._problem:
+            self._problem = ""
+            self._warn(f"{self._access.url} answers again")
 
     def _text_of(self, error: Exception) -> str:
         url = self._access.url

@@ -7,18 +7,23 @@ from typing import NamedTuple
 
 from .endpoint_slices import encode
 
-WHOLE, CLOSE, RESET, SILENCE = "whole", "close", "reset", "silence"
-"""How an answer ends. After SILENCE the connection stays open, and nothing more comes."""
+WHOLE, CLOSE, RESET, SILENCE, TRICKLE, FLOOD = "whole", "close", "reset", "silence", "trickle", "flood"
+"""How an answer ends. After SILENCE the connection stays open, and nothing more comes. The last two do not end by
+themselves: `again` is sent now and then, or as fast as it is taken (FLOOD_SIZE bytes are as good as no end).
+"""
+
+FLOOD_SIZE = 64 << 20
 
 
 class Answer(NamedTuple):
-    """What a request gets. If it does not end WHOLE, its last chunk lacks so many bytes; status 0: nothing is sent."""
+    """What a request gets. If it does not end WHOLE, its last chunk lacks so many bytes; status 0: without a head."""
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = {}  # noqa: RUF012 - it is not changed
     ending: str = WHOLE
     missing: int = 0
+    again: bytes = b""
 
 
 def status(code: int, reason: str, message: str, *, retry_after: int | None = None, next_page: str = "") -> Answer:

@@ -24,7 +24,20 @@ from typing import BinaryIO, NamedTuple, Optional
 from urllib.parse import parse_qsl, urlsplit
 
 from ...sockets import family_of, no_thread_lingers
-from .answers import EXPIRED_PAGE, RESET, SILENCE, UNAUTHORIZED, WHOLE, Answer, chunk, head, status
+from .answers import (
+    EXPIRED_PAGE,
+    FLOOD,
+    FLOOD_SIZE,
+    RESET,
+    SILENCE,
+    TRICKLE,
+    UNAUTHORIZED,
+    WHOLE,
+    Answer,
+    chunk,
+    head,
+    status,
+)
 from .endpoint_slices import API, KIND, Change, Object, Request, bookmark, encode, event, key_of, wants
 
 PKI = Path(__file__).parent / "pki"
@@ -58,6 +71,7 @@ class ApiServer:
         """Asked about each request that `answer_next` has nothing for; None: the usual answer."""
         self.requests: list[Request] = []
         self.watches = 0  # how many run now
+        self.flooded = 0  # bytes that were taken of answers that end in a FLOOD
         self.version = 100
         self.slices: dict[tuple[str, str], Object] = {}
         self._log: list[_Told] = []
@@ -226,6 +240,14 @@ class ApiServer:
         if answer.status:
             body = chunk(answer.body, answer.missing) if is_chunked else answer.body
             connection.sendall(head(answer.status, {**answer.headers, **framing}) + body)
+        else:
+            connection.sendall(answer.body)
+        while answer.ending == TRICKLE:
+            self._look(connection)  # until it raises
+            connection.sendall(answer.again)
+        while answer.ending == FLOOD and self.flooded < FLOOD_SIZE:
+            connection.sendall(answer.again)
+            self.flooded += len(answer.again)
         return self._end(connection, answer.ending, is_chunked)
 
     def _end(self, connection: ssl.SSLSocket, ending: str, is_chunked: bool = True) -> bool:

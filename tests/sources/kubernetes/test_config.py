@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import shutil
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,7 @@ class TestKubeconfig:
         assert from_kubeconfig(written(tmp_path, config)).url == AT
         two = changed(config, ("contexts",), config["contexts"] * 2)
         assert "has no current-context, and 2 contexts; print one by `kubectl" in problem_of(tmp_path, two)
+        assert "has no contexts: print one that leads to a cluster by `kubectl" in problem_of(tmp_path, {})
         other = kubeconfig("https://127.0.0.2:6443")
         for kind in ("cluster", "user", "context"):
             other[f"{kind}s"][0]["name"] = "other"
@@ -341,6 +343,25 @@ class TestConnection:
             return
         with pytest.raises(AccessProblem, match=r"is refused: Hostname mismatch.*; it has to be for another, and"):
             access.connect(30)
+
+    @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+    def test_TLS_before_1_2_is_refused_whatever_the_system_allows(  # noqa: N802
+        self, api: ApiServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def lax(**options: Any) -> ssl.SSLContext:
+            context = default(**options)
+            context.minimum_version = ssl.TLSVersion.TLSv1
+            context.set_ciphers("ALL:@SECLEVEL=0")
+            return context
+
+        default = ssl.create_default_context
+        monkeypatch.setattr(ssl, "create_default_context", lax)
+        api._context.minimum_version = ssl.TLSVersion.TLSv1
+        api._context.set_ciphers("ALL:@SECLEVEL=0")
+        assert status_of(from_kubeconfig(api.kubeconfig)) == 200
+        api._context.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises(ssl.SSLError, match=r"(?i)protocol.version|unsupported.protocol"):
+            from_kubeconfig(api.kubeconfig).connect(30)
 
     def test_an_address_of_version_6_and_a_path(self, api: ApiServer, tmp_path: Path) -> None:
         server = ApiServer("::1")

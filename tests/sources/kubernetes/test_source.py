@@ -17,7 +17,22 @@ from socklb.sources.kubernetes import Access, KubernetesSource, client, from_kub
 
 from ...sockets import eventually
 from ..followed import Followed, followed
-from .answers import CLOSE, EXPIRED_PAGE, FORBIDDEN, RESET, SILENCE, UNAUTHORIZED, WHOLE, Answer, status
+from .answers import (
+    CLOSE,
+    EXPIRED_PAGE,
+    FLOOD,
+    FLOOD_SIZE,
+    FORBIDDEN,
+    RESET,
+    SILENCE,
+    TRICKLE,
+    UNAUTHORIZED,
+    WHOLE,
+    Answer,
+    chunk,
+    head,
+    status,
+)
 from .api_server import ApiServer
 from .endpoint_slices import Object, encode, endpoint, endpoint_slice
 from .kubeconfigs import data_of, kubeconfig, written
@@ -84,7 +99,7 @@ class TestWatch:
         assert {request.path for request in api.requests} == {
             "/apis/discovery.k8s.io/v1/namespaces/demo/endpointslices"
         }
-        assert listing.query == {"limit": "250", "labelSelector": "!x"}
+        assert listing.query == {"limit": "100", "labelSelector": "!x"}
         assert watching.query == {
             "watch": "1",
             "allowWatchBookmarks": "true",
@@ -106,13 +121,6 @@ class TestWatch:
             api.stop()
             api.start()
             until(f, A, B, C)
-
-    def test_pages_without_an_end(self, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(client, "LIST_SECONDS", 0.1)
-        api.always = lambda request: a_list(metadata={"resourceVersion": "1", "continue": "more"})
-        with following(api) as f:
-            until_warned(f, "a list has no end within 0 s; the last table stays")
-        assert not f.source.status.has_table
 
     def test_it_goes_on_from_the_last_version_however_it_is_cut(self, api: ApiServer) -> None:
         """A line that was cut is none, and comes again."""
@@ -163,6 +171,8 @@ class TestServers:
             until_warned(f, "cannot be reached: Connection refused; the last table stays, and it is tried again")
             assert f.alive(A) == [True]
             api.start()
+            until_watching(api, f)
+            api.bookmark()
             until_warned(f, f"{api.url} answers again")
         assert (f.table.drain_down(), f.alive(A)) == ([], [True])
 
@@ -216,6 +226,8 @@ def a_list(**members: Any) -> Answer:
     return Answer(200, json.dumps({**usual, **members}).encode())
 
 
+CHUNKED = head(200, {"Transfer-Encoding": "chunked"})
+
 REFUSALS = {
     "401": (UNAUTHORIZED, "answers 401 Unauthorized; it does not take the token of "),
     "403": (FORBIDDEN, "cannot list resource; it needs a role that may list and watch endpointslices"),
@@ -233,7 +245,13 @@ REFUSALS = {
     "a slice twice": (a_list(items=[web(B), web(B)]), "a list has a slice twice"),
     "cut": (Answer(200, b"{", ending=CLOSE, missing=5), "no whole answer of HTTP/1.1: IncompleteRead"),
     "nothing": (Answer(0, ending=CLOSE), "no whole answer of HTTP/1.1: RemoteDisconnected"),
-    "no HTTP": (Answer(200, b"", {"X": "y\r\nTransfer-Encoding: chunked\r\n\r\nzz"}), "no whole answer of HTTP/1.1"),
+    **{
+        f"a chunk of the size {size}": (
+            Answer(0, CHUNKED + size.encode() + b"\r\n", ending=CLOSE),
+            "no whole answer of HTTP/1.1",
+        )
+        for size in ("zz", "-5", "f" * 15, "f" * 20)
+    },
 }
 
 
@@ -269,6 +287,101 @@ def test_what_is_no_event_is_said_and_the_table_stays(api: ApiServer, line: byte
         assert f.alive(A) == [True]
         api.put(web(B))
         until(f, B)
+
+
+MANY = b" " * (1 << 16)
+WITHOUT_END = {
+    "a body": Answer(0, CHUNKED, ending=FLOOD, again=chunk(MANY, 0)),
+    "a chunk of a negative size": Answer(0, CHUNKED + b"-1\r\n", ending=FLOOD, again=MANY),
+    "trailers": Answer(0, CHUNKED + b"2\r\n{}\r\n0\r\n", ending=FLOOD, again=b"X: y\r\n" * 1000),
+    "answers that come before one": Answer(0, ending=FLOOD, again=head(100, {}) * 1000),
+}
+
+
+class TestWithoutEnd:
+    """A list, and an event, of any size and duration."""
+
+    @pytest.mark.parametrize("answer", WITHOUT_END.values(), ids=WITHOUT_END)
+    @pytest.mark.parametrize("before", [(), (None,)], ids=["list", "watch"])
+    def test_in_bytes(
+        self, api: ApiServer, monkeypatch: pytest.MonkeyPatch, answer: Answer, before: tuple[None, ...]
+    ) -> None:
+        """What the server got rid of is little more than the limit: what the kernel holds."""
+        monkeypatch.setattr(client, "_LARGEST_EVENT" if before else "LARGEST", 1 << 20)
+        api.answer_next(*before, answer)
+        with following(api) as f:
+            until_warned(f, "; the last table stays")
+        assert 0 < api.flooded < FLOOD_SIZE
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            a_list(metadata={"resourceVersion": "1", "continue": "more"}),
+            Answer(200, ending=TRICKLE, again=chunk(b" ", 0)),
+        ],
+        ids=["pages", "bytes"],
+    )
+    def test_a_list_in_time(self, api: ApiServer, monkeypatch: pytest.MonkeyPatch, answer: Answer) -> None:
+        monkeypatch.setattr(client, "LIST_SECONDS", 0.1)
+        api.always = lambda request: answer
+        with following(api) as f:
+            until_warned(f, "a list has no end within 0 s; the last table stays")
+        assert not f.source.status.has_table
+
+    @pytest.mark.parametrize(
+        ("is_watch", "answer"),
+        [(False, Answer(0, ending=SILENCE)), (True, Answer(200, ending=TRICKLE, again=chunk(b" ", 0)))],
+    )
+    def test_what_is_taken_for_silence(
+        self, api: ApiServer, monkeypatch: pytest.MonkeyPatch, is_watch: bool, answer: Answer
+    ) -> None:
+        monkeypatch.setattr(client, "SILENCE_SECONDS", 0.3)
+        api.always = lambda request: answer if request.is_watch == is_watch else None
+        with following(api) as f:
+            until_warned(f, f"{api.url} does not answer; the last table stays")
+
+    def test_a_watch_may_be_of_any_size(self, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(client, "_LARGEST_EVENT", 1 << 16)
+        with following(api) as f:
+            until_watching(api, f)
+            for _ in range(9):
+                api.put({**web(A), "unknown": "x" * (1 << 14)})
+            api.put(web(B))
+            until(f, B)
+        assert len(api.requests) == 2
+
+
+ILL = {
+    "an error each time": Answer(200, EVENTS["an error"] + b"\n"),
+    "cut each time": Answer(200, ending=CLOSE, missing=1),
+}
+
+
+@pytest.mark.parametrize("answer", ILL.values(), ids=ILL)
+def test_a_watch_that_opens_and_brings_nothing_answers_again_when_it_does(
+    api: ApiServer, monkeypatch: pytest.MonkeyPatch, answer: Answer
+) -> None:
+    """Though lists are whole in between."""
+    api.always = lambda request: answer if request.is_watch else None
+    with following(api) as f:
+        f.until(lambda f: f.source._failures > 5, "several attempts, with growing pauses")
+        assert len(f.warnings) == 1
+        api.always = lambda request: None
+        until_watching(api, f)
+        api.bookmark()
+        until_warned(f, "answers again")
+        assert f.source._failures == 0
+
+
+def test_a_watch_that_opens_is_no_word_from_the_server(api: ApiServer) -> None:
+    with following(api) as f:
+        until_watching(api, f)
+        heard = f.source.status.last_heard
+        api.end_watches()
+        f.until(lambda f: len(api.requests) == 3 and api.watches == 1, "the next watch")
+        assert f.source.status.last_heard == heard
+        api.bookmark()
+        f.until(lambda f: f.source.status.last_heard > heard, "the bookmark")
 
 
 def test_a_slice_that_is_none_changes_nothing_of_what_is_known_of_it(api: ApiServer) -> None:
@@ -361,6 +474,12 @@ class TestStop:
         with following(api) as f:
             f.until(lambda f: len(api.requests) == (1 if ending else 2), "the request")
         eventually(lambda: threading.active_count() <= threads, "no thread is left")
+
+    def test_the_rest_of_an_answer_after_which_the_server_closes(self, api: ApiServer) -> None:
+        """Its connection has no socket any more."""
+        api.answer_next(Answer(200, b"", {"Connection": "close"}, SILENCE))
+        with following(api) as f:
+            f.until(lambda f: getattr(f.source._client._connection, "sock", 0) is None, "the head of the answer")
 
     def test_a_connection_that_is_being_made(self, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
         made, connect = KubernetesSource(from_kubeconfig(api.kubeconfig)), Access.connect
