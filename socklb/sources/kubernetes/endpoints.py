@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
 
-    from ...termination.table import BackendTable, Change
+    from ...termination.table import Change, PackedTable
     from ..status import SourceStatus
     from .endpoint_slice import EndpointSlice, Key
 
@@ -58,7 +58,7 @@ class Endpoints:
 
     def __init__(
         self,
-        table: BackendTable,
+        table: PackedTable,
         warn: Callable[[str], object],
         status: SourceStatus,
         *,

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from socklb import Backend, BackendTable
+from socklb import Backend
 from socklb.sources.kubernetes.endpoint_slice import KINDS, EndpointSlice, key_of
 from socklb.sources.kubernetes.endpoints import Endpoints
 from socklb.sources.status import SourceStatus
+from socklb.termination.table import PackedTable
 
+from ..followed import taken_down
 from .endpoint_slices import Object, endpoint, endpoint_slice
 
 Place = tuple[str, str, bool]  # a slice, its service, and whether one serves there
@@ -26,7 +28,7 @@ class Cluster:
     """Slices as they are put and removed, and what became of their endpoints."""
 
     def __init__(self, not_serving: float | None = 30, terminating: float | None = None) -> None:
-        self.table, self.warnings, self.now = BackendTable(), list[str](), 0.0
+        self.table, self.warnings, self.now = PackedTable(), list[str](), 0.0
         self.left_out = list[str]()
         self.status = SourceStatus(KINDS)
         after = {"not_serving": not_serving, "terminating": terminating}
@@ -88,7 +90,7 @@ class TestReadiness:
         cluster.wait(29)
         assert (cluster.down(), cluster.endpoints.next_time()) == ([], 59)
         cluster.wait(1)
-        assert (cluster.table.take_down(), cluster.endpoints.next_time()) == ({A: ["demo/web"]}, None)
+        assert (taken_down(cluster.table), cluster.endpoints.next_time()) == ({A: ["demo/web"]}, None)
         cluster.put(web(a=SERVES, b=SERVES))
         assert (cluster.table.is_alive(A), cluster.down()) == (True, [])
 
@@ -115,7 +117,7 @@ class TestReadiness:
         cluster.remove("web-a")
         assert cluster.down() == []
         cluster.remove("other")
-        assert (cluster.table.take_down(), cluster.endpoints.next_time()) == ({A: ["demo/other"]}, None)
+        assert (taken_down(cluster.table), cluster.endpoints.next_time()) == ({A: ["demo/other"]}, None)
 
     def test_who_terminates_counts_from_the_start_also_if_it_is_recalled(self) -> None:
         cluster = Cluster(terminating=5)
@@ -181,7 +183,7 @@ class TestRecycled:
         cluster.put(web(a=SERVES), update)
         assert (cluster.down(), cluster.endpoints.next_time()) == ([], 5)
         cluster.relist(update) if is_listed else cluster.wait(5)
-        assert (cluster.table.take_down(), cluster.endpoints.next_time()) == ({A: ["demo/web"]}, None)
+        assert (taken_down(cluster.table), cluster.endpoints.next_time()) == ({A: ["demo/web"]}, None)
 
     @pytest.mark.parametrize("is_first", [True, False], ids=["from before", "from afterwards"])
     def test_who_is_in_another_slice_by_then_does_not_wait(self, is_first: bool) -> None:
