@@ -13,7 +13,7 @@ from ..engine.probe import NO_DESTROY, NO_DIAG, NO_FAMILY, NOT_PERMITTED, SUPPOR
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
 from ..kernel.discovery import current_namespace
 from ..termination.loop import TerminationLoop, destroyable
-from ..termination.table import BackendTable
+from ..termination.table import PackedTable
 from .arguments import (
     add_audit_argument,
     add_netns_argument,
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
         _check_support(words, reporter.warn, dry_run=options.dry_run)
         audit = stack.enter_context(audit_from(options))
         rev_nat = stack.enter_context(rev_nat_from(options))
-        table = BackendTable()
+        table = PackedTable()
         on_pass: list[Callable[[Pass], object]] = [reporter.report]
         loop = TerminationLoop(
             table,
@@ -219,7 +219,7 @@ def _reopen(audit: AuditFile | None, reporter: Reporter) -> None:
         reporter.warn(f"{error_text(error)}; the old one stays")
 
 
-def _table_text(table: BackendTable, loop: TerminationLoop) -> str:
+def _table_text(table: PackedTable, loop: TerminationLoop) -> str:
     """Each backend in a line, alive or down, and how many there are."""
     alive = table.backends()
     alive.update((backend, table.is_alive(backend)) for backend in loop.outstanding)
@@ -228,7 +228,7 @@ def _table_text(table: BackendTable, loop: TerminationLoop) -> str:
 
 
 @contextmanager
-def _followed(source: Source, table: BackendTable, loop: TerminationLoop, reporter: Reporter) -> Iterator[None]:
+def _followed(source: Source, table: PackedTable, loop: TerminationLoop, reporter: Reporter) -> Iterator[None]:
     """While active, a thread puts the source's changes into the table; at its end the loop finishes pending work."""
 
     def follow() -> None:

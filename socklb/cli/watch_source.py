@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..sources.kubernetes import KubernetesSource
     from ..termination.loop import TerminationLoop
-    from ..termination.table import BackendTable
+    from ..termination.table import PackedTable
 
     AnySource = Union[FileSource, LineSource, KubernetesSource]
 
@@ -88,7 +88,7 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
 def remembered(
     options: argparse.Namespace,
     source: AnySource,
-    table: BackendTable,
+    table: PackedTable,
     loop: TerminationLoop,
     warn: Callable[[str], object],
 ) -> Iterator[None]:

@@ -2,8 +2,8 @@
 """Where changes of backends come from.
 
 A source has an `identity`, which tells what it follows from what others do, a `status`, and two methods.
-`follow(table, warn)` puts changes into a BackendTable until its input ends or `stop()` is called, from any thread; it
-reports what is wrong with its input to `warn`, a function that takes a text, and goes on.
+`follow(table, warn)` puts changes into a table until its input ends or `stop()` is called, from any thread; it reports
+what is wrong with its input to `warn`, a function that takes a text, and goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
 
-    from ..termination.table import BackendTable
+    from ..termination.table import PackedTable
     from .status import SourceStatus
 
     class Source(Protocol):
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         status: SourceStatus
         identity: str
 
-        def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None: ...
+        def follow(self, table: PackedTable, warn: Callable[[str], object]) -> None: ...
 
         def stop(self) -> None: ...
 

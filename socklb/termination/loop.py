@@ -15,7 +15,7 @@ from ..kernel.namespaces import CannotEnter
 from .duty_cycle import DutyCycle
 from .places import Places, without
 from .schedule import Scheduled
-from .table import BackendTable
+from .table import BackendTable, taking_down
 from .terminate import AUTO, conntrack_join, terminate
 from .waker import Waker
 
@@ -163,7 +163,7 @@ class TerminationLoop:
                 gathered, self._is_gathering = now + GATHER_SECONDS, True
             if gathered is not None and (now >= gathered or stopping):
                 gathered, self._is_gathering = None, False
-                with self._table.taking_down() as down:  # at no time is it neither there nor outstanding
+                with taking_down(self._table) as down:  # at no time is it neither there nor outstanding
                     self._scheduled.update((backend, Scheduled(now, services)) for backend, services in down.items())
             due = [backend for backend, scheduled in self._scheduled.items() if scheduled.time <= now]
             pause = self._pause() if due else 0.0

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, BinaryIO, Protocol
 
-    from .table import BackendTable
+    from .table import PackedTable
 
     class Identified(Protocol):
         """A source; one of Kubernetes has a `last_version` too."""
@@ -66,7 +66,7 @@ class Memory:
         self,
         path: str | os.PathLike[str],
         source: Identified,
-        table: BackendTable,
+        table: PackedTable,
         warn: Callable[[str], object],
         *,
         keep_seconds: float = 900.0,

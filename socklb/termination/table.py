@@ -100,14 +100,16 @@ class BackendTable:
     ) -> None:
         """Put one service's instance in, or change it. Raises ValueError for an unknown state."""
         alive = _is_alive(Instance(backend, service, state, unhealthy))
-        self.change([(packed(backend), service, alive)])
+        with self._lock:
+            self._change([(packed(backend), service, alive)])
+        self._notify()
 
     def delete(self, backend: Backend, service: str | None = None) -> None:
         """Take out one service's instance, or (None) all of them; one that is not there is no error."""
         _check(backend, "" if service is None else service)
         key = packed(backend)
         with self._lock:
-            holders = sum(self.holders(key), ()) if service is None else (service,)
+            holders = self._holders(key) if service is None else (service,)
             self._change((key, holder, None) for holder in holders)
         self._notify()
 
@@ -126,7 +128,7 @@ class BackendTable:
             gone = [
                 (key, holder, None)
                 for key in {**self._alive, **self._dead}
-                for holder in sum(self.holders(key), ())
+                for holder in self._holders(key)
                 if holder not in wanted.get(key, ())
             ]
             there = ((key, service, alive) for key, services in wanted.items() for service, alive in services.items())
@@ -134,27 +136,8 @@ class BackendTable:
             self._forget()
         self._notify()
 
-    def change(self, changes: Iterable[Change], *, is_whole: bool = False) -> None:
-        """All of these at once: (packed backend, who holds the instance, whether it is alive; None: it is taken out).
-
-        `is_whole`: with that, all that there is has been put in. What makes the changes as they are asked for sees the
-        table as it is by then.
-        """
-        with self._lock:
-            self._change(changes)
-            if is_whole:
-                self._forget()
-        self._notify()
-
-    def recall(self, backends: Iterable[Backend]) -> None:
-        """Have these alive until the table is whole: who is not in it by then goes down."""
-        with self._lock:
-            self._recalled = [packed(backend) for backend in backends]
-            self._change((key, _MEMORY, True) for key in self._recalled)
-
-    @property
-    def is_recalling(self) -> bool:
-        return bool(self._recalled)
+    def _holders(self, key: bytes) -> tuple[Holder, ...]:
+        return self._alive.get(key, ()) + self._dead.get(key, ())
 
     def _forget(self) -> None:
         self.is_whole = True
@@ -213,11 +196,6 @@ class BackendTable:
         with self._lock:  # a change may be half done
             return packed(backend) in self._alive
 
-    def holders(self, key: bytes) -> tuple[tuple[Holder, ...], tuple[Holder, ...]]:
-        """Who has an instance of a packed backend that is alive, and who has one that is not."""
-        with self._lock:
-            return self._alive.get(key, ()), self._dead.get(key, ())
-
     def backends(self) -> dict[Backend, bool]:
         """Every backend that a service has, and whether it is alive."""
         with self._lock:
@@ -230,28 +208,56 @@ class BackendTable:
 
     def drain_down(self) -> list[Backend]:
         """The backends that have gone down since the last call, and have not come back."""
-        return list(self.take_down())
+        with taking_down(self) as down:
+            return list(down)
 
-    def take_down(self) -> dict[Backend, list[str]]:
-        """The same, with the names of the services that had it alive."""
-        with self.taking_down() as down:
-            return down
 
-    @contextmanager
-    def taking_down(self) -> Iterator[dict[Backend, list[str]]]:
-        """Yields the same; until the end `keys` still has them."""
+class PackedTable(BackendTable):
+    """One that this package's sources and its memory change and ask by packed backends, for there may be a million."""
+
+    def change(self, changes: Iterable[Change], *, is_whole: bool = False) -> None:
+        """All of these at once: (packed backend, who holds the instance, whether it is alive; None: it is taken out).
+
+        `is_whole`: with that, all that there is has been put in. What makes the changes as they are asked for sees the
+        table as it is by then.
+        """
         with self._lock:
-            down, self._down = self._down, {}
-            self._taken = down
-        try:
-            yield {unpacked(key): [*dict.fromkeys(filter(None, map(str, holders)))] for key, holders in down.items()}
-        finally:
-            self._taken = {}
+            self._change(changes)
+            if is_whole:
+                self._forget()
+        self._notify()
+
+    def recall(self, backends: Iterable[Backend]) -> None:
+        """Have these alive until the table is whole: who is not in it by then goes down."""
+        with self._lock:
+            self._recalled = [packed(backend) for backend in backends]
+            self._change((key, _MEMORY, True) for key in self._recalled)
+
+    @property
+    def is_recalling(self) -> bool:
+        return bool(self._recalled)
+
+    def holders(self, key: bytes) -> tuple[tuple[Holder, ...], tuple[Holder, ...]]:
+        """Who has an instance of a packed backend that is alive, and who has one that is not."""
+        with self._lock:
+            return self._alive.get(key, ()), self._dead.get(key, ())
 
     def keys(self) -> list[bytes]:
         """The packed backends that are alive, and those that have gone down and are not taken; some may be twice."""
         with self._lock:
             return [*self._alive, *self._down, *self._taken]
+
+
+@contextmanager
+def taking_down(table: BackendTable) -> Iterator[dict[Backend, list[str]]]:
+    """Yields what `drain_down` returns, with the names of the services that had each; until the end `keys` has it."""
+    with table._lock:
+        down, table._down = table._down, {}
+        table._taken = down
+    try:
+        yield {unpacked(key): [*dict.fromkeys(filter(None, map(str, holders)))] for key, holders in down.items()}
+    finally:
+        table._taken = {}
 
 
 def packed(backend: Backend) -> bytes:

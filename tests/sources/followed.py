@@ -9,14 +9,14 @@ from typing import Any
 
 from socklb import Backend, BackendTable
 from socklb.sources.protocol import Delete, Replace, Upsert
-from socklb.termination.table import BackendState, Instance
+from socklb.termination.table import BackendState, Instance, PackedTable, taking_down
 
 from ..sockets import eventually
 
 PATIENCE = 30  # seconds until a test that hangs fails instead
 
 
-class KeptTable(BackendTable):
+class KeptTable(PackedTable):
     """A table that keeps the changes that were made, in `changes`."""
 
     def __init__(self) -> None:
@@ -41,6 +41,12 @@ class KeptTable(BackendTable):
         kept = tuple(Instance(*entry) for entry in entries)
         super().replace(kept)
         self.changes.append(Replace(kept))
+
+
+def taken_down(table: BackendTable) -> dict[Backend, list[str]]:
+    """What has gone down, and the services that had it alive."""
+    with taking_down(table) as down:
+        return down
 
 
 class Followed:

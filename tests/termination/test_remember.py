@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socklb import Backend, BackendTable
+from socklb import Backend
 from socklb.termination import remember
 from socklb.termination.remember import Memory
+from socklb.termination.table import PackedTable
 
 from ..children import Child
 from ..sockets import eventually
@@ -38,7 +39,7 @@ class Life:
     """Of one process that follows a table."""
 
     def __init__(self, path: Path, identity: str = "file /a", keep_seconds: float = 900) -> None:
-        self.table, self.source = BackendTable(), SimpleNamespace(identity=identity, last_version="")
+        self.table, self.source = PackedTable(), SimpleNamespace(identity=identity, last_version="")
         self.warnings: list[str] = []
         self.outstanding: list[Backend] = []
         self.looks = 0  # so often `run` has asked what is outstanding

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from socklb import Backend, BackendState, BackendTable
-from socklb.termination.table import Instance, packed, unpacked
+from socklb.termination.table import Instance, PackedTable, packed, taking_down, unpacked
 
 A, B, C = (Backend(f"10.0.0.{n}", 80, "tcp") for n in (1, 2, 3))
 
@@ -100,6 +100,7 @@ def test_the_table_is_the_model(steps: list[tuple[str, object]], by_value: bool)
                 assert (len(drained), {*drained}) == (len(model.down), model.down)
                 model.down = set()
             assert {backend for backend in (A, B) if table.is_alive(backend)} == model.alive()
+            assert table.backends() == {backend: table.is_alive(backend) for backend, _ in model.instances}
             assert table.has_down() == bool(model.down)
             assert bool(calls) == (name != "drain" and bool(model.down))
     assert {*table.drain_down()} == model.down
@@ -163,11 +164,11 @@ class TestChanges:
 
 class TestServices:
     def test_who_had_it_alive_is_told_when_it_goes_down(self) -> None:
-        table = BackendTable()
+        table = PackedTable()
         table.replace([(A, "web"), (A, "db"), (A, "old", "maintenance"), (B, "web")])
         table.replace([])
         assert {*table.keys()} == {packed(A), packed(B)}
-        with table.taking_down() as down:
+        with taking_down(table) as down:
             assert (down, {*table.keys()}) == ({A: ["web", "db"], B: ["web"]}, {packed(A), packed(B)})
         assert table.keys() == []
 
@@ -176,18 +177,20 @@ class TestRecalled:
     """What an earlier process had alive is alive until the table is whole."""
 
     def test_what_is_not_there_by_then_goes_down(self) -> None:
-        table = BackendTable()
+        table = PackedTable()
         table.recall([A, B])
         table.upsert(A, "web")
         assert (table.is_alive(B), table.is_whole, table.drain_down()) == (True, False, [])
         table.replace([(A, "web"), (C, "web")])
-        assert (table.is_whole, table.take_down(), table.is_alive(A)) == (True, {B: []}, True)
+        with taking_down(table) as down:
+            assert (table.is_whole, down, table.is_alive(A)) == (True, {B: []}, True)
         table.delete(A, "web")
-        assert table.take_down() == {A: ["web"]}
+        with taking_down(table) as down:
+            assert down == {A: ["web"]}
 
     def test_whoever_knows_more_of_one_counts(self) -> None:
         """Not every source ever has a whole table: lines may be upserts and deletes alone."""
-        table = BackendTable()
+        table = PackedTable()
         table.recall([A, B])
         table.upsert(A, "web", unhealthy=True)
         table.upsert(B, "web")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _SERVICE_NAME = "kubernetes.io/service-name"
 _PROTOCOLS = {"TCP": 6, "UDP": 17}
 _PORT_MAX = 0xFFFF
+_PORT_MEMBERS = ("name", "protocol", "port", "appProtocol")
 _FAMILIES = {"IPv4": (AF_INET, 4), "IPv6": (AF_INET6, 16)}
 
 FQDN, SCTP, NO_PORT, BAD_ADDRESS, MALFORMED = "fqdn", "sctp", "no_port", "bad_address", "malformed"
@@ -42,16 +43,17 @@ class Port(namedtuple("Port", "protocol number name")):
     name: str
 
 
-class EndpointSlice(namedtuple("EndpointSlice", "service width ports serving others")):
-    """`service`: namespace/name. `width`: bytes of an address. `serving`: the packed addresses that serve and do not
-    terminate, one behind the other. `others`: each other one, and whether it serves. Of an address that is in there
-    twice the better one counts.
+class EndpointSlice(namedtuple("EndpointSlice", "service width ports port_map serving others")):
+    """`service`: namespace/name. `width`: bytes of an address. `port_map`: a number that changes with the ports, those
+    that are left out among them. `serving`: the packed addresses that serve and do not terminate, one behind the other.
+    `others`: each other one, and whether it serves. Of an address that is in there twice the better one counts.
     """
 
     __slots__ = ()
     service: str
     width: int
     ports: tuple[Port, ...]
+    port_map: int
     serving: bytes
     others: dict[bytes, bool]
 
@@ -70,7 +72,7 @@ class EndpointSlice(namedtuple("EndpointSlice", "service width ports serving oth
         service = f"{namespace}/{(value['metadata'].get('labels') or {}).get(_SERVICE_NAME) or name}"
         if value["addressType"] == "FQDN":
             note(FQDN, where)
-            return cls(service, 0, (), b"", {})
+            return cls(service, 0, (), 0, b"", {})
         family, width = _FAMILIES[value["addressType"]]
         serving: set[bytes] = set()
         others: dict[bytes, bool] = {}
@@ -85,8 +87,11 @@ class EndpointSlice(namedtuple("EndpointSlice", "service width ports serving oth
                 else:
                     others[address] = serves or others.get(address, False)
         others = {address: serves for address, serves in others.items() if address not in serving}
-        ports = tuple(_ports(_list(value.get("ports")), where, note))
-        return cls(service, width, ports, b"".join(sorted(serving)), others)
+        values = _list(value.get("ports"))
+        ports = tuple(_ports(values, where, note))
+        # What endpoints are grouped by into slices: util.NewPortMapKey of k8s.io/endpointslice.
+        port_map = hash(frozenset(tuple(map(port.get, _PORT_MEMBERS)) for port in values))
+        return cls(service, width, ports, port_map, b"".join(sorted(serving)), others)
 
     def addresses(self) -> Iterator[bytes]:
         for place in range(0, len(self.serving), self.width or 1):

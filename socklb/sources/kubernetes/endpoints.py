@@ -6,6 +6,10 @@ after `not_serving` seconds, but only while another endpoint of its service, por
 held, for a broken probe must not cut a whole service that has nowhere to go. One that serves and terminates goes down
 after `terminating` seconds. Each time counts from when this process first saw it so. What a slice says of an endpoint
 counts as long as no other slice has something better to say.
+
+Where the ports of a service change, its slices are recycled: an update gives one other ports, and others of the
+endpoints, which may be in no slice until the next update. What such a slice had stays as it was there until another
+slice takes it in, for RECYCLED_SECONDS at most.
 """
 
 from __future__ import annotations
@@ -18,10 +22,18 @@ from .endpoint_slice import packed_backend, unpacked_backend
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any
 
-    from ...termination.table import BackendTable, Change
+    from ...termination.table import Change, PackedTable
     from ..status import SourceStatus
     from .endpoint_slice import EndpointSlice, Key
+
+RECYCLED_SECONDS = 5.0
+"""The controller (k8s.io/endpointslice, Reconciler.finalize; that of mirrored slices) turns what it would create into
+updates of what it would delete, and then creates, updates and deletes, in this order: what a deleted slice had, and is
+to stay, is in another one by then. Each of these is a request, 30 at once and then 20 a second (the defaults of its
+kube-api-burst and kube-api-qps): 130 slices, 13,000 endpoints. What fails is tried again after 1 second, then 2.
+"""
 
 _NEVER = float("inf")
 
@@ -46,7 +58,7 @@ class Endpoints:
 
     def __init__(
         self,
-        table: BackendTable,
+        table: PackedTable,
         warn: Callable[[str], object],
         status: SourceStatus,
         *,
@@ -58,7 +70,8 @@ class Endpoints:
         self._not_serving = _NEVER if not_serving is None else not_serving
         self._terminating = _NEVER if terminating is None else terminating
         self._known: dict[Key, _Known] = {}
-        self._services: dict[str, list[_Known]] = {}
+        self._recycled: dict[_Known, float] = {}  # slices as they were until then
+        self._services: dict[str, list[_Known]] = {}  # the recycled ones among them
         # By packed backend, in the order in which they began: since when it does not serve, or terminates.
         self._waiting: dict[bytes, float] = {}
         self._ending: dict[bytes, float] = {}
@@ -71,11 +84,13 @@ class Endpoints:
 
     def remove(self, key: Key, now: float) -> None:
         """A slice was deleted."""
-        self._table.change(self._changes({}, [key], now, are_news=True))
+        gone = [self._known.pop(key)] if key in self._known else []
+        self._table.change(self._changes({}, gone, now, are_news=True))
 
     def replace(self, slices: Mapping[Key, EndpointSlice], now: float) -> None:
         """These are all that there are. Whoever does not serve, and is not known, may have served before."""
-        gone = [key for key in self._known if key not in slices]
+        gone = [self._known.pop(key) for key in [*self._known] if key not in slices]
+        gone += _due(self._recycled, _NEVER)
         self._table.change(self._changes(slices, gone, now), is_whole=True)
 
     def add(self, slices: Mapping[Key, EndpointSlice], now: float) -> None:
@@ -95,21 +110,24 @@ class Endpoints:
 
     def settle(self, now: float) -> None:
         """Let go down whose time has come, though nothing has changed."""
-        self._table.change(self._settled(now, set()))
+        self._table.change(self._changes({}, (), now))
 
-    def _timers(self) -> tuple[tuple[dict[bytes, float], float], ...]:
-        return (self._waiting, self._not_serving), (self._ending, self._terminating)
+    def _timers(self) -> Iterator[tuple[dict[Any, float], float]]:
+        yield self._waiting, self._not_serving
+        yield self._ending, self._terminating
+        yield self._recycled, RECYCLED_SECONDS
 
     def _changes(
-        self, slices: Mapping[Key, EndpointSlice], gone: Iterable[Key], now: float, *, are_news: bool = False
+        self, slices: Mapping[Key, EndpointSlice], gone: Iterable[_Known], now: float, *, are_news: bool = False
     ) -> Iterator[Change]:
         before: dict[bytes, tuple[bool, bool]] = {}  # of each backend that changes: whether it serves, or is known
         services: set[str] = set()
-        put = (self._put(key, one, services) for key, one in slices.items())
-        for key, known, serves in chain(chain.from_iterable(put), *(self._remove(key, services) for key in gone)):
+        gone = [*gone, *_due(self._recycled, now - RECYCLED_SECONDS)]
+        put = (self._put(key, one, services, now if are_news else None) for key, one in slices.items())
+        for key, known, serves in chain(chain.from_iterable(put), *(self._remove(known, services) for known in gone)):
             # Most serve, and there are many: nothing follows from that if nothing was to happen to them.
-            is_plain = serves and self._terminating == _NEVER and key not in self._waiting and key not in self._held
-            if not is_plain and key not in before:
+            is_plain = serves and not (self._recycled or key in self._waiting or key in self._held)
+            if not (is_plain and self._terminating == _NEVER) and key not in before:
                 before[key] = self._state(key)
             yield key, known, serves
         for key, (served, was_known) in before.items():
@@ -122,28 +140,30 @@ class Endpoints:
         serves = any(isinstance(one, _Known) for one in alive)
         return serves, serves or bool(dead)
 
-    def _put(self, key: Key, one: EndpointSlice, services: set[str]) -> Iterator[Change]:
+    def _put(self, key: Key, one: EndpointSlice, services: set[str], now: float | None) -> Iterator[Change]:
+        """`now`: when it was added or modified. None for one of a list: whoever is not in that waits for nothing."""
         known = self._known.get(key)
         if known is not None and known.slice == one:
             return
-        before: dict[bytes, tuple[bool, bool]] = {}
+        before = {} if known is None else _instances(known.slice)
+        if known is not None and now is not None and _is_recycled(known.slice, one):
+            self._recycled[known] = now
+            known = None
+        is_new = known is None
         if known is None:
             known = self._known[key] = _Known(one)
         else:
-            before = _instances(known.slice)
             self._leave(known, services)
             known.slice = one
         self._services.setdefault(one.service, []).append(known)
         services.add(one.service)
         after = _instances(one)
-        yield from ((key, known, state[0]) for key, state in after.items() if before.get(key) != state)
+        yield from ((key, known, state[0]) for key, state in after.items() if is_new or before.get(key) != state)
         yield from ((key, known, None) for key in before if key not in after)
 
-    def _remove(self, key: Key, services: set[str]) -> Iterator[Change]:
-        known = self._known.pop(key, None)
-        if known is not None:
-            self._leave(known, services)
-            yield from ((key, known, None) for key in _instances(known.slice))
+    def _remove(self, known: _Known, services: set[str]) -> Iterator[Change]:
+        self._leave(known, services)
+        yield from ((key, known, None) for key in _instances(known.slice))
 
     def _leave(self, known: _Known, services: set[str]) -> None:
         service = known.slice.service
@@ -154,6 +174,10 @@ class Endpoints:
 
     def _judged(self, key: bytes, may_have_served: bool, now: float) -> Iterator[Change]:
         """What follows from how a backend is now."""
+        known = {one for one in chain(*self._table.holders(key)) if isinstance(one, _Known)}
+        recycled = known & self._recycled.keys()
+        if recycled != known:  # another slice has taken it in
+            yield from ((key, one, None) for one in recycled)
         serves, is_known = self._state(key)
         if serves or not is_known:
             self._waiting.pop(key, None)
@@ -225,7 +249,12 @@ def _instances(one: EndpointSlice) -> dict[bytes, tuple[bool, bool]]:
     }
 
 
-def _due(times: dict[bytes, float], until: float) -> Iterator[bytes]:
+def _is_recycled(old: EndpointSlice, new: EndpointSlice) -> bool:
+    """By its ports. One without endpoints is the empty one that a service keeps when its last endpoint is gone."""
+    return old.port_map != new.port_map and bool(new.serving or new.others)
+
+
+def _due(times: dict[Any, float], until: float) -> Iterator[Any]:
     """Take out those that began until then; the earliest come first."""
     while times:
         key = next(iter(times))

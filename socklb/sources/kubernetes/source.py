@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ...termination.table import BackendTable
+    from ...termination.table import PackedTable
     from .config import Access
     from .endpoint_slice import Key
 
@@ -63,7 +63,7 @@ class KubernetesSource:
         self.status = SourceStatus(KINDS, speaks_up=True)
         self._seconds = {"not_serving": not_serving, "terminating": terminating}
         self._warn: Callable[[str], object] = lambda text: None
-        self._table: BackendTable
+        self._table: PackedTable
         self._version = ""  # where a watch goes on; "": a list is needed
         self._confirmed: float | None = None  # when a second list may say what is missing
         self._problem, self._is_of_watch = "", False
@@ -74,7 +74,7 @@ class KubernetesSource:
         self._stopped.set()
         self._client.hang_up()
 
-    def follow(self, table: BackendTable, warn: Callable[[str], object]) -> None:
+    def follow(self, table: PackedTable, warn: Callable[[str], object]) -> None:
         self._warn, self._table = warn, table
         endpoints = Endpoints(table, warn, self.status, **self._seconds)
         while not self._stopped.is_set():

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from socklb import Backend, BackendTable
+from socklb import Backend
 from socklb.sources.kubernetes.endpoint_slice import KINDS, EndpointSlice, key_of
 from socklb.sources.kubernetes.endpoints import Endpoints
 from socklb.sources.status import SourceStatus
+from socklb.termination.table import PackedTable
 
+from ..followed import taken_down
 from .endpoint_slices import Object, endpoint, endpoint_slice
+
+Place = tuple[str, str, bool]  # a slice, its service, and whether one serves there
 
 A, B = (Backend(f"10.1.0.{n}", 80, "tcp") for n in (1, 2))
 SERVES, NOT, ENDING = {"serving": True}, {"serving": False}, {"serving": True, "terminating": True}
@@ -24,7 +28,7 @@ class Cluster:
     """Slices as they are put and removed, and what became of their endpoints."""
 
     def __init__(self, not_serving: float | None = 30, terminating: float | None = None) -> None:
-        self.table, self.warnings, self.now = BackendTable(), list[str](), 0.0
+        self.table, self.warnings, self.now = PackedTable(), list[str](), 0.0
         self.left_out = list[str]()
         self.status = SourceStatus(KINDS)
         after = {"not_serving": not_serving, "terminating": terminating}
@@ -86,7 +90,7 @@ class TestReadiness:
         cluster.wait(29)
         assert (cluster.down(), cluster.endpoints.next_time()) == ([], 59)
         cluster.wait(1)
-        assert (cluster.table.take_down(), cluster.endpoints.next_time()) == ({A: ["demo/web"]}, None)
+        assert (taken_down(cluster.table), cluster.endpoints.next_time()) == ({A: ["demo/web"]}, None)
         cluster.put(web(a=SERVES, b=SERVES))
         assert (cluster.table.is_alive(A), cluster.down()) == (True, [])
 
@@ -113,7 +117,7 @@ class TestReadiness:
         cluster.remove("web-a")
         assert cluster.down() == []
         cluster.remove("other")
-        assert (cluster.table.take_down(), cluster.endpoints.next_time()) == ({A: ["demo/other"]}, None)
+        assert (taken_down(cluster.table), cluster.endpoints.next_time()) == ({A: ["demo/other"]}, None)
 
     def test_who_terminates_counts_from_the_start_also_if_it_is_recalled(self) -> None:
         cluster = Cluster(terminating=5)
@@ -145,6 +149,59 @@ class TestReadiness:
         assert cluster.down() == []
         cluster.wait(10)
         assert cluster.down() == [A]
+
+
+HTTP, HTTPS = ({"name": name, "protocol": "TCP", "port": port} for name, port in (("http", 80), ("https", 443)))
+
+
+class TestRecycled:
+    """Where the ports of a service change, its slices get others of the endpoints, one after another."""
+
+    @pytest.mark.parametrize(
+        "ports",
+        [
+            [HTTP, HTTPS],
+            [HTTP, {**HTTPS, "protocol": "SCTP"}],
+            [{**HTTP, "name": "web"}],
+            [{**HTTP, "appProtocol": "h2c"}],
+        ],
+        ids=["another port", "one that is left out", "another name", "another protocol on top"],
+    )
+    def test_who_is_in_no_slice_for_a_moment_is_alive(self, ports: list[Object]) -> None:
+        cluster = Cluster()
+        cluster.put(web(a=SERVES, c=SERVES), web("web-b", b=SERVES), {**web(b=SERVES, c=SERVES), "ports": ports})
+        cluster.remove("web-b")
+        cluster.wait(4)
+        assert cluster.down() == []
+        cluster.put({**web("web-c", a=SERVES), "ports": ports})
+        cluster.wait(1)
+        assert (cluster.down(), cluster.endpoints.next_time()) == ([], None)
+
+    @pytest.mark.parametrize("is_listed", [True, False], ids=["a list lacks it", "its time has come"])
+    def test_whose_port_is_gone_goes_down_when(self, is_listed: bool) -> None:
+        cluster, update = Cluster(), {**web(a=SERVES), "ports": [{**HTTP, "port": 8080}]}
+        cluster.put(web(a=SERVES), update)
+        assert (cluster.down(), cluster.endpoints.next_time()) == ([], 5)
+        cluster.relist(update) if is_listed else cluster.wait(5)
+        assert (taken_down(cluster.table), cluster.endpoints.next_time()) == ({A: ["demo/web"]}, None)
+
+    @pytest.mark.parametrize("is_first", [True, False], ids=["from before", "from afterwards"])
+    def test_who_is_in_another_slice_by_then_does_not_wait(self, is_first: bool) -> None:
+        cluster = Cluster()
+        recycled, other = {**web(b=SERVES), "ports": [{**HTTP, "name": "web"}]}, web("web-b", a=SERVES)
+        cluster.put(web(a=SERVES), *((other, recycled) if is_first else (recycled, other)))
+        cluster.remove("web-b")
+        assert cluster.down() == [A]
+
+    @pytest.mark.parametrize(
+        "update",
+        [{**web(), "ports": []}, {**web(b=SERVES), "ports": [HTTPS, HTTP]}],
+        ids=["a service keeps an empty one when its last pod is gone", "the same ports in another order"],
+    )
+    def test_not_each_update_of_ports_is_that(self, update: Object) -> None:
+        cluster = Cluster()
+        cluster.put({**web(a=SERVES), "ports": [HTTP, HTTPS]}, update)
+        assert A in cluster.down()
 
 
 class TestHeld:
@@ -245,16 +302,23 @@ class TestWhatIsLeftOut:
 
 
 addresses = ("10.1.0.1", "10.1.0.2", "10.1.0.3")
+backends = [Backend(address, port, "tcp") for address in addresses for port in (80, 8080)]
 members = st.dictionaries(st.sampled_from(addresses), st.sampled_from((SERVES, SERVES, NOT, NOT, ENDING)))
-slices = st.tuples(st.sampled_from("abc"), st.sampled_from(("web", "web", "db")), members).map(
-    lambda drawn: endpoint_slice(drawn[0], *(endpoint(a, **c) for a, c in drawn[2].items()), service=drawn[1])
+ports = st.sampled_from(((80,), (80,), (80, 8080), (8080,)))
+slices = st.tuples(st.sampled_from("abc"), st.sampled_from(("web", "web", "db")), members, ports).map(
+    lambda drawn: endpoint_slice(
+        drawn[0],
+        *(endpoint(a, **c) for a, c in drawn[2].items()),
+        service=drawn[1],
+        ports=[{**HTTP, "port": port} for port in drawn[3]],
+    )
 )
 steps = st.one_of(
     slices.map(lambda one: ("put", one)),
     slices.map(lambda one: ("put", one)),
     st.sampled_from("abc").map(lambda name: ("remove", name)),
     st.lists(slices, max_size=3).map(lambda several: ("list", several)),
-    st.sampled_from((1.0, 15.0, 30.0)).map(lambda seconds: ("wait", seconds)),
+    st.sampled_from((1.0, 4.0, 15.0, 30.0)).map(lambda seconds: ("wait", seconds)),
 )
 
 
@@ -262,50 +326,64 @@ steps = st.one_of(
 @given(st.lists(steps, max_size=30))
 def test_who_is_alive_and_who_goes_down(several: list[tuple[str, Any]]) -> None:
     """Whatever comes in whatever order. Serving is alive, being nowhere is not. Between these one goes down who has not
-    served for 30 s, while another one of the service does, and nobody else.
+    served for 30 s, while another one of the service does, and nobody else. Who was in a slice whose ports changed, and
+    is in none since, counts as being there for 5 s, but for a list.
     """
     cluster, shown = Cluster(), dict[str, Object]()
-    since: dict[str, float] = {}  # in some slice, and not serving in any
-    unchanged: dict[str, float] = {}  # so long in the same slices, as it is
-    alive = dict.fromkeys(addresses, False)
-    before: dict[str, list[tuple[str, str, bool]]] = {}
+    left: dict[Backend, tuple[float, Place]] = {}  # the slice whose ports changed; and since when it is in no other
+    since: dict[Backend, float] = {}  # in some slice, and not serving in any
+    unchanged: dict[Backend, float] = {}  # so long in the same slices, as it is
+    alive = dict.fromkeys(backends, False)
+    before: dict[Backend, list[Place]] = {}
     for name, argument in several:
         if name == "put":
+            old = shown.get(argument["metadata"]["name"], argument)
             shown[argument["metadata"]["name"]] = argument
+            if _ports(old) != _ports(argument) and argument["endpoints"]:
+                left.update((one, (cluster.now, place)) for one in backends for place in _places([old], one))
             cluster.put(argument)
         elif name == "remove":
             shown.pop(argument, None)
             cluster.remove(argument)
         elif name == "list":
+            left.clear()
             shown = {one["metadata"]["name"]: one for one in argument}
             cluster.relist(*shown.values())
         else:
             cluster.wait(argument)
-        was, alive = alive, {a: cluster.table.is_alive(Backend(a, 80, "tcp")) for a in addresses}
-        assert {str(one.address) for one in cluster.down()} == {a for a in addresses if was[a] and not alive[a]}
-        places = {address: [*_places(shown, address)] for address in addresses}
-        for address in addresses:
-            serves = any(serves for *_, serves in places[address])
-            if serves or not places[address]:
-                since.pop(address, None)
-                assert alive[address] == serves
+        was, alive = alive, {one: cluster.table.is_alive(one) for one in backends}
+        assert {*cluster.down()} == {one for one in backends if was[one] and not alive[one]}
+        places = {one: [*_places(shown.values(), one)] for one in backends}
+        left = {one: (at, p) for one, (at, p) in left.items() if not places[one] and cluster.now - at < 5}
+        places.update((one, [place]) for one, (_, place) in left.items())
+        for one in backends:
+            serves = any(serves for *_, serves in places[one])
+            if serves or not places[one]:
+                since.pop(one, None)
+                assert alive[one] == serves
                 continue
-            began = since.setdefault(address, cluster.now)
-            if places[address] != before.get(address):
-                unchanged[address] = cluster.now
-            serving = {service for a in addresses if a != address for _, service, serves in places[a] if serves}
-            others = [service in serving for _, service, _ in places[address]]
-            if was[address] and not alive[address]:
+            began = since.setdefault(one, cluster.now)
+            if places[one] != before.get(one):
+                unchanged[one] = cluster.now
+            others = [other for other in backends if other.address != one.address]
+            serving = {service for other in others for _, service, serves in places[other] if serves}
+            is_no_last_one = [service in serving for _, service, _ in places[one]]
+            if was[one] and not alive[one]:
                 assert cluster.now - began >= 30
-                assert any(others)
-            if cluster.now - unchanged[address] >= 30 and all(others):
-                assert not alive[address]
+                assert any(is_no_last_one)
+            if cluster.now - unchanged[one] >= 30 and all(is_no_last_one):
+                assert not alive[one]
         before = places
 
 
-def _places(shown: dict[str, Object], address: str) -> Iterator[tuple[str, str, bool]]:
-    """The slices that an address is in, their services, and whether it serves by that."""
-    for name, one in shown.items():
+def _places(several: Iterable[Object], backend: Backend) -> Iterator[Place]:
+    """The slices that a backend is in, their services, and whether it serves by that."""
+    for one in several:
         for member in one["endpoints"]:
-            if member["addresses"] == [address]:
-                yield name, one["metadata"]["labels"]["kubernetes.io/service-name"], member["conditions"]["serving"]
+            if member["addresses"] == [str(backend.address)] and backend.port in _ports(one):
+                labels, conditions = one["metadata"]["labels"], member["conditions"]
+                yield one["metadata"]["name"], labels["kubernetes.io/service-name"], conditions["serving"]
+
+
+def _ports(one: Object) -> set[int]:
+    return {port["port"] for port in one["ports"]}

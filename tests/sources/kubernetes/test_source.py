@@ -16,7 +16,7 @@ from socklb import Backend
 from socklb.sources.kubernetes import Access, KubernetesSource, client, from_kubeconfig, source
 
 from ...sockets import eventually
-from ..followed import Followed, followed
+from ..followed import Followed, followed, taken_down
 from .answers import (
     CLOSE,
     EXPIRED_PAGE,
@@ -82,7 +82,7 @@ class TestWatch:
             until(f, B, C)
             api.delete("demo", "web-b")
             until(f, B)
-            assert f.table.take_down() == {A: ["demo/web"], C: ["demo/web"]}
+            assert taken_down(f.table) == {A: ["demo/web"], C: ["demo/web"]}
             version = api.version = api.version + 5
             api.bookmark()
             f.until(lambda f: f.source.last_version == str(version), "the bookmark")
