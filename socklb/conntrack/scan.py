@@ -37,6 +37,8 @@ from .layout import (
     CTA_TUPLE_IP,
     CTA_TUPLE_ORIG,
     CTA_TUPLE_REPLY,
+    CTA_TUPLE_ZONE,
+    CTA_ZONE,
     IPCTNL_MSG_CT_NEW,
     NLA_F_NESTED,
     decode_flow,
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
 
 _HEADER = Struct("=IHHI").unpack_from  # nlmsghdr without the port
 _HEADER_SIZE = 16
+_ZONES = tuple(Struct("=HH").pack(6, kind) for kind in (CTA_ZONE, CTA_TUPLE_ZONE))
 _ORIGINAL = 20  # behind nlmsghdr and nfgenmsg
 _SIZE_OF = Struct("=H").unpack_from
 
@@ -99,15 +102,20 @@ _SOURCES_V4, _SOURCES_V6 = _sources(_REPLY_V4, 4).findall, _sources(_REPLY_V6, 1
 
 
 class ByBackend:
-    """Entries whose replies come from one of these (protocol, packed address, port), and that are translated."""
+    """Entries whose replies come from one of these (protocol, packed address, port), and that are translated.
+
+    `has_seen_zones`: whether any entry may be in a zone.
+    """
 
     def __init__(self, endpoints: Iterable[tuple[int, bytes, int]]) -> None:
         self._endpoints = frozenset(endpoints)
         self._keys = {src + bytes([protocol]) + port.to_bytes(2, "big") for protocol, src, port in self._endpoints}
+        self.has_seen_zones = False
         self._v4 = frozenset(src for _, src, _ in self._endpoints if len(src) == 4)
         self._v6 = frozenset(src for _, src, _ in self._endpoints if len(src) == 16)
 
     def may_be_in(self, datagram: bytes) -> bool:
+        self.has_seen_zones = self.has_seen_zones or any(zone in datagram for zone in _ZONES)
         return bool(
             (self._v4 and not self._v4.isdisjoint(_SOURCES_V4(datagram)))
             or (self._v6 and not self._v6.isdisjoint(_SOURCES_V6(datagram)))

@@ -75,6 +75,8 @@ class ConntrackTable(NetlinkSocket):
 
     def __init__(self) -> None:
         super().__init__(open_netlink)
+        self.may_have_zones = True
+        """False once a dump of everything has shown none."""
 
     def count(self) -> int:
         """How many entries there are."""
@@ -98,7 +100,8 @@ class ConntrackTable(NetlinkSocket):
         addresses = {src for _, src, _ in wanted if len(src) == 4}
         ports = {(_family(src), protocol, port) for protocol, src, port in wanted}
         ports_v6 = {one for one in ports if one[0] == AF_INET6}
-        questions = [(0, b"")]
+        everything = [(0, b"")]
+        questions = everything
         if not _has_reply_filters():
             pass
         elif len(addresses) + len(ports_v6) <= _QUESTIONS:
@@ -108,7 +111,9 @@ class ConntrackTable(NetlinkSocket):
             questions = by_address + [_by_port(*one) for one in sorted(ports_v6)]
         elif len(ports) <= _QUESTIONS:
             questions = [_by_port(*one) for one in sorted(ports)]
-        return self._all(questions, scan)
+        found = self._all(questions, scan)
+        self.may_have_zones = questions is not everything or scan.has_seen_zones
+        return found
 
     def entries_of(self, originals: Collection[FlowTuple]) -> list[Flow]:
         """Every entry with one of these original tuples, in whatever zone."""

@@ -12,6 +12,7 @@ any verdict, and what cannot be told apart is spared.
 from __future__ import annotations
 
 from _thread import allocate_lock
+from contextlib import suppress
 
 from ..conntrack.flows import endpoints_of
 from ..conntrack.layout import FlowTuple
@@ -72,7 +73,8 @@ class Balanced:
         namespaces: Iterable[NetworkNamespace],
         while_waiting: Callable[[], object] = lambda: None,
     ) -> None:
-        self._backends, self._namespaces, self._while_waiting = frozenset(backends), list(namespaces), while_waiting
+        self._backends, self._endpoints = backends, endpoints_of(backends)
+        self._namespaces, self._while_waiting = list(namespaces), while_waiting
         self.cases: list[Case] = []
         self.is_loose: dict[NetworkNamespace, bool] = {}  # tcp_loose, where there are cases
         self.refused: dict[NetworkNamespace, SocklbError] = {}
@@ -96,12 +98,11 @@ class Balanced:
 
     def find(self, here: NetworkNamespace | None) -> None:
         """Find the entries. Backends on a loopback address are looked for in `here` alone, unless it is None."""
-        wanted = endpoints_of(self._backends)
         elsewhere = endpoints_of(backend for backend in self._backends if not backend.is_local)
 
         def look(namespace: NetworkNamespace) -> None:
             try:
-                self._find_in(namespace, wanted if here is None or namespace == here else elsewhere)
+                self._find_in(namespace, self._endpoints if here is None or namespace == here else elsewhere)
             except NamespaceVanished:
                 return
             except (NotPermitted, CannotEnter) as error:
@@ -112,7 +113,7 @@ class Balanced:
                 self.errors[namespace] = error
 
         self._everywhere(look)
-        self.cases.sort(key=lambda case: case.flow)
+        self.cases.sort(key=lambda case: (case.flow.original, case.flow.id))
 
     @property
     def status(self) -> str:
@@ -222,8 +223,8 @@ class Balanced:
         rivals: dict[FlowTuple, str] = {}
         originals = {case.flow.original for case in cases}
         for namespace, those in _by(cases, lambda case: case.namespace).items():
-            with self._lock:
-                found = self._tables[namespace].entries_of({case.flow.original for case in those})
+            table = self._tables[namespace]
+            found = table.entries_of({case.flow.original for case in those}) if table.may_have_zones else []
             rivals.update((flow.original, OTHER_ZONE) for flow in found if self._leads_elsewhere(flow))
         for namespace in self._tracked if originals else ():
             others = [case.flow._replace(zone=0) for case in cases if case.namespace != namespace]
@@ -234,13 +235,17 @@ class Balanced:
         return rivals
 
     def _leads_elsewhere(self, flow: Flow) -> bool:
-        return flow.is_dnated and not flow.is_closing and flow.backend not in self._backends
+        source = (flow.protocol, flow.reply.src, flow.reply.sport)
+        return flow.is_dnated and not flow.is_closing and source not in self._endpoints
 
 
 def services_of(cases: Iterable[Case]) -> list[Backend]:
-    """What the sockets of cases are connected to."""
-    tuples = dict.fromkeys((case.tuple.protocol, case.tuple.dst, case.tuple.dport) for case in cases)
-    return [Backend(str(from_packed(dst)), dport, PROTOCOL_NAMES[protocol]) for protocol, dst, dport in tuples]
+    """What the sockets of cases are connected to; without what nobody could be, such as an address without a link."""
+    services = []
+    for protocol, dst, dport in dict.fromkeys((c.tuple.protocol, c.tuple.dst, c.tuple.dport) for c in cases):
+        with suppress(ValueError):
+            services.append(Backend(str(from_packed(dst)), dport, PROTOCOL_NAMES[protocol]))
+    return services
 
 
 def _is_connected(socket: InetSocket) -> bool:

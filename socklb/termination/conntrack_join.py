@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from ..conntrack.layout import FlowTuple
     from ..engine.run import Run
+    from ..engine.session import OwnSession
     from ..filters.backend import Backend
     from ..wire.reply import InetSocket
     from .balanced import Case
@@ -68,6 +69,7 @@ class ConntrackJoin:
         self._counted: dict[Key, Outcome] = {}
         self._meant: dict[int, Case] = {}  # of the look at hand, by the cookie of the socket
         self._balanced: Balanced
+        self._session: OwnSession | None = None
         self.acted_on: set[Backend] = set()
 
     def forget_others(self, backends: Collection[Backend]) -> None:
@@ -94,7 +96,7 @@ class ConntrackJoin:
         """Cut who is balanced to the backends. `is_whole`: whether these are all the namespaces that there are to look
         into; else nothing is said of clients without a socket.
         """
-        self.acted_on = set()
+        self.acted_on, self._session = set(), None
         with Balanced(backends, namespaces, run.obey_signals) as balanced:
             self._balanced = balanced
             balanced.find(NetworkNamespace.current() if hasattr(namespaces, "refused") else None)
@@ -111,6 +113,7 @@ class ConntrackJoin:
                 run.account(lambda batch=batch: self._entries_cut(batch))  # type: ignore[misc]
             for case in lasting:
                 self._fail(case, run)
+        self._meant = {}
 
     # ------------------------------------------------------------------------------------------- sockets
 
@@ -184,7 +187,9 @@ class ConntrackJoin:
             return BY_IPVS
         if not self._external:
             return NO_SOCKET
-        if own_session().has_flow(case.flow):
+        if self._session is None:
+            self._session = own_session()
+        if self._session.has_flow(case.flow):
             return OWN_SESSION
         return "" if self._balanced.is_loose[case.namespace] else NOT_LOOSE
 
