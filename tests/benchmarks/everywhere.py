@@ -25,6 +25,7 @@ PORT = 9000
 
 _WALKS = f"{NAMESPACES} kernel walks, one after another"
 _TERMINATE = f"terminate {BACKENDS} backends in {NAMESPACES} namespaces"
+_WITHOUT = f"{_TERMINATE}, conntrack left out"
 _ONE_BY_ONE = "one pass a backend and namespace"
 
 
@@ -42,9 +43,9 @@ def measure_everywhere(rounds: int) -> tuple[dict[str, float], list[Ratio]]:
             for diag in diags:
                 walk(diag)
 
-        def terminate() -> None:
+        def terminate(conntrack: bool | str = "auto") -> None:
             with mock.patch.object(DiagSocket, "dump", autospec=True, side_effect=DiagSocket.dump) as dump:
-                report = terminate_connections(backends, namespaces=namespaces)
+                report = terminate_connections(backends, namespaces=namespaces, conntrack=conntrack)
             assert report.destroyed == NAMESPACES * CLIENTS, report
             assert dump.call_count == NAMESPACES, "one walk a namespace and protocol"
 
@@ -56,6 +57,7 @@ def measure_everywhere(rounds: int) -> tuple[dict[str, float], list[Ratio]]:
         subjects = {
             _WALKS: Subject(walks),
             _TERMINATE: Subject(terminate, connect),
+            _WITHOUT: Subject(lambda: terminate(False), connect),
             _ONE_BY_ONE: Subject(one_by_one, connect, every=rounds),
         }
         best = best_times(subjects, rounds)
@@ -63,7 +65,7 @@ def measure_everywhere(rounds: int) -> tuple[dict[str, float], list[Ratio]]:
         times, churn = measure_churn(nets)
     return {**best, **times}, [
         *churn,
-        *ratios_of(best, [(_TERMINATE, _WALKS, 0.75), (_TERMINATE, _ONE_BY_ONE, 0.03)]),
+        *ratios_of(best, [(_TERMINATE, _WALKS, 0.75), (_TERMINATE, _WITHOUT, 1.05), (_TERMINATE, _ONE_BY_ONE, 0.03)]),
         Ratio("threads and descriptors after 1,000 batches / after ten", batches, 1.0),
     ]
 
