@@ -36,6 +36,7 @@ NFPROTO = {4: 2, 6: 10}
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
 DNAT_PRIORITY, SNAT_PRIORITY = -100, 100
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
+DESTINATION = {4: 16, 6: 24}  # in the header
 META_L4PROTO = 16
 REGISTER, OTHER_REGISTER = 1, 2  # of 16 bytes each
 
@@ -79,8 +80,10 @@ class Nftables(NetlinkSocket):
         return super()._error(code, doing, text)
 
 
-def number(type: int, value: int) -> bytes:
-    return encode_attribute(type, value.to_bytes(4, "big", signed=value < 0))
+def numbers(*values: int, first: int = 1) -> bytes:
+    """Attributes that are numbers, of the types from the first on."""
+    signed = [value.to_bytes(4, "big", signed=value < 0) for value in values]
+    return b"".join(map(encode_attribute, range(first, first + len(values)), signed))
 
 
 def text(type: int, value: str) -> bytes:
@@ -102,7 +105,7 @@ class Table(namedtuple("Table", "family name")):
 
     def chain(self, name: str, hook: int, priority: int, *, type: str = "nat") -> Message:
         """NFTA_CHAIN_TABLE, _NAME, _HOOK, _TYPE."""
-        payload = text(1, self.name) + text(3, name) + nest(4, number(1, hook), number(2, priority)) + text(7, type)
+        payload = text(1, self.name) + text(3, name) + nest(4, numbers(hook, priority)) + text(7, type)
         return Message(_NEWCHAIN, self.family, payload)
 
     def rule(self, chain: str, *expressions: bytes) -> Message:
@@ -110,34 +113,42 @@ class Table(namedtuple("Table", "family name")):
         return Message(_NEWRULE, self.family, text(1, self.name) + text(2, chain) + nest(4, *expressions))
 
 
-def expression(name: str, *attributes: tuple[int, int | bytes]) -> bytes:
-    """NFTA_EXPR_NAME and _DATA: the attributes of an expression of this name, numbers or data."""
-    encoded = [number(t, v) if isinstance(v, int) else nest(t, encode_attribute(1, v)) for t, v in attributes]
-    return nest(1, text(1, name), nest(2, *encoded))
+def expression(name: str, *attributes: bytes) -> bytes:
+    """NFTA_EXPR_NAME and _DATA."""
+    return nest(1, text(1, name), nest(2, *attributes))
 
 
-def header(base: int, offset: int, value: bytes) -> bytes:
-    """The packet has this in a header: NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN."""
-    return expression("payload", (1, REGISTER), (2, base), (3, offset), (4, len(value))) + equal(value)
+def data(type: int, value: bytes) -> bytes:
+    """NFTA_DATA_VALUE in an attribute."""
+    return nest(type, encode_attribute(1, value))
 
 
 def equal(value: bytes) -> bytes:
-    return expression("cmp", (1, REGISTER), (2, 0), (3, value))  # NFTA_CMP_SREG, _OP, _DATA
+    return expression("cmp", numbers(REGISTER, 0), data(3, value))  # NFTA_CMP_SREG, _OP, _DATA
+
+
+def immediate(register: int, value: bytes) -> bytes:
+    return expression("immediate", numbers(register), data(2, value))  # NFTA_IMMEDIATE_DREG, _DATA
+
+
+def load(base: int, offset: int, size: int) -> bytes:
+    """So many bytes of a header: NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN."""
+    return expression("payload", numbers(REGISTER, base, offset, size))
 
 
 def is_for(service: Backend) -> bytes:
     """The packet has this destination."""
-    address = header(NETWORK_HEADER, {4: 16, 6: 24}[service.address.version], service.address.packed)
-    protocol = expression("meta", (1, REGISTER), (2, META_L4PROTO)) + equal(bytes([PROTOCOLS[service.protocol]]))
-    return address + protocol + header(TRANSPORT_HEADER, 2, service.port.to_bytes(2, "big"))
+    address, port = service.address.packed, service.port.to_bytes(2, "big")
+    address_is = load(NETWORK_HEADER, DESTINATION[service.address.version], len(address)) + equal(address)
+    protocol_is = expression("meta", numbers(REGISTER, META_L4PROTO)) + equal(bytes([PROTOCOLS[service.protocol]]))
+    return address_is + protocol_is + load(TRANSPORT_HEADER, 2, len(port)) + equal(port)
 
 
 def dnat(backend: Backend) -> bytes:
-    """NFTA_NAT_TYPE, _FAMILY, _REG_ADDR_MIN, _REG_PROTO_MIN of what "immediate" has put there."""
-    address = expression("immediate", (1, REGISTER), (2, backend.address.packed))
-    port = expression("immediate", (1, OTHER_REGISTER), (2, backend.port.to_bytes(2, "big")))
-    nat = (1, 1), (2, NFPROTO[backend.address.version]), (3, REGISTER), (5, OTHER_REGISTER)
-    return address + port + expression("nat", *nat)
+    """NFTA_NAT_TYPE, _FAMILY, _REG_ADDR_MIN, _REG_PROTO_MIN."""
+    registers = immediate(REGISTER, backend.address.packed), immediate(OTHER_REGISTER, backend.port.to_bytes(2, "big"))
+    nat = numbers(1, NFPROTO[backend.address.version], REGISTER), numbers(OTHER_REGISTER, first=5)
+    return b"".join((*registers, expression("nat", *nat)))
 
 
 def set_services(services: Mapping[Backend, Backend]) -> None:
