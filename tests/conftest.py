@@ -18,6 +18,7 @@ coverage_threads.trace_all()
 package_under_test.bind()
 
 # Only now does `socklb` mean the package under test.
+from .nat import node as node  # noqa: E402
 from .reverse_nat.balancer.fixture import balancer as balancer  # noqa: E402
 from .reverse_nat.balancer.fixture import clients as clients  # noqa: E402
 from .reverse_nat.bpf_maps import maps as maps  # noqa: E402

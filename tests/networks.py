@@ -36,13 +36,17 @@ class Network:
     """A namespace, and a maker of sockets in it."""
 
     def __init__(self, namespace: NetworkNamespace, sockets: Sockets) -> None:
-        self.namespace, self._sockets = namespace, sockets
+        self.namespace, self.sockets = namespace, sockets
 
     def make(self, function: Callable[[Sockets], T]) -> T:
         """What a function makes of the maker, inside."""
-        made = run_in_netns(self.namespace, lambda: function(self._sockets))
+        return self.run(lambda: function(self.sockets))
+
+    def run(self, function: Callable[[], T]) -> T:
+        """What a function returns, inside."""
+        returned = run_in_netns(self.namespace, function)
         no_thread_lingers()
-        return made
+        return returned
 
 
 @contextmanager

@@ -22,8 +22,6 @@ from threading import active_count
 from types import TracebackType
 from typing import TypeVar
 
-from socklb.wire.netlink import NLM_F_ACK, NLM_F_REQUEST, decode_ack, encode_attribute, encode_message
-
 from . import world
 
 T = TypeVar("T")
@@ -39,18 +37,6 @@ def add_v6_address(address: str) -> None:
         fcntl.ioctl(any_socket, 0x8916, request)
         # A work queue makes it ready (addrconf_dad_work()), on loopback too.
         eventually(lambda: not error_of(lambda: any_socket.bind((address, 0, 0, loopback))), f"an address {address}")
-
-
-def add_alternative_name(interface: int, name: str) -> None:
-    """One more name for an interface, in the calling thread's network namespace: RTM_NEWLINKPROP."""
-    nested = encode_attribute(53, name.encode() + b"\0")  # IFLA_ALT_IFNAME, in IFLA_PROP_LIST
-    request = struct.pack("=BxHiII", 0, 0, interface, 0, 0) + encode_attribute(52 | 0x8000, nested)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as route:
-        route.send(encode_message(108, NLM_F_REQUEST | NLM_F_ACK | 0x600, 1, request))  # NLM_F_CREATE and NLM_F_EXCL
-        answer = route.recv(65536)
-    code = decode_ack(answer, 16, len(answer), 0).errno
-    if code:
-        world.cannot(f"this kernel gives no alternative names: {os.strerror(code)}")
 
 
 def family_of(address: str) -> int:

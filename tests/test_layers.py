@@ -139,12 +139,12 @@ class TestReach:
         assert used <= {"strerror"}
 
     def test_sockets(self) -> None:
-        """The demo has ordinary ones, --metrics is served over HTTP, the filter language looks up service names, and
-        endpoints are many addresses to parse.
+        """The demo has ordinary ones and one to nf_tables, --metrics is served over HTTP, the filter language looks up
+        service names, and endpoints are many addresses to parse.
         """
         users = {module for module in importers_of("socket", "_socket") if folder_of(module) != "kernel"}
         assert users == {
-            *("cli.demo.world", "cli.metrics_server", "conntrack.table", "filters.language"),
+            *("cli.demo.dnat", "cli.demo.world", "cli.metrics_server", "conntrack.table", "filters.language"),
             "sources.kubernetes.endpoint_slice",
         }
 

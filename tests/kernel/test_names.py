@@ -12,7 +12,8 @@ from socklb.kernel import mounts
 from socklb.kernel.names import cgroup_id, interface_index
 
 from .. import world
-from ..sockets import Sockets, add_alternative_name, cookie_of
+from ..rtnetlink import add_alternative_name
+from ..sockets import Sockets, cookie_of
 
 
 class TestInterfaces:

@@ -19,7 +19,8 @@ from socklb.termination.terminate import terminate
 
 from .. import world
 from ..networks import Network, networks
-from ..sockets import Sockets, add_alternative_name, add_v6_address, cookie_of, pending_error, talk, without_privilege
+from ..rtnetlink import add_alternative_name
+from ..sockets import Sockets, add_v6_address, cookie_of, pending_error, talk, without_privilege
 
 pytestmark = pytest.mark.kernel
 
