@@ -30,7 +30,7 @@ world.destroy_sockets = lambda filters: destroy_sockets([{filters}])
 NOBODY = DESTROYS.format(filters="")
 TOO_MANY = DESTROYS.format(filters="*filters, SocketFilter.parse('dst [fd00::1]:9000', 'udp')")
 TOO_FEW = DESTROYS.format(
-    filters="SocketFilter.parse(str(each), each.protocol, predicate=lambda s: not getattr(s.dst, 'ipv4_mapped', 0))"
+    filters="SocketFilter.parse(str(each), each.protocol, predicate=lambda s: s.protocol == 17 or s.dst.version == 4 or s.dst.ipv4_mapped)"
     " for each in filters"
 )
 OLD_PYTHON_WITHOUT_CTYPES = """
@@ -46,13 +46,21 @@ def refuse(address):
 module(".cli.demo.world").add_loopback_address = refuse
 """
 
+NO_NAT = """
+def refuse(services):
+    raise module(".errors").KernelError(95, "set NAT rules")
+module(".cli.demo.services").set_services = refuse
+"""
+
 ANYBODY = pytest.mark.parametrize(
     "preexec", [None, become(1000), become(0, "0")], ids=["root", "user", "no user namespaces"]
 )
 
 
 class TestOneBackendDies:
-    """Three backends, TCP and UDP, v4, v6 and mapped: 18 clients, of which the 6 of one backend die."""
+    """Three backends, TCP and UDP, v4, v6 and mapped: 18 clients, of which the 6 of one backend die; and by services 4
+    more, of which one dies, and one of UDP goes on with another backend.
+    """
 
     @ANYBODY
     def test_exactly_those(self, network: None, preexec: Preexec) -> None:
@@ -60,21 +68,30 @@ class TestOneBackendDies:
         assert (result.code, result.err, table.code, table.err) == (0, "", 0, "")
         said = result.json
         clients = said["clients"]
-        assert (len(clients), len({(row["client"], row["backend"]) for row in clients})) == (18, 18)
-        assert (said["matched"], said["destroyed"], said["failed"], said["wrong"]) == (6, 6, 0, 0)
-        dead = [row for row in clients if row["after"] != "ok"]
-        assert [row["backend"] for row in dead] == ["green"] * 6
-        assert {row["after"] for row in dead} == {"ECONNABORTED, then EPIPE", "ECONNABORTED, then EDESTADDRREQ"}
-        assert {(row["before"], row["as_expected"]) for row in clients} == {("ok", True)}
+        assert (len(clients), len({(row["client"], row["backend"]) for row in clients})) == (22, 22)
+        assert (said["matched"], said["destroyed"], said["rerouted"], said["wrong"]) == (8, 7, 1, 0)
+        changed = {(row["client"], row["backend"]): row["after"] for row in clients if row["after"] != row["before"]}
+        assert changed == {
+            **{(f"tcp {form}", "green"): "ECONNABORTED, then EPIPE" for form in ("v4", "v6", "v4-mapped", "service")},
+            **{(f"udp {form}", "green"): "ECONNABORTED, then EDESTADDRREQ" for form in ("v4", "v6", "v4-mapped")},
+            ("udp service", "green"): "blue",
+        }
+        assert {(row["before"] == row["backend"], row["as_expected"]) for row in clients} == {(True, True)}
         lines = [line.split(None, 4) for line in table.out.splitlines() if line.startswith(("  tcp ", "  udp "))]
         assert [[f"{kind} {form}", *others] for kind, form, *others in lines] == [
-            [row["client"], row["backend"], "ok", row["after"]] for row in clients
+            [row["client"], row["backend"], row["before"], row["after"]] for row in clients
         ]
-        assert table.out.endswith("6 matched, 6 destroyed, 0 died or lived by mistake.\n")
+        assert table.out.endswith(
+            "8 matched: 7 destroyed, 1 rerouted, 0 gone, 0 skipped, 0 failed; 0 died or lived by mistake.\n"
+        )
+
+    def test_where_nothing_can_be_balanced_those_clients_are_left_out(self, network: None) -> None:
+        said = run("demo", "--json", patch=NO_NAT).json
+        assert (len(said["clients"]), said["destroyed"], said["rerouted"], said["wrong"]) == (18, 6, 0, 0)
 
     def test_without_ipv6_the_v4_clients_alone(self, network: None) -> None:
         said = run("demo", "--json", patch=NO_V6).json
-        assert (len(said["clients"]), said["destroyed"], said["wrong"]) == (6, 2, 0)
+        assert (len(said["clients"]), said["destroyed"], said["wrong"]) == (10, 3, 0)
 
     def test_no_socket_of_the_caller_is_touched(self, sockets: Sockets) -> None:
         client, server = sockets.tcp("127.0.0.2", 9000)
@@ -84,7 +101,7 @@ class TestOneBackendDies:
 
 @pytest.mark.parametrize(
     ("patch", "wrong", "destroyed"),
-    [(NOBODY, 6, 0), (TOO_MANY, 1, 7), (TOO_FEW, 2, 4)],
+    [(NOBODY, 2, 5), (TOO_MANY, 1, 8), (TOO_FEW, 1, 6)],
     ids=["nobody", "too many", "too few"],
 )
 def test_one_death_too_many_or_too_few_is_1_and_marked(network: None, patch: str, wrong: int, destroyed: int) -> None:

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""The demo's world: three backends and their clients; one backend's connections are destroyed."""
+"""The demo's world: three backends and their clients; those of one backend are cut."""
 
 from __future__ import annotations
 
 import errno
 import socket
+from select import select
 
 from ...engine.run import destroy_sockets
 from ...errors import NotSupported
 from ...filters import SocketFilter
+from ...filters.backend import Backend
 from ...kernel.sandbox import add_loopback_address, enter_private_network
 from ..output import error_text
+from . import services
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from ...engine.report import Report
 
 VICTIM = "green"
+_HEIR = "blue"
 _PORT = 9000
 _BACKENDS = {"red": ("127.0.0.1", "fd00::1"), "green": ("127.0.0.2", "fd00::2"), "blue": ("127.0.0.3", "fd00::3")}
 _TIMEOUT_SECONDS = 5
@@ -26,16 +30,24 @@ _STREAM, _DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 _KINDS: dict[int, str] = {_STREAM: "tcp", _DATAGRAM: "udp"}
 
 
-def play() -> tuple[str, list[dict[str, Any]], Report]:
-    """Build the world and destroy the connections to one backend: (the filter, a row for each client, the report)."""
+def play() -> tuple[list[str], list[dict[str, Any]], list[Report]]:
+    """Build the world, destroy the connections to one backend, and cut who was balanced there: (the commands, a row for
+    each client, their reports).
+    """
     try:
         enter_private_network()
     except OSError as error:
         raise NotSupported(error.errno or 0, _why_no_world(error)) from None
-    world = _World()
+    world = World()
     try:
+        has_services = services.add_services(world)
         before = [client.talk() for client in world.clients]
-        report = destroy_sockets([SocketFilter.parse(world.filter, protocol) for protocol in ("tcp", "udp")])
+        commands = [f"socklb destroy '{world.filter}'"]
+        reports = [destroy_sockets([SocketFilter.parse(world.filter, protocol) for protocol in ("tcp", "udp")])]
+        if has_services:
+            command, report = services.terminate(world, VICTIM, _HEIR)
+            commands.append(command)
+            reports.append(report)
         after = [client.talk() for client in world.clients]
     finally:
         world.close()
@@ -45,11 +57,20 @@ def play() -> tuple[str, list[dict[str, Any]], Report]:
             "backend": client.backend,
             "before": was,
             "after": now,
-            "as_expected": was == "ok" and (now != "ok") == (client.backend == VICTIM),
+            "as_expected": was == client.backend and _is_expected(client, now),
         }
         for client, was, now in zip(world.clients, before, after)
     ]
-    return world.filter, rows, report
+    return commands, rows, reports
+
+
+def _is_expected(client: _Client, answer: str) -> bool:
+    """A victim's client has an error, but for one of UDP that was balanced: another backend answers that."""
+    if client.backend != VICTIM:
+        return answer == client.backend
+    if (client.form, client.protocol) == ("service", "udp"):
+        return answer == _HEIR
+    return answer.startswith("E")
 
 
 def _why_no_world(error: OSError) -> str:
@@ -63,43 +84,48 @@ def _why_no_world(error: OSError) -> str:
 
 
 class _Client:
-    """One connected socket, and the server's socket that answers it."""
+    """One connected socket, and the sockets of servers one of which answers it, by the names of their backends."""
 
-    def __init__(self, backend: str, kind: int, form: str, near: socket.socket, far: socket.socket) -> None:
+    def __init__(
+        self, backend: str, kind: int, form: str, near: socket.socket, answering: dict[socket.socket, str]
+    ) -> None:
         self.backend, self.protocol, self.form = backend, _KINDS[kind], form
-        self.near, self._far, self._kind = near, far, kind
+        self.near, self._answering, self._kind = near, answering, kind
 
     def talk(self) -> str:
-        """Ask the backend something: "ok", or the errors that the application sees one after another."""
+        """Ask: the backend that answers, or the errors that the application sees one after another."""
         errors: list[str] = []
         for _ in range(2):  # the first error says what happened, the second what stays
             try:
-                self._exchange()
+                return self._exchange()
             except OSError as error:
                 errors.append(errno.errorcode.get(error.errno or 0, str(error)))
-            else:
-                break
-        return ", then ".join(errors) or "ok"
+        return ", then ".join(errors)
 
-    def _exchange(self) -> None:
+    def _exchange(self) -> str:
         pending = self.near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if pending:
             raise OSError(pending, "pending")
         self.near.send(b"ping")
-        if self._kind == _STREAM:
-            self._far.recv(4)
-            self._far.send(b"pong")
-        else:
-            _, sender = self._far.recvfrom(4)
-            self._far.sendto(b"pong", sender)
-        self.near.recv(4)
+        asked, _, _ = select([*self._answering], [], [], _TIMEOUT_SECONDS)
+        for server in asked:
+            if self._kind == _STREAM:
+                server.recv(4)
+                server.send(b"pong")
+            else:
+                _, sender = server.recvfrom(4)
+                server.sendto(b"pong", sender)
+            self.near.recv(4)
+            return self._answering[server]
+        raise socket.timeout("nobody answers")
 
 
-class _World:
+class World:
     """The backends' and clients' sockets. Without IPv6 the clients by v6 and mapped addresses are left out."""
 
     def __init__(self) -> None:
         self.clients: list[_Client] = []
+        self.servers: dict[tuple[str, int], socket.socket] = {}  # of v4, by backend and kind
         self._others: list[socket.socket] = []
         hosts = [_BACKENDS[VICTIM][0]]
         try:
@@ -113,12 +139,16 @@ class _World:
         self.filter = " or ".join(f"dst {host}:{_PORT}" for host in hosts)
         for backend, (v4, v6) in _BACKENDS.items():
             for kind in (_STREAM, _DATAGRAM):
-                server = self._serve(socket.AF_INET, kind, v4)
-                self._connect(backend, kind, "v4", server, socket.AF_INET, v4)
+                server = self.servers[backend, kind] = self._serve(socket.AF_INET, kind, v4)
+                self.connect(backend, kind, "v4", server, socket.AF_INET, v4)
                 if has_v6:
-                    self._connect(backend, kind, "v4-mapped", server, socket.AF_INET6, f"::ffff:{v4}")
+                    self.connect(backend, kind, "v4-mapped", server, socket.AF_INET6, f"::ffff:{v4}")
                     server = self._serve(socket.AF_INET6, kind, v6)
-                    self._connect(backend, kind, "v6", server, socket.AF_INET6, v6)
+                    self.connect(backend, kind, "v6", server, socket.AF_INET6, v6)
+
+    def backend(self, name: str, protocol: str) -> Backend:
+        """Where a backend serves by v4."""
+        return Backend(_BACKENDS[name][0], _PORT, protocol)
 
     def _serve(self, family: int, kind: int, address: str) -> socket.socket:
         server = self._keep(socket.socket(family, kind))
@@ -127,11 +157,18 @@ class _World:
             server.listen()
         return server
 
-    def _connect(self, backend: str, kind: int, form: str, server: socket.socket, family: int, address: str) -> None:
+    def connect(
+        self, backend: str, kind: int, form: str, server: socket.socket, family: int, address: str, port: int = _PORT
+    ) -> None:
+        """Make a client that this server accepts; one of UDP may be answered by others later."""
         near = self._keep(socket.socket(family, kind))
-        near.connect((address, _PORT))
-        far = self._keep(server.accept()[0]) if kind == _STREAM else server
-        self.clients.append(_Client(backend, kind, form, near, far))
+        near.connect((address, port))
+        if kind == _STREAM:
+            answering = {self._keep(server.accept()[0]): backend}
+        else:
+            answering = {far: name for (name, its_kind), far in self.servers.items() if its_kind == kind}
+            answering[server] = backend
+        self.clients.append(_Client(backend, kind, form, near, answering))
 
     def _keep(self, made: socket.socket) -> socket.socket:
         made.settimeout(_TIMEOUT_SECONDS)
