@@ -30,8 +30,8 @@ world.destroy_sockets = lambda filters: destroy_sockets([{filters}])
 NOBODY = DESTROYS.format(filters="")
 TOO_MANY = DESTROYS.format(filters="*filters, SocketFilter.parse('dst [fd00::1]:9000', 'udp')")
 TOO_FEW = DESTROYS.format(
-    filters="SocketFilter.parse(str(each), each.protocol, predicate=lambda s: s.protocol == 17 or s.dst.version == 4 or s.dst.ipv4_mapped)"
-    " for each in filters"
+    filters="SocketFilter.parse(str(each), each.protocol, predicate=lambda s: s.protocol == 17 or s.family == 2 or "
+    "s.dst.ipv4_mapped) for each in filters"
 )
 OLD_PYTHON_WITHOUT_CTYPES = """
 import os
