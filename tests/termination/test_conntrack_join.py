@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -355,8 +356,8 @@ class TestTwins:
     def client(self, net: Network, network: str, backend: Backend) -> socket.socket:
         source, service = f"{network}.1", f"{network}.9"
         if network != "127.0.0":
-            addresses = [f"{address}/32" for address in (source, service, backend.address)]
-            net.run(lambda: [rtnetlink.add_address("lo", address) for address in addresses])
+            for address in (source, service, backend.address):
+                net.run(partial(rtnetlink.add_address, "lo", f"{address}/32"))
         net.run(lambda: set_services({Backend(service, 80, "tcp"): backend}))
         net.make(lambda sockets: sockets.listen(str(backend.address), 80))
         client = net.make(lambda sockets: sockets.make(socket.AF_INET, socket.SOCK_STREAM))
