@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "STATE_FILTER_TCP", "STATE_FILTER_UDP", "AuditError", "Backend", "BackendState", "BackendTable", "Condition",
-    "Counts", "FilterSyntaxError", "Flow", "InetSocket", "KernelError", "MalformedMessage", "NetworkNamespace", "NotPermitted",
-    "NotSupported", "Outcome", "Report", "RevNatEntry", "RevNatMaps", "RunStopped", "SocketFilter", "SocklbError",
-    "Support", "TcpState", "TerminationLoop", "UnboundedFilter", "UnsearchedNamespace", "__version__", "autobound",
-    "cgroup", "destroy_sockets", "device", "discover_namespaces", "dport", "dst", "find_flows", "find_sockets", "live_cookies",
-    "mark", "probe", "sport", "src", "state_mask", "states_in", "terminate_connections",
+    "Counts", "FilterSyntaxError", "Flow", "InetSocket", "KernelError", "MalformedMessage", "NetworkNamespace",
+    "NotPermitted", "NotSupported", "Outcome", "Report", "RevNatEntry", "RevNatMaps", "RunStopped", "SocketFilter",
+    "SocklbError", "Support", "TcpState", "TerminationLoop", "UnboundedFilter", "UnsearchedNamespace", "__version__",
+    "autobound", "cgroup", "destroy_sockets", "device", "discover_namespaces", "dport", "dst", "find_flows",
+    "find_sockets", "live_cookies", "mark", "probe", "sport", "src", "state_mask", "states_in", "terminate_connections",
 ]
 # fmt: on
 __all__[:] = names_left(__all__)

@@ -101,7 +101,7 @@ class TestSums:
         assert report.matched == 0
         another = NetworkNamespace("another", "/a", 4, 99)
         report.add_namespace(another)
-        assert report.namespaces[another] == (0, 0, 0, 0, 0)
+        assert report.namespaces[another] == Counts()
 
     def test_an_interrupt_while_they_are_counted_leaves_nothing_half_done(self) -> None:
         report = report_with([outcome("destroyed")])
@@ -109,7 +109,7 @@ class TestSums:
         with interrupted, pytest.raises(KeyboardInterrupt):
             self.look(report)
         self.look(report)
-        assert report.counts == report.namespaces[NAMESPACES[0]] == report.backends[BACKENDS[0]] == (1, 0, 0, 0, 0)
+        assert report.counts == report.namespaces[NAMESPACES[0]] == report.backends[BACKENDS[0]] == Counts(destroyed=1)
 
 
 ERRORS: list[BaseException] = [

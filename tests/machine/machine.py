@@ -28,6 +28,7 @@ from socklb.engine.report import Counts
 from socklb.filters.conditions import EVERYTHING
 
 from ..filters.trees import names_what_it_matches
+from ..sockets import socket_of
 from .counters import count_run, count_search, counters
 from .endpoints import LINKS, ON_LINKS, Netns, make_namespaces
 from .filters import BY_PROTOCOL, MARKS, PORTS, TARGETS, TWIN_PORT, Aim, aimed, aims, model_filters, options, states
@@ -338,7 +339,7 @@ class SocketMachine(RuleBasedStateMachine):
         return [one for one, verdict in verdicts.items() if verdict.verdict == "destroyed"]
 
     def _verdicts(self, netns: Netns, outcomes: Sequence[Outcome]) -> dict[ModelSocket, Verdict]:
-        verdicts = {self._identify(netns, one.socket): Verdict(one.verdict, one.reason) for one in outcomes}
+        verdicts = {self._identify(netns, socket_of(one)): Verdict(one.verdict, one.reason) for one in outcomes}
         assert len(verdicts) == len(outcomes)
         return verdicts
 
