@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 
+from ..conntrack.clients import services_of, tuple_of
 from ..conntrack.table import ConntrackTable
 from ..engine.policy import OWN_SESSION
 from ..engine.report import (
@@ -29,11 +30,11 @@ from ..engine.report import (
 )
 from ..engine.session import own_session
 from ..errors import SocklbError
+from ..filters.peers import filters_to
 from ..kernel.namespaces import NetworkNamespace
 from ..kernel.netlink_socket import batches
 from ..wire.request import IPPROTO_TCP
-from .balanced import Balanced, services_of, tuple_of
-from .peers import filters_to
+from .balanced import Balanced
 from .reasons import ALIVE_AGAIN, BY_IPVS, NO_SOCKET, NOT_LOOSE, STILL_BALANCED
 
 TYPE_CHECKING = False
@@ -126,7 +127,7 @@ class ConntrackJoin:
         if not self._meant:
             return
         where = dict.fromkeys(namespace for case in self._meant.values() for namespace, _ in case.sockets)
-        run.search(filters_to(services_of(self._meant.values()), self._is_meant), list(where))
+        run.search(filters_to(services_of(case.client for case in self._meant.values()), self._is_meant), list(where))
         vanished = [
             Outcome(socket, GONE, "", None, namespace, case.flow)
             for case in dict.fromkeys(self._meant.values())

@@ -11,7 +11,7 @@ from ..engine.run import Run
 from ..errors import NotSupported
 from ..features import has, missing
 from ..filters.backend import Backend, check_backend
-from .peers import filters_to
+from ..filters.peers import filters_to
 from .reasons import ALIVE_AGAIN, NO_REV_NAT
 from .schedule import LOOKS
 
