@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from ..errors import AuditError
 from ..features import has, missing, standard_module
 from ..filters import SocketFilter
+from ..filters.backend import Backend
 from ..states import named_states
 from .output import error_text, warn
 
@@ -77,6 +78,31 @@ def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
     protocols = [name for name in ("tcp", "udp") if both or getattr(options, name)]
     text = " ".join(options.filter)
     return [SocketFilter.parse(text, protocol, states=options.state) for protocol in protocols]
+
+
+def add_backend_arguments(parser: argparse.ArgumentParser, nargs: str) -> None:
+    parser.add_argument(
+        "backends",
+        metavar="BACKEND",
+        nargs=nargs,
+        type=_backend,
+        help="ADDRESS:PORT/TCP or /UDP; v6 in brackets, a link-local address with its link: [fe80::1%%eth0]:80/TCP",
+    )
+
+
+def _backend(text: str) -> Backend:
+    if text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a backend; a directory of maps is --rev-nat-dir {text}")
+    try:
+        return Backend.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_processes_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", "--processes", action="store_true", help="show the processes that hold the socket, of those one may see"
+    )
 
 
 def add_netns_argument(parser: argparse.ArgumentParser, default: str) -> None:

@@ -27,10 +27,11 @@ from .signals import ended_by_signals, showing
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import Any
 
     from ..engine.report import Counts, Outcome
+    from ..filters.backend import Backend
     from ..wire.reply import InetSocket
 
     Target = Callable[[Report, Outcome], dict[str, str]]
@@ -69,7 +70,7 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
     """
     problems, expected = namespace_problems(report.errors, report.unsearched, options.readable_only, error)
     with showing():
-        for text in [*problems, *expected, *left_alone_texts(report)]:
+        for text in [*problems, *expected, *left_alone_texts(report.left_alone)]:
             warn(text)
         if report.hidden:
             warn(report.hidden)
@@ -158,9 +159,9 @@ def local_endpoint(socket: InetSocket, device: str | None) -> str:
     return f"{address}{bound}:{port}"
 
 
-def left_alone_texts(report: Report) -> list[str]:
-    """A line about backends whose address means another one elsewhere; none if there is none."""
-    if not report.left_alone:
+def left_alone_texts(backends: Collection[Backend]) -> list[str]:
+    """A line about those whose address means another one elsewhere; none if there is none."""
+    if not backends:
         return []
-    names = ", ".join(map(str, report.left_alone))
+    names = ", ".join(map(str, backends))
     return [f"searched for in the current namespace alone, for such an address is another one in each: {names}"]

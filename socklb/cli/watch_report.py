@@ -177,7 +177,7 @@ class Reporter:
             self._print_sums(done.backends, report, fields, f"; {done.seconds:.3f} s{waited}")
         if report.hidden:
             self.warn_once("hidden", report.hidden)
-        for text in left_alone_texts(report):
+        for text in left_alone_texts(report.left_alone):
             self.warn_once("left alone", shortened(text))
 
     def _print_sums(self, backends: list[Backend], report: Report, fields: dict[str, Any], text: str) -> None:
