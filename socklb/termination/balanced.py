@@ -86,7 +86,7 @@ class Balanced:
         self.cases: list[Case] = []
         self.is_loose: dict[NetworkNamespace, bool] = {}  # tcp_loose, where there are cases
         self.refused: dict[NetworkNamespace, SocklbError] = {}
-        self.errors: dict[NetworkNamespace, SocklbError] = {}
+        self.errors: dict[NetworkNamespace, Exception] = {}
         self._is_absent = False
         self._tables: dict[NetworkNamespace, ConntrackTable] = {}
         self._tracked: list[NetworkNamespace] = []  # those that have entries
@@ -109,7 +109,7 @@ class Balanced:
                 return
             except (NotPermitted, CannotEnter) as error:
                 self.refused[namespace] = error
-            except SocklbError as error:
+            except (SocklbError, ValueError) as error:  # ValueError: it is no network namespace
                 self.errors[namespace] = error
 
         in_parallel(look_in, current_first(self._namespaces), while_waiting=self._while_waiting)
