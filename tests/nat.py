@@ -39,7 +39,6 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import ip_interface
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -66,8 +65,6 @@ from .children import Child
 from .nat_rules import Service
 from .networks import Network, pinned_networks
 from .sockets import Sockets, family_of
-
-T = TypeVar("T")
 
 VIP4, VIP6 = "10.96.0.10", "fd00:96::10"
 NODE, GATEWAY = "192.168.50.1", "10.244.1.1"

@@ -35,6 +35,7 @@ from ..nat import (
     add_ipvs_entry,
     ask,
 )
+from ..sockets import Sockets
 
 pytestmark = pytest.mark.kernel
 
@@ -197,3 +198,16 @@ def test_what_ipvs_balances_has_no_bit_that_says_so(node: Node, protocol: int) -
     (flow,) = entries_of(node.host, original)
     assert (flow.reply, flow.status & DST_NAT) == (reply, 0)
     assert flow.is_by_ipvs
+
+
+def test_without_a_rule_that_needs_it_nothing_is_tracked(sockets: Sockets) -> None:
+    client, _ = sockets.udp_pair("127.0.0.2", 9000)
+
+    def count_with_a_packet() -> int:
+        client.send(b"x")
+        with ConntrackTable() as table:
+            return table.count()
+
+    assert count_with_a_packet() == 0
+    nat_rules.track()
+    assert count_with_a_packet() == 1
