@@ -24,6 +24,7 @@ _TOPICS = {
     "Filters and conditions": "SocketFilter Condition dst src dport sport device mark cgroup autobound",
     "Backends": "Backend BackendState BackendTable",
     "Namespaces": "discover_namespaces NetworkNamespace",
+    "Conntrack": "find_flows Flow",
     "Reverse NAT": "RevNatMaps RevNatEntry",
     "What this kernel can do": "probe Support",
     "States": "TcpState state_mask states_in STATE_FILTER_TCP STATE_FILTER_UDP",
