@@ -168,7 +168,7 @@ class Report:
         self._sums: _Sums | None = None
 
     def withdraw(self, outcome: Outcome) -> None:
-        """Another one takes its place."""
+        """Take an outcome back: another one is to stand in its place."""
         self.outcomes.remove(outcome)
         self._sums = None
 

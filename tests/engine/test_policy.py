@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from socklb import (
     src,
     state_mask,
 )
-from socklb.engine.run import Run
 
 from .. import package_under_test
 from ..sockets import Sockets, add_v6_address, cookie_of, in_child, pending_error, socket_of, talk
@@ -251,13 +249,9 @@ class TestBounded:
         ],
         ids=str,
     )
-    @pytest.mark.parametrize("call", [destroy_sockets, Run])
-    def test_an_unbounded_one_hits_nobody(
-        self, nine: list[socket.socket], call: Callable[..., object], unbounded: SocketFilter
-    ) -> None:
-        """Wherever a run comes from: the default spares."""
+    def test_an_unbounded_one_hits_nobody(self, nine: list[socket.socket], unbounded: SocketFilter) -> None:
         with pytest.raises(UnboundedFilter):
-            call([*EACH, unbounded])
+            destroy_sockets([*EACH, unbounded])
         assert [pending_error(client) for client in nine] == [""] * 9
 
     def test_allow_unbounded_allows_it(self, nine: list[socket.socket]) -> None:

@@ -35,7 +35,7 @@ from socklb.kernel.names import UnknownName
 
 from ..fake_kernel import row
 
-VERDICTS = ("destroyed", "would_destroy", "gone", "skipped", "failed")
+VERDICTS = ("destroyed", "rerouted", "cleared", "would_destroy", "gone", "skipped", "failed")
 NAMESPACES = [NetworkNamespace(f"net{n}", f"/run/netns/net{n}", 4, n) for n in range(3)]
 BACKENDS = [Backend(f"10.0.0.{n}", 80, "tcp") for n in range(5, 8)]
 TCP = 6
@@ -173,7 +173,8 @@ class TestCopies:
 
 def test_printed_forms() -> None:
     assert repr(NAMESPACES[0]) == "<NetworkNamespace net0 /run/netns/net0 inode=0>"
-    assert repr(Counts(1, 0, 0, 2, 0)) == "Counts(destroyed=1, would_destroy=0, gone=0, skipped=2, failed=0)"
+    rest = "gone=0, skipped=2, failed=0"
+    assert repr(Counts(1, skipped=2)) == f"Counts(destroyed=1, rerouted=0, cleared=0, would_destroy=0, {rest})"
     assert repr(UnsearchedNamespace("/x", "why", 2)) == "UnsearchedNamespace(path='/x', reason='why', count=2)"
     assert repr(outcome("gone")).startswith("Outcome(socket=<InetSocket 6 ESTABLISHED 10.0.0.1:1025 -> 10.0.0.5:80 ")
-    assert repr(Report()) == "<Report matched=0 destroyed=0 would_destroy=0 gone=0 skipped=0 failed=0>"
+    assert repr(Report()) == f"<Report {' '.join(f'{name}=0' for name in ('matched', *VERDICTS))}>"

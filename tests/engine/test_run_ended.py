@@ -174,10 +174,8 @@ class TestAnInterrupt:
             except KeyboardInterrupt as error:
                 for made in kernel.sockets:
                     made.close()  # Python closes nothing if it is interrupted just as a `with` block ends
-                if kernel.sent and interrupt.where not in (
-                    "carry_out",
-                    "destroy_sockets",
-                ):  # it comes before anything is known, or after all is over
+                # In these it comes before anything is known, or after all is over.
+                if kernel.sent and interrupt.where not in ("carry_out", "destroy_sockets"):
                     report = report_of(error)
                     self.check(report, world.killed, [r["cookie"] for r in records], interrupt.where, with_audit)
             else:
