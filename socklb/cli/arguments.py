@@ -35,6 +35,18 @@ A v6 address whose end could be a port needs brackets. States may come first:
 """
 
 
+_CONNTRACK_HELP = """\
+Clients of a service address (kube-proxy, Docker, any DNAT) know nothing of the
+backend, but conntrack does: see `socklb flows`. Of TCP the socket is destroyed
+and the conntrack entry deleted; of UDP the entry alone ("rerouted"): the socket
+lives on, to another backend. TCP clients on other hosts are skipped; with
+--external their entries are deleted ("cleared"), and they get a reset when they
+send. The balancer's rules may lag: where something was cut it is looked again
+after 2 s, and as long as that finds more after 4, 8, 16 and 32 s. To look, too,
+needs CAP_NET_ADMIN, in a dry run as well.
+"""
+
+
 def describe(
     parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int], *, epilog: str, description: str = ""
 ) -> None:
@@ -184,6 +196,30 @@ def add_rev_nat_arguments(parser: argparse.ArgumentParser) -> None:
     if not has("reverse_nat"):
         lines = (parser.epilog or "").splitlines()
         parser.epilog = "\n".join(line for line in lines if "--rev-nat" not in line)
+
+
+def add_conntrack_arguments(parser: argparse.ArgumentParser) -> None:
+    """A copy that lacks the folder does not offer them, and says so if they are given."""
+    is_there = has("conntrack")
+    either = parser.add_mutually_exclusive_group() if is_there else parser
+    for where, word, text in (
+        (either, "--conntrack", "fail where conntrack cannot be asked; default: cut whom it names where it can"),
+        (either, "--no-conntrack", "do not look for clients of service addresses whom conntrack has balanced there"),
+        (parser, "--external", "also delete the conntrack entries of TCP clients that have no socket on this host"),
+    ):
+        where.add_argument(word, action="store_true", help=text if is_there else argparse.SUPPRESS)
+    if is_there:
+        parser.epilog = f"{parser.epilog}\n{_CONNTRACK_HELP}"
+
+
+def conntrack_from(options: argparse.Namespace) -> bool | str:
+    """What calls take. Bad usage leaves through SystemExit(2); raises ValueError where the folder is missing."""
+    for word in ("conntrack", "external"):
+        if getattr(options, word) and not has("conntrack"):
+            raise ValueError(missing(f"--{word}", "conntrack"))
+    if options.external and options.no_conntrack:
+        options.fail("argument --external: not allowed with argument --no-conntrack")
+    return "auto" if options.conntrack == options.no_conntrack else bool(options.conntrack)
 
 
 def _rev_nat_help(text: str) -> str:

@@ -81,7 +81,7 @@ class Balanced:
         self.is_loose: dict[NetworkNamespace, bool] = {}  # tcp_loose, where there are cases
         self.refused: dict[NetworkNamespace, SocklbError] = {}
         self.errors: dict[NetworkNamespace, Exception] = {}
-        self._is_absent = False
+        self._is_absent = self._is_refused = False
         self._tables: dict[NetworkNamespace, ConntrackTable] = {}
         self._tracked: list[NetworkNamespace] = []  # those that have entries
         self._lock = allocate_lock()  # a table is for one thread at a time
@@ -130,13 +130,17 @@ class Balanced:
         """Whether conntrack was asked, for the report."""
         if self._is_absent:
             return ABSENT
-        return REFUSED if self.refused else DONE
+        return REFUSED if self._is_refused else DONE
 
     def _find_in(self, namespace: NetworkNamespace, wanted: Collection[tuple[int, bytes, int]]) -> None:
         table, loose = run_in_netns(namespace, lambda: (ConntrackTable(), is_loose()), thread_may_move=is_worker())
         try:
-            if not table.count():
-                return
+            try:
+                if not table.count():
+                    return
+            except NotPermitted:
+                self._is_refused = True
+                raise
             self._tracked.append(namespace)
             cases = [Case(namespace, flow) for flow in table.flows_to(wanted) if not flow.is_closing]
             if cases:

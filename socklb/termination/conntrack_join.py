@@ -18,18 +18,20 @@ from ..conntrack.clients import services_of, tuple_of
 from ..conntrack.table import ConntrackTable
 from ..engine.policy import OWN_SESSION
 from ..engine.report import (
+    ABSENT,
     ACHIEVED,
     CLEARED,
     DESTROYED,
     FAILED,
     GONE,
+    REFUSED,
     REROUTED,
     SKIPPED,
     WOULD_DESTROY,
     Outcome,
 )
 from ..engine.session import own_session
-from ..errors import SocklbError
+from ..errors import NotPermitted, NotSupported, SocklbError
 from ..filters.peers import filters_to
 from ..kernel.namespaces import NetworkNamespace
 from ..kernel.netlink_socket import batches
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from typing import Union
 
     from ..conntrack.layout import FlowTuple
+    from ..engine.report import Report
     from ..engine.run import Run
     from ..engine.session import OwnSession
     from ..filters.backend import Backend
@@ -81,11 +84,16 @@ class ConntrackJoin:
         for key in done:
             del self._counted[key]
 
-    def check(self) -> None:
-        """Raise NotSupported or NotPermitted if conntrack is required and cannot be asked here."""
-        if self._is_required:
+    def check(self, report: Report) -> None:
+        """Raise NotSupported or NotPermitted if conntrack is required and cannot be asked here; the report says so."""
+        if not self._is_required:
+            return
+        try:
             with ConntrackTable() as table:
                 table.count()
+        except (NotSupported, NotPermitted) as error:
+            report.conntrack = ABSENT if isinstance(error, NotSupported) else REFUSED
+            raise
 
     def look(
         self,
