@@ -19,7 +19,7 @@ from .test_vendoring import PACKAGE, python
 NAMES = {
     "reverse_nat": ("RevNatEntry", "RevNatMaps"),
     "conntrack": ("Flow", "find_flows"),
-    "termination": ("BackendState", "BackendTable", "TerminationLoop", "terminate_connections"),
+    "termination": ("BackendState", "BackendTable", "Instance", "Pass", "TerminationLoop", "terminate_connections"),
 }
 COMMANDS = {
     "list": (),

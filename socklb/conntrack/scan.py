@@ -11,7 +11,7 @@ The tuples of TCP and UDP have fixed places in a message (ctnetlink_fill_info() 
                      sport      40                       64
                      the end of dport      50            74
 
-The first 12 bytes of a tuple are constant, so that a regular expression finds all reply sources of a datagram at C
+What stands before a source is constant, so that a regular expression finds all reply sources of a datagram at C
 speed; a datagram in which none is wanted is only walked through. What is found is compared again when it is decoded.
 """
 
@@ -19,11 +19,14 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 from struct import Struct
 
 from ..errors import MalformedMessage
 from ..wire.netlink import (
+    NLM_F_DUMP_FILTERED,
     NLM_F_DUMP_INTR,
+    NLM_F_MULTI,
     NLMSG_DONE,
     NLMSG_ERROR,
     NLMSG_NOOP,
@@ -69,53 +72,43 @@ if TYPE_CHECKING:
 
 
 _HEADER = Struct("=IHHI").unpack_from  # nlmsghdr without the port
+_HEAD = Struct("=HHI").pack
+_LENGTH_AND_KIND = Struct("=IQ").unpack_from  # the same: type, flags and sequence as one number
 _HEADER_SIZE = 16
 _ZONES = tuple(Struct("=HH").pack(6, kind) for kind in (CTA_ZONE, CTA_TUPLE_ZONE))
 _ORIGINAL = 20  # behind nlmsghdr and nfgenmsg
 _SIZE_OF = Struct("=H").unpack_from
 
 
-def _beginnings(kind: int, source: int, address: int) -> tuple[bytes, bytes]:
-    """The 12 bytes that a tuple begins with, without and with a zone: the headers of the tuple, of its addresses, and
-    of the source. In the byte order of the host.
+def _beginning(kind: int, source: int, address: int) -> bytes:
+    """What a tuple begins with behind its length, which is another one if it has a zone: its type, and the headers of
+    its addresses and of the source. In the byte order of the host.
     """
-    ip = 2 * (4 + address)
-    return tuple(  # type: ignore[return-value]
-        Struct("=HHHHHH").pack(
-            *(4 + 4 + ip + 28 + zone, kind | NLA_F_NESTED),
-            *(4 + ip, CTA_TUPLE_IP | NLA_F_NESTED),
-            *(4 + address, source),
-        )
-        for zone in (0, 8)
-    )
+    headers = (4 + 2 * (4 + address), CTA_TUPLE_IP | NLA_F_NESTED), (4 + address, source)
+    return Struct("=HHHHH").pack(kind | NLA_F_NESTED, *headers[0], *headers[1])
 
 
-_REPLY_V4 = _beginnings(CTA_TUPLE_REPLY, CTA_IP_V4_SRC, 4)
-_REPLY_V6 = _beginnings(CTA_TUPLE_REPLY, CTA_IP_V6_SRC, 16)
-
-
-def _sources(beginnings: tuple[bytes, bytes], size: int) -> re.Pattern[bytes]:
-    return re.compile(b"(?:%s)(.{%d})" % (b"|".join(map(re.escape, beginnings)), size), re.DOTALL)
-
-
-_SOURCES_V4, _SOURCES_V6 = _sources(_REPLY_V4, 4).findall, _sources(_REPLY_V6, 16).findall
+_REPLY_V4 = _beginning(CTA_TUPLE_REPLY, CTA_IP_V4_SRC, 4)
+_REPLY_V6 = _beginning(CTA_TUPLE_REPLY, CTA_IP_V6_SRC, 16)
+_SOURCES_V4 = re.compile(re.escape(_REPLY_V4) + b"(.{4})", re.DOTALL).findall
+_SOURCES_V6 = re.compile(re.escape(_REPLY_V6) + b"(.{16})", re.DOTALL).findall
 
 
 class ByBackend:
     """Entries whose replies come from one of these (protocol, packed address, port), and that are translated.
 
-    `has_seen_zones`: whether any entry may be in a zone.
+    `may_have_zones`: whether any entry of what was scanned, wanted or not, may be in a zone. Not looked for if True.
     """
 
-    def __init__(self, endpoints: Iterable[tuple[int, bytes, int]]) -> None:
+    def __init__(self, endpoints: Iterable[tuple[int, bytes, int]], *, may_have_zones: bool = True) -> None:
         self._endpoints = frozenset(endpoints)
         self._keys = {src + bytes([protocol]) + port.to_bytes(2, "big") for protocol, src, port in self._endpoints}
-        self.has_seen_zones = False
+        self.may_have_zones = may_have_zones
         self._v4 = frozenset(src for _, src, _ in self._endpoints if len(src) == 4)
         self._v6 = frozenset(src for _, src, _ in self._endpoints if len(src) == 16)
 
     def may_be_in(self, datagram: bytes) -> bool:
-        self.has_seen_zones = self.has_seen_zones or any(zone in datagram for zone in _ZONES)
+        self.may_have_zones = self.may_have_zones or any(zone in datagram for zone in _ZONES)
         return bool(
             (self._v4 and not self._v4.isdisjoint(_SOURCES_V4(datagram)))
             or (self._v6 and not self._v6.isdisjoint(_SOURCES_V6(datagram)))
@@ -124,10 +117,10 @@ class ByBackend:
     def wants(self, datagram: bytes, message: int) -> bool:
         at = message + _ORIGINAL
         at += (_SIZE_OF(datagram, at)[0] + 3) & ~3
-        begin = datagram[at : at + 12]
-        if begin in _REPLY_V4:
+        begin = datagram[at + 2 : at + 12]
+        if begin == _REPLY_V4:
             return datagram[at + 12 : at + 16] + datagram[at + 32 : at + 33] + datagram[at + 40 : at + 42] in self._keys
-        if begin in _REPLY_V6:
+        if begin == _REPLY_V6:
             return datagram[at + 12 : at + 28] + datagram[at + 56 : at + 57] + datagram[at + 64 : at + 66] in self._keys
         return False
 
@@ -174,8 +167,9 @@ def parse_dump(reply: bytes, sequence: int, scan: Scan) -> Parsed:
     """
     flows: list[Flow] = []
     end: Ack | Done | None = None
-    interrupted, offset, size = 0, 0, len(reply)
+    interrupted, size = 0, len(reply)
     may_be_in = scan.may_be_in(reply)
+    offset = 0 if may_be_in else _behind_entries(reply, sequence)
     while offset < size:
         if size - offset < _HEADER_SIZE:
             raise MalformedMessage("cut netlink header", offset=offset, expected="16 bytes", got=f"{size - offset}")
@@ -204,3 +198,16 @@ def parse_dump(reply: bytes, sequence: int, scan: Scan) -> Parsed:
             raise MalformedMessage("type of a reply", offset=offset, expected=IPCTNL_MSG_CT_NEW, got=kind)
         offset = (stop + 3) & ~3
     return flows, end, interrupted
+
+
+def _behind_entries(reply: bytes, sequence: int) -> int:
+    """The offset behind the entries that a datagram begins with, as far as nothing is unusual about them."""
+    heads = [_HEAD(IPCTNL_MSG_CT_NEW, NLM_F_MULTI | flag, sequence) for flag in (0, NLM_F_DUMP_FILTERED)]
+    usual = [int.from_bytes(head, sys.byteorder) for head in heads]
+    offset, size = 0, len(reply)
+    while offset <= size - _HEADER_SIZE:
+        length, head = _LENGTH_AND_KIND(reply, offset)
+        if head not in usual or not _HEADER_SIZE <= length <= size - offset:
+            break
+        offset += (length + 3) & ~3
+    return offset

@@ -121,9 +121,8 @@ class ConntrackJoin:
             lasting = {case for case in alone if self._was_cut(case) and is_last(case.flow.backend)}
             for batch in batches([case for case in alone if case not in lasting]):
                 run.account(lambda batch=batch: self._entries_cut(batch))  # type: ignore[misc]
-            for case in alone:
-                if case in lasting:
-                    self._fail(case, run)
+            for batch in batches([case for case in alone if case in lasting]):
+                self._fail(batch, run)
         self._meant = {}
 
     # ------------------------------------------------------------------------------------------- sockets
@@ -215,13 +214,15 @@ class ConntrackJoin:
         before = self._counted.get(_key(_of_entry(case, "")))
         return before is not None and before.verdict in ACHIEVED
 
-    def _fail(self, case: Case, run: Run) -> None:
-        """It was cut before, and is there again in the last look."""
-        self._balanced.delete([case])
-        failed = _of_entry(case, FAILED, STILL_BALANCED)
-        before = self._counted[_key(failed)]
-        self._counted[_key(failed)] = failed
-        run.account(lambda: [failed], instead_of=before if before in run.report.outcomes else None)
+    def _fail(self, cases: Sequence[Case], run: Run) -> None:
+        """They were cut before, and are there again in the last look."""
+        failed = [_of_entry(case, FAILED, STILL_BALANCED) for case in cases]
+
+        def delete() -> list[Outcome]:
+            self._balanced.delete(cases)
+            return self._count(failed)
+
+        run.account(delete, instead_of=[self._counted[_key(outcome)] for outcome in failed])
 
     def _count(self, outcomes: list[Outcome]) -> list[Outcome]:
         self._counted.update((_key(outcome), outcome) for outcome in outcomes)

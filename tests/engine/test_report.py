@@ -31,8 +31,10 @@ from socklb import (
     UnboundedFilter,
     UnsearchedNamespace,
 )
+from socklb.engine.report import outcome_record
 from socklb.kernel.names import UnknownName
 
+from ..conntrack.entries import flow
 from ..fake_kernel import row
 
 VERDICTS = ("destroyed", "rerouted", "cleared", "would_destroy", "gone", "skipped", "failed")
@@ -102,6 +104,15 @@ class TestSums:
         another = NetworkNamespace("another", "/a", 4, 99)
         report.add_namespace(another)
         assert report.namespaces[another] == Counts()
+
+    def test_what_is_withdrawn_counts_no_longer(self) -> None:
+        """Also where another one has taken its place, and those that are equal count on."""
+        first, twin = outcome("destroyed"), outcome("destroyed")
+        report = report_with([first, twin])
+        assert report.destroyed == 2
+        assert (report.withdraw([first, outcome("destroyed")]), report.withdraw([first])) == (1, 0)
+        report.outcomes.append(outcome("failed"))
+        assert (report.counts, report.outcomes[0] is twin) == (Counts(destroyed=1, failed=1), True)
 
     def test_an_interrupt_while_they_are_counted_leaves_nothing_half_done(self) -> None:
         report = report_with([outcome("destroyed")])
@@ -178,3 +189,22 @@ def test_printed_forms() -> None:
     assert repr(UnsearchedNamespace("/x", "why", 2)) == "UnsearchedNamespace(path='/x', reason='why', count=2)"
     assert repr(outcome("gone")).startswith("Outcome(socket=<InetSocket 6 ESTABLISHED 10.0.0.1:1025 -> 10.0.0.5:80 ")
     assert repr(Report()) == f"<Report {' '.join(f'{name}=0' for name in ('matched', *VERDICTS))}>"
+
+
+def test_the_record_of_a_flow_without_a_socket_has_null_for_what_only_a_socket_has() -> None:
+    one = flow("[fd00::10]:443/TCP", "[fd00::5]:8443/TCP", client="fd00::1", sport=4711, id=77, zone=3)
+    said = outcome_record(Outcome(None, "cleared", "", None, NAMESPACES[0], one), {"backend": "x"}, None, False)
+    client = {"protocol": "tcp", "src": "fd00::1", "sport": 4711, "dst": "fd00::10", "dport": 443}
+    assert {name: value for name, value in said.items() if value is not None} == client | {
+        "namespace": "net0",
+        "backend": "x",
+        "dry_run": False,
+        "outcome": "cleared",
+        "reason": "",
+        "service": "[fd00::10]:443",
+        "conntrack_id": 77,
+        "zone": 3,
+    }
+    of_a_socket = outcome_record(outcome("destroyed")._replace(flow=one), {"backend": "x"}, "eth0", False)
+    assert of_a_socket.keys() == said.keys()
+    assert {name for name, value in of_a_socket.items() if value is None} == {"cgroup_id", "error"}

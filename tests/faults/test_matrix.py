@@ -115,7 +115,7 @@ TALKS_TO_NO_KERNEL = {
     *("AuditError", "KernelError", "MalformedMessage", "NotPermitted", "NotSupported", "RunStopped"),
     *("SocklbError", "UnboundedFilter"),
     *("Backend", "BackendState", "BackendTable", "Condition", "Counts", "Flow", "InetSocket", "Outcome", "Report"),
-    *("RevNatEntry", "UnsearchedNamespace", "Support", "TcpState", "FilterSyntaxError"),
+    *("Instance", "Pass", "RevNatEntry", "UnsearchedNamespace", "Support", "TcpState", "FilterSyntaxError"),
     *("SocketFilter", "autobound", "cgroup", "device", "dport", "dst", "mark", "sport", "src"),
     *("state_mask", "states_in"),
     *("NetworkNamespace", "RevNatMaps", "discover_namespaces"),  # but not over netlink
