@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..reverse_nat.maps import RevNatMaps
     from ..wire.reply import InetSocket
 
+_PIECE = 1500  # backends in a filter, about as many as fit into one dump: a run can be stopped between two
+
 NO_REV_NAT = "no reverse-NAT entry"
 ALIVE_AGAIN = "its backend is alive again"
 
@@ -109,13 +111,17 @@ def _distinct(backends: Iterable[Backend]) -> list[Backend]:
 
 
 def _filters(backends: Iterable[Backend]) -> list[SocketFilter]:
-    """One filter for each protocol, and for each link of link-local addresses: where there is no such link, nothing
-    matches that one alone.
+    """At least one filter for each protocol, and for each link of link-local addresses: where there is no such link,
+    nothing matches that one alone.
     """
     groups: dict[tuple[str, str], list[Backend]] = {}
     for backend in backends:
         groups.setdefault((backend.protocol, backend.link), []).append(backend)
-    return [SocketFilter.to_backends(group) for _, group in sorted(groups.items())]
+    return [
+        SocketFilter.to_backends(group[start : start + _PIECE])
+        for _, group in sorted(groups.items())
+        for start in range(0, len(group), _PIECE)
+    ]
 
 
 def backend_target(report: Report, outcome: Outcome) -> dict[str, str]:
