@@ -100,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_audit_argument(parser)
     add_memory_arguments(parser)
+    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)  # of the other commands
     parser.add_argument("--log-json", action="store_true", help="one JSON object a line, on both outputs")
     parser.add_argument(
         "--metrics",
@@ -109,6 +110,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.json:
+        options.fail("--json is one object at the end, and this goes on: here it is --log-json, an object a line")
     words, conntrack = options.netns or [ALL], conntrack_from(options)
     with ExitStack() as stack:
         stack.enter_context(ended_by_signals())

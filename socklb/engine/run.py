@@ -255,6 +255,8 @@ class Run:
         with run_in_netns(namespace, enter, thread_may_move=is_worker()) as table:
             self.report.add_namespace(namespace)
             for filter, here in resolved:
+                self._signals.obey()
+                self._raise_if_stopped()
                 text = str(filter) if self._audit else ""  # of a thousand backends it takes as long as a walk
                 target = self._target or _constantly({"filter": text})
                 self._destroy(Rounds(table, here, namespace, self._bits), seen if len(filters) > 1 else None, target)
