@@ -26,7 +26,7 @@ from .metrics import served
 from .netns import NamedNamespaces
 from .outlet import start_thread
 from .output import DONE, INTERRUPTED, SOME_FAILED, error_text
-from .signals import ended_by_signals
+from .signals import signals_so_far
 from .watch_report import Reporter
 from .watch_source import (
     STANDARD_INPUT,
@@ -104,10 +104,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.json:
-        options.fail("--json is one object at the end, and this goes on: here it is --log-json, an object a line")
+        options.fail("there is no --json here: it is --log-json, one object a line")
     words = options.netns or [ALL]
     with ExitStack() as stack:
-        stack.enter_context(ended_by_signals())
         actions: dict[int, Callable[[], object]] = {}
         came = stack.enter_context(_signals(actions))  # left last: no signal breaks off what is still to be written
         named = NamedNamespaces(word for word in words if word != ALL)  # an unknown one is an error now
@@ -187,7 +186,7 @@ def _check_support(words: list[str], warn: Callable[[str], object], *, dry_run: 
 @contextmanager
 def _signals(actions: Mapping[int, Callable[[], object]]) -> Iterator[list[int]]:
     """While active, each of its signals is noted, and calls the action that there is for it by then; but for those that
-    are ignored. Yields the list of those that have come.
+    are ignored. Yields the list of those that have come, since `main` began.
     """
     came: list[int] = []
 
@@ -201,6 +200,7 @@ def _signals(actions: Mapping[int, Callable[[], object]]) -> Iterator[list[int]]
     for number, usual in before.items():
         if usual != signal.SIG_IGN:
             signal.signal(number, handle)
+    came[:0] = signals_so_far()
     try:
         yield came
     finally:
