@@ -1,8 +1,8 @@
 """What people write after `ss`: each expression selects the same sockets here as there, or the reason stands beside it.
 
-A line is `EXPRESSION ; EXPRESSION -> ROWS`, where ROWS are names of the sockets in `Scene`, `*` all of them, `* - a b` all
-but some, `none` not one, `refused` an error. `| ROWS: REASON` is what ss shows where that is something else, and why;
-`| ?: REASON` where it refuses, or did so in some version. What names no states is about all of them.
+A line is `EXPRESSION ; EXPRESSION -> ROWS`, where ROWS are names of the sockets in `Scene`, `*` all of them, `* - a b`
+all but some, `none` not one, `refused` an error. `| ROWS: REASON` is what ss shows where that is something else, and
+why; `| ?: REASON` where it refuses, or did so in some version. What names no states is about all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
-from typing import NamedTuple, Tuple
+from typing import Any
 
 import pytest
 
@@ -34,33 +34,32 @@ TABLE = """\
 dst 127.0.0.1 ; dst 127.0.0.1:* -> c1 c8 s1 s3 s4 s9
 dst = 127.0.0.53 ; dst 127.0.0.52/31 ; dst 127/8:53 ; dst 127.0.0.53:domain ; dst 127.0.0.53 -> u1 u3
 dst == 10.9.0.1 ; dst 10.9.0.0/16 ; dst 10/8 -> c2 c7 s2 s7 u2 u8
-dst eq 127.0.0.2 -> c3
 state established dst != 127.0.0.1 -> c2 c3 c4 c5 c6 c9 s2 s5 s6 u1 u2 u3 u4 u8 | ?: not of an address
-dst ne 10.9/16:22 and dport = :22 ; dport = :80 src neq 127.0.0.0/8 -> none | ?: not of an address
+dst ne 10.9/16:22 and src 10.9.0.1 -> s2 s7 u2 u8 | ?: not of an address
+dport != 0 src neq 127.0.0.0/8 -> c2 c5 c6 c7 s2 s5 s6 s7 u2 u4 u8 | ?: not of an address
 src 127.0.0.1 -> c0 c1 c3 c4 c8 c9 l4 s1 u1 u3
 src 0.0.0.0 -> l1 l6 u5
 dst 127.0/16 -> c0 c1 c3 c4 c8 c9 s1 s3 s4 s9 u1 u3
 dst 127.0.0.0/30 -> c1 c3 c4 c8 s1 s3 s4 s9
-dst 0/0 -> * - c5 c6 l2 l3 l5 s5 s6 u4 u6
 dst 0.0.0.0 -> l1 l4 l6 l7 u5 u7
-dst 192.0.2.1 -> none
-dst 127.0.0.1:5432 -> c1 c8
-dst = 10.9.0.1:22 -> c2 c7
+dst 192.0.2.1 ; not dst any ; dport >= 65535 ; cgroup {cgroup} and dport = :22 -> none
+dst 127.0.0.1:5432 ; dst inet:127.0.0.1:5432 -> c1 c8
+dst = 10.9.0.1:22 ; dst default:22 ; dst *:22 ; dst any:ssh ; dst :22 ; dport 22 ; dport :22 ; dport = 22 -> c2 c7
 src 127.0.0.1:postgresql -> l4 s1
 src 127.0.0.5:9100 -> s9
 src 127.0.0.2:80 -> s3
 dst localhost -> refused | c1 c8 s1 s3 s4 s9: it looks names up
-dst = db.example.com ; dst 127.0.0.256 ; dst 10.9.0.1/33 ; dst 127.0.0.1:nosuch ; dst [::1 -> refused
-dst 127.0.0.1:65536 -> refused | none: it takes any number
+dst = db.example.com ; dst 127.0.0.256 ; dst 10.9.0.1/33 ; dst 127.0.0.1:nosuch ; dst [::1 ; dev < lo -> refused
+dst 127.0.0.1:65536 ; dport > 65535 -> refused | none: it takes any number
 src 127.0.0.53%lo -> refused | ?: shown, not taken
 dst [::1] -> c6 s6
-dst [::1]:443 -> c6
+dst [::1]:443 ; autobound and dport = :443 -> c6
 src [::1]:443 -> s6
 src [::] -> l2 l3 u6
 src [::]:80 ; src :::80 -> l2
-dst ::/0 -> c3 c5 c6 l2 l3 l5 s3 s4 s5 s6 u3 u4 u6
+dst ::/0 ; dst inet6:* -> c3 c5 c6 l2 l3 l5 s3 s4 s5 s6 u3 u4 u6
 dst [fd00::1] ; dst fd00::/8 ; dst [fd00::/8] ; dst [fd00::1]:* -> c5 s5 u4
-dst [fd00::/8]:53 ; dst fd00::/8:53 ; src [fd00::1]:50004 -> u4
+dst [fd00::/8]:53 ; dst fd00::/8:53 ; src [fd00::1]:50004 ; dst inet6:[fd00::/8]:53 -> u4
 dst [fd00::]/8 -> c5 s5 u4 | ?: only before the bracket
 dst ::1 -> c6 s6 | ?: without brackets
 dst fd00::1:beef -> none | ?: without brackets
@@ -72,48 +71,35 @@ src ::ffff:127.0.0.3 -> s4 | ?: without brackets
 dst [::ffff:127.0.0.3]:80 -> c4 | none: mapped alone
 dst [::ffff:127.0.0.53] ; dst ::ffff:127.0.0.53:53 -> u1 u3 | u3: mapped alone
 dst [::ffff:127.0.0.0/104] -> c0 c1 c3 c4 c8 c9 s1 s3 s4 s9 u1 u3 | c3 s3 s4 u3: mapped alone
-dst * ; src any ; dst all ; dst *:* -> *
-dst default:22 ; dst *:22 ; dst any:ssh ; dst :22 -> c2 c7
-not dst any -> none
-src *:ssh -> l1 s2 s7
-dst all:domain -> u1 u3 u4
-dst inet:127.0.0.1:5432 -> c1 c8
+dst * ; src any ; dst all ; dst *:* ; dport <= 65535 ; dport = :* ; sport * ; dst 10.9.0.1 or not dst 10.9.0.1 -> *
+src *:ssh ; sport = :ssh -> l1 s2 s7
+dst all:domain ; dport = :domain -> u1 u3 u4
 dst inet:127.0.0.1 -> c1 c8 s1 s3 s4 s9 | c1 c8 s1 s9: v4 sockets alone
-dst inet:* dport = :80 -> c3 c4 | c4: v4 sockets alone
+dst inet:* dport = :80 ; dport inet::80 -> c3 c4 | c4: v4 sockets alone
 dst inet:any:53 -> u1 u3 | u1: v4 sockets alone
 src inet:127.0.0.3 -> s4 | none: v4 sockets alone
 not dst inet:* dport = :53 -> u4 | none: v4 sockets alone
-dst inet6:* -> c3 c5 c6 l2 l3 l5 s3 s4 s5 s6 u3 u4 u6
-dst inet6:*:53 -> u3 u4
+dst inet6:*:53 ; dport = inet6::53 -> u3 u4
 src inet6::80 -> l2 s3 s4
-dst inet6:[fd00::/8]:53 -> u4
 src inet6:[::ffff:127.0.0.3] -> s4
-dst inet6:127.0.0.1 ; dst inet:[::1] ; inet:127.0.0.1 -> refused
-dport 22 ; dport :22 ; dport = 22 ; dport = :22 ; dport == :22 ; dport eq 22 ; dport inet::22 -> c2 c7
-dport != :22 -> * - c2 c7
+dst inet6:127.0.0.1 ; dst inet:[::1] ; inet:127.0.0.1 ; dport = :nosuch ; dport = = 22 ; dport ! 22 ; dport -> refused
+dport = :22 ; dport == :22 ; dport eq 22 ; dport inet::22 ; ! dport != :22 ; ! ! dport = :22 -> c2 c7
+dport != :22 ; not dport = :22 -> * - c2 c7
 dport ne 0 ; dport neq :0 -> * - l1 l2 l3 l4 l5 l6 l7 u5 u6 u7
 dport < 54 ; dport lt :54 ; dport <= 53 ; dport leq :53 -> c2 c7 l1 l2 l3 l4 l5 l6 l7 u1 u3 u4 u5 u6 u7
 dport > 6379 ; dport gt :6379 -> c0 c9 s1 s2 s3 s4 s5 s6 s7 s9
 dport >= 6379 ; dport ge :6379 ; dport geq :6379 -> c0 c5 c9 s1 s2 s3 s4 s5 s6 s7 s9
 sport le :79 -> l1 s2 s7 u5 u7
-sport >= 60000 -> c6 u2
+sport >= 60000 ; autobound -> c6 u2
 sport < 100 and dport = 0 -> l1 l2 u5 u7
 sport > 1024 sport < 9999 -> l4 l5 l6 l7 s1 s5 s9
 sport ge 40001 sport le 40003 -> c1 c2 c3
 dport < 1 -> l1 l2 l3 l4 l5 l6 l7 u5 u6 u7
-dport >= 65535 -> none
-dport <= 65535 ; dport = :* ; sport * -> *
-dport > 65535 -> refused | none: it takes any number
-sport = :ssh -> l1 s2 s7
 dport http -> c3 c4
 sport == https -> l3 s6
-dport = :domain -> u1 u3 u4
 dport = :ntp -> u2 | none: to it of TCP alone
 -u dport = :ntp -> u2
-dport = :nosuch ; dport = = 22 ; dport ! 22 ; dport -> refused
 dport != * -> refused | none: no port is *
-dport = inet6::53 -> u3 u4
-dport inet::80 -> c3 c4 | c4: v4 sockets alone
 sport >= inet6::443 -> c3 c5 c6 l3 l5 s5 s6 u3 u4 u6
 dport=22 -> c2 c7 | ?: without spaces
 sport>=:60000 -> c6 u2 | ?: without spaces
@@ -121,34 +107,28 @@ DPORT = :22 ; dport EQ :22 -> c2 c7 | ?: in capitals
 dev lo ; dev = lo ; dev 1 ; dev eq 1 -> c4 l6 s9 u7
 dev != lo ; not dev lo -> * - c4 l6 s9 u7
 dev lo and dport != 0 -> c4 s9
-dev < lo ; dev nosuch0 ; fwmark < 3 ; fwmark red ; cgroup /nowhere/at/all -> refused
+dev nosuch0 ; fwmark < 3 ; fwmark red ; cgroup /nowhere/at/all ; ( dport = :22 ; dport = :22 ) -> refused
 fwmark 0x13 ; fwmark = 19 -> c1 u1
-fwmark == 0x23 ; fwmark 0x20/0x20 -> c2
+fwmark == 0x23 ; fwmark 0x20/0x20 ; dport = :22 and sport = :40002 ; dport = :22 & sport = :40002 -> c2
 fwmark = 0x03/0x0f -> c1 c2 u1
-fwmark = 0x100/0xff00 -> c5
 state established fwmark = 0 -> c3 c4 c6 c9 s1 s2 s3 s4 s5 s6 u2 u3 u4 u8
 state established fwmark != 0x3/0x3 -> c3 c4 c5 c6 c9 s1 s2 s3 s4 s5 s6 u2 u3 u4 u8
 cgroup {cgroup} ; cgroup = {cgroup} -> u8
 cgroup {cgroup} or dport = :22 -> c2 c7 u8
-cgroup {cgroup} and dport = :22 -> none
 state established dst 10.9/16 cgroup != {cgroup} -> c2 s2 u2
 state time-wait not cgroup {cgroup} -> none | c8: it is in no cgroup
-autobound -> c6 u2
-autobound and dport = :443 -> c6
 autobound or dport = :22 -> c2 c6 c7 u2
 state listening not autobound -> l1 l2 l3 l4 l5 l6 l7
 state established not autobound dst 127/8 -> c1 c3 c4 c9 s1 s3 s4 u1 u3 | c1 c3 c4 c9 u1 u3: accepted ones are neither
 dport = :22 or sport = :22 ; dport = :22 | sport = :22 ; '( dport = :22 or sport = :22 )' -> c2 c7 l1 s2 s7
 dport = :22 || dport = :443 -> c2 c6 c7
-dport = :22 and sport = :40002 ; dport = :22 & sport = :40002 -> c2
 dport = :22 && src 10.9.0.1:40007 ; dst 10.9.0.1 dport = :22 sport = :40007 -> c7
 dst 127.0.0.1 AND dport = :5432 -> c1 c8 | ?: in capitals
-not dport = :22 -> * - c2 c7
-! dport != :22 ; ! ! dport = :22 ; ( ( dport = :22 ) ) -> c2 c7
 !dport = 22 -> * - c2 c7 | ?: without spaces
 not dport = :22 and dst 10.9.0.1 -> s2 s7 u2 u8
 ! ( dst 127/8 or src 127/8 ) -> * - c0 c1 c3 c4 c8 c9 l4 l7 s1 s3 s4 s9 u1 u3 u7
 not ( dst 127/8 and dport = :53 ) -> * - u1 u3
+( ( dport = :22 ) ) -> c2 c7
 (dport = :22 or sport = :22) -> c2 c7 l1 s2 s7 | ?: without spaces
 ( dport = :22 or sport = :22 ) and not dst 10.9.0.1 -> l1
 ( dport = :22 or dport = :80 ) ( src 127/8 or src 10/8 ) -> c2 c3 c4 c7
@@ -158,13 +138,12 @@ dport = :22 and sport = :40002 or dport = :443 ; dport = :443 or ( dport = :22 a
 dport = :443 or dport = :22 and sport = :40002 -> refused | c2: from left to right
 dst 127.0.0.53 dport = :53 or dst [::1] dport = :443 -> refused | c6: from left to right
 dport = :80 or dport = :443 or dport = :22 -> c2 c3 c4 c6 c7
-dport = :80 and dport = :443 -> none
-dst 10.9.0.1 or not dst 10.9.0.1 -> *
 dport != 22 and dport != 53 and dport != 80 and dport != 0 and src 127/8 -> c0 c1 c8 c9 s1 s3 s4 s9
-( dport = :22 ; dport = :22 ) ; dport = :22 or ; ( ) ; port = :22 -> refused
+dport = :22 or ; ( ) ; port = :22 -> refused
+
 state established -> * - c0 c7 c8 l1 l2 l3 l4 l5 l6 l7 s7 s9 u5 u6 u7
 state estab dport = :22 -> c2 | ?: shown, not taken
-state established dport = :22 -> c2
+state established dport = :22 ; -n -t state established dport = :22 -> c2
 state established '( dport = :ssh or sport = :ssh )' -> c2 s2
 state established not dst 127/8 -> c2 c5 c6 s2 s5 s6 u2 u4 u8
 state ESTABLISHED dst 127.0.0.53 -> u1 u3
@@ -177,11 +156,10 @@ state close-wait -> s7
 state fin-wait-2 dport = :22 -> c7
 state syn-sent -> c0
 state syn-recv ; state syn-rcv -> s9
-state last-ack -> none
-state closed -> u5 u6 u7
+state closed ; -u state unconnected -> u5 u6 u7
 state unconnected sport = :68 -> u5
 state unconn -> u5 u6 u7 | ?: shown, not taken
-state connected dport = :53 -> u1 u3 u4
+state connected dport = :53 ; -u dport = :53 ; dport = :53 -u -> u1 u3 u4
 state synchronized -> * - c0 l1 l2 l3 l4 l5 l6 l7 u5 u6 u7
 state bucket -> c8 s9
 state big -> * - c8 s9 | ?: since 6.8 with SYN-RECV
@@ -202,30 +180,26 @@ State established dport = :22 -> c2 | ?: in capitals
 state ; state nosuch ; state established and dport = :22 ; dport = :22 state established -> refused
 state established, -> refused | ?: one state a word
 -t dport = :53 ; -t state unconnected ; -4 dst 127.0.0.2 -> none
--u dport = :53 ; dport = :53 -u -> u1 u3 u4
--u -a -> u1 u2 u3 u4 u5 u6 u7 u8
 -t4 src 127/8 -> c0 c1 c4 c8 c9 l4 l7 s1 s9
 -6 -> c3 c5 c6 l2 l3 l5 s3 s4 s5 s6 u3 u4 u6
 -t6 sport = :80 -> l2 s3 s4
 -u4 dport = :53 -> u1
 -tuan dport = :22 -> c2 c7
--n -t state established dport = :22 -> c2
 -t sport = :22 -4 -> l1 s2 s7
 -4 state listening -> l1 l4 l6 l7
--u state unconnected -> u5 u6 u7
 -6 dst 127.0.0.53 -> u3 | ?: no v4 address there
 -46 dport = :53 -> u1 u3 u4 | u3 u4: the last one counts
 --tcp --ipv6 dport = :6379 -> c5
 -l -> refused | ?: write state listening
 """
 
-Address = Tuple[str, int]
+Address = tuple[str, int]
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 
 
 class Scene:
-    """l1 listens, c1 is a client and s1 the server's side of the same connection, u1 is of UDP. Ports that the kernel
-    chooses are from 60000 on.
+    """l1 listens, c1 is a client and s1 the server's side of the same connection, u1 is of UDP. A port of 0 is left for
+    the kernel to choose, from 60000 on.
     """
 
     LIFE = 20  # seconds: some of the sockets would go after 60
@@ -236,23 +210,18 @@ class Scene:
             file.write("60000 60999")
         add_v6_address("fd00::1")
         self._names: dict[tuple[str, ...], str] = {}
-        self._cleanup, self.cgroup = ExitStack(), ""
+        self.cgroup, self._cleanup = "", ExitStack()
+        self.close = self._cleanup.close
         with suppress(OSError):  # no cgroup2 here, or not permitted
             self.cgroup = self._cleanup.enter_context(new_cgroup())
         self._sockets = self._cleanup.enter_context(Sockets())
         self._make_tcp()
         self._make_udp()
-        self._end = time.monotonic() + self.LIFE
-
-    @property
-    def is_old(self) -> bool:
-        return time.monotonic() > self._end
-
-    def close(self) -> None:
-        self._cleanup.close()
+        eventually(lambda: here(self, ["-a"]) == self.expected("*"), "all the sockets, each in its state")
+        self.end = time.monotonic() + self.LIFE
 
     def named(self, rows: Iterable[Iterable[str]]) -> str:
-        return " ".join(sorted(self._names[tuple(row)] for row in rows)) or "none"
+        return " ".join(sorted(self._names.get(tuple(row), "unknown") for row in rows)) or "none"
 
     def expected(self, rows: str) -> str:
         """What the table says, as `named` writes it."""
@@ -268,7 +237,7 @@ class Scene:
         self._pair("3", l2, ("::ffff:127.0.0.1", 40003), ("::ffff:127.0.0.2", 80))
         self._pair("4", l2, ("127.0.0.1", 40004), ("127.0.0.3", 80), device="lo")
         self._pair("5", l5, ("fd00::1", 40005), ("fd00::1", 6379), mark=0x100)
-        self._pair("6", l3, None, ("::1", 443))
+        self._pair("6", l3, ("::1", 0), ("::1", 443))
         half = self._pair("7", l1, ("10.9.0.1", 40007), ("10.9.0.1", 22))  # FIN-WAIT-2 and CLOSE-WAIT
         half.shutdown(socket.SHUT_WR)
         eventually(lambda: state_of(half) == TcpState.FIN_WAIT2, "FIN_WAIT2")
@@ -291,80 +260,63 @@ class Scene:
 
     def _make_udp(self) -> None:
         self._connect("u1", UDP, ("127.0.0.1", 50001), ("127.0.0.53", 53), mark=0x13)
-        self._connect("u2", UDP, None, ("10.9.0.1", 123))
+        self._connect("u2", UDP, ("10.9.0.1", 0), ("10.9.0.1", 123))
         self._connect("u3", UDP, ("::ffff:127.0.0.1", 50003), ("::ffff:127.0.0.53", 53))
         self._connect("u4", UDP, ("fd00::1", 50004), ("fd00::1", 53))
-        for name, host, port, device in (
-            ("u5", "0.0.0.0", 68, ""),
-            ("u6", "::", 546, ""),
-            ("u7", "127.0.0.53", 53, "lo"),
-        ):
-            self._name(name, self._bound(UDP, (host, port), device=device).getsockname(), None, device)
+        self._name("u5", self._bound(UDP, ("0.0.0.0", 68)).getsockname())
+        self._name("u6", self._bound(UDP, ("::", 546)).getsockname())
+        self._name("u7", self._bound(UDP, ("127.0.0.53", 53), device="lo").getsockname(), device="lo")
         with inside(self.cgroup) if self.cgroup else nullcontext():
             self._connect("u8", UDP, ("10.9.0.1", 50008), ("10.9.0.1", 514))
 
-    def _name(self, name: str, local: Address, peer: Address | None, device: str = "") -> None:
+    def _name(self, name: str, local: Address, peer: Address | None = None, device: str = "") -> None:
         """An end without a peer has the wildcard of its family there."""
         host, port = (peer or ("::" if ":" in local[0] else "0.0.0.0", 0))[:2]
         zone = f"%{device}" if device else ""
         self._names[plain_endpoint(f"{local[0]}{zone}:{local[1]}"), plain_endpoint(f"{host}:{port}")] = name
 
-    def _bound(
-        self, kind: int, address: Address, *, device: str = "", mark: int = 0, port: bool = True
-    ) -> socket.socket:
+    def _bound(self, kind: int, address: Address, *, device: str = "", mark: int = 0) -> socket.socket:
         made = self._sockets.make(family_of(address[0]), kind)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
         if address == ("::", 443):
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if port:
+        if address[1]:
             made.bind(address)
         return made
 
     def _listen(self, name: str, host: str, port: int, *, device: str = "", backlog: int = 9) -> socket.socket:
         made = self._bound(TCP, (host, port), device=device)
         made.listen(backlog)
-        self._name(name, (host, port), None, device)
+        self._name(name, (host, port), device=device)
         return made
 
-    def _connect(
-        self, name: str, kind: int, source: Address | None, target: Address, *, device: str = "", mark: int = 0
-    ) -> socket.socket:
-        made = self._bound(kind, source or target, device=device, mark=mark, port=source is not None)
+    def _connect(self, name: str, kind: int, source: Address, target: Address, **options: Any) -> socket.socket:
+        made = self._bound(kind, source, **options)
         made.connect(target)
-        self._name(name, made.getsockname(), target, device)
+        self._name(name, made.getsockname(), target, options.get("device", ""))
         return made
 
     def _pair(
-        self,
-        name: str,
-        listener: socket.socket,
-        source: Address | None,
-        target: Address,
-        device: str = "",
-        mark: int = 0,
+        self, name: str, listener: socket.socket, source: Address, target: Address, **options: Any
     ) -> socket.socket:
-        client = self._connect(f"c{name}", TCP, source, target, device=device, mark=mark)
+        client = self._connect(f"c{name}", TCP, source, target, **options)
         server = self._sockets.keep(listener.accept()[0])
         self._name(f"s{name}", server.getsockname(), server.getpeername())
         return client
 
 
-class Line(NamedTuple):
-    expression: str
-    rows: str
-    rows_of_ss: str
-
-
-def _lines() -> Iterator[Line]:
+def _table() -> Iterator[tuple[str, str, str]]:
+    """(expression, rows here, rows of ss)"""
     for line in filter(None, TABLE.splitlines()):
         expressions, _, answers = line.partition(" -> ")
         rows, _, difference = answers.partition(" | ")
         for expression in expressions.split(" ; "):
-            yield Line(expression, rows, difference.partition(":")[0] or rows)
+            yield expression, rows, difference.partition(":")[0] or rows
 
 
-LINES = list(_lines())
+HERE = {expression: rows for expression, rows, _ in _table()}
+THERE = {expression: rows for expression, _, rows in _table() if rows != "?"}
 
 
 @pytest.fixture(scope="module")
@@ -376,21 +328,21 @@ def scenes() -> Iterator[list[Scene]]:
 
 @pytest.fixture
 def scene(scenes: list[Scene]) -> Scene:
-    if scenes[0].is_old:
+    if time.monotonic() > scenes[0].end:
         scenes.pop().close()
         scenes.append(Scene())
     return scenes[0]
 
 
-@pytest.mark.parametrize("line", LINES, ids=lambda line: line.expression)
-def test_an_expression_selects_its_rows(scene: Scene, line: Line) -> None:
-    assert here(scene, words_of(scene, line.expression)) == scene.expected(line.rows)
+@pytest.mark.parametrize("expression", HERE)
+def test_an_expression_selects_its_rows(scene: Scene, expression: str) -> None:
+    assert here(scene, words_of(scene, expression)) == scene.expected(HERE[expression])
 
 
-@pytest.mark.parametrize("line", [each for each in LINES if each.rows_of_ss != "?"], ids=lambda line: line.expression)
-def test_ss_shows_the_same_rows_but_for_the_reason_given(scene: Scene, line: Line) -> None:
+@pytest.mark.parametrize("expression", THERE)
+def test_ss_shows_the_same_rows_but_for_the_reason_given(scene: Scene, expression: str) -> None:
     require_ss()
-    assert there(scene, words_of(scene, line.expression)) == scene.expected(line.rows_of_ss)
+    assert there(scene, words_of(scene, expression)) == scene.expected(THERE[expression])
 
 
 def words_of(scene: Scene, expression: str) -> list[str]:
@@ -413,9 +365,7 @@ def here(scene: Scene, words: list[str]) -> str:
 
 def there(scene: Scene, words: list[str]) -> str:
     protocols = [] if any(re.match("-[an46]*[tu]|--(tcp|udp)$", word) for word in words) else ["-tu"]
-    done = subprocess.run(
-        ["ss", "-Hn", *protocols, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    done = subprocess.run(["ss", "-Hn", *protocols, *words], capture_output=True, text=True)
     if done.returncode:
         return "refused"
     return scene.named(map(plain_endpoint, line.split()[-2:]) for line in done.stdout.splitlines())
