@@ -18,7 +18,8 @@ from .test_vendoring import PACKAGE, python
 
 NAMES = {
     "reverse_nat": ("RevNatEntry", "RevNatMaps"),
-    "termination": ("BackendState", "BackendTable", "TerminationLoop", "terminate_connections"),
+    "conntrack": ("Flow", "find_flows"),
+    "termination": ("BackendState", "BackendTable", "Instance", "Pass", "TerminationLoop", "terminate_connections"),
 }
 COMMANDS = {
     "list": (),
@@ -33,8 +34,8 @@ FOLDERS = [*(folder for folder in FEATURES if folder != "cli"), "cli/demo", "cli
 LEFT_OUT = [
     *[(folder,) for folder in FOLDERS],
     *combinations(FOLDERS[:4], 2),
-    ("reverse_nat", "termination", "sources", "cli/demo"),
-    ("reverse_nat", "termination", "sources", "cli"),
+    (*FOLDERS[:4], "cli/demo"),
+    (*FOLDERS[:4], "cli"),
 ]
 
 
@@ -118,6 +119,8 @@ def test_the_commands_that_are_left_work(left_out: tuple[str, ...], tmp_path: Pa
             assert helped[command] == [2, f"{text} leaves out\n"]
         else:
             assert helped[command] == [0, ""]
+    if "demo" in offered:
+        assert run(tmp_path, "demo").returncode == 0
     done = run(tmp_path, "destroy", "--json", "--tcp", "dst 127.0.0.2:9000")
     assert (done.returncode, json.loads(done.stdout)["destroyed"]) == (0, 1)
     assert pending_error(client) == "ECONNABORTED"
@@ -134,3 +137,23 @@ def test_an_option_of_a_folder_that_is_left_out(left_out: tuple[str, ...], tmp_p
             done.stderr
             == "socklb: --rev-nat needs the folder reverse_nat/, which this copy of the package leaves out\n"
         )
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("left_out", [("conntrack",)], indirect=True)
+def test_termination_without_conntrack(left_out: tuple[str, ...], tmp_path: Path, sockets: Sockets) -> None:
+    """It is done for whose peer the backend is, unless the rest is required."""
+    client, _ = sockets.tcp("127.0.0.2", 9000)
+    done = python(
+        tmp_path,
+        "-c",
+        "import socklb\n"
+        "gone = [socklb.Backend.parse('127.0.0.2:9000/TCP')]\n"
+        "try: socklb.terminate_connections(gone, namespaces='current', conntrack=True)\n"
+        "except socklb.NotSupported as error: print(error.strerror)\n"
+        "report = socklb.terminate_connections(gone, namespaces='current')\n"
+        "print(report.destroyed, report.conntrack)\n",
+    )
+    refusal = "looking into conntrack needs the folder conntrack/, which this copy of the package leaves out"
+    assert (done.stdout.splitlines(), done.stderr) == ([refusal, "1 off"], "")
+    assert pending_error(client) == "ECONNABORTED"

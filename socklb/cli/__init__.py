@@ -55,11 +55,16 @@ class _Command(argparse.ArgumentParser):
 
     def __init__(self, *, module: str, **options: Any) -> None:
         super().__init__(**options)
-        self._module = module
+        self._module, self._is_ready = module, False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._is_ready:
+            return super().parse_known_args(args, namespace)
         import_module(self._module, __package__).add_arguments(self)
-        return super().parse_known_args(args, namespace)
+        self._is_ready = True
+        if self.get_default("filter") is None:
+            return super().parse_known_args(args, namespace)
+        return self.parse_known_intermixed_args(args, namespace)  # options may come between its words
 
 
 def _parser(chosen: Iterable[str]) -> argparse.ArgumentParser:

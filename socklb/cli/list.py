@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "enough.",
         epilog=_EXAMPLES + FILTER_HELP,
     )
-    add_filter_arguments(parser)
+    add_filter_arguments(parser, may_show_all=True)
     add_netns_argument(parser, CURRENT)
     parser.add_argument("--json", action="store_true", help='one JSON object: {"sockets": [...]}')
 

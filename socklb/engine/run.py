@@ -297,18 +297,17 @@ class Run:
                 self._take(left, rounds, target)
             raise
 
-    def account(self, act: Callable[[], list[Outcome]], instead_of: Outcome | None = None) -> None:
+    def account(self, act: Callable[[], list[Outcome]], instead_of: Sequence[Outcome] = ()) -> None:
         """Do something that is no destroying of sockets, a batch of at most 64, and take what became of it into account
-        like everything else; `instead_of` an outcome of before.
+        like everything else; `instead_of` outcomes of before.
         """
         self._signals.obey()
         with self._turn if self._audit is not None else RLock():
             self._raise_if_stopped()
             outcomes = act()
-            if instead_of is not None:
-                self.report.withdraw(instead_of)
-                if self._audit is not None:
-                    self._audit.recorded -= 1
+            withdrawn = self.report.withdraw(instead_of) if instead_of else 0
+            if self._audit is not None:
+                self._audit.recorded -= withdrawn
             for outcome in outcomes:
                 self.report.add_namespace(outcome.namespace)
             self._take(outcomes, None, self._target or _constantly({}))

@@ -46,15 +46,15 @@ _HOPS = 3  # of NAT between a client and the balancer that are followed
 class Case:
     """An entry that leads to a backend that is gone: its namespace, and what was found of the client.
 
-    `tuple` is that of the client's socket, which may be behind a further NAT, and `origin` the namespace where
+    `client` is the tuple of the client's socket, which may be behind a further NAT, and `origin` the namespace where
     conntrack has it. `sockets`: (namespace, socket) of each that has it. `reason`: why these are to be spared, or "".
     """
 
-    __slots__ = ("flow", "namespace", "origin", "reason", "sockets", "tuple")
+    __slots__ = ("client", "flow", "namespace", "origin", "reason", "sockets")
 
     def __init__(self, namespace: NetworkNamespace, flow: Flow) -> None:
         self.namespace, self.flow = namespace, flow
-        self.origin, self.tuple = namespace, flow.original
+        self.origin, self.client = namespace, flow.original
         self.sockets: list[tuple[NetworkNamespace, InetSocket]] = []
         self.reason = ""
 
@@ -62,6 +62,14 @@ class Case:
     def is_of_socket(self) -> bool:
         """Whether the socket is to be destroyed: IPVS has a table of its own, which sends UDP there again."""
         return self.flow.protocol == IPPROTO_TCP or self.flow.is_by_ipvs
+
+    @property
+    def place(self) -> NetworkNamespace | None:
+        """The namespace where alone its client can be, None for any: a loopback or link-local source is another one in
+        each.
+        """
+        source = from_packed(self.client.src)
+        return self.origin if source.is_loopback or (source.version == 6 and source.is_link_local) else None
 
 
 class Balanced:
@@ -78,7 +86,7 @@ class Balanced:
         self.cases: list[Case] = []
         self.is_loose: dict[NetworkNamespace, bool] = {}  # tcp_loose, where there are cases
         self.refused: dict[NetworkNamespace, SocklbError] = {}
-        self.errors: dict[NetworkNamespace, SocklbError] = {}
+        self.errors: dict[NetworkNamespace, Exception] = {}
         self._is_absent = False
         self._tables: dict[NetworkNamespace, ConntrackTable] = {}
         self._tracked: list[NetworkNamespace] = []  # those that have entries
@@ -92,7 +100,19 @@ class Balanced:
             table.close()
 
     def _everywhere(self, look: Callable[[NetworkNamespace], object]) -> None:
-        in_parallel(look, current_first(self._namespaces), while_waiting=self._while_waiting)
+        """Look into each namespace; what one of them answers does not stop the others."""
+
+        def look_in(namespace: NetworkNamespace) -> None:
+            try:
+                look(namespace)
+            except NamespaceVanished:
+                return
+            except (NotPermitted, CannotEnter) as error:
+                self.refused[namespace] = error
+            except (SocklbError, ValueError) as error:  # ValueError: it is no network namespace
+                self.errors[namespace] = error
+
+        in_parallel(look_in, current_first(self._namespaces), while_waiting=self._while_waiting)
 
     # ------------------------------------------------------------------------------------------- entries
 
@@ -103,14 +123,10 @@ class Balanced:
         def look(namespace: NetworkNamespace) -> None:
             try:
                 self._find_in(namespace, self._endpoints if here is None or namespace == here else elsewhere)
-            except NamespaceVanished:
-                return
-            except (NotPermitted, CannotEnter) as error:
-                self.refused[namespace] = error
+            except CannotEnter:
+                raise
             except NotSupported:
                 self._is_absent = True
-            except SocklbError as error:
-                self.errors[namespace] = error
 
         self._everywhere(look)
         self.cases.sort(key=lambda case: (case.flow.original, case.flow.id))
@@ -163,46 +179,43 @@ class Balanced:
         self._judge([case for case in self.cases if case.sockets])
 
     def _search(self, cases: Sequence[Case]) -> None:
-        """The sockets that have the tuples of cases, in any namespace; from a loopback or link-local address in that of
-        the entry alone, for it is another one in each.
-        """
-        by_tuple = _by(cases, lambda case: case.tuple)
+        """The sockets that have the tuples of the cases' clients."""
+        by_client = _by(cases, lambda case: case.client)
         filters = filters_to(services_of(cases))
 
         def look(namespace: NetworkNamespace) -> None:
-            try:
-                table = run_in_netns(namespace, SocketTable, thread_may_move=is_worker())
-            except (NamespaceVanished, NotPermitted, CannotEnter):
-                return
-            with table:
+            with run_in_netns(namespace, SocketTable, thread_may_move=is_worker()) as table:
                 for filter in filters:
                     for _, socket in table.search_all(filter, filter.request_states, namespace.name):
-                        for case in by_tuple.get(_tuple_of(socket), ()) if _is_connected(socket) else ():
-                            if not _is_local(case.tuple) or case.origin == namespace:
+                        for case in by_client.get(tuple_of(socket), ()) if _is_connected(socket) else ():
+                            if case.place in (None, namespace):
                                 case.sockets.append((namespace, socket))
 
         if cases:
             self._everywhere(look)
 
     def _behind_nat(self, cases: Sequence[Case]) -> list[Case]:
-        """Those cases for which another namespace has an entry whose replies come to the tuple; they get its own."""
-        found: list[Case] = []
+        """Those cases for which another namespace has an entry whose replies come to the client; they get its own."""
+        found: dict[Case, None] = {}
         for namespace in self._tracked if cases else ():
-            asked = [case for case in cases if case.origin != namespace and not _is_local(case.tuple)]
-            replies = [_inverse(case.tuple) for case in asked]
+            asked = [case for case in cases if case.origin != namespace and case.place is None]
+            replies = [_inverse(case.client) for case in asked]
             inner_flows = self._ask(namespace, lambda table, asked=replies: table.get_replies(asked))  # type: ignore[misc]
             for case, inner in zip(asked, inner_flows):
-                if inner is not None and inner.original != case.tuple and case not in found:
-                    case.tuple, case.origin = inner.original, namespace
-                    found.append(case)
-        return found
+                if inner is not None and inner.original != case.client and case not in found:
+                    case.client, case.origin = inner.original, namespace
+                    found[case] = None
+        return list(found)
 
     def _ask(self, namespace: NetworkNamespace, ask: Callable[[ConntrackTable], Sequence[T]]) -> Sequence[T]:
-        """Ask conntrack of one namespace; nothing of one that has vanished."""
+        """Ask conntrack of one namespace; nothing comes from one that has vanished."""
         try:
             with run_in_netns(namespace, ConntrackTable) as table:
                 return ask(table)
         except NamespaceVanished:
+            return ()
+        except SocklbError as error:
+            self.errors[namespace] = error
             return ()
 
     # ---------------------------------------------------------------------------------------- who is who
@@ -210,39 +223,43 @@ class Balanced:
     def _judge(self, cases: Sequence[Case]) -> None:
         """Say which sockets are to be spared; as many as there are entries are one's each."""
         rivals = self._rivals(cases)
-        for those in _by(cases, lambda case: case.tuple).values():
+        for those in _by(cases, lambda case: (case.client, case.place)).values():
             sockets = those[0].sockets
             are_too_many = len(sockets) > len(those)
+            reason = next((rivals[case] for case in those if case in rivals), SEVERAL if are_too_many else "")
             for number, case in enumerate(those):
-                case.reason = rivals.get(case.flow.original, SEVERAL if are_too_many else "")
+                case.reason = reason
                 if not are_too_many:
                     case.sockets = sockets[number : number + 1]
 
-    def _rivals(self, cases: Sequence[Case]) -> dict[FlowTuple, str]:
-        """Original tuples that lead to a backend that lives too, and why that spares them."""
-        rivals: dict[FlowTuple, str] = {}
-        originals = {case.flow.original for case in cases}
+    def _rivals(self, cases: Sequence[Case]) -> dict[Case, str]:
+        """The cases whose tuples lead to a backend that lives too, or lead on: why each is spared."""
+        rivals: dict[Case, str] = {}
         for namespace, those in _by(cases, lambda case: case.namespace).items():
             table = self._tables[namespace]
             found = table.entries_of({case.flow.original for case in those}) if table.may_have_zones else []
-            rivals.update((flow.original, OTHER_ZONE) for flow in found if self._leads_elsewhere(flow))
-        for namespace in self._tracked if originals else ():
-            others = [case.flow._replace(zone=0) for case in cases if case.namespace != namespace]
-            answers = self._ask(namespace, lambda table, asked=others: table.get(asked)) if others else ()  # type: ignore[misc]
-            for flow in answers:
-                if flow is not None and flow.original in originals and self._leads_elsewhere(flow):
-                    rivals.setdefault(flow.original, ELSEWHERE)
+            alive = {flow.original for flow in found if self._leads_elsewhere(flow)}
+            rivals.update((case, OTHER_ZONE) for case in those if case.flow.original in alive)
+        for namespace in self._tracked if cases else ():
+            others = [case for case in cases if case.origin != namespace and case.place is None]
+            asked = [case.flow._replace(original=case.client, zone=0) for case in others]
+            answers = self._ask(namespace, lambda table, asked=asked: table.get(asked))  # type: ignore[misc]
+            for case, flow in zip(others, answers):
+                if flow is not None and flow.original == case.client and self._leads_elsewhere(flow):
+                    rivals.setdefault(case, ELSEWHERE)
         return rivals
 
     def _leads_elsewhere(self, flow: Flow) -> bool:
+        """Whether an entry translates, and not to a backend that is gone."""
         source = (flow.protocol, flow.reply.src, flow.reply.sport)
-        return flow.is_dnated and not flow.is_closing and source not in self._endpoints
+        is_translated = flow.reply != _inverse(flow.original)
+        return is_translated and not flow.is_closing and not (flow.is_dnated and source in self._endpoints)
 
 
 def services_of(cases: Iterable[Case]) -> list[Backend]:
     """What the sockets of cases are connected to; without what nobody could be, such as an address without a link."""
     services = []
-    for protocol, dst, dport in dict.fromkeys((c.tuple.protocol, c.tuple.dst, c.tuple.dport) for c in cases):
+    for protocol, dst, dport in dict.fromkeys((c.client.protocol, c.client.dst, c.client.dport) for c in cases):
         with suppress(ValueError):
             services.append(Backend(str(from_packed(dst)), dport, PROTOCOL_NAMES[protocol]))
     return services
@@ -254,7 +271,8 @@ def _is_connected(socket: InetSocket) -> bool:
     return bool(socket.state == TcpState.ESTABLISHED)
 
 
-def _tuple_of(socket: InetSocket) -> FlowTuple:
+def tuple_of(socket: InetSocket) -> FlowTuple:
+    """What conntrack knows the packets of a socket by; a mapped address is the v4 one."""
     src, dst = unmapped_packed(socket.src_packed), unmapped_packed(socket.dst_packed)
     return FlowTuple(socket.protocol, src, socket.sport, dst, socket.dport)
 
@@ -262,12 +280,6 @@ def _tuple_of(socket: InetSocket) -> FlowTuple:
 def _inverse(one: FlowTuple) -> FlowTuple:
     """The tuple of the replies to it, where nothing is translated."""
     return FlowTuple(one.protocol, one.dst, one.dport, one.src, one.sport)
-
-
-def _is_local(one: FlowTuple) -> bool:
-    """Whether its source is on a loopback or link-local address."""
-    source = from_packed(one.src)
-    return source.is_loopback or (source.version == 6 and source.is_link_local)
 
 
 def _by(cases: Iterable[Case], key: Callable[[Case], T]) -> dict[T, list[Case]]:

@@ -28,10 +28,11 @@ from ..engine.report import (
     Outcome,
 )
 from ..engine.session import own_session
+from ..errors import SocklbError
 from ..kernel.namespaces import NetworkNamespace
 from ..kernel.netlink_socket import batches
 from ..wire.request import IPPROTO_TCP
-from .balanced import Balanced, services_of
+from .balanced import Balanced, services_of, tuple_of
 from .peers import filters_to
 from .reasons import ALIVE_AGAIN, BY_IPVS, NO_SOCKET, NOT_LOOSE, STILL_BALANCED
 
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from ..wire.reply import InetSocket
     from .balanced import Case
 
-    Key = Union[int, tuple[NetworkNamespace, FlowTuple, int]]
+    SocketKey = tuple[int, FlowTuple]
+    Key = Union[SocketKey, tuple[NetworkNamespace, FlowTuple, int]]
 
 
 class ConntrackJoin:
@@ -67,7 +69,7 @@ class ConntrackJoin:
     ) -> None:
         self._is_required, self._external, self._dry_run, self._is_alive = is_required, external, dry_run, is_alive
         self._counted: dict[Key, Outcome] = {}
-        self._meant: dict[int, Case] = {}  # of the look at hand, by the cookie of the socket
+        self._meant: dict[SocketKey, Case] = {}  # of the look at hand
         self._balanced: Balanced
         self._session: OwnSession | None = None
         self.acted_on: set[Backend] = set()
@@ -107,20 +109,19 @@ class ConntrackJoin:
                 run.note_failure(namespace, error)
             self._cut_sockets(run)
             alone = [case for case in balanced.cases if not case.sockets and (is_whole or not case.is_of_socket)]
-            lasting = [case for case in alone if self._was_cut(case) and is_last(case.flow.backend)]
-            others = [case for case in alone if case not in lasting]
-            for batch in batches(others):
+            lasting = {case for case in alone if self._was_cut(case) and is_last(case.flow.backend)}
+            for batch in batches([case for case in alone if case not in lasting]):
                 run.account(lambda batch=batch: self._entries_cut(batch))  # type: ignore[misc]
-            for case in lasting:
-                self._fail(case, run)
+            for batch in batches([case for case in alone if case in lasting]):
+                self._fail(batch, run)
         self._meant = {}
 
     # ------------------------------------------------------------------------------------------- sockets
 
     def _cut_sockets(self, run: Run) -> None:
         cases = [case for case in self._balanced.cases if case.sockets]
-        found = {socket.cookie: case for case in cases for _, socket in case.sockets}
-        self._meant = {cookie: case for cookie, case in found.items() if cookie not in self._counted}
+        found = {_socket_key(socket): case for case in cases for _, socket in case.sockets}
+        self._meant = {key: case for key, case in found.items() if key not in self._counted}
         if not self._meant:
             return
         where = dict.fromkeys(namespace for case in self._meant.values() for namespace, _ in case.sockets)
@@ -129,7 +130,7 @@ class ConntrackJoin:
             Outcome(socket, GONE, "", None, namespace, case.flow)
             for case in dict.fromkeys(self._meant.values())
             for namespace, socket in case.sockets
-            if socket.cookie not in self._counted
+            if _socket_key(socket) not in self._counted
         ]
         for batch in batches(vanished):
             run.account(lambda batch=batch: self._count(batch))  # type: ignore[misc]
@@ -141,13 +142,13 @@ class ConntrackJoin:
 
     def case_of(self, socket: InetSocket) -> Case | None:
         """The one that a socket is part of, in the look at hand."""
-        return self._meant.get(socket.cookie)
+        return self._meant.get(_socket_key(socket)) if self._meant else None
 
     def after(self, outcomes: list[Outcome]) -> list[Outcome]:
         """The outcomes of sockets with the flows that led to them; the entries of those destroyed are deleted."""
         cases = [self.case_of(outcome.socket) if outcome.socket else None for outcome in outcomes]
         destroyed = [case for case, one in zip(cases, outcomes) if case and one.verdict == DESTROYED]
-        problems = dict(zip(destroyed, map(_problem, self._balanced.delete(destroyed)))) if destroyed else {}
+        problems = self._deleted(destroyed)
         told = [
             one._replace(flow=case.flow, reason=one.reason or problems.get(case, "")) if case else one
             for case, one in zip(cases, outcomes)
@@ -155,6 +156,13 @@ class ConntrackJoin:
         self.acted_on.update(case.flow.backend for case in destroyed)
         self._count([outcome for outcome in told if outcome.flow])
         return told
+
+    def _deleted(self, cases: Sequence[Case]) -> dict[Case, str]:
+        """Delete the entries of sockets that were destroyed; what there is to say of each that may be left."""
+        try:
+            return dict(zip(cases, map(_problem, self._balanced.delete(cases)))) if cases else {}
+        except SocklbError as error:  # the sockets were destroyed none the less
+            return dict.fromkeys(cases, f"its conntrack entry may be left: {error}")
 
     # ------------------------------------------------------------------------------------------- entries
 
@@ -197,23 +205,30 @@ class ConntrackJoin:
         before = self._counted.get(_key(_of_entry(case, "")))
         return before is not None and before.verdict in ACHIEVED
 
-    def _fail(self, case: Case, run: Run) -> None:
-        """It was cut before, and is there again in the last look."""
-        self._balanced.delete([case])
-        failed = _of_entry(case, FAILED, STILL_BALANCED)
-        before = self._counted[_key(failed)]
-        self._counted[_key(failed)] = failed
-        run.account(lambda: [failed], instead_of=before if before in run.report.outcomes else None)
+    def _fail(self, cases: Sequence[Case], run: Run) -> None:
+        """They were cut before, and are there again in the last look."""
+        failed = [_of_entry(case, FAILED, STILL_BALANCED) for case in cases]
+
+        def delete() -> list[Outcome]:
+            self._balanced.delete(cases)
+            return self._count(failed)
+
+        run.account(delete, instead_of=[self._counted[_key(outcome)] for outcome in failed])
 
     def _count(self, outcomes: list[Outcome]) -> list[Outcome]:
         self._counted.update((_key(outcome), outcome) for outcome in outcomes)
         return outcomes
 
 
+def _socket_key(socket: InetSocket) -> SocketKey:
+    """Before Linux 5.4 each namespace counts its own cookies."""
+    return socket.cookie, tuple_of(socket)
+
+
 def _key(outcome: Outcome) -> Key:
-    """What a client is known by in several looks: its socket's cookie, or where its entry is."""
+    """What a client is known by in several looks: its socket, or where its entry is."""
     if outcome.socket is not None:
-        return outcome.socket.cookie
+        return _socket_key(outcome.socket)
     assert outcome.flow is not None
     return outcome.namespace, outcome.flow.original, outcome.flow.zone  # type: ignore[attr-defined]
 

@@ -15,7 +15,7 @@ from socklb import InetSocket, KernelError, NetworkNamespace, Outcome, Report, U
 from socklb.cli.metrics import REASONS, Metrics, State, parse_address, routes, why_unhealthy, why_unready
 from socklb.engine import destroy, policy
 from socklb.engine.report import Counts
-from socklb.termination import terminate
+from socklb.termination import reasons as of_termination
 from socklb.termination.loop import Pass
 
 from ..fake_kernel import row
@@ -127,7 +127,7 @@ class TestMetrics:
             {"outcome": "failed", "reason": "", "protocol": "udp"}
         ] * 4
 
-    @pytest.mark.parametrize("module", [policy, destroy, terminate])
+    @pytest.mark.parametrize("module", [policy, destroy, of_termination])
     def test_no_reason_is_forgotten(self, module: Any) -> None:
         texts = {value for name, value in vars(module).items() if name.isupper() and isinstance(value, str)}
         assert texts - REASONS <= {*Counts._fields, "all"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,13 +24,16 @@ from socklb import (
     find_sockets,
     terminate_connections,
 )
+from socklb.cli.demo.dnat import set_services
 from socklb.conntrack.table import ConntrackTable
 from socklb.termination import terminate as terminating
 from socklb.termination.balanced import Balanced
-from socklb.termination.reasons import ALIVE_AGAIN, NO_SOCKET, NOT_LOOSE, OTHER_ZONE, SEVERAL, STILL_BALANCED
+from socklb.termination.reasons import ALIVE_AGAIN, ELSEWHERE, NO_SOCKET, NOT_LOOSE, OTHER_ZONE, SEVERAL, STILL_BALANCED
 from socklb.termination.terminate import conntrack_join, terminate
 
+from .. import rtnetlink
 from ..nat import BACKEND_PORT, GATEWAY, NODE, NODE_PORT, PORT, PUBLISHED_PORT, TENANT, VIP4, VIP6, Node, Pod, ask
+from ..networks import Network, networks
 
 pytestmark = pytest.mark.kernel
 
@@ -95,7 +100,9 @@ class TestClients:
     """Of TCP the socket is destroyed and the entry deleted, of UDP the entry alone; whoever is with B stays there."""
 
     @pytest.mark.parametrize("make", CLIENTS.values(), ids=CLIENTS)
-    @pytest.mark.parametrize(("protocol", "verdict", "sees"), [("tcp", "destroyed", "ECONNABORTED"), ("udp", "rerouted", "B")])
+    @pytest.mark.parametrize(
+        ("protocol", "verdict", "sees"), [("tcp", "destroyed", "ECONNABORTED"), ("udp", "rerouted", "B")]
+    )
     def test_each_is_cut_and_nobody_else(
         self, node: Node, make: Client, protocol: str, verdict: str, sees: str
     ) -> None:
@@ -238,7 +245,7 @@ class TestNotToBeToldApart:
         assert verdicts(cut(node, node.a)) == [("skipped", SEVERAL)] * 2
         with ConntrackTable() as table:
             assert len(flows_to(node.a)) == 1
-        assert "ECONNABORTED" not in map(lambda client: ask(client, patience=0.2), clients)
+        assert "ECONNABORTED" not in [ask(client, patience=0.2) for client in clients]
 
     def test_of_udp_each_entry_is_its_own(self, node: Node) -> None:
         """No socket is touched: there is nothing to mistake."""
@@ -334,3 +341,52 @@ class TestWithoutConntrack:
         report = terminate_connections(backends_of(node.a), namespaces=places(node), conntrack=False)
         assert (report.matched, report.conntrack) == (0, "off")
         assert client.fileno() > 0
+
+
+class TestTwins:
+    """Two namespaces, each with a balancer and clients of its own, that have equal addresses and ports."""
+
+    def clients(self, nets: list[Network], network: str, *backends: int) -> list[socket.socket]:
+        """One in each, from address 1 of a network to the service 9, with its own backend there."""
+        return [
+            self.client(net, network, Backend(f"{network}.{backend}", 80, "tcp"))
+            for net, backend in zip(nets, backends)
+        ]
+
+    def client(self, net: Network, network: str, backend: Backend) -> socket.socket:
+        source, service = f"{network}.1", f"{network}.9"
+        if network != "127.0.0":
+            for address in (source, service, backend.address):
+                net.run(partial(rtnetlink.add_address, "lo", f"{address}/32"))
+        net.run(lambda: set_services({Backend(service, 80, "tcp"): backend}))
+        net.make(lambda sockets: sockets.listen(str(backend.address), 80))
+        client = net.make(lambda sockets: sockets.make(socket.AF_INET, socket.SOCK_STREAM))
+        client.bind((source, 40_000))
+        client.connect((service, 80))
+        return client
+
+    def fates(self, clients: list[socket.socket]) -> list[int]:
+        return [client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for client in clients]
+
+    def test_both_are_spared_where_the_backend_of_one_lives(self) -> None:
+        with networks(2) as nets:
+            clients = self.clients(nets, "10.9.9", 2, 3)
+            report = self.cut(nets, "10.9.9.2")
+            assert verdicts(report) == [("skipped", ELSEWHERE)] * 2
+            assert self.fates(clients) == [0, 0]
+
+    def test_on_loopback_each_is_its_own(self) -> None:
+        with networks(2) as nets:
+            clients = self.clients(nets, "127.0.0", 2, 3)
+            assert verdicts(self.cut(nets, "127.0.0.2")) == [("destroyed", "")]
+            assert self.fates(clients) == [errno.ECONNABORTED, 0]
+
+    def test_on_loopback_both_are_cut_where_both_are_dead(self) -> None:
+        with networks(2) as nets:
+            clients = self.clients(nets, "127.0.0", 2, 2)
+            assert verdicts(self.cut(nets, "127.0.0.2")) == [("destroyed", "")] * 2
+            assert self.fates(clients) == [errno.ECONNABORTED] * 2
+
+    def cut(self, nets: list[Network], backend: str) -> Report:
+        gone = [Backend(backend, 80, "tcp")]
+        return terminate(gone, [net.namespace for net in nets], join=conntrack_join("auto"))
