@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 import socklb
-from socklb import Backend, Flow, MalformedMessage, NetworkNamespace, find_flows
+from socklb import Backend, Flow, MalformedMessage, find_flows
 from socklb.conntrack.flows import endpoints_of
 
-from .. import world
 from ..fake_kernel import FakeKernel
+from ..networks import networks
 from ..sockets import in_child
 from .ctnetlink import FakeConntrack, installed, inverse, make
-from .test_table_real import ALL, TCP, TCP6, UDP, UDP6, balanced, entry, tuples_of
+from .test_layout import TCP, UDP6
+from .test_table_real import ALL, TCP6, UDP, balanced, entry, tuples_of
 
 BACKENDS = [Backend("10.244.2.2", 8080, "tcp"), Backend("fd00::244:2", 5353, "udp")]
 TO_BACKENDS = [balanced(TCP), balanced(UDP6)]
@@ -87,12 +88,11 @@ class TestRealKernel:
         ]
 
     def test_of_another_namespace(self, network: None) -> None:
-        make(*map(balanced, ALL))
-        there = NetworkNamespace.current()
-        world.new_network()
-        assert [*find_flows(None)] == []
-        assert len([*find_flows(None, namespace=there)]) == 4
-        assert NetworkNamespace.current() != there
+        make(balanced(TCP))
+        with networks(1) as (there,):
+            there.run(lambda: make(*map(balanced, ALL)))
+            assert len([*find_flows(None, namespace=there.namespace)]) == 4
+        assert len([*find_flows(None)]) == 1
 
     def test_they_can_be_handed_to_another_process(self, network: None) -> None:
         make(balanced(TCP))
