@@ -26,6 +26,7 @@ COMMANDS = {
     "destroy": (),
     "terminate": ("termination",),
     "watch": ("termination", "sources"),
+    "flows": ("conntrack",),
     "probe": (),
     "rev-nat": ("reverse_nat",),
     "demo": ("cli/demo",),
@@ -129,14 +130,21 @@ def test_the_commands_that_are_left_work(left_out: tuple[str, ...], tmp_path: Pa
 @pytest.mark.kernel
 def test_an_option_of_a_folder_that_is_left_out(left_out: tuple[str, ...], tmp_path: Path, network: None) -> None:
     """It is not in the help, and says what is missing if it is given."""
-    if "reverse_nat" in left_out and not {"termination", "cli"} & {*left_out}:
-        assert "rev-nat" not in run(tmp_path, "terminate", "--help").stdout
-        done = run(tmp_path, "terminate", "--rev-nat", "127.0.0.2:9000/TCP")
-        assert done.returncode == 2
-        assert (
-            done.stderr
-            == "socklb: --rev-nat needs the folder reverse_nat/, which this copy of the package leaves out\n"
-        )
+    if {"termination", "cli"} & {*left_out}:
+        return
+    for folder, word, options in (
+        ("reverse_nat", "rev-nat", ["--rev-nat"]),
+        ("conntrack", "conntrack", ["--conntrack", "--external"]),
+    ):
+        if folder not in left_out:
+            continue
+        assert word not in run(tmp_path, "terminate", "--help").stdout
+        for option in options:
+            done = run(tmp_path, "terminate", option, "127.0.0.2:9000/TCP")
+            text = f"socklb: {option} needs the folder {folder}/, which this copy of the package leaves out\n"
+            assert (done.returncode, done.stderr) == (2, text)
+    done = run(tmp_path, "terminate", "--no-conntrack", "--json", "127.0.0.2:9000/TCP")
+    assert (done.returncode, json.loads(done.stdout)["conntrack"]) == (0, "off")
 
 
 @pytest.mark.kernel

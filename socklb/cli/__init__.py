@@ -28,6 +28,7 @@ _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {  # what each does, and the
         "follow a list of backends, and destroy the connections to those that go down",
         ("termination", "sources"),
     ),
+    "flows": ("show which clients conntrack has balanced to a backend", ("conntrack",)),
     "probe": ("say whether this kernel, and this caller, can destroy sockets", ()),
     "rev-nat": ("show the balancer's reverse-NAT entries: which socket it sent where", ("reverse_nat",)),
     "demo": ("show what it does, in a network of its own", ("cli.demo",)),

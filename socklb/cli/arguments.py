@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from ..errors import AuditError
 from ..features import has, missing, standard_module
 from ..filters import SocketFilter
+from ..filters.backend import Backend
 from ..states import named_states
 from ..wire.socket_id import AF_INET, AF_INET6
 from .output import error_text, warn
@@ -31,6 +32,18 @@ FILTER, one quoted argument or several words, is the language of ss(8):
 A v4 address matches v4-mapped v6 sockets too: [::ffff:10.0.0.5] is 10.0.0.5.
 A v6 address whose end could be a port needs brackets. States may come first:
   state established,syn-sent dst 10.0.0.5     exclude time-wait dport = :80
+"""
+
+
+_CONNTRACK_HELP = """\
+Clients of a service address (kube-proxy, Docker, any DNAT) know nothing of the
+backend, but conntrack does: see `socklb flows`. Of TCP the socket is destroyed
+and the conntrack entry deleted; of UDP the entry alone ("rerouted"): the socket
+lives on, to another backend. TCP clients on other hosts are skipped; with
+--external their entries are deleted ("cleared"), and they get a reset when they
+send. The balancer's rules may lag: where something was cut it is looked again
+after 2 s, and as long as that finds more after 4, 8, 16 and 32 s. To look, too,
+needs CAP_NET_ADMIN, in a dry run as well.
 """
 
 
@@ -119,6 +132,31 @@ def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
     return [SocketFilter.parse(text, protocol, states=states, family=family) for protocol in protocols]
 
 
+def add_backend_arguments(parser: argparse.ArgumentParser, nargs: str) -> None:
+    parser.add_argument(
+        "backends",
+        metavar="BACKEND",
+        nargs=nargs,
+        type=_backend,
+        help="ADDRESS:PORT/TCP or /UDP; v6 in brackets, a link-local address with its link: [fe80::1%%eth0]:80/TCP",
+    )
+
+
+def _backend(text: str) -> Backend:
+    if text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a backend; a directory of maps is --rev-nat-dir {text}")
+    try:
+        return Backend.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_processes_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", "--processes", action="store_true", help="show the processes that hold the socket, of those one may see"
+    )
+
+
 def add_netns_argument(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--netns",
@@ -158,6 +196,30 @@ def add_rev_nat_arguments(parser: argparse.ArgumentParser) -> None:
     if not has("reverse_nat"):
         lines = (parser.epilog or "").splitlines()
         parser.epilog = "\n".join(line for line in lines if "--rev-nat" not in line)
+
+
+def add_conntrack_arguments(parser: argparse.ArgumentParser) -> None:
+    """A copy that lacks the folder does not offer them, and says so if they are given."""
+    is_there = has("conntrack")
+    either = parser.add_mutually_exclusive_group() if is_there else parser
+    for where, word, text in (
+        (either, "--conntrack", "fail where conntrack cannot be asked; default: cut whom it names where it can"),
+        (either, "--no-conntrack", "do not look for clients of service addresses whom conntrack has balanced there"),
+        (parser, "--external", "also delete the conntrack entries of TCP clients that have no socket on this host"),
+    ):
+        where.add_argument(word, action="store_true", help=text if is_there else argparse.SUPPRESS)
+    if is_there:
+        parser.epilog = f"{parser.epilog}\n{_CONNTRACK_HELP}"
+
+
+def conntrack_from(options: argparse.Namespace) -> bool | str:
+    """What calls take. Bad usage leaves through SystemExit(2); raises ValueError where the folder is missing."""
+    for word in ("conntrack", "external"):
+        if getattr(options, word) and not has("conntrack"):
+            raise ValueError(missing(f"--{word}", "conntrack"))
+    if options.external and options.no_conntrack:
+        options.fail("argument --external: not allowed with argument --no-conntrack")
+    return "auto" if options.conntrack == options.no_conntrack else bool(options.conntrack)
 
 
 def _rev_nat_help(text: str) -> str:

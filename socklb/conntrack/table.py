@@ -50,7 +50,7 @@ _QUESTIONS = 4
 _EVERYTHING = AF_UNSPEC, b""
 _HAS_REPLY_FILTERS = (5, 16)  # ad81d4daf6a3; before, CTA_FILTER on the reply tuple matches nothing
 _TCP_LOOSE = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose"  # of the thread's namespace
-_ABSENT = "this kernel has no conntrack that can be asked: CONFIG_NF_CT_NETLINK (or: modprobe nf_conntrack_netlink)"
+CONFIG = "CONFIG_NF_CT_NETLINK (or: modprobe nf_conntrack_netlink)"
 
 
 def open_netlink() -> socket.socket:
@@ -172,7 +172,7 @@ class ConntrackTable(NetlinkSocket):
                 "network namespace; run as root, or grant the capability",
             )
         if code in (errno.EINVAL, errno.EOPNOTSUPP):
-            return NotSupported(code, f"{doing}: {_ABSENT}")
+            return NotSupported(code, f"{doing}: this kernel has no conntrack that can be asked: {CONFIG}")
         return KernelError(code, f"{doing}: {os.strerror(code)}{f' ({text})' if text else ''}")
 
 

@@ -144,7 +144,7 @@ listing.socket_record = lambda number, device: {{"number": number}}
 """
 INTERRUPTED_EVERYWHERE = """
 import io, json, os
-listing._ROWS_A_WRITE = 2
+module(".cli.search")._ROWS_A_WRITE = 2
 
 def interrupted_after(count):
     '''Whether so many lines were run, of whatever module, from when rows were asked for to when they are printed.'''
@@ -154,7 +154,7 @@ def interrupted_after(count):
         name = frame.f_code.co_name
         if event == "call" and name == "rows" and lines is None:
             lines = 0
-        if event == "return" and name == "_print_json":
+        if event == "return" and name == "print_json":
             sys.settrace(None)
         if event == "line" and lines is not None:
             lines += 1

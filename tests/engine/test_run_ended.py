@@ -20,6 +20,7 @@ from socklb import (
     NotPermitted,
     NotSupported,
     Report,
+    RunStopped,
     SocketFilter,
     destroy_sockets,
     device,
@@ -211,6 +212,18 @@ class TestAnInterrupt:
         ):
             destroy_sockets(TCP, audit=fail)
         assert report_of(caught.value).destroyed == 1
+
+    @pytest.mark.parametrize(
+        ("end", "error"),
+        [(lambda run: signal.raise_signal(signal.SIGINT), KeyboardInterrupt), (lambda run: run.stop("x"), RunStopped)],
+        ids=["signal", "stop"],
+    )
+    def test_while_one_filter_finds_nothing_the_next_is_not_begun(self, end: Any, error: type[BaseException]) -> None:
+        fruitless = SocketFilter("tcp", TCP.where, predicate=lambda socket: end(run))
+        run = run_module.Run([fruitless, TCP])
+        with FakeKernel(table([row(1)])).installed(), pytest.raises(error) as caught:
+            run.run("current")
+        assert report_of(caught.value).outcomes == []
 
     def check(self, report: Report, killed: list[int], recorded: list[int], where: str, with_audit: bool) -> None:
         verdict_of = verdicts(report)

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from ..filters import SocketFilter
+from .socket_filter import SocketFilter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ..filters.backend import Backend
     from ..wire.reply import InetSocket
+    from .backend import Backend
 
 
 def filters_to(
