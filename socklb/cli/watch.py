@@ -31,7 +31,7 @@ from .metrics import served
 from .netns import NamedNamespaces
 from .outlet import start_thread
 from .output import DONE, INTERRUPTED, SOME_FAILED, error_text
-from .signals import ended_by_signals
+from .signals import signals_so_far
 from .verdicts import conntrack_text
 from .watch_report import Reporter
 from .watch_source import (
@@ -100,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_audit_argument(parser)
     add_memory_arguments(parser)
+    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)  # of the other commands
     parser.add_argument("--log-json", action="store_true", help="one JSON object a line, on both outputs")
     parser.add_argument(
         "--metrics",
@@ -109,9 +110,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.json:
+        options.fail("there is no --json here: it is --log-json, one object a line")
     words, conntrack = options.netns or [ALL], conntrack_from(options)
     with ExitStack() as stack:
-        stack.enter_context(ended_by_signals())
         actions: dict[int, Callable[[], object]] = {}
         came = stack.enter_context(_signals(actions))  # left last: no signal breaks off what is still to be written
         named = NamedNamespaces(word for word in words if word != ALL)  # an unknown one is an error now
@@ -215,7 +217,7 @@ def _conntrack_status(words: list[str], conntrack: bool | str) -> str:
 @contextmanager
 def _signals(actions: Mapping[int, Callable[[], object]]) -> Iterator[list[int]]:
     """While active, each of its signals is noted, and calls the action that there is for it by then; but for those that
-    are ignored. Yields the list of those that have come.
+    are ignored. Yields the list of those that have come, since `main` began.
     """
     came: list[int] = []
 
@@ -229,6 +231,7 @@ def _signals(actions: Mapping[int, Callable[[], object]]) -> Iterator[list[int]]
     for number, usual in before.items():
         if usual != signal.SIG_IGN:
             signal.signal(number, handle)
+    came[:0] = signals_so_far()
     try:
         yield came
     finally:

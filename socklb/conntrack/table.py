@@ -130,7 +130,10 @@ class ConntrackTable(NetlinkSocket):
     def get(self, flows: Sequence[Flow]) -> list[Flow | None]:
         """The entries that have the original tuples of these flows now, each in its zone; None for none."""
         found = self._entries([get_request(flow.original, flow.zone) for flow in flows])
-        return [now if now is not None and now.original == flow.original else None for now, flow in zip(found, flows)]
+        return [
+            now if now is not None and (now.original, now.zone) == (flow.original, flow.zone) else None
+            for now, flow in zip(found, flows)
+        ]
 
     def get_replies(self, replies: Sequence[FlowTuple]) -> list[Flow | None]:
         """The entries in zone 0 whose replies have these tuples; None for none."""

@@ -17,9 +17,11 @@ import pytest
 from socklb import (
     AuditError,
     Counts,
+    NetworkNamespace,
     NotPermitted,
     NotSupported,
     Report,
+    RunStopped,
     SocketFilter,
     destroy_sockets,
     device,
@@ -211,6 +213,18 @@ class TestAnInterrupt:
         ):
             destroy_sockets(TCP, audit=fail)
         assert report_of(caught.value).destroyed == 1
+
+    @pytest.mark.parametrize(
+        ("end", "error"),
+        [(lambda run: signal.raise_signal(signal.SIGINT), KeyboardInterrupt), (lambda run: run.stop("x"), RunStopped)],
+        ids=["signal", "stop"],
+    )
+    def test_while_one_filter_finds_nothing_the_next_is_not_begun(self, end: Any, error: type[BaseException]) -> None:
+        fruitless = SocketFilter("tcp", TCP.where, predicate=lambda socket: end(run))
+        run, here = run_module.Run(), [NetworkNamespace.current()]
+        with FakeKernel(table([row(1)])).installed(), pytest.raises(error) as caught:
+            run.carry_out(lambda: run.search([fruitless, TCP], here, is_one=True))
+        assert report_of(caught.value).outcomes == []
 
     def check(self, report: Report, killed: list[int], recorded: list[int], where: str, with_audit: bool) -> None:
         verdict_of = verdicts(report)
