@@ -194,8 +194,11 @@ def add_rev_nat_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_rev_nat_dir_argument(parser)
     if not has("reverse_nat"):
-        lines = (parser.epilog or "").splitlines()
-        parser.epilog = "\n".join(line for line in lines if "--rev-nat" not in line)
+        parser.epilog = _without(parser.epilog, "--rev-nat")
+
+
+def _without(epilog: str | None, option: str) -> str:
+    return "\n".join(line for line in (epilog or "").splitlines() if option not in line)
 
 
 def add_conntrack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,13 +206,12 @@ def add_conntrack_arguments(parser: argparse.ArgumentParser) -> None:
     is_there = has("conntrack")
     either = parser.add_mutually_exclusive_group() if is_there else parser
     for where, word, text in (
-        (either, "--conntrack", "fail where conntrack cannot be asked; default: cut whom it names where it can"),
-        (either, "--no-conntrack", "do not look for clients of service addresses whom conntrack has balanced there"),
+        (either, "--conntrack", "end with 3 or 4 where conntrack cannot be asked; default: say so, and do the rest"),
+        (either, "--no-conntrack", "do not ask conntrack: leave out the clients of service addresses"),
         (parser, "--external", "also delete the conntrack entries of TCP clients that have no socket on this host"),
     ):
         where.add_argument(word, action="store_true", help=text if is_there else argparse.SUPPRESS)
-    if is_there:
-        parser.epilog = f"{parser.epilog}\n{_CONNTRACK_HELP}"
+    parser.epilog = f"{parser.epilog}\n{_CONNTRACK_HELP}" if is_there else _without(parser.epilog, "--external")
 
 
 def conntrack_from(options: argparse.Namespace) -> bool | str:

@@ -55,6 +55,7 @@ _EXAMPLES = """\
 examples:
   socklb watch --source /run/backends.json --audit /var/log/socklb.jsonl
   my-controller | socklb watch --source - --rev-nat
+  my-controller | socklb watch --source - --external --readable-only
   socklb watch --source kubernetes --metrics 9469 --dry-run
 
 A line on standard input is one change, a JSON object:
