@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  socklb terminate --dry-run 10.0.0.5:80/TCP    what would be cut on this host
+  socklb terminate --dry-run 10.0.0.5:80/TCP   what would be cut on this host
   socklb terminate 10.0.0.5:80/TCP 10.0.0.6:53/UDP [2001:db8::5]:80/TCP
-  socklb terminate --rev-nat 10.0.0.5:80/TCP    only what the balancer sent there
+  socklb terminate --rev-nat 10.0.0.5:80/TCP   only what the balancer sent there
   socklb terminate --external 10.0.0.5:80/TCP   also clients on other hosts
   socklb terminate --netns web --audit /var/log/socklb.jsonl 10.0.0.5:80/TCP
 
