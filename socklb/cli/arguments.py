@@ -214,9 +214,11 @@ def add_conntrack_arguments(parser: argparse.ArgumentParser) -> None:
 
 def conntrack_from(options: argparse.Namespace) -> bool | str:
     """What calls take. Bad usage leaves through SystemExit(2); raises ValueError where the folder is missing."""
-    for word in ("conntrack", "external"):
-        if getattr(options, word) and not has("conntrack"):
-            raise ValueError(missing(f"--{word}", "conntrack"))
+    if not has("conntrack"):
+        for word in ("conntrack", "external"):
+            if getattr(options, word):
+                raise ValueError(missing(f"--{word}", "conntrack"))
+        return False
     if options.external and options.no_conntrack:
         options.fail("argument --external: not allowed with argument --no-conntrack")
     return "auto" if options.conntrack == options.no_conntrack else bool(options.conntrack)

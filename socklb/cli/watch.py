@@ -13,7 +13,6 @@ from ..engine.probe import NO_DESTROY, NO_DIAG, NO_FAMILY, NOT_PERMITTED, SUPPOR
 from ..engine.report import ABSENT, OFF, REFUSED
 from ..engine.report import DONE as CONNTRACK_DONE
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
-from ..features import has
 from ..kernel.discovery import current_namespace
 from ..termination.loop import TerminationLoop, destroyable
 from ..termination.table import PackedTable
@@ -199,7 +198,7 @@ def _conntrack_status(words: list[str], conntrack: bool | str) -> str:
     """What comes of looking into conntrack, as far as the current namespace tells: see Report. Raises NotSupported or
     NotPermitted where it is required.
     """
-    if not (conntrack and has("conntrack")):
+    if not conntrack:
         return OFF
     from ..conntrack.support import conntrack_support
 
