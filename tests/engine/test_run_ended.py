@@ -36,7 +36,7 @@ from socklb.wire.request import SOCK_DESTROY
 from ..fake_kernel import Datagram, FakeKernel, Request, StatefulTable, row, table, verdicts
 from ..sockets import socket_of
 from .test_parallel import processors
-from .test_run import TCP, Record, netns, report_of
+from .test_run import TCP, Record, carried_out, netns, report_of
 
 
 class Full(Exception):
@@ -220,9 +220,9 @@ class TestAnInterrupt:
     )
     def test_while_one_filter_finds_nothing_the_next_is_not_begun(self, end: Any, error: type[BaseException]) -> None:
         fruitless = SocketFilter("tcp", TCP.where, predicate=lambda socket: end(run))
-        run = run_module.Run([fruitless, TCP])
+        run = run_module.Run()
         with FakeKernel(table([row(1)])).installed(), pytest.raises(error) as caught:
-            run.run("current")
+            carried_out(run, fruitless, TCP)
         assert report_of(caught.value).outcomes == []
 
     def check(self, report: Report, killed: list[int], recorded: list[int], where: str, with_audit: bool) -> None:
