@@ -132,18 +132,25 @@ class BackendMachine(OwnerMachine):
 
     @rule(several=st.lists(st.tuples(_services, _protocols, _places, _backends), min_size=1, max_size=3))
     def connect_to_services(self, several: list[tuple[str, str, list[int], list[int]]]) -> None:
-        for service, protocol, numbers, backends in several:
+        for service, protocol, numbers, backends in several if _has_services() else ():
             self._connect_to_service(service, protocol, dict(zip(numbers, backends)))
 
-    @rule(service=_services, numbers=st.permutations(_WITH_NAT), other=st.integers(0, 2), closes=_dry_run)
-    def terminate_equal_clients(self, service: str, numbers: list[int], other: int, closes: bool) -> None:
-        """The second one's backend is the same, or another one that lives, or none; the first one may have gone."""
-        clients = self._connect_to_service(service, "tcp", {numbers[0]: 0, numbers[1]: other})
-        if closes and clients:
-            self.world.close(clients[0])
-        backend = Backend(*_SERVICES[service][0], "tcp")
-        report = terminate_connections([backend], namespaces=self._namespaces(numbers))
-        self._check_termination(report, [backend], numbers, Options())
+    @rule(service=_services, numbers=st.permutations(_WITH_NAT), closes=_dry_run)
+    def terminate_equal_clients(self, service: str, numbers: list[int], closes: bool) -> None:
+        """Pairs of them: the second one's backend is the same, or another one that lives, or there is none. And a UDP
+        client. Of each pair the first may have gone.
+        """
+        if not _has_services():
+            return
+        self._connect_to_service(service, "udp", {numbers[0]: 0})
+        for other in range(3):
+            clients = self._connect_to_service(service, "tcp", {numbers[0]: 0, numbers[1]: other})
+            if closes and clients:
+                self.world.close(clients[0])
+        self.world.check()
+        backends = [Backend(*_SERVICES[service][0], protocol) for protocol in ("tcp", "udp")]
+        report = terminate_connections(backends, namespaces=self._namespaces(numbers))
+        self._check_termination(report, backends, numbers, Options())
 
     @rule(numbers=_numbers, which=st.integers(0, 59))
     def run_loop(self, numbers: list[int], which: int) -> None:
@@ -324,6 +331,11 @@ class BackendMachine(OwnerMachine):
             matching = self.world.model.matching(filter, number)
             self.world.model.check_report(filter, options, matching, of_protocol)
         return verdicts
+
+
+def _has_services() -> bool:
+    """Not in every world: whoever looks for clients of services there walks the whole machine's table of conntrack."""
+    return counters["worlds"] % 2 == 0
 
 
 def _backend_of(one: ModelSocket) -> Backend:

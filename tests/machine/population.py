@@ -176,6 +176,8 @@ class Population:
         server = self._accepted(client, to, listeners)
         if server is None:
             listener = self.listen(netns, address.replace("::ffff:", ""), port, SocketOptions(twin=True))
+            client.close()  # who was refused cannot connect again
+            client = self._client(netns, to[0], protocol, options, own)
             server = self._accepted(client, to, [listener] if listener else [])
         if server is None:  # the address is taken by one that does not listen
             client.close()
