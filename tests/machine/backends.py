@@ -11,13 +11,13 @@ from hypothesis.stateful import rule
 from socklb import (
     Backend,
     BackendTable,
-    Flow,
     NetworkNamespace,
     Outcome,
     Report,
     TerminationLoop,
     terminate_connections,
 )
+from socklb.engine.report import Flow
 from socklb.filters import Condition, device, dst
 from socklb.filters.conditions import Or
 from socklb.termination.table import Instance
