@@ -26,22 +26,11 @@ from socklb.conntrack.layout import (
 )
 from socklb.wire.netlink import encode_attribute
 
+from ..ctnetlink import CLOSE, CONFIRMED, DST_NAT, TIME_WAIT, encode_entry, flow, nest, number, tuple_attribute
 from ..strategies import damaged, u8, u32
 from ..wire.golden import Fields, joined, of_this_byte_order
 from . import golden
-from .entries import (
-    CLOSE,
-    CONFIRMED,
-    DST_NAT,
-    TIME_WAIT,
-    encode_entry,
-    entries,
-    flow,
-    flows,
-    nest,
-    number,
-    tuple_attribute,
-)
+from .entries import entries, flows
 
 TCP, UDP, ICMP, SCTP = 6, 17, 1, 132
 
