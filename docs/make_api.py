@@ -20,10 +20,11 @@ _PACKAGE = Path(__file__).resolve().parents[1] / "socklb" / "__init__.py"
 _TOPICS = {
     "Find": "find_sockets live_cookies InetSocket",
     "Destroy": "destroy_sockets Report Outcome Counts UnsearchedNamespace",
-    "Terminate": "terminate_connections TerminationLoop",
+    "Terminate": "terminate_connections TerminationLoop Pass",
     "Filters and conditions": "SocketFilter Condition dst src dport sport device mark cgroup autobound",
-    "Backends": "Backend BackendState BackendTable",
+    "Backends": "Backend BackendState BackendTable Instance",
     "Namespaces": "discover_namespaces NetworkNamespace",
+    "Conntrack": "find_flows Flow",
     "Reverse NAT": "RevNatMaps RevNatEntry",
     "What this kernel can do": "probe Support",
     "States": "TcpState state_mask states_in STATE_FILTER_TCP STATE_FILTER_UDP",

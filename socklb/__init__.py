@@ -2,9 +2,8 @@
 """Destroy the sockets that are pinned to a backend that is gone, so that their owners reconnect at once.
 
 `terminate_connections` takes backends and looks into every network namespace, `TerminationLoop` follows their changes;
-`find_sockets` and `destroy_sockets` take a `SocketFilter`; `probe` says whether kernel and caller can. The kernel's
-inet_diag does the work, over AF_NETLINK. Not in here: balancing, health checks, packet injection, anything not Linux.
-The library prints nothing, logs to the logger "socklb", and needs nothing but the standard library.
+`find_sockets` and `destroy_sockets` take a `SocketFilter`; `find_flows` asks conntrack, `probe` what kernel and caller
+can. Not in here: balancing, health checks, packet injection, anything not Linux. It prints nothing, logs to "socklb".
 """
 
 # fmt: off
@@ -34,16 +33,17 @@ if TYPE_CHECKING:
     from .filters.backend import Backend
     from .kernel.discovery import UnsearchedNamespace, discover_namespaces
     from .reverse_nat import RevNatEntry, RevNatMaps
-    from .termination import BackendState, BackendTable, TerminationLoop, terminate_connections
+    from .termination import BackendState, BackendTable, Instance, Pass, TerminationLoop, terminate_connections
 
 __version__ = "0.1.0"
 __all__ = [
     "STATE_FILTER_TCP", "STATE_FILTER_UDP", "AuditError", "Backend", "BackendState", "BackendTable", "Condition",
-    "Counts", "FilterSyntaxError", "Flow", "InetSocket", "KernelError", "MalformedMessage", "NetworkNamespace", "NotPermitted",
-    "NotSupported", "Outcome", "Report", "RevNatEntry", "RevNatMaps", "RunStopped", "SocketFilter", "SocklbError",
-    "Support", "TcpState", "TerminationLoop", "UnboundedFilter", "UnsearchedNamespace", "__version__", "autobound",
-    "cgroup", "destroy_sockets", "device", "discover_namespaces", "dport", "dst", "find_flows", "find_sockets", "live_cookies",
-    "mark", "probe", "sport", "src", "state_mask", "states_in", "terminate_connections",
+    "Counts", "FilterSyntaxError", "Flow", "InetSocket", "Instance", "KernelError", "MalformedMessage",
+    "NetworkNamespace", "NotPermitted", "NotSupported", "Outcome", "Pass", "Report", "RevNatEntry", "RevNatMaps",
+    "RunStopped", "SocketFilter", "SocklbError", "Support", "TcpState", "TerminationLoop", "UnboundedFilter",
+    "UnsearchedNamespace", "__version__", "autobound", "cgroup", "destroy_sockets", "device", "discover_namespaces",
+    "dport", "dst", "find_flows", "find_sockets", "live_cookies", "mark", "probe", "sport", "src", "state_mask",
+    "states_in", "terminate_connections",
 ]
 # fmt: on
 __all__[:] = names_left(__all__)
@@ -53,7 +53,8 @@ def __dir__() -> set[str]:
     return {*globals(), *__all__}
 
 
-def __getattr__(name: str) -> object:
-    """Import what a copy may leave out, or few programs need, when it is first asked for."""
-    value = globals()[name] = import_name(name)
-    return value
+if not TYPE_CHECKING:  # to type checkers a misspelt name would be there
+
+    def __getattr__(name: str) -> object:
+        """Import what a copy may leave out, or few programs need, when it is first asked for."""
+        return globals().setdefault(name, import_name(name))

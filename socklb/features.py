@@ -19,7 +19,8 @@ _NAMES = {
     **dict.fromkeys(("UnsearchedNamespace", "discover_namespaces"), "kernel.discovery"),
     **dict.fromkeys(("Support", "probe"), "engine.probe"),
     "Backend": "filters.backend",
-    **dict.fromkeys(("BackendState", "BackendTable", "TerminationLoop", "terminate_connections"), "termination"),
+    **dict.fromkeys(("BackendState", "BackendTable", "Instance", "Pass", "TerminationLoop"), "termination"),
+    "terminate_connections": "termination",
     **dict.fromkeys(("RevNatEntry", "RevNatMaps"), "reverse_nat"),
     **dict.fromkeys(("Flow", "find_flows"), "conntrack"),
 }

@@ -110,9 +110,11 @@ _GROUPS = {
 _WORDS = {state.name.lower().replace("_", "-"): state for state in TcpState}  # the kernel's names
 _WORDS.update(  # and those of ss(8), where they differ
     {
+        "estab": TcpState.ESTABLISHED,
         "syn-rcv": TcpState.SYN_RECV,
         "fin-wait-1": TcpState.FIN_WAIT1,
         "fin-wait-2": TcpState.FIN_WAIT2,
+        "unconn": TcpState.CLOSE,
         "unconnected": TcpState.CLOSE,
         "closed": TcpState.CLOSE,
         "listening": TcpState.LISTEN,

@@ -53,6 +53,7 @@ from socklb.wire.request import (
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId, encode_id
 
 from . import bytecode_vm
+from .sockets import socket_of
 
 Datagram = Union[bytes, "tuple[bytes, int]", BaseException]
 
@@ -320,7 +321,7 @@ def _asked_for(request: Request, row: bytes) -> bool:
 
 def verdicts(report: Report) -> dict[int, str]:
     """By cookie. Every socket has one verdict, and `matched` is the sum of the counts."""
-    verdict_of = {outcome.socket.cookie: outcome.verdict for outcome in report.outcomes}
+    verdict_of = {socket_of(outcome).cookie: outcome.verdict for outcome in report.outcomes}
     counts = Counter(verdict_of.values())
     sums = {name: counts[name] for name in report.counts._fields}
     assert report.counts.as_dict() == {"matched": len(verdict_of), **sums}

@@ -9,8 +9,8 @@ their own, pinned under their names. In each pod a process answers on port 8080,
     node.a.die()                                    # nothing leaves it and nothing enters it any more
     node.balance(node.b)                            # the flow that is there stays with A
     assert ask(client, patience=0.2) == "timeout"
+    list(find_flows(None))                          # what conntrack has on the node, for the test is in it
     node.client.run(lambda: ...)                    # anything, called in the pod's namespace
-    node.flows()                                    # what conntrack has on the node; pod.flows(): in a pod
 
 pods         client, a, b, outside (another machine; the node's default route leads there)
 more         node.nested(): a pod behind `client`, which masquerades; node.tenants(): two pods with equal addresses,
@@ -20,10 +20,11 @@ services     VIP4, VIP6: as kube-proxy has them, masqueraded for the node itself
              NODE and GATEWAY, port PUBLISHED_PORT: never, as Docker does it
 
 With several endpoints a service sends its flows to one after the other, counted for each family and protocol, and for
-the node's own apart. Without any it rejects them.
+the node's own apart. Without any it rejects them; before the first `balance` there are no services at all.
 
-Without the fixture, in the network namespace of the calling thread: `set_services`, `set_rules`, `masquerade`,
-`redirect`, `track`, and `answering` for servers of other names.
+Other rules, for whatever network namespace the calling thread is in, are in `nat_rules`; kube-proxy's own, made by its
+tools, in `kube_proxy`: node.set_rules = kube_proxy.BALANCERS["nftables"].set_rules. `answering` is for servers of other
+names and places, `add_ipvs_entry` for what IPVS leaves in conntrack.
 """
 
 from __future__ import annotations
@@ -33,16 +34,31 @@ import itertools
 import os
 import selectors
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_interface
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
-from socklb import Backend, NetworkNamespace, NotSupported
+from socklb import Backend, NetworkNamespace
+from socklb.cli.demo.dnat import nest, numbers
+from socklb.conntrack.layout import (
+    CTA_PROTOINFO,
+    CTA_PROTOINFO_TCP,
+    CTA_PROTOINFO_TCP_STATE,
+    CTA_STATUS,
+    CTA_TIMEOUT,
+    CTA_TUPLE_ORIG,
+    CTA_TUPLE_REPLY,
+    IPCTNL_MSG_CT_NEW,
+    FlowTuple,
+    encode_tuple,
+    request,
+)
+from socklb.conntrack.table import NETLINK_NETFILTER
+from socklb.wire.netlink import encode_attribute
 
 from . import nat_rules, rtnetlink, world
 from .children import Child
@@ -50,13 +66,12 @@ from .nat_rules import Service
 from .networks import Network, pinned_networks
 from .sockets import Sockets, family_of
 
-T = TypeVar("T")
-
 VIP4, VIP6 = "10.96.0.10", "fd00:96::10"
 NODE, GATEWAY = "192.168.50.1", "10.244.1.1"
 PORT, BACKEND_PORT, NODE_PORT, PUBLISHED_PORT = 80, 8080, 30080, 8888
 TENANT = "10.66.0.2"
 
+_NOT_HERE = (errno.EPERM, errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _PODS = {  # networks of 24 and 64 bits; the node's address there ends with 1
     "client": ("10.244.1.2", "fd00:244:1::2"),
@@ -74,7 +89,8 @@ _ROUTING = {
 _NO_DAD = {"ipv6/conf/all/accept_dad": 0, "ipv6/conf/default/accept_dad": 0}
 
 
-def _set_sysctls(values: Mapping[str, int]) -> None:
+def set_sysctls(values: Mapping[str, int]) -> None:
+    """Of the calling thread's network namespace: those below /proc/sys/net."""
     for name, value in values.items():
         Path("/proc/sys/net", name).write_text(str(value), encoding="ascii")
 
@@ -132,14 +148,20 @@ class Pod(Network):
 
 
 class Node:
-    """The network namespace of the calling thread, as a node; it is to have nothing in it yet. A context manager."""
+    """The network namespace of the calling thread, as a node; it is to have nothing in it yet. A context manager.
+
+    `set_rules` is what `balance` makes the rules by.
+    """
+
+    def __init__(self) -> None:
+        self.set_rules: Callable[[Iterable[Service]], None] = nat_rules.set_rules
 
     def __enter__(self) -> Node:
         with ExitStack() as undo:
             self._undo = undo
             here = Network(NetworkNamespace.current(), undo.enter_context(Sockets()))
             self.host = Pod(here, "host", NODE)
-            _set_sysctls(_ROUTING | _NO_DAD)
+            set_sysctls({**_ROUTING, **_NO_DAD})
             pods = [self._add_pod(name, v4, v6) for name, (v4, v6) in _PODS.items()]
             self.client, self.a, self.b, self.outside = pods
             for pod in pods:
@@ -178,7 +200,7 @@ class Node:
                 rtnetlink.add_route(default, via=_gateway(address))
             rtnetlink.wait_until_up("eth0")
 
-        pod.run(lambda: _set_sysctls(_NO_DAD))
+        pod.run(lambda: set_sysctls(_NO_DAD))
         router.run(near)
         pod.run(far)
         router.run(lambda: rtnetlink.wait_until_up(link))
@@ -197,12 +219,12 @@ class Node:
             *((address, NODE_PORT, "all") for address in (NODE, "127.0.0.1")),
             *((address, PUBLISHED_PORT, "nobody") for address in (NODE, GATEWAY)),
         ]
-        nat_rules.set_rules(each for place in places for each in service(*place))
+        self.set_rules(each for place in places for each in service(*place))
 
     def nested(self) -> Pod:
         """A pod behind `client`, which masquerades, as Docker in Docker does."""
         inner = self._add_pod("inner", "172.17.0.2")
-        self.client.run(lambda: _set_sysctls(_ROUTING))
+        self.client.run(lambda: set_sysctls(_ROUTING))
         self._link(self.client, inner)
         self.client.run(lambda: nat_rules.masquerade(bytes([172, 17]), "eth0"))
         return inner
@@ -226,10 +248,25 @@ def node(network: None) -> Iterator[Node]:
     with ExitStack() as undo:
         try:
             made = undo.enter_context(Node())
-            made.balance()
-        except (OSError, NotSupported) as error:
+            nat_rules.set_rules([])
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
             world.cannot(f"no NAT: {error}")
         yield made
+
+
+def add_ipvs_entry(original: FlowTuple, reply: FlowTuple) -> None:
+    """On the node, an entry as IPVS leaves it (ip_vs_nfct.c): another one replies, and no bit says so.
+
+    Nothing is translated by it.
+    """
+    status, timeout = numbers(0xA, first=CTA_STATUS), numbers(300, first=CTA_TIMEOUT)  # IPS_CONFIRMED, _SEEN_REPLY
+    established = nest(CTA_PROTOINFO, nest(CTA_PROTOINFO_TCP, encode_attribute(CTA_PROTOINFO_TCP_STATE, b"\3")))
+    attributes = encode_tuple(CTA_TUPLE_ORIG, original) + encode_tuple(CTA_TUPLE_REPLY, reply) + status + timeout
+    attributes += established if original.protocol == socket.IPPROTO_TCP else b""
+    family = socket.AF_INET if len(original.src) == 4 else socket.AF_INET6
+    rtnetlink.order(IPCTNL_MSG_CT_NEW, rtnetlink.NEW, request(family, attributes), subsystem=NETLINK_NETFILTER)
 
 
 @contextmanager

@@ -22,13 +22,12 @@ from socklb.cli.demo.dnat import (
     Message,
     Nftables,
     Table,
-    data,
+    compare,
     dnat,
-    equal,
     expression,
+    header,
     immediate,
     is_for,
-    load,
     numbers,
 )
 from socklb.wire.netlink import encode_attribute
@@ -45,6 +44,7 @@ _SOURCE = {4: 12, 6: 8}
 _MASQUERADED = 0x4000  # kube-proxy's mark
 _FULLY_RANDOM = 16  # NF_NAT_RANGE_PROTO_RANDOM_FULLY
 _DROP = 0
+_UNEQUAL = 1
 _PORT_UNREACHABLE = {4: 3, 6: 4}  # the codes of ICMP
 
 
@@ -58,10 +58,6 @@ def _native(number: int) -> bytes:
     return number.to_bytes(4, sys.byteorder)
 
 
-def _differs(value: bytes) -> bytes:
-    return expression("cmp", numbers(REGISTER, 1), data(3, value))  # NFTA_CMP_SREG, _OP, _DATA
-
-
 def _meta(key: int) -> bytes:
     return expression("meta", numbers(REGISTER, key))  # NFTA_META_DREG, _KEY
 
@@ -71,7 +67,7 @@ def _set_meta(key: int) -> bytes:
 
 
 def _link_is(key: int, name: str) -> bytes:
-    return _meta(key) + equal(name.encode().ljust(16, b"\0"))
+    return _meta(key) + compare(name.encode().ljust(16, b"\0"))
 
 
 def _ct(key: int) -> bytes:
@@ -80,10 +76,6 @@ def _ct(key: int) -> bytes:
 
 def _set_ct(key: int, *more: bytes) -> bytes:
     return expression("ct", numbers(key, first=2), *more, numbers(REGISTER, first=4))  # NFTA_CT_KEY, _SREG
-
-
-def _source(version: int, size: int) -> bytes:
-    return load(NETWORK_HEADER, _SOURCE[version], size)
 
 
 _MASQUERADE = expression("masq", numbers(_FULLY_RANDOM))  # NFTA_MASQ_FLAGS
@@ -95,7 +87,7 @@ class Service(NamedTuple):
     endpoint: Backend
     backends: tuple[Backend, ...]
     masquerade: str = "nobody"
-    """Or "strangers", who are no pods, or "all"."""
+    """Or "all", or "strangers": those who are no pods."""
 
 
 def set_rules(services: Iterable[Service]) -> None:
@@ -111,42 +103,39 @@ def set_rules(services: Iterable[Service]) -> None:
             table.chain("postrouting", POSTROUTING, SNAT_PRIORITY),
             table.chain("reject-forward", FORWARD, _FILTER_PRIORITY, type="filter"),
             table.chain("reject-output", OUTPUT, _FILTER_PRIORITY, type="filter"),
-            table.rule("postrouting", _meta(_META_MARK), equal(_native(_MASQUERADED)), _MASQUERADE),
+            table.rule("postrouting", _meta(_META_MARK), compare(_native(_MASQUERADED)), _MASQUERADE),
         ]
         of_family = [service for service in services if service.endpoint.address.version == version]
         for service in of_family:
-            messages += [
-                table.rule(chain, *expressions)
-                for chain in ("prerouting", "output")
-                for expressions in _rules_of(service)
-            ]
+            messages += [table.rule(at, rule) for at in ("prerouting", "output") for rule in _rules_of(service)]
             if not service.backends:
                 reject = expression("reject", numbers(0), encode_attribute(2, bytes([_PORT_UNREACHABLE[version]])))
                 for chain in ("reject-forward", "reject-output"):
                     messages.append(table.rule(chain, is_for(service.endpoint), reject))
         for address in {backend.address.packed for service in of_family for backend in service.backends}:
-            itself = [load(NETWORK_HEADER, at[version], len(address)) + equal(address) for at in (_SOURCE, DESTINATION)]
+            itself = [header(NETWORK_HEADER, at[version], address) for at in (_SOURCE, DESTINATION)]
             messages.append(table.rule("postrouting", *itself, _MASQUERADE))
     _commit(messages)
 
 
-def _rules_of(service: Service) -> Iterator[list[bytes]]:
+def _rules_of(service: Service) -> Iterator[bytes]:
+    """For whom it is masqueraded; then one backend after the other, that is tried if those before did not take it."""
     version = service.endpoint.address.version
     here = is_for(service.endpoint)
-    if service.masquerade != "nobody":
-        pods = POD_PREFIXES[version]
-        is_stranger = [_source(version, len(pods)), _differs(pods)] if service.masquerade == "strangers" else []
-        yield [here, *is_stranger, immediate(REGISTER, _native(_MASQUERADED)), _set_meta(_META_MARK)]
-    for number, backend in enumerate(service.backends):
-        left = len(service.backends) - number
-        numgen = expression("numgen", numbers(REGISTER, left, 0)) + equal(_native(0))  # NFTA_NG_DREG, _MODULUS, _TYPE
-        yield [here, *([numgen] if left > 1 else []), dnat(backend)]
+    mark = here + immediate(REGISTER, _native(_MASQUERADED)) + _set_meta(_META_MARK)
+    if service.masquerade == "all":
+        yield mark
+    elif service.masquerade == "strangers":
+        yield header(NETWORK_HEADER, _SOURCE[version], POD_PREFIXES[version], _UNEQUAL) + mark
+    for left, backend in zip(range(len(service.backends), 0, -1), service.backends):
+        numgen = expression("numgen", numbers(REGISTER, left, 0))  # NFTA_NG_DREG, _MODULUS, _TYPE: each in turn
+        yield here + numgen + compare(_native(0)) + dnat(backend)
 
 
 def masquerade(prefix: bytes, link: str) -> None:
     """What comes from v4 addresses that begin so gets the address of the link through which it leaves."""
     table = Table(NFPROTO[4], "masquerade")
-    here = [_source(4, len(prefix)), equal(prefix), _link_is(_META_OIFNAME, link)]
+    here = [header(NETWORK_HEADER, _SOURCE[4], prefix), _link_is(_META_OIFNAME, link)]
     chain = table.chain("postrouting", POSTROUTING, SNAT_PRIORITY + 10)
     _commit([*table.made_anew(), chain, table.rule("postrouting", *here, _MASQUERADE)])
 
@@ -210,7 +199,7 @@ def set_tenants(tenants: Iterable[Tenant], pod_links: Iterable[str]) -> None:
         messages += [
             table.rule("raw", enters, *to_zone),
             table.rule("marks", enters, *to_mark),
-            table.rule("postrouting", _ct(_CT_MARK), equal(_native(zone)), *snat),
+            table.rule("postrouting", _ct(_CT_MARK), compare(_native(zone)), *snat),
         ]
     for link in pod_links:
         messages.append(table.rule("marks", _link_is(_META_IIFNAME, link), _ct(_CT_MARK), _set_meta(_META_MARK)))

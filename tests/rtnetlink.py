@@ -24,15 +24,15 @@ from .sockets import eventually
 
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_NEWROUTE, _RTM_NEWRULE = 16, 18, 20, 24, 32
 _RTM_NEWLINKPROP = 108
-_NEW = NLM_F_ACK | 0x600  # NLM_F_CREATE and NLM_F_EXCL
+NEW = NLM_F_ACK | 0x600  # NLM_F_CREATE and NLM_F_EXCL
 _NESTED = 0x8000
 _INET, _INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 _FAMILY = {4: _INET, 6: _INET6}
 
 
-def _order(type: int, flags: int, request: bytes) -> bytes:
+def order(type: int, flags: int, request: bytes, *, subsystem: int = socket.NETLINK_ROUTE) -> bytes:
     """What the kernel answers, b"" if it only acknowledges. Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as route:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, subsystem) as route:
         route.send(encode(type, NLM_F_REQUEST | flags, 1, request))
         reply = route.recv(65536)
     ((kind, flags, _, _, start, end),) = iter_messages(reply, len(reply))
@@ -57,18 +57,18 @@ def add_veth(name: str, peer: str, peer_namespace: int) -> None:
     there = encode_attributes([(3, peer.encode() + b"\0"), (28, _number(peer_namespace))])  # IFLA_IFNAME, _NET_NS_FD
     data = encode_attribute(1 | _NESTED, _ifinfomsg() + there)  # VETH_INFO_PEER
     info = encode_attributes([(1, b"veth\0"), (2 | _NESTED, data)])  # IFLA_INFO_KIND, _DATA
-    _order(_RTM_NEWLINK, _NEW, _ifinfomsg() + encode_attributes([(3, name.encode() + b"\0"), (18 | _NESTED, info)]))
+    order(_RTM_NEWLINK, NEW, _ifinfomsg() + encode_attributes([(3, name.encode() + b"\0"), (18 | _NESTED, info)]))
 
 
 def bring_up(name: str) -> None:
-    _order(_RTM_NEWLINK, NLM_F_ACK, _ifinfomsg(socket.if_nametoindex(name), 1))  # IFF_UP
+    order(_RTM_NEWLINK, NLM_F_ACK, _ifinfomsg(socket.if_nametoindex(name), 1))  # IFF_UP
 
 
 def wait_until_up(name: str) -> None:
     """A work queue makes a link ready once both ends are up; as long, whatever is sent there is dropped."""
 
     def operstate() -> int:
-        reply = _order(_RTM_GETLINK, 0, _ifinfomsg(socket.if_nametoindex(name)))
+        reply = order(_RTM_GETLINK, 0, _ifinfomsg(socket.if_nametoindex(name)))
         return dict(iter_attributes(reply, 16, len(reply)))[16][0]  # IFLA_OPERSTATE
 
     eventually(lambda: operstate() == 6, f"{name} up")  # IF_OPER_UP
@@ -81,7 +81,7 @@ def add_address(name: str, address: str) -> None:
     request = struct.pack(
         "=BBBBI", _FAMILY[given.version], given.network.prefixlen, nodad, 0, socket.if_nametoindex(name)
     )
-    _order(_RTM_NEWADDR, _NEW, request + encode_attributes([(1, given.ip.packed), (2, given.ip.packed)]))
+    order(_RTM_NEWADDR, NEW, request + encode_attributes([(1, given.ip.packed), (2, given.ip.packed)]))
 
 
 def add_route(destination: str, *, via: str = "", link: str = "", table: int = 254) -> None:
@@ -92,19 +92,19 @@ def add_route(destination: str, *, via: str = "", link: str = "", table: int = 2
     attributes = [(1, network.network_address.packed)]  # RTA_DST
     attributes += [(5, ip_interface(via).ip.packed)] if via else []  # RTA_GATEWAY
     attributes += [(4, _number(socket.if_nametoindex(link)))] if link else []  # RTA_OIF
-    _order(_RTM_NEWROUTE, _NEW, request + encode_attributes(attributes))
+    order(_RTM_NEWROUTE, NEW, request + encode_attributes(attributes))
 
 
 def add_rule(mark: int, table: int) -> None:
     """v4 packets of this mark are routed by this table."""
     request = struct.pack("=BBBBBBBBI", _INET, 0, 0, 0, table, 0, 0, 1, 0)  # FR_ACT_TO_TBL
-    _order(_RTM_NEWRULE, _NEW, request + encode_attribute(10, _number(mark)))  # FRA_FWMARK
+    order(_RTM_NEWRULE, NEW, request + encode_attribute(10, _number(mark)))  # FRA_FWMARK
 
 
 def add_alternative_name(index: int, name: str) -> None:
     """One more name for a link."""
     names = encode_attribute(53, name.encode() + b"\0")  # IFLA_ALT_IFNAME, in IFLA_PROP_LIST
     try:
-        _order(_RTM_NEWLINKPROP, _NEW, _ifinfomsg(index) + encode_attribute(52 | _NESTED, names))
+        order(_RTM_NEWLINKPROP, NEW, _ifinfomsg(index) + encode_attribute(52 | _NESTED, names))
     except OSError as error:
         world.cannot(f"this kernel gives no alternative names: {error.strerror}")

@@ -22,6 +22,8 @@ from threading import active_count
 from types import TracebackType
 from typing import TypeVar
 
+from socklb import InetSocket, Outcome
+
 from . import world
 
 T = TypeVar("T")
@@ -160,6 +162,12 @@ def left_behind() -> Iterator[int]:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as inhabitant:
         world.new_network()
         yield inhabitant.pid
+
+
+def socket_of(outcome: Outcome) -> InetSocket:
+    """Of an outcome that is about a socket."""
+    assert outcome.socket is not None
+    return outcome.socket
 
 
 class Sockets:

@@ -18,13 +18,15 @@ from .test_vendoring import PACKAGE, python
 
 NAMES = {
     "reverse_nat": ("RevNatEntry", "RevNatMaps"),
-    "termination": ("BackendState", "BackendTable", "TerminationLoop", "terminate_connections"),
+    "conntrack": ("Flow", "find_flows"),
+    "termination": ("BackendState", "BackendTable", "Instance", "Pass", "TerminationLoop", "terminate_connections"),
 }
 COMMANDS = {
     "list": (),
     "destroy": (),
     "terminate": ("termination",),
     "watch": ("termination", "sources"),
+    "flows": ("conntrack",),
     "probe": (),
     "rev-nat": ("reverse_nat",),
     "demo": ("cli/demo",),
@@ -33,8 +35,8 @@ FOLDERS = [*(folder for folder in FEATURES if folder != "cli"), "cli/demo", "cli
 LEFT_OUT = [
     *[(folder,) for folder in FOLDERS],
     *combinations(FOLDERS[:4], 2),
-    ("reverse_nat", "termination", "sources", "cli/demo"),
-    ("reverse_nat", "termination", "sources", "cli"),
+    (*FOLDERS[:4], "cli/demo"),
+    (*FOLDERS[:4], "cli"),
 ]
 
 
@@ -118,6 +120,8 @@ def test_the_commands_that_are_left_work(left_out: tuple[str, ...], tmp_path: Pa
             assert helped[command] == [2, f"{text} leaves out\n"]
         else:
             assert helped[command] == [0, ""]
+    if "demo" in offered:
+        assert run(tmp_path, "demo").returncode == 0
     done = run(tmp_path, "destroy", "--json", "--tcp", "dst 127.0.0.2:9000")
     assert (done.returncode, json.loads(done.stdout)["destroyed"]) == (0, 1)
     assert pending_error(client) == "ECONNABORTED"
@@ -126,11 +130,38 @@ def test_the_commands_that_are_left_work(left_out: tuple[str, ...], tmp_path: Pa
 @pytest.mark.kernel
 def test_an_option_of_a_folder_that_is_left_out(left_out: tuple[str, ...], tmp_path: Path, network: None) -> None:
     """It is not in the help, and says what is missing if it is given."""
-    if "reverse_nat" in left_out and not {"termination", "cli"} & {*left_out}:
-        assert "rev-nat" not in run(tmp_path, "terminate", "--help").stdout
-        done = run(tmp_path, "terminate", "--rev-nat", "127.0.0.2:9000/TCP")
-        assert done.returncode == 2
-        assert (
-            done.stderr
-            == "socklb: --rev-nat needs the folder reverse_nat/, which this copy of the package leaves out\n"
-        )
+    if {"termination", "cli"} & {*left_out}:
+        return
+    for folder, word, options in (
+        ("reverse_nat", "rev-nat", ["--rev-nat"]),
+        ("conntrack", "conntrack", ["--conntrack", "--external"]),
+    ):
+        if folder not in left_out:
+            continue
+        assert word not in run(tmp_path, "terminate", "--help").stdout
+        for option in options:
+            done = run(tmp_path, "terminate", option, "127.0.0.2:9000/TCP")
+            text = f"socklb: {option} needs the folder {folder}/, which this copy of the package leaves out\n"
+            assert (done.returncode, done.stderr) == (2, text)
+    done = run(tmp_path, "terminate", "--no-conntrack", "--json", "127.0.0.2:9000/TCP")
+    assert (done.returncode, json.loads(done.stdout)["conntrack"]) == (0, "off")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("left_out", [("conntrack",)], indirect=True)
+def test_termination_without_conntrack(left_out: tuple[str, ...], tmp_path: Path, sockets: Sockets) -> None:
+    """It is done for whose peer the backend is, unless the rest is required."""
+    client, _ = sockets.tcp("127.0.0.2", 9000)
+    done = python(
+        tmp_path,
+        "-c",
+        "import socklb\n"
+        "gone = [socklb.Backend.parse('127.0.0.2:9000/TCP')]\n"
+        "try: socklb.terminate_connections(gone, namespaces='current', conntrack=True)\n"
+        "except socklb.NotSupported as error: print(error.strerror)\n"
+        "report = socklb.terminate_connections(gone, namespaces='current')\n"
+        "print(report.destroyed, report.conntrack)\n",
+    )
+    refusal = "looking into conntrack needs the folder conntrack/, which this copy of the package leaves out"
+    assert (done.stdout.splitlines(), done.stderr) == ([refusal, "1 off"], "")
+    assert pending_error(client) == "ECONNABORTED"

@@ -144,7 +144,14 @@ class TestReach:
         """
         users = {module for module in importers_of("socket", "_socket") if folder_of(module) != "kernel"}
         assert users == {
-            *("cli.demo.dnat", "cli.demo.world", "cli.metrics_server", "conntrack.table", "filters.language"),
+            *(
+                "cli.demo.dnat",
+                "cli.demo.services",
+                "cli.demo.world",
+                "cli.metrics_server",
+                "conntrack.table",
+                "filters.language",
+            ),
             "sources.kubernetes.endpoint_slice",
         }
 
@@ -231,7 +238,7 @@ class TestSize:
         assert text.count("\n") <= (60 if module == "__init__" else 400)
 
     def test_the_core_is_small(self) -> None:
-        assert sum(map(lines_of_code, CORE)) <= 4900
+        assert sum(map(lines_of_code, CORE)) <= 5000
 
     def test_no_module_is_named_after_nothing(self) -> None:
         names = {path.stem for path in MODULES.values()}

@@ -13,7 +13,7 @@ import pytest
 import socklb
 from socklb import Backend, BackendTable, SocketFilter, TerminationLoop
 
-from .sockets import Sockets, eventually, pending_error
+from .sockets import Sockets, eventually, pending_error, socket_of
 
 pytestmark = pytest.mark.kernel
 
@@ -44,7 +44,7 @@ def use_all(port: int, way: str, table: BackendTable) -> None:
         report = socklb.destroy_sockets(gone)
     else:
         report = socklb.terminate_connections([backend], namespaces="current")
-    assert [(one.verdict, one.socket.cookie) for one in report.outcomes] == [("destroyed", found.cookie)]
+    assert [(one.verdict, socket_of(one).cookie) for one in report.outcomes] == [("destroyed", found.cookie)]
 
 
 def test_no_thread_sees_anything_of_another(sockets: Sockets) -> None:

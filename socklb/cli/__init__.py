@@ -28,6 +28,7 @@ _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {  # what each does, and the
         "follow a list of backends, and destroy the connections to those that go down",
         ("termination", "sources"),
     ),
+    "flows": ("show which clients conntrack has balanced to a backend", ("conntrack",)),
     "probe": ("say whether this kernel, and this caller, can destroy sockets", ()),
     "rev-nat": ("show the balancer's reverse-NAT entries: which socket it sent where", ("reverse_nat",)),
     "demo": ("show what it does, in a network of its own", ("cli.demo",)),
@@ -55,11 +56,16 @@ class _Command(argparse.ArgumentParser):
 
     def __init__(self, *, module: str, **options: Any) -> None:
         super().__init__(**options)
-        self._module = module
+        self._module, self._is_ready = module, False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._is_ready:
+            return super().parse_known_args(args, namespace)
         import_module(self._module, __package__).add_arguments(self)
-        return super().parse_known_args(args, namespace)
+        self._is_ready = True
+        if self.get_default("filter") is None:
+            return super().parse_known_args(args, namespace)
+        return self.parse_known_intermixed_args(args, namespace)  # options may come between its words
 
 
 def _parser(chosen: Iterable[str]) -> argparse.ArgumentParser:

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from ..errors import AuditError
 from ..features import has, missing, standard_module
 from ..filters import SocketFilter
+from ..filters.backend import Backend
 from ..states import named_states
+from ..wire.socket_id import AF_INET, AF_INET6
 from .output import error_text, warn
 
 TYPE_CHECKING = False
@@ -28,8 +30,20 @@ FILTER, one quoted argument or several words, is the language of ss(8):
   sport >= 1024     dev eth0     fwmark 0x10/0xff
   cgroup system.slice/ssh.service
 A v4 address matches v4-mapped v6 sockets too: [::ffff:10.0.0.5] is 10.0.0.5.
-A v6 address whose end could be a port needs brackets. States are not part of
-the language: use --state.
+A v6 address whose end could be a port needs brackets. States may come first:
+  state established,syn-sent dst 10.0.0.5     exclude time-wait dport = :80
+"""
+
+
+_CONNTRACK_HELP = """\
+Clients of a service address (kube-proxy, Docker, any DNAT) know nothing of the
+backend, but conntrack does: see `socklb flows`. Of TCP the socket is destroyed
+and the conntrack entry deleted; of UDP the entry alone ("rerouted"): the socket
+lives on, to another backend. TCP clients on other hosts are skipped; with
+--external their entries are deleted ("cleared"), and they get a reset when they
+send. The balancer's rules may lag: where something was cut it is looked again
+after 2 s, and as long as that finds more after 4, 8, 16 and 32 s. To look, too,
+needs CAP_NET_ADMIN, in a dry run as well.
 """
 
 
@@ -48,35 +62,99 @@ def check_json(options: argparse.Namespace) -> None:
             standard_module("json", f"--{name}")
 
 
-def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("filter", metavar="FILTER", nargs="*", help="which sockets; see below")
-    parser.add_argument("--tcp", action="store_true", help="TCP sockets (without --tcp and --udp: both)")
-    parser.add_argument("--udp", action="store_true", help="UDP sockets")
+def add_filter_arguments(parser: argparse.ArgumentParser, *, may_show_all: bool) -> None:
+    """Those of FILTER and SELECTION, with the letters of ss(8); `may_show_all`: with --all."""
+    parser.add_argument("filter", metavar="FILTER", nargs="*", default=[], help="which sockets; see below")
+    parser.add_argument("-t", "--tcp", action="store_true", help="TCP sockets (without -t and -u: both)")
+    parser.add_argument("-u", "--udp", action="store_true", help="UDP sockets")
+    parser.add_argument("-4", "--ipv4", action="store_true", help="IPv4 sockets (without -4 and -6: both)")
+    parser.add_argument("-6", "--ipv6", action="store_true", help="IPv6 sockets, v4-mapped ones too")
     parser.add_argument(
         "--state",
-        metavar="S",
-        action="append",
-        type=_state,
+        metavar="S[,S...]",
+        action="extend",
+        type=_states,
         help="a state (established, syn-sent, fin-wait-1, time-wait, listening, ...) or a group of them (all, "
         "connected, synchronized, bucket, big); may be repeated; default: for TCP every state but CLOSE, "
         "TIME_WAIT and BOUND_INACTIVE, for UDP all",
     )
+    if may_show_all:
+        parser.add_argument("-a", "--all", action="store_true", help="every state: as --state all")
+    else:
+        refuse(parser, "-a", "--all", advice="write --state all, and --state listening to destroy those too")
+    parser.add_argument("-n", "--numeric", action="store_true", help="numbers, not names: as always")
+    for flags, advice in _OF_SS.items():
+        refuse(parser, *flags.split(), advice=advice)
 
 
-def _state(word: str) -> str:
+_OF_SS = {
+    "-K --kill": "write: socklb destroy FILTER",
+    "-l --listening": "write --state listening",
+    "-x --unix": "unix sockets cannot be destroyed: the kernel's SOCK_DESTROY is for TCP and UDP",
+    "-w --raw": "sockets of TCP and UDP alone are shown and destroyed: write -t or -u",
+    "-r --resolve": "names are not looked up",
+    "-f --family": "write -4 or -6",
+    "-N --net": "write --netns N",
+}
+"""Options of ss(8) that are not taken, and what to write."""
+
+
+def refuse(parser: argparse.ArgumentParser, *flags: str, advice: str) -> None:
+    """Answer these options with advice."""
+
+    class Refusal(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+            parser.error(f"{'/'.join(flags)}: {advice}")
+
+    parser.add_argument(*flags, action=Refusal, nargs="?", help=argparse.SUPPRESS)
+
+
+def _states(text: str) -> list[str]:
+    words = text.split(",")
     try:
-        named_states(word)
+        named_states(words)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return word
+    return words
 
 
 def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
     """One filter for each protocol asked for. Raises ValueError with the word at fault and its column."""
     both = options.tcp == options.udp
     protocols = [name for name in ("tcp", "udp") if both or getattr(options, name)]
+    family = None if options.ipv4 == options.ipv6 else AF_INET if options.ipv4 else AF_INET6
+    states = options.state
+    if getattr(options, "all", False):
+        if states:
+            raise ValueError("--all is every state, and --state names some: write one of them")
+        states = ["all"]
     text = " ".join(options.filter)
-    return [SocketFilter.parse(text, protocol, states=options.state) for protocol in protocols]
+    return [SocketFilter.parse(text, protocol, states=states, family=family) for protocol in protocols]
+
+
+def add_backend_arguments(parser: argparse.ArgumentParser, nargs: str) -> None:
+    parser.add_argument(
+        "backends",
+        metavar="BACKEND",
+        nargs=nargs,
+        type=_backend,
+        help="ADDRESS:PORT/TCP or /UDP; v6 in brackets, a link-local address with its link: [fe80::1%%eth0]:80/TCP",
+    )
+
+
+def _backend(text: str) -> Backend:
+    if text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a backend; a directory of maps is --rev-nat-dir {text}")
+    try:
+        return Backend.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_processes_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", "--processes", action="store_true", help="show the processes that hold the socket, of those one may see"
+    )
 
 
 def add_netns_argument(parser: argparse.ArgumentParser, default: str) -> None:
@@ -118,6 +196,30 @@ def add_rev_nat_arguments(parser: argparse.ArgumentParser) -> None:
     if not has("reverse_nat"):
         lines = (parser.epilog or "").splitlines()
         parser.epilog = "\n".join(line for line in lines if "--rev-nat" not in line)
+
+
+def add_conntrack_arguments(parser: argparse.ArgumentParser) -> None:
+    """A copy that lacks the folder does not offer them, and says so if they are given."""
+    is_there = has("conntrack")
+    either = parser.add_mutually_exclusive_group() if is_there else parser
+    for where, word, text in (
+        (either, "--conntrack", "fail where conntrack cannot be asked; default: cut whom it names where it can"),
+        (either, "--no-conntrack", "do not look for clients of service addresses whom conntrack has balanced there"),
+        (parser, "--external", "also delete the conntrack entries of TCP clients that have no socket on this host"),
+    ):
+        where.add_argument(word, action="store_true", help=text if is_there else argparse.SUPPRESS)
+    if is_there:
+        parser.epilog = f"{parser.epilog}\n{_CONNTRACK_HELP}"
+
+
+def conntrack_from(options: argparse.Namespace) -> bool | str:
+    """What calls take. Bad usage leaves through SystemExit(2); raises ValueError where the folder is missing."""
+    for word in ("conntrack", "external"):
+        if getattr(options, word) and not has("conntrack"):
+            raise ValueError(missing(f"--{word}", "conntrack"))
+    if options.external and options.no_conntrack:
+        options.fail("argument --external: not allowed with argument --no-conntrack")
+    return "auto" if options.conntrack == options.no_conntrack else bool(options.conntrack)
 
 
 def _rev_nat_help(text: str) -> str:

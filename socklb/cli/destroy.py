@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Destroy the sockets that a filter matches, in this network namespace or those of --netns.",
         epilog=_EXAMPLES + FILTER_HELP,
     )
-    add_filter_arguments(parser)
+    add_filter_arguments(parser, may_show_all=False)
     add_netns_argument(parser, CURRENT)
     parser.add_argument("--dry-run", action="store_true", help="destroy nothing, show what would be destroyed")
     parser.add_argument("--limit", metavar="N", type=_limit, help="destroy at most N sockets, skip the rest")

@@ -63,6 +63,8 @@ def parse_address(text: str) -> tuple[str, int]:
     bracketed = host.startswith("[") and host.endswith("]")
     if not colon:
         host = DEFAULT_ADDRESS
+    elif not host:
+        raise _misspelt(text, "it has a colon, and no address before it")
     if not (port.isascii() and port.isdigit()):
         raise _misspelt(text, "it has no port")
     if colon and bracketed != (":" in host):
@@ -76,7 +78,9 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def _misspelt(text: str, why: str) -> ValueError:
-    return ValueError(f"--metrics {text!r}: {why}; write it like 9469, 0.0.0.0:9469 or [::1]:9469")
+    return ValueError(
+        f"--metrics {text!r}: {why}; write it like 9469 (which is {DEFAULT_ADDRESS}:9469), 0.0.0.0:9469 or [::]:9469"
+    )
 
 
 class State(namedtuple("State", "backends last_seen reconnects bad_entries")):

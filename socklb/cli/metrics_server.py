@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A small HTTP server in threads of its own: one answer a connection, and no client that others have to wait for.
+"""A small HTTP server in a thread of its own: one answer a connection, and no client that others have to wait for.
 
-A thread accepts, and a few more have a connection each, for 5 s at most. Where one more client comes, the oldest has to
-leave, once it has had a moment: an answer takes some milliseconds, and who takes longer is waited for.
+It waits for all of them at once. Where one more comes than there is room for, the oldest has to leave: an answer takes
+some milliseconds, and whoever has asked has it by then, unless he does not take it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import errno
 import re
 import socket
 from collections import namedtuple
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from io import BytesIO
-from threading import Event, Lock
+from select import POLLIN, POLLOUT, poll
+from threading import Event
 from time import monotonic
 
-from ..errors import SocklbError
 from ..features import standard_module
 from .outlet import start_thread
 
@@ -25,15 +24,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from http.server import BaseHTTPRequestHandler
-    from threading import Thread
     from typing import Any
 
     Routes = Mapping[str, Callable[[], tuple[int, str, str]]]
 else:
     BaseHTTPRequestHandler = standard_module("http.server", "--metrics").server.BaseHTTPRequestHandler
 
-CLIENTS = 7
-"""So many at once, each with a thread; with the one that accepts there are 8."""
+CLIENTS = 100
+"""So many at once."""
 
 SECONDS = 5.0
 """For so long a client is listened to, and waited for, in all."""
@@ -41,7 +39,7 @@ SECONDS = 5.0
 HEAD_SIZE = 1 << 16
 """So much a request may have, up to the empty line."""
 
-_MOMENT = 0.5  # before a client has to make room for another one
+_BACKLOG = 4096  # those who come while this thread waits for its turn; the kernel has a limit too
 _PAUSE = 0.1  # before the next attempt to accept, where descriptors have run out
 _END = re.compile(rb"\n\r?\n")
 
@@ -61,7 +59,7 @@ def serving(address: str, port: int, routes: Routes) -> Iterator[None]:
     """
     with _listening(address, port) as listener:
         server = _Server(listener, routes)
-        thread = start_thread(server.accept_all, "socklb metrics")
+        thread = start_thread(server.serve, "socklb metrics")
         try:
             yield
         finally:
@@ -77,7 +75,8 @@ def _listening(address: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(where)
-            listener.listen()
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
         except BaseException:
             listener.close()
             raise
@@ -88,87 +87,107 @@ def _listening(address: str, port: int) -> socket.socket:
     return listener
 
 
-class _Client(namedtuple("_Client", "connection thread since")):
+class _Client(namedtuple("_Client", "connection deadline steps")):
+    """`steps`: those of its conversation, each up to where it has to wait, and for what."""
+
     __slots__ = ()
     connection: socket.socket
-    thread: Thread
-    since: float
+    deadline: float
+    steps: Iterator[int]
 
 
 class _Server:
-    """`accept_all` is for a thread, and returns after `end`."""
+    """`serve` is for a thread, and returns after `end`."""
 
     def __init__(self, listener: socket.socket, routes: Routes) -> None:
         self._listener, self._routes = listener, routes
-        self._clients: list[_Client] = []  # of the thread that accepts alone, the oldest first
-        self._closing = Lock()  # or a descriptor could be shut down that is another file's by then
+        self._clients: dict[int, _Client] = {}  # by descriptor, the oldest first
+        self._poll = poll()
+        self._poll.register(listener, POLLIN)
         self._ended = Event()
 
     def end(self) -> None:
         self._ended.set()
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes up who accepts
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes up who waits for it
 
-    def accept_all(self) -> None:
+    def serve(self) -> None:
         while not self._ended.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:  # the client has gone, or descriptors have run out, or it is the end
-                self._ended.wait(_PAUSE)
-                continue
-            self._make_room()
-            try:
-                thread = start_thread(partial(self._serve, connection), "socklb metrics client")
-            except SocklbError:
-                connection.close()
-            else:
-                self._clients.append(_Client(connection, thread, monotonic()))
-        for client in self._clients:
-            self._turn_out(client)
+            left = self._left()
+            ready = dict(self._poll.poll(None if left is None else left * 1000))
+            is_called = ready.pop(self._listener.fileno(), 0)
+            for number in ready:
+                self._go_on(number)
+            if self._left() == 0.0:
+                self._turn_out_oldest()
+            if is_called:  # one at a time: whoever has asked meanwhile is answered before he has to make room
+                self._accept()
+        while self._clients:
+            self._turn_out_oldest()
 
-    def _make_room(self) -> None:
-        self._clients = [client for client in self._clients if client.thread.is_alive()]
+    def _left(self) -> float | None:
+        """For how long the oldest client may stay; None where there is none."""
+        for client in self._clients.values():
+            return max(0.0, client.deadline - monotonic())
+        return None
+
+    def _accept(self) -> None:
         if len(self._clients) >= CLIENTS:
-            oldest = self._clients[0]
-            oldest.thread.join(max(0.0, oldest.since + _MOMENT - monotonic()))
-            self._turn_out(oldest)
-
-    def _turn_out(self, client: _Client) -> None:
-        with self._closing, suppress(OSError):  # it may have been closed by now
-            client.connection.shutdown(socket.SHUT_RDWR)
-        client.thread.join()
-
-    def _serve(self, connection: socket.socket) -> None:
+            self._turn_out_oldest()
         try:
-            with suppress(OSError):  # the client has gone, or its time is up
-                _Conversation(connection, None, self._routes)  # type: ignore[arg-type]
-        finally:
-            with self._closing:
-                connection.close()
+            connection, _ = self._listener.accept()
+        except OSError:  # the client has gone, or descriptors have run out, or it is the end
+            if self._clients:
+                self._turn_out_oldest()
+            else:
+                self._ended.wait(_PAUSE)
+            return
+        connection.setblocking(False)
+        number = connection.fileno()
+        self._clients[number] = _Client(connection, monotonic() + SECONDS, _conversation(connection, self._routes))
+        self._go_on(number)
+
+    def _go_on(self, number: int) -> None:
+        try:
+            self._poll.register(number, next(self._clients[number].steps))
+        except (StopIteration, OSError):  # it is over, or the client has gone
+            self._turn_out(number)
+
+    def _turn_out(self, number: int) -> None:
+        self._poll.unregister(number)
+        self._clients.pop(number).connection.close()
+
+    def _turn_out_oldest(self) -> None:
+        self._turn_out(next(iter(self._clients)))
 
 
-class _Conversation(BaseHTTPRequestHandler):
-    """Reads one request, and answers it; `server` has the routes."""
+def _conversation(connection: socket.socket, routes: Routes) -> Iterator[int]:
+    """Reads one request, and answers it. Yields the event that it waits for."""
+    head, searched = bytearray(), 0
+    while len(head) <= HEAD_SIZE and not _END.search(head, searched):
+        yield POLLIN
+        received = connection.recv(HEAD_SIZE)
+        if not received:
+            break
+        searched = max(0, len(head) - 2)
+        head += received
+    answer = memoryview(_Answer(head, None, routes).data)  # type: ignore[arg-type]
+    while answer:
+        answer = answer[connection.send(answer) :]
+        if answer:
+            yield POLLOUT
 
-    request: socket.socket
+
+class _Answer(BaseHTTPRequestHandler):
+    """`data` is the answer to a request; `server` has the routes."""
+
+    request: bytearray
+    wfile: BytesIO
     server: Any
     error_message_format = "%(message)s\n"
     error_content_type = "text/plain; charset=utf-8"
 
     def setup(self) -> None:
-        self._deadline = monotonic() + SECONDS
-        head, searched = bytearray(), 0
-        while len(head) <= HEAD_SIZE and not _END.search(head, searched):
-            left = self._deadline - monotonic()
-            if left <= 0:
-                raise TimeoutError
-            self.request.settimeout(left)
-            received = self.request.recv(HEAD_SIZE)
-            if not received:
-                break
-            searched = max(0, len(head) - 2)
-            head += received
-        self._is_too_long = len(head) > HEAD_SIZE
-        self.rfile, self.wfile = BytesIO(head), BytesIO()
+        self.rfile, self.wfile = BytesIO(self.request), BytesIO()
 
     def handle(self) -> None:
         self.raw_requestline = self.rfile.readline()
@@ -179,7 +198,7 @@ class _Conversation(BaseHTTPRequestHandler):
             self._send(500, self.error_content_type, f"{type(error).__name__}: {error}\n")
 
     def _answer(self) -> tuple[int, str, str]:
-        if self._is_too_long:
+        if len(self.request) > HEAD_SIZE:
             return 431, self.error_content_type, f"a request has at most {HEAD_SIZE} bytes\n"
         if self.command not in ("GET", "HEAD"):
             return 405, self.error_content_type, "GET and HEAD alone\n"
@@ -201,8 +220,7 @@ class _Conversation(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def finish(self) -> None:
-        self.request.settimeout(max(0.0, self._deadline - monotonic()))
-        self.request.sendall(self.wfile.getvalue())  # type: ignore[attr-defined]
+        self.data = self.wfile.getvalue()
 
     def version_string(self) -> str:
         return "socklb"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 
 from ..engine.probe import NO_FAMILY, NOT_PERMITTED, SUPPORTED, Support, probe
+from ..features import has
 from ..wire.socket_id import AF_INET
 from .arguments import describe
 from .output import CANNOT, DONE, REFUSED, error_as_json, ignore_broken_pipe, print_json
@@ -18,7 +19,8 @@ examples:
 Tries it on sockets of its own, one for each protocol and family; no other
 socket is touched. Ends with 3 if the kernel lacks something, else with 4 if the
 caller lacks CAP_NET_ADMIN, else with 0. A host without IPv6 lacks nothing: it
-has no such sockets.
+has no such sockets. The line on conntrack says whether clients of service
+addresses can be found (see socklb flows), and changes nothing of that.
 """
 
 
@@ -30,13 +32,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     with error_as_json(options.json):
         answers = {_label(*key): support for key, support in probe().items()}
+        shown = {**answers, **_conntrack()}
     with ignore_broken_pipe():
         if options.json:
-            print_json({**{label: support._asdict() for label, support in answers.items()}, **_error(answers)})
+            print_json({**{label: support._asdict() for label, support in shown.items()}, **_error(answers)})
         else:
-            for label, support in answers.items():
-                print(f"{label}  {support.status:13}  {support.missing}".rstrip())
+            for label, support in shown.items():
+                print(f"{label:9}  {support.status:13}  {support.missing}".rstrip())
     return _code(answers)
+
+
+def _conntrack() -> dict[str, Support]:
+    """Nothing in a copy that cannot ask it."""
+    if not has("conntrack"):
+        return {}
+    from ..conntrack.support import conntrack_support
+
+    return {"conntrack": conntrack_support()}
 
 
 def _label(protocol: str, family: int) -> str:

@@ -21,16 +21,16 @@ _CLEAR_LINE = "\r\x1b[K"
 
 
 @contextmanager
-def progress(wanted: bool) -> Iterator[Progress]:
+def progress(wanted: bool, *, goes_on: bool = False) -> Iterator[Progress]:
     """If wanted, and on a terminal, a line on standard error that counts namespaces and is erased in the end. When the
-    last one is done signals wait for the report.
+    last one is done signals wait for the report, unless the work goes on then.
     """
     is_shown = wanted and sys.stderr is not None and sys.stderr.isatty()
 
     def step(done: int, total: int, namespace: NetworkNamespace) -> None:
         if is_shown:
             _show(done, total, namespace)
-        if done == total:
+        if done == total and not goes_on:
             let_signals_wait()
 
     try:

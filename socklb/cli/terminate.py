@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 
 from ..engine.choice import ALL
-from ..filters.backend import Backend
 from ..termination.terminate import backend_target, terminate_connections
 from .arguments import (
+    add_backend_arguments,
+    add_conntrack_arguments,
     add_netns_argument,
     add_report_arguments,
     add_rev_nat_arguments,
     audit_from,
+    conntrack_from,
     describe,
     rev_nat_from,
 )
@@ -49,36 +52,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "host.",
         epilog=_EXAMPLES,
     )
-    parser.add_argument(
-        "backends",
-        metavar="BACKEND",
-        nargs="+",
-        type=_backend,
-        help="ADDRESS:PORT/TCP or /UDP; v6 in brackets, a link-local address with its link: [fe80::1%%eth0]:80/TCP",
-    )
+    add_backend_arguments(parser, "+")
     add_netns_argument(parser, ALL)
     add_rev_nat_arguments(parser)
+    add_conntrack_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="destroy nothing, show what would be destroyed")
     add_report_arguments(parser)
 
 
-def _backend(text: str) -> Backend:
-    if text.startswith("/"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a backend; a directory of maps is --rev-nat-dir {text}")
-    try:
-        return Backend.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def run(options: argparse.Namespace) -> int:
+    conntrack = conntrack_from(options)
+
     def terminate() -> Report:
         namespaces = namespaces_from(options.netns, ALL)
-        with audit_from(options) as audit, rev_nat_from(options) as rev_nat, progress(True) as report_progress:
+        with ExitStack() as stack:
+            audit = stack.enter_context(audit_from(options))
+            rev_nat = stack.enter_context(rev_nat_from(options))
+            report_progress = stack.enter_context(progress(True, goes_on=bool(conntrack)))
             return terminate_connections(
                 options.backends,
                 namespaces=namespaces,
                 rev_nat=rev_nat,
+                conntrack=conntrack,
+                external=options.external,
                 dry_run=options.dry_run,
                 audit=audit,
                 progress=report_progress,

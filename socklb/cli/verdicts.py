@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..engine.report import Report, outcome_record
+from ..engine.report import ABSENT, REFUSED, Report, outcome_record
 from ..kernel.namespaces import CURRENT_NAME
 from ..states import state_word
 from ..wire.address import format_endpoint
@@ -27,10 +27,11 @@ from .signals import ended_by_signals, showing
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import Any
 
     from ..engine.report import Counts, Outcome
+    from ..filters.backend import Backend
     from ..wire.reply import InetSocket
 
     Target = Callable[[Report, Outcome], dict[str, str]]
@@ -69,20 +70,20 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
     """
     problems, expected = namespace_problems(report.errors, report.unsearched, options.readable_only, error)
     with showing():
-        for text in [*problems, *expected, *left_alone_texts(report)]:
+        conntrack = "" if error else conntrack_text(report.conntrack, options.dry_run)
+        said = [*problems, *expected, *left_alone_texts(report.left_alone), report.hidden, conntrack]
+        for text in filter(None, said):
             warn(text)
-        if report.hidden:
-            warn(report.hidden)
         with ignore_broken_pipe():
             if options.json:
-                said = [error_text(error)] if error is not None else []
-                said += filter(None, [options.audit_problem])
+                ended = [error_text(error)] if error is not None else []
+                ended += filter(None, [options.audit_problem])
                 try:
-                    print_json(_as_json(report, target, options, said + problems))
+                    print_json(_as_json(report, target, options, ended + problems))
                 except MemoryError:
                     problems = [*problems, "out of memory: the sockets are not listed"]
                     warn(problems[-1])
-                    print_json({**report.counts.as_dict(), "error": "; ".join(said + problems)})
+                    print_json({**report.counts.as_dict(), "error": "; ".join(ended + problems)})
             else:
                 _print_lines(report)
     return problems
@@ -158,9 +159,19 @@ def local_endpoint(socket: InetSocket, device: str | None) -> str:
     return f"{address}{bound}:{port}"
 
 
-def left_alone_texts(report: Report) -> list[str]:
-    """A line about backends whose address means another one elsewhere; none if there is none."""
-    if not report.left_alone:
+def conntrack_text(status: str, dry_run: bool) -> str:
+    """What is to be said of a report's `conntrack`: nothing where all was done that was asked for."""
+    if status == ABSENT:
+        return "conntrack is absent: clients of service addresses are left out"
+    if status == REFUSED:
+        text = "conntrack is not permitted: where CAP_NET_ADMIN is missing, clients of service addresses are left out"
+        return text + ("; the real run would look there" if dry_run else "")
+    return ""
+
+
+def left_alone_texts(backends: Collection[Backend]) -> list[str]:
+    """A line about those whose address means another one elsewhere; none if there is none."""
+    if not backends:
         return []
-    names = ", ".join(map(str, report.left_alone))
+    names = ", ".join(map(str, backends))
     return [f"searched for in the current namespace alone, for such an address is another one in each: {names}"]

@@ -10,15 +10,20 @@ from contextlib import ExitStack, contextmanager
 
 from ..engine.choice import ALL, CURRENT
 from ..engine.probe import NO_DESTROY, NO_DIAG, NO_FAMILY, NOT_PERMITTED, SUPPORTED, probe
+from ..engine.report import ABSENT, OFF, REFUSED
+from ..engine.report import DONE as CONNTRACK_DONE
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
+from ..features import has
 from ..kernel.discovery import current_namespace
 from ..termination.loop import TerminationLoop, destroyable
 from ..termination.table import PackedTable
 from .arguments import (
     add_audit_argument,
+    add_conntrack_arguments,
     add_netns_argument,
     add_rev_nat_arguments,
     audit_from,
+    conntrack_from,
     describe,
     rev_nat_from,
 )
@@ -27,6 +32,7 @@ from .netns import NamedNamespaces
 from .outlet import start_thread
 from .output import DONE, INTERRUPTED, SOME_FAILED, error_text
 from .signals import ended_by_signals
+from .verdicts import conntrack_text
 from .watch_report import Reporter
 from .watch_source import (
     STANDARD_INPUT,
@@ -86,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     add_netns_argument(parser, ALL)
     add_rev_nat_arguments(parser)
+    add_conntrack_arguments(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -93,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_audit_argument(parser)
     add_memory_arguments(parser)
+    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)  # of the other commands
     parser.add_argument("--log-json", action="store_true", help="one JSON object a line, on both outputs")
     parser.add_argument(
         "--metrics",
@@ -102,15 +110,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    words = options.netns or [ALL]
+    if options.json:
+        options.fail("--json is one object at the end, and this goes on: here it is --log-json, an object a line")
+    words, conntrack = options.netns or [ALL], conntrack_from(options)
     with ExitStack() as stack:
         stack.enter_context(ended_by_signals())
         actions: dict[int, Callable[[], object]] = {}
         came = stack.enter_context(_signals(actions))  # left last: no signal breaks off what is still to be written
         named = NamedNamespaces(word for word in words if word != ALL)  # an unknown one is an error now
         source = source_from(options)
+        status = _conntrack_status(words, conntrack)
         reporter = stack.enter_context(
-            Reporter(readable_only=options.readable_only, dry_run=options.dry_run, as_json=options.log_json)
+            Reporter(options.readable_only, options.dry_run, as_json=options.log_json, conntrack=status)
         )
         _check_support(words, reporter.warn, dry_run=options.dry_run)
         audit = stack.enter_context(audit_from(options))
@@ -121,6 +132,8 @@ def run(options: argparse.Namespace) -> int:
             table,
             namespaces=ALL if ALL in words else lambda: named.present(reporter.warn_once),
             rev_nat=rev_nat,
+            conntrack=conntrack,
+            external=options.external,
             audit=audit,
             readable_only=options.readable_only,
             dry_run=options.dry_run,
@@ -132,7 +145,7 @@ def run(options: argparse.Namespace) -> int:
         actions[signal.SIGINT] = actions[signal.SIGTERM] = loop.stop
         actions[signal.SIGHUP] = lambda: _reopen(audit, reporter)
         actions[signal.SIGUSR1] = lambda: reporter.show(lambda: _table_text(table, loop))
-        reporter.say(_start_text(options, source, words))
+        reporter.say(_start_text(options, source, words, status))
         if _ends(came):
             loop.stop()
         try:
@@ -149,13 +162,15 @@ def run(options: argparse.Namespace) -> int:
     return SOME_FAILED if reporter.has_failed or loop.outstanding or options.audit_problem else DONE
 
 
-def _start_text(options: argparse.Namespace, source: Source, words: list[str]) -> str:
+def _start_text(options: argparse.Namespace, source: Source, words: list[str], conntrack: str) -> str:
     """What is followed, and where; and what is not done."""
     what = "standard input" if options.source == STANDARD_INPUT else getattr(source, "text", options.source)
     off = [name for name in ("rev_nat", "audit", "metrics", "remember") if not getattr(options, name)]
+    without = "--no-conntrack" if options.no_conntrack else conntrack_text(conntrack, options.dry_run)
     return (
         f"follows {what} in network namespaces {', '.join(words)}"
         f"{'; dry run: nothing is destroyed' if options.dry_run else ''}"
+        f"{'; ' if without else ''}{without}"
         f"{'; not asked for: --' if off else ''}{', --'.join(off).replace('_', '-')}"
     )
 
@@ -179,6 +194,25 @@ def _check_support(words: list[str], warn: Callable[[str], object], *, dry_run: 
         if protocols - destroyable(answers):
             names = " and ".join(sorted(protocols))
             warn(f"this kernel cannot destroy {names} sockets: it lacks {missing}; such backends are left alone")
+
+
+def _conntrack_status(words: list[str], conntrack: bool | str) -> str:
+    """What comes of looking into conntrack, as far as the current namespace tells: see Report. Raises NotSupported or
+    NotPermitted where it is required.
+    """
+    if not (conntrack and has("conntrack")):
+        return OFF
+    from ..conntrack.support import conntrack_support
+
+    status, missing = conntrack_support()
+    if status == SUPPORTED or not {CURRENT, ALL} & {*words}:
+        return CONNTRACK_DONE
+    is_absent = status != NOT_PERMITTED
+    if conntrack is True and is_absent:
+        raise NotSupported(errno.EOPNOTSUPP, f"--conntrack: this kernel has none that can be asked: {missing}")
+    if conntrack is True:
+        raise NotPermitted(errno.EPERM, f"--conntrack: not permitted: it needs {missing}; run as root, or grant it")
+    return ABSENT if is_absent else REFUSED
 
 
 @contextmanager

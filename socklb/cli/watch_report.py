@@ -9,6 +9,7 @@ import sys
 import time
 from collections import namedtuple
 
+from ..engine.report import OFF
 from ..errors import NotPermitted, NotSupported, RunStopped
 from ..features import standard_module
 from ..sources.protocol import shortened
@@ -16,7 +17,7 @@ from ..termination.schedule import PAUSES
 from .netns import namespace_problems, unsearched_texts
 from .outlet import Outlet
 from .output import error_text, printable
-from .verdicts import left_alone_texts, outcome_line, sums_text
+from .verdicts import conntrack_text, left_alone_texts, outcome_line, sums_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,10 +79,11 @@ def _keeps_lines(stream: TextIO) -> bool:
 class Reporter:
     """Reports the passes of the loop, and each problem once."""
 
-    def __init__(self, readable_only: bool, dry_run: bool, as_json: bool) -> None:
+    def __init__(self, readable_only: bool, dry_run: bool, *, as_json: bool, conntrack: str = OFF) -> None:
         self.has_failed = False
         self._readable_only = readable_only
         self._dry_run = dry_run
+        self._conntrack = conntrack  # what was said of it last
         self._what_next = "" if dry_run else "; it is tried again"
         self._said: set[object] = set()
         self._err = Log(sys.stderr, lambda lost: self.warn(f"{lost} messages could not be written"), as_json=as_json)
@@ -168,23 +170,29 @@ class Reporter:
             self.warn(outcome_line(outcome, report.device_of(outcome), is_unrecorded=True))
 
     def _print(self, done: Pass, report: Report) -> None:
-        """A line for a first pass; for a further one if something was found, or for a retry if something was done."""
+        """A line for a first pass; for a further one if it found what was not said before: who was spared, or has
+        failed in a retry, was.
+        """
         counts = report.counts
         is_first = not (done.is_second_pass or done.is_retry)
-        if is_first or counts.matched > (counts.failed if done.is_retry else 0):
+        said_before = counts.skipped + (counts.failed if done.is_retry else 0)
+        if is_first or counts.matched > said_before:
             waited = f" after {done.waited:.1f} s without processor time" if done.waited >= _WORTH_SAYING else ""
             fields = {"seconds": round(done.seconds, 6), "waited": round(done.waited, 6)}
             self._print_sums(done.backends, report, fields, f"; {done.seconds:.3f} s{waited}")
+        if report.conntrack not in (OFF, self._conntrack):
+            self._conntrack = report.conntrack
+            self.warn(conntrack_text(report.conntrack, self._dry_run) or "conntrack can be asked now")
         if report.hidden:
             self.warn_once("hidden", report.hidden)
-        for text in left_alone_texts(report):
+        for text in left_alone_texts(report.left_alone):
             self.warn_once("left alone", shortened(text))
 
     def _print_sums(self, backends: list[Backend], report: Report, fields: dict[str, Any], text: str) -> None:
         names = [*map(str, backends)]
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         self._out.print(
-            {"backends": names, **report.counts.as_dict(), **fields},
+            {"backends": names, **report.counts.as_dict(), "conntrack": report.conntrack, **fields},
             f"{', '.join(names[:_NAMED])}{more}: {sums_text(report.counts)}{text}",
         )
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT, KUBERNETES = "-", "kubernetes"
 
+_MISSPELT_KUBERNETES = re.compile(r"k(8s|ub)\w*", re.IGNORECASE)
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _A_YEAR = 366 * 86_400
@@ -92,7 +93,7 @@ def remembered(
     loop: TerminationLoop,
     warn: Callable[[str], object],
 ) -> Iterator[None]:
-    """What an earlier process has left is recalled; while active, a thread keeps the file. A dry run keeps none."""
+    """What an earlier process has left is recalled; while active, a thread keeps the file."""
     if options.remember is None:
         if options.remember_for is not None or options.remember_as is not None:
             raise ValueError("--remember-for and --remember-as need --remember FILE")
@@ -104,11 +105,8 @@ def remembered(
         raise ValueError(f"--remember {options.remember} is what --source follows: it would be overwritten")
 
     keep = {} if options.remember_for is None else {"keep_seconds": options.remember_for}
-    memory = Memory(options.remember, source, table, warn, **keep)
+    memory = Memory(options.remember, source, table, warn, dry_run=options.dry_run, **keep)
     memory.recall()
-    if options.dry_run:
-        yield
-        return
     thread = start_thread(lambda: memory.run(lambda: loop.outstanding), "socklb memory")
     try:
         yield
@@ -153,7 +151,8 @@ def source_from(options: argparse.Namespace) -> AnySource:
     if given:
         raise ValueError(f"--{next(iter(given)).replace('_', '-')} needs --source {KUBERNETES}")
     if options.source != STANDARD_INPUT:
-        return FileSource(options.source)
+        is_misspelt = _MISSPELT_KUBERNETES.fullmatch(options.source)
+        return FileSource(options.source, if_missing=f"; a cluster is --source {KUBERNETES}" if is_misspelt else "")
     if sys.stdin is None:
         raise ValueError("--source -: standard input is closed")
     return LineSource(sys.stdin.fileno(), _name_of(options))

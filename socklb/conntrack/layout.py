@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from struct import Struct
+from struct import error as struct_error
 
 from ..errors import MalformedMessage
 from ..filters.backend import Backend
@@ -30,13 +31,15 @@ IPCTNL_MSG_CT_GET = _SUBSYSTEM | 1
 IPCTNL_MSG_CT_DELETE = _SUBSYSTEM | 2
 IPCTNL_MSG_CT_GET_STATS = _SUBSYSTEM | 5
 
+AF_UNSPEC = 0
+
 NFGENMSG = Struct(
     ">"
     "B"  # nfgen_family
     "B"  # version: NFNETLINK_V0
     "H"  # res_id
 )
-_U16, _U32 = Struct(">H"), Struct(">I")
+_U8, _U16, _U32 = Struct(">B"), Struct(">H"), Struct(">I")
 _HOST_U32 = Struct("=I")
 
 NLA_F_NESTED = 0x8000
@@ -159,13 +162,13 @@ class Flow(namedtuple("Flow", "original reply status tcp_state expires_s id zone
 
 
 def request(family: int, attributes: bytes = b"") -> bytes:
-    """The payload of a message: nfgenmsg, and what follows. Family 0 is any."""
+    """The payload of a message: nfgenmsg, and what follows. AF_UNSPEC is any family."""
     return NFGENMSG.pack(family, 0, 0) + attributes
 
 
-def get_request(one: FlowTuple, zone: int, *, is_reply: bool = False) -> bytes:
-    """The payload of a question for the entry that has this original (or reply) tuple in a zone."""
-    return request(_family(one), encode_tuple(CTA_TUPLE_REPLY if is_reply else CTA_TUPLE_ORIG, one) + _zone(zone))
+def get_request(one: FlowTuple, zone: int) -> bytes:
+    """The payload of a question for the entry that has this tuple, in either direction, in a zone."""
+    return request(_family(one), encode_tuple(CTA_TUPLE_ORIG, one) + _zone(zone))
 
 
 def delete_request(flow: Flow) -> bytes:
@@ -173,49 +176,52 @@ def delete_request(flow: Flow) -> bytes:
 
     This is the only one there is. Without a tuple the kernel empties the whole table, whatever else is named.
     """
-    one = flow.original
-    if not (len(one.src) == len(one.dst) in (4, 16)):
-        raise ValueError(f"an entry is deleted by its addresses, of 4 or 16 bytes, not {one.src!r} and {one.dst!r}")
-    by = encode_tuple(CTA_TUPLE_ORIG, one) + _zone(flow.zone) + encode_attribute(CTA_ID, _U32.pack(flow.id))
-    return request(_family(one), by)
+    by = encode_tuple(CTA_TUPLE_ORIG, flow.original) + _zone(flow.zone)
+    return request(_family(flow.original), by + encode_attribute(CTA_ID, _packed(_U32, flow.id, "id")))
 
 
 def filter_by(
     which: int, *, flags: int, protocol: int = 0, src: bytes = b"", dst: bytes = b"", sport: int = 0, dport: int = 0
 ) -> bytes:
     """The attributes that filter a dump in the kernel (Linux 5.8): entries whose CTA_TUPLE_ORIG or CTA_TUPLE_REPLY
-    (`which`) has what the FILTER_* `flags` name.
+    (`which`) has what the FILTER_* `flags` name. Of v6 no addresses: what they are compared with, the kernel inverts
+    (ctnetlink_filter_match_tuple() in 5.8 to 6.18 at least).
     """
-    address = b"".join(
-        encode_attribute(kind + (2 if len(packed) == 16 else 0), packed)
-        for kind, packed in ((CTA_IP_V4_SRC, src), (CTA_IP_V4_DST, dst))
-        if packed
-    )
-    proto = encode_attribute(CTA_PROTO_NUM, bytes([protocol])) if flags & FILTER_PROTO_NUM else b""
+    ip = encode_attribute(CTA_IP_V4_SRC, src) if flags & FILTER_IP_SRC else b""
+    ip += encode_attribute(CTA_IP_V4_DST, dst) if flags & FILTER_IP_DST else b""
+    proto = encode_attribute(CTA_PROTO_NUM, _packed(_U8, protocol, "protocol")) if flags & FILTER_PROTO_NUM else b""
     proto += _port(CTA_PROTO_SRC_PORT, sport) if flags & FILTER_SRC_PORT else b""
     proto += _port(CTA_PROTO_DST_PORT, dport) if flags & FILTER_DST_PORT else b""
-    parts = (_nest(CTA_TUPLE_IP, address) if address else b"") + (_nest(CTA_TUPLE_PROTO, proto) if proto else b"")
-    is_reply = which == CTA_TUPLE_REPLY
-    both = [(CTA_FILTER_ORIG_FLAGS, 0 if is_reply else flags), (CTA_FILTER_REPLY_FLAGS, flags if is_reply else 0)]
-    return _nest(which, parts) + _nest(CTA_FILTER, encode_attributes((kind, _HOST_U32.pack(n)) for kind, n in both))
+    parts = (_nest(CTA_TUPLE_IP, ip) if ip else b"") + (_nest(CTA_TUPLE_PROTO, proto) if proto else b"")
+    flags_of = CTA_FILTER_REPLY_FLAGS if which == CTA_TUPLE_REPLY else CTA_FILTER_ORIG_FLAGS
+    return _nest(which, parts) + _nest(CTA_FILTER, encode_attribute(flags_of, _HOST_U32.pack(flags)))
 
 
 def encode_tuple(kind: int, one: FlowTuple) -> bytes:
-    """CTA_TUPLE_ORIG or CTA_TUPLE_REPLY."""
-    is_v6 = len(one.src) == 16
-    src, dst = (CTA_IP_V6_SRC, CTA_IP_V6_DST) if is_v6 else (CTA_IP_V4_SRC, CTA_IP_V4_DST)
-    proto = encode_attribute(CTA_PROTO_NUM, bytes([one.protocol]))
+    """CTA_TUPLE_ORIG or CTA_TUPLE_REPLY, whole. Raises ValueError for what does not fit."""
+    if not len(one.src) == len(one.dst) in (4, 16):
+        raise ValueError(f"a tuple has two packed addresses of 4 or 16 bytes, not {one.src!r} and {one.dst!r}")
+    src, dst = (CTA_IP_V4_SRC, CTA_IP_V4_DST) if len(one.src) == 4 else (CTA_IP_V6_SRC, CTA_IP_V6_DST)
+    proto = encode_attribute(CTA_PROTO_NUM, _packed(_U8, one.protocol, "protocol"))
     proto += _port(CTA_PROTO_SRC_PORT, one.sport) + _port(CTA_PROTO_DST_PORT, one.dport)
     addresses = encode_attributes([(src, one.src), (dst, one.dst)])
     return _nest(kind, _nest(CTA_TUPLE_IP, addresses) + _nest(CTA_TUPLE_PROTO, proto))
 
 
 def _zone(zone: int) -> bytes:
-    return encode_attribute(CTA_ZONE, _U16.pack(zone))
+    """CTA_ZONE. Not for zone 0, which it is without: kernels without CONFIG_NF_CONNTRACK_ZONES refuse any."""
+    return b"" if zone == 0 else encode_attribute(CTA_ZONE, _packed(_U16, zone, "zone"))
 
 
 def _port(kind: int, port: int) -> bytes:
-    return encode_attribute(kind, _U16.pack(port))
+    return encode_attribute(kind, _packed(_U16, port, "port"))
+
+
+def _packed(layout: Struct, number: int, what: str) -> bytes:
+    try:
+        return layout.pack(number)
+    except struct_error as error:
+        raise ValueError(f"{what} {number!r} of a flow: {error}") from None
 
 
 def _nest(kind: int, attributes: bytes) -> bytes:
@@ -245,6 +251,15 @@ def decode_flow(buffer: Buffer, start: int, end: int) -> Flow | None:
         _number(found, CTA_ID, _U32, start) or 0,
         _number(found, CTA_ZONE, _U16, start) or zone,
     )
+
+
+def decode_request(buffer: Buffer, start: int, end: int) -> tuple[FlowTuple, int, int | None]:
+    """The tuple, the zone and the id (None without) of a payload that names one entry."""
+    found = _attributes(buffer, start, end)
+    one, zone = _decode_tuple(found.get(CTA_TUPLE_ORIG), start)
+    if one is None:
+        raise MalformedMessage("tuple of conntrack", offset=start, expected="TCP or UDP", got="another protocol")
+    return one, _number(found, CTA_ZONE, _U16, start) or zone, _number(found, CTA_ID, _U32, start)
 
 
 def decode_count(buffer: Buffer, start: int, end: int) -> int:

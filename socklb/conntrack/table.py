@@ -9,9 +9,9 @@ import socket
 
 from ..errors import KernelError, MalformedMessage, NotPermitted, NotSupported
 from ..kernel.netlink_socket import NetlinkSocket, batches
-from ..wire.netlink import NLMSG_DONE, NLMSG_ERROR, decode_ack, iter_messages
 from ..wire.socket_id import AF_INET, AF_INET6
 from .layout import (
+    AF_UNSPEC,
     CTA_TUPLE_ORIG,
     CTA_TUPLE_REPLY,
     FILTER_DST_PORT,
@@ -34,7 +34,7 @@ from .scan import ByBackend, ByOriginal, Dnated, parse_dump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from typing import TypeVar
 
     from .layout import Flow, FlowTuple
@@ -47,9 +47,10 @@ NETLINK_NETFILTER = 12
 _QUESTIONS = 4
 """So many filtered dumps, each a walk of the whole table, cost less than receiving all of it."""
 
+_EVERYTHING = AF_UNSPEC, b""
 _HAS_REPLY_FILTERS = (5, 16)  # ad81d4daf6a3; before, CTA_FILTER on the reply tuple matches nothing
 _TCP_LOOSE = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose"  # of the thread's namespace
-_ABSENT = "this kernel has no conntrack that can be asked: CONFIG_NF_CT_NETLINK (or: modprobe nf_conntrack_netlink)"
+CONFIG = "CONFIG_NF_CT_NETLINK (or: modprobe nf_conntrack_netlink)"
 
 
 def open_netlink() -> socket.socket:
@@ -81,49 +82,34 @@ class ConntrackTable(NetlinkSocket):
     def count(self) -> int:
         """How many entries there are."""
         doing = "count the entries of conntrack"
-        (answer,) = self._look_up(IPCTNL_MSG_CT_GET_STATS, IPCTNL_MSG_CT_GET_STATS, [request(0)], doing)
+        (answer,) = self._look_up(IPCTNL_MSG_CT_GET_STATS, IPCTNL_MSG_CT_GET_STATS, [request(AF_UNSPEC)], doing)
         if answer is None:
             raise self._error(errno.ENOENT, doing)
         return self._decoded(lambda: decode_count(answer, 0, len(answer)))
 
     def dnated(self) -> Iterator[Flow]:
         """The flows that are translated to another destination, streamed."""
-        return self._flows(0, b"", Dnated())
+        return self._flows(*_EVERYTHING, Dnated())
 
     def flows_to(self, wanted: Collection[tuple[int, bytes, int]]) -> list[Flow]:
         """The flows to these backends (protocol, packed address, port) whose clients asked for something else.
 
-        Few are asked for by filters in the kernel: v4 by address; v6 by protocol and port, for the comparison of v6
-        addresses there is inverted (Linux 5.8 to 6.18 at least). For many there is one dump.
+        Few are asked for by filters in the kernel, v4 by address, v6 by protocol and port. For many there is one dump.
+        Whatever the kernel sends is compared here.
         """
-        scan = ByBackend(wanted)
-        addresses = {src for _, src, _ in wanted if len(src) == 4}
-        ports = {(_family(src), protocol, port) for protocol, src, port in wanted}
-        ports_v6 = {one for one in ports if one[0] == AF_INET6}
-        everything = [(0, b"")]
-        questions = everything
-        if not _has_reply_filters():
-            pass
-        elif len(addresses) + len(ports_v6) <= _QUESTIONS:
-            by_address = [
-                (AF_INET, filter_by(CTA_TUPLE_REPLY, flags=FILTER_IP_SRC, src=address)) for address in sorted(addresses)
-            ]
-            questions = by_address + [_by_port(*one) for one in sorted(ports_v6)]
-        elif len(ports) <= _QUESTIONS:
-            questions = [_by_port(*one) for one in sorted(ports)]
-        found = self._all(questions, scan)
-        self.may_have_zones = questions is not everything or scan.has_seen_zones
-        return found
+        found: list[Flow] = []
+        for family, filter in _questions(wanted):
+            asked_for = (one for one in wanted if family in (AF_UNSPEC, _family(one[1])))
+            scan = ByBackend(asked_for, may_have_zones=bool(filter))
+            found += self._flows(family, filter, scan)
+            self.may_have_zones = scan.may_have_zones
+        return _once(found)
 
     def entries_of(self, originals: Collection[FlowTuple]) -> list[Flow]:
         """Every entry with one of these original tuples, in whatever zone."""
-        questions = [_by_original(one) for one in originals] if len(originals) <= _QUESTIONS else [(0, b"")]
-        return self._all(questions, ByOriginal(originals))
-
-    def _all(self, questions: list[tuple[int, bytes]], scan: Scan) -> list[Flow]:
-        """A dump may name an entry twice."""
-        found = {flow.id: flow for family, filter in questions for flow in self._flows(family, filter, scan)}
-        return list(found.values())
+        questions = [_by_original(one) for one in originals] if len(originals) <= _QUESTIONS else [_EVERYTHING]
+        scan = ByOriginal(originals)
+        return _once(flow for family, filter in questions for flow in self._flows(family, filter, scan))
 
     def _flows(self, family: int, filter: bytes, scan: Scan) -> Iterator[Flow]:
         dump = self._dump(
@@ -138,14 +124,16 @@ class ConntrackTable(NetlinkSocket):
 
     def get(self, flows: Sequence[Flow]) -> list[Flow | None]:
         """The entries that have the original tuples of these flows now, each in its zone; None for none."""
-        return self._entries([get_request(flow.original, flow.zone) for flow in flows])
+        found = self._entries([get_request(flow.original, flow.zone) for flow in flows])
+        return [now if now is not None and now.original == flow.original else None for now, flow in zip(found, flows)]
 
     def get_replies(self, replies: Sequence[FlowTuple]) -> list[Flow | None]:
         """The entries in zone 0 whose replies have these tuples; None for none."""
-        found = self._entries([get_request(one, 0, is_reply=True) for one in replies])
+        found = self._entries([get_request(one, 0) for one in replies])
         return [flow if flow is not None and flow.reply == one else None for flow, one in zip(found, replies)]
 
     def _entries(self, requests: list[bytes]) -> list[Flow | None]:
+        """The kernel finds an entry by either of its tuples."""
         rows: list[bytes | None] = []
         for batch in batches(requests):
             rows += self._look_up(IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW, batch, "look up entries of conntrack")
@@ -169,6 +157,8 @@ class ConntrackTable(NetlinkSocket):
             raise
 
     def _describe(self, data: bytes) -> str:
+        from .describe import describe  # takes a while to import, and few debug
+
         return describe(data)
 
     def _error(self, code: int, doing: str, text: str = "") -> KernelError:
@@ -179,41 +169,30 @@ class ConntrackTable(NetlinkSocket):
                 "network namespace; run as root, or grant the capability",
             )
         if code in (errno.EINVAL, errno.EOPNOTSUPP):
-            return NotSupported(code, f"{doing}: {_ABSENT}")
+            return NotSupported(code, f"{doing}: this kernel has no conntrack that can be asked: {CONFIG}")
         return KernelError(code, f"{doing}: {os.strerror(code)}{f' ({text})' if text else ''}")
-
-
-def describe(data: bytes) -> str:
-    """The messages of one send or one receive. Never raises, whatever the bytes are."""
-    parts = []
-    try:
-        for kind, flags, sequence, _, start, end in iter_messages(data, len(data)):
-            text = _text_of(data, kind, start, end)
-            parts.append(f"{_NAMES.get(kind, kind)} flags={flags:#x} seq={sequence} {text}".rstrip())
-    except MalformedMessage as error:
-        parts.append(f"malformed: {error}")
-    return "; ".join(parts) or "nothing"
-
-
-_NAMES = {
-    NLMSG_ERROR: "NLMSG_ERROR",
-    NLMSG_DONE: "NLMSG_DONE",
-    IPCTNL_MSG_CT_NEW: "IPCTNL_MSG_CT_NEW",
-    IPCTNL_MSG_CT_GET: "IPCTNL_MSG_CT_GET",
-    IPCTNL_MSG_CT_DELETE: "IPCTNL_MSG_CT_DELETE",
-    IPCTNL_MSG_CT_GET_STATS: "IPCTNL_MSG_CT_GET_STATS",
-}
-
-
-def _text_of(data: bytes, kind: int, start: int, end: int) -> str:
-    if kind == NLMSG_ERROR:
-        code = decode_ack(data, start, end, 0).errno
-        return errno.errorcode.get(code, str(code)) if code else "0"
-    return str(decode_flow(data, start, end) or "") if kind == IPCTNL_MSG_CT_NEW else ""
 
 
 def _family(address: bytes) -> int:
     return AF_INET if len(address) == 4 else AF_INET6
+
+
+def _once(flows: Iterable[Flow]) -> list[Flow]:
+    """A dump may name an entry twice. Not by their ids: of 100,000 entries two have the same one by chance."""
+    return list({(flow.original, flow.zone): flow for flow in flows}.values())
+
+
+def _questions(wanted: Collection[tuple[int, bytes, int]]) -> list[tuple[int, bytes]]:
+    """The dumps that name the flows to these backends: the family of each, and its filter."""
+    addresses = {src for _, src, _ in wanted if len(src) == 4}
+    ports = {(_family(src), protocol, port) for protocol, src, port in wanted}
+    ports_v6 = {one for one in ports if one[0] == AF_INET6}
+    if not _has_reply_filters():
+        return [_EVERYTHING] if wanted else []
+    if len(addresses) + len(ports_v6) <= _QUESTIONS:
+        by_address = [(AF_INET, filter_by(CTA_TUPLE_REPLY, flags=FILTER_IP_SRC, src=one)) for one in sorted(addresses)]
+        return by_address + [_by_port(*one) for one in sorted(ports_v6)]
+    return [_by_port(*one) for one in sorted(ports)] if len(ports) <= _QUESTIONS else [_EVERYTHING]
 
 
 def _by_port(family: int, protocol: int, port: int) -> tuple[int, bytes]:
@@ -222,7 +201,7 @@ def _by_port(family: int, protocol: int, port: int) -> tuple[int, bytes]:
 
 
 def _by_original(one: FlowTuple) -> tuple[int, bytes]:
-    """Its ports, and the addresses of v4: see `flows_to`."""
+    """Its ports, and the addresses of v4."""
     flags = FILTER_PROTO_NUM | FILTER_SRC_PORT | FILTER_DST_PORT
     if _family(one.src) == AF_INET6:
         return AF_INET6, filter_by(CTA_TUPLE_ORIG, flags=flags, protocol=one.protocol, sport=one.sport, dport=one.dport)

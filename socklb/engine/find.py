@@ -10,11 +10,7 @@ from ..filters import SocketFilter
 from ..kernel import hash_table, names
 from ..kernel.diag import DiagSocket
 from ..kernel.namespaces import CURRENT_NAME, NamespaceVanished, NetworkNamespace, current_first, run_in_netns
-from ..wire.bytecode import (
-    INET_DIAG_BC_CGROUP_COND,
-    INET_DIAG_BC_MARK_COND,
-    INET_DIAG_REQ_BYTECODE,
-)
+from ..wire.bytecode import INET_DIAG_BC_CGROUP_COND, INET_DIAG_BC_MARK_COND, INET_DIAG_REQ_BYTECODE
 from ..wire.netlink import encode_attribute
 from ..wire.reply import InetSocket
 from ..wire.request import (
@@ -152,13 +148,7 @@ class SocketTable:
         return filter.plan(self._missing_ops).lets_through(socket) and filter.accepts(socket)
 
     def search(
-        self,
-        filter: SocketFilter,
-        states: int,
-        netns: str,
-        *,
-        bits: int = 0,
-        seen: set[int] | None = None,
+        self, filter: SocketFilter, states: int, netns: str, *, bits: int = 0, seen: set[int] | None = None
     ) -> Iterator[InetSocket]:
         """The sockets in these states that the filter's condition (not its predicate) matches; `netns` is for errors.
 

@@ -79,10 +79,7 @@ def _processors() -> int:
 
 
 def _run_threads(
-    work: Callable[[], None],
-    count: int,
-    fail: Callable[[BaseException], None],
-    while_waiting: Callable[[], object],
+    work: Callable[[], None], count: int, fail: Callable[[BaseException], None], while_waiting: Callable[[], object]
 ) -> None:
     """Run `work` in so many threads and wait for their end. An interrupt fails the run, and does not end the wait."""
     begun: list[None] = []

@@ -25,11 +25,7 @@ _CLOSING = (TcpState.FIN_WAIT1, TcpState.CLOSING, TcpState.LAST_ACK)
 
 
 def why_spared(
-    socket: InetSocket,
-    filter: SocketFilter,
-    session: OwnSession,
-    unconnected: bool,
-    keeps_orphans: Callable[[], bool],
+    socket: InetSocket, filter: SocketFilter, session: OwnSession, unconnected: bool, keeps_orphans: Callable[[], bool]
 ) -> str:
     """The reason to spare a socket that the filter matches, "" to destroy it.
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import Counter, namedtuple
 
 from ..kernel import names
 from ..states import state_word
@@ -12,14 +12,16 @@ from ..wire.request import PROTOCOL_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from typing import Any, Protocol
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any, Protocol, TypeVar
 
     from ..filters.backend import Backend
     from ..kernel.discovery import UnsearchedNamespace
     from ..kernel.namespaces import NetworkNamespace
     from ..wire.address import IPAddress
     from ..wire.reply import InetSocket
+
+    T = TypeVar("T")
 
     class Flow(Protocol):
         """What the engine has to know of a connection that conntrack keeps: socklb.Flow."""
@@ -167,10 +169,15 @@ class Report:
         self._tried: dict[NetworkNamespace, None] = {}
         self._sums: _Sums | None = None
 
-    def withdraw(self, outcome: Outcome) -> None:
-        """Another one takes its place."""
-        self.outcomes.remove(outcome)
+    def withdraw(self, outcomes: Iterable[Outcome]) -> int:
+        """Take back those of these very outcomes that are in the report, for others to stand in their place: how many.
+
+        No outcome is compared with another, for there may be as many as conntrack has entries.
+        """
+        withdrawn, before = {id(outcome) for outcome in outcomes}, len(self.outcomes)
+        self.outcomes[:] = [outcome for outcome in self.outcomes if id(outcome) not in withdrawn]
         self._sums = None
+        return before - len(self.outcomes)
 
     def add_namespace(self, namespace: NetworkNamespace) -> None:
         """List a namespace in `namespaces`, whether or not a socket matches there."""
@@ -247,21 +254,11 @@ class Report:
         lengths = len(self.outcomes), len(self._tried)
         sums = self._sums
         if sums is None or sums.lengths != lengths:
-            by_namespace = {namespace: dict.fromkeys(Counts._fields, 0) for namespace in self._tried}
+            outcomes = self.outcomes[: lengths[0]]
+            namespaces = _counted(outcomes, self._tried, lambda outcome: outcome.namespace)
             backends = [backend for several in self._backends.values() for backend in several]
-            by_backend = {backend: dict.fromkeys(Counts._fields, 0) for backend in backends}
-            total = dict.fromkeys(Counts._fields, 0)
-            for outcome in self.outcomes[: lengths[0]]:
-                total[outcome.verdict] += 1
-                by_namespace[outcome.namespace][outcome.verdict] += 1
-            for outcome in self.outcomes[: lengths[0]] if backends else ():
-                by_backend[self.backend_of(outcome)][outcome.verdict] += 1
-            sums = self._sums = _Sums(
-                lengths,
-                Counts(**total),
-                {namespace: Counts(**counts) for namespace, counts in by_namespace.items()},
-                {backend: Counts(**counts) for backend, counts in by_backend.items()},
-            )
+            by_backend = _counted(outcomes if backends else (), backends, self.backend_of)
+            sums = self._sums = _Sums(lengths, Counts(*map(sum, zip(*namespaces.values()))), namespaces, by_backend)
         return sums
 
     def device_of(self, outcome: Outcome) -> str | None:
@@ -287,6 +284,14 @@ class Report:
 
     def __repr__(self) -> str:
         return f"<Report {' '.join(f'{name}={count}' for name, count in self.counts.as_dict().items())}>"
+
+
+def _counted(outcomes: Sequence[Outcome], keys: Iterable[T], key: Callable[[Outcome], T]) -> dict[T, Counts]:
+    """The sums of the outcomes of each key."""
+    verdicts: dict[T, Counter[str]] = {one: Counter() for one in keys}
+    for outcome in outcomes:
+        verdicts[key(outcome)][outcome.verdict] += 1
+    return {one: Counts(**counter) for one, counter in verdicts.items()}
 
 
 def _by_endpoint(backends: Iterable[Backend]) -> dict[tuple[bytes, int, str], list[Backend]]:

@@ -156,16 +156,27 @@ class Run:
         `local_filters` are for addresses that are another one in each namespace: of all that can be discovered they are
         for the current one alone.
         """
-        search = _Search(_with_resolved(filters), _with_resolved(local_filters))
+        everywhere, local = _with_resolved(filters), _with_resolved(local_filters)
+        here: NetworkNamespace | None = None
+        if local and hasattr(namespaces, "refused"):  # they were discovered
+            here = NetworkNamespace.current()
+            self.report.leave_alone(namespaces)
+
+        def search_in(namespace: NetworkNamespace) -> None:
+            self._search_in(namespace, [*everywhere, *local] if here in (None, namespace) else everywhere)
+
         if is_one:
-            self._search_in(namespaces[0], search)
+            search_in(namespaces[0])
             if progress is not None:
                 progress(1, 1, namespaces[0])
         else:
-            self._search_in_many(namespaces, search, progress)
+            self._search_in_many(namespaces, search_in, progress)
 
     def _search_in_many(
-        self, namespaces: Sequence[NetworkNamespace], search: _Search, progress: Progress | None
+        self,
+        namespaces: Sequence[NetworkNamespace],
+        search_in: Callable[[NetworkNamespace], None],
+        progress: Progress | None,
     ) -> None:
         """A namespace that fails does not stop the others. What does: NotSupported, for the kernel is the same
         everywhere; an audit that fails; an interrupt. If no namespace could be searched, the first error is raised.
@@ -178,24 +189,19 @@ class Run:
             nonlocal done
             self._signals.obey()
             begun.append(namespace)
-            failure: BaseException | None = None
             try:
-                self._search_in(namespace, search)
+                search_in(namespace)
             except BaseException as error:
-                failure = error
                 self.note_failure(namespace, error)
-            with lock:
-                done += 1
-                if progress is not None:
-                    progress(done, len(namespaces), namespace)
-            if failure is not None and self._ends_the_run(failure):
-                raise failure
+                if self._ends_the_run(error):
+                    raise
+            finally:
+                with lock:
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(namespaces), namespace)
 
-        refused = getattr(namespaces, "refused", None)
         self.report.hidden = self.report.hidden or getattr(namespaces, "hidden", "")
-        if refused is not None and search.local_filters:
-            search.here = NetworkNamespace.current()
-            self.report.leave_alone(namespaces)
         try:
             in_parallel(
                 run,
@@ -205,6 +211,7 @@ class Run:
                 one_by_one=self._left is not None,
             )
             raise_if_all_failed(self.report.errors, len(self.report.namespaces))
+            refused = getattr(namespaces, "refused", ())
             if refused:
                 from ..kernel.discovery import unsearched
 
@@ -227,9 +234,8 @@ class Run:
         is_from_audit = self._audit is not None and error is self._audit.error
         return is_from_audit or not isinstance(error, (SocklbError, ValueError))
 
-    def _search_in(self, namespace: NetworkNamespace, search: _Search) -> None:
+    def _search_in(self, namespace: NetworkNamespace, filters: list[tuple[SocketFilter, bool]]) -> None:
         self._raise_if_stopped()
-        filters = search.filters_in(namespace)
         if not filters:
             return
         resolved: list[tuple[SocketFilter, SocketFilter]] = []
@@ -249,6 +255,8 @@ class Run:
         with run_in_netns(namespace, enter, thread_may_move=is_worker()) as table:
             self.report.add_namespace(namespace)
             for filter, here in resolved:
+                self._signals.obey()
+                self._raise_if_stopped()
                 text = str(filter) if self._audit else ""  # of a thousand backends it takes as long as a walk
                 target = self._target or _constantly({"filter": text})
                 self._destroy(Rounds(table, here, namespace, self._bits), seen if len(filters) > 1 else None, target)
@@ -297,18 +305,17 @@ class Run:
                 self._take(left, rounds, target)
             raise
 
-    def account(self, act: Callable[[], list[Outcome]], instead_of: Outcome | None = None) -> None:
+    def account(self, act: Callable[[], list[Outcome]], instead_of: Sequence[Outcome] = ()) -> None:
         """Do something that is no destroying of sockets, a batch of at most 64, and take what became of it into account
-        like everything else; `instead_of` an outcome of before.
+        like everything else; `instead_of` outcomes of before.
         """
         self._signals.obey()
         with self._turn if self._audit is not None else RLock():
             self._raise_if_stopped()
             outcomes = act()
-            if instead_of is not None:
-                self.report.withdraw(instead_of)
-                if self._audit is not None:
-                    self._audit.recorded -= 1
+            withdrawn = self.report.withdraw(instead_of) if instead_of else 0
+            if self._audit is not None:
+                self._audit.recorded -= withdrawn
             for outcome in outcomes:
                 self.report.add_namespace(outcome.namespace)
             self._take(outcomes, None, self._target or _constantly({}))
@@ -368,20 +375,6 @@ class Run:
     def _left_of(self, number: int, in_doubt: int = 0) -> int:
         """So many, or what the limit leaves of them, if all that are in doubt have been destroyed."""
         return number if self._left is None else max(0, min(number, self._left - in_doubt))
-
-
-class _Search:
-    """Filters, each with whether it is resolved, and the namespace where alone the local ones are searched for."""
-
-    def __init__(
-        self, filters: list[tuple[SocketFilter, bool]], local_filters: list[tuple[SocketFilter, bool]]
-    ) -> None:
-        self._filters, self.local_filters = filters, local_filters
-        self.here: NetworkNamespace | None = None
-
-    def filters_in(self, namespace: NetworkNamespace) -> list[tuple[SocketFilter, bool]]:
-        is_here = self.here is None or namespace == self.here
-        return [*self._filters, *self.local_filters] if is_here else self._filters
 
 
 def _with_resolved(filters: Iterable[SocketFilter]) -> list[tuple[SocketFilter, bool]]:

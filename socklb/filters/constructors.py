@@ -112,6 +112,8 @@ def _network(address: Address) -> Network:
         raise TypeError(f"an address must be a str or an ipaddress object, not {address!r}")
     if getattr(address, "scope_id", None) or (isinstance(address, str) and "%" in address):
         raise ValueError(f"{address}: zones are not supported; name the interface with device()")
+    if isinstance(address, (IPv4Address, IPv6Address)):
+        return ip_network((address.packed, address.max_prefixlen))  # it would format the address itself, and parse that
     return ip_network(address, strict=False)
 
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The filter language of ss(8), parsed into conditions.
 
+    text    = { ("state" | "exclude") state { "," state } } [filter]
     filter  = term { ["and" | "&" | "&&"] term }  or  term { ("or" | "|" | "||") term }
     term    = ("not" | "!") term | "(" filter ")" | test
     test    = ("dst" | "src") [eq | ne] host | ("dport" | "sport") [operator] port
             | "dev" [eq | ne] interface | "fwmark" [eq | ne] value["/"mask] | "cgroup" [eq | ne] path | "autobound"
-    host    = "*" | address ["/" prefix] [":" port] | "[" v6 ["/" prefix] "]" [":" port] | "*:" port
+    host    = ["inet:" | "inet6:"] ( any | address ["/" prefix] | "[" v6 ["/" prefix] "]" ) [":" port]
+    any     = "*" | "any" | "all" | "default" | nothing before a port
 
 A v6 address without brackets is refused where what follows its last colon could be a port of the address before it: ss
 takes `::1:8080` for port 8080 of ::1, which is an address as well. `::1` and `fe80::1` are addresses, for `:` and
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 
+from ..states import named_states
 from . import constructors
 from .conditions import EVERYTHING, MAX_DEPTH, PORT_MAX, And, Condition, Not, Or, Port, joined
 
@@ -33,6 +36,8 @@ _OPERATORS = {
     "<": "<", "lt": "<", "<=": "<=", "le": "<=", "leq": "<=",
     ">": ">", "gt": ">", ">=": ">=", "ge": ">=", "geq": ">=",
 }  # fmt: skip
+_ANY = ("", "*", "any", "all", "default")
+_ANY_OF = {"inet": "0.0.0.0/0", "inet6": "::/0"}
 _TESTS = ("dst", "src", "dport", "sport", "dev", "fwmark", "cgroup", "autobound")
 _SYMBOLS = ("&&", "||", "==", "!=", "<=", ">=", "(", ")", "!", "&", "|", "=", "<", ">")
 
@@ -58,16 +63,20 @@ class _Word(namedtuple("_Word", "text column")):
     __slots__ = ()
 
 
-def parse(text: str, protocol: str) -> Condition:
-    """The condition that a text describes; an empty text matches everything.
+def parse(text: str, protocol: str) -> tuple[Condition, list[str], list[str]]:
+    """The condition that a text describes, everything if it has none, and the words of the states that it begins with:
+    those that it names, and those that it excludes.
 
     Service names are looked up for `protocol` ("tcp" or "udp") first. Raises FilterSyntaxError, a ValueError.
     """
     if not isinstance(text, str):
         raise TypeError(f"a filter is parsed from a str, not {text!r}")
     parser = _Parser(text, protocol)
-    if parser.word is None:
-        return EVERYTHING
+    named, excluded = parser.states()
+    return (EVERYTHING if parser.word is None else _condition(parser)), named, excluded
+
+
+def _condition(parser: _Parser) -> Condition:
     try:
         condition = parser.filter(0)
     except FilterSyntaxError:
@@ -120,6 +129,24 @@ class _Parser:
         return word
 
     # ---------------------------------------------------------------------------------------- structure
+
+    def states(self) -> tuple[list[str], list[str]]:
+        """What `state` and `exclude` at the beginning name."""
+        named: list[str] = []
+        excluded: list[str] = []
+        while self.word is not None and self.word.text.lower() in ("state", "exclude"):
+            words = named if self.word.text.lower() == "state" else excluded
+            kind = self.word.text
+            self._next()
+            if self.word is None:
+                self.fail(f"{kind} needs a state")
+            words += self.word.text.split(",")
+            try:
+                named_states(words)
+            except ValueError as error:
+                self.fail(str(error))
+            self._next()
+        return named, excluded
 
     def filter(self, depth: int) -> Condition:
         alternatives: list[Condition] = []
@@ -186,10 +213,16 @@ class _Parser:
         return self._endpoint("src", value)
 
     def _endpoint(self, side: str, value: _Word) -> Condition:
-        host, port = self._split_endpoint(value)
+        family, colon, text = value.text.partition(":")
+        family = family.lower() if colon and family.lower() in _ANY_OF else ""
+        host, port = self._split_endpoint(_Word(text, value.column) if family else value)
         ports = EVERYTHING if port in (None, "*") else Port(side, *[self._port_number(port or "", value)] * 2)
-        if host in ("", "*"):
-            return ports
+        if host.lower() in _ANY:
+            if not family:
+                return ports
+            host = _ANY_OF[family]
+        elif family and (":" in host) != (":" in _ANY_OF[family]):
+            self.fail(f"{host} is no address of {family}", value)
         hosts = constructors.src(host) if side == "src" else constructors.dst(host)
         return hosts if ports is EVERYTHING else And(hosts, ports)
 
@@ -209,7 +242,7 @@ class _Parser:
         host, colon, port = text.rpartition(":") if ":" in text else (text, "", "")
         if ":" in host:
             return self._split_v6(host, port, value)
-        if host not in ("", "*"):
+        if host.lower() not in _ANY:
             host = self._address(host, value)
         return host, port if colon else None
 
@@ -283,7 +316,7 @@ class _Parser:
 
 def _why_not_a_test(word: str) -> str:
     if word in ("state", "exclude"):
-        return "states are not part of the filter, use --state"
+        return "states come first, before all conditions"
     if word in _AND + _OR + tuple(_OPERATORS) or word == ")":
         return "expected a condition before this"
     return f"unknown word, expected one of {', '.join(_TESTS)}"

@@ -137,10 +137,27 @@ class SocketFilter(Value):
         family: int | None = None,
         predicate: Predicate | None = None,
     ) -> SocketFilter:
-        """From the filter language of ss(8). Raises FilterSyntaxError, a ValueError with the word and its column."""
+        """From the filter language of ss(8), which may begin with states; `states` are for a text that has none. Raises
+        FilterSyntaxError, a ValueError with the word and its column.
+        """
         number = protocol_number(protocol)
-        where = parse(text, PROTOCOL_NAMES[number])
-        return cls(number, where, states=states, family=family, predicate=predicate)
+        where, named, excluded = parse(text, PROTOCOL_NAMES[number])
+        if named or excluded:
+            if states is not None:
+                raise ValueError("states are given twice: in the filter, and beside it")
+            states = named or None
+        found = cls(number, where, states=states, family=family, predicate=predicate)
+        return found._without(named_states(excluded)[0]) if excluded else found
+
+    def _without(self, excluded: int) -> SocketFilter:
+        """The same without these states, and their kin that ss(8) has no words for."""
+        for state, kin in ((TcpState.SYN_RECV, TcpState.NEW_SYN_RECV), (TcpState.CLOSE, TcpState.BOUND_INACTIVE)):
+            excluded |= state_mask(kin) if excluded & state_mask(state) else 0
+        mask = self.states & ~excluded
+        if not mask:
+            raise ValueError("what the filter excludes leaves no state")
+        names_listen = self.names_listen and bool(mask & _LISTEN)
+        return _construct({**self._fields(), "states": mask, "names_listen": names_listen})
 
     @property
     def families(self) -> tuple[int, ...]:

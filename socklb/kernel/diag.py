@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from functools import partial
 
 from ..errors import MalformedMessage, NotSupported, kernel_error
 from ..wire.netlink import (
@@ -46,13 +47,7 @@ class DiagSocket(NetlinkSocket):
 
     def dump(self, type: int, request: bytes, doing: str, *, may_repeat_rows: bool = False) -> Iterator[list[bytes]]:
         """Dump with a request of this message type; yields the rows of each datagram, as payloads."""
-        return self._dump(
-            type,
-            request,
-            lambda reply, sequence: _parse_dump(reply, type, sequence),
-            doing,
-            may_repeat_rows=may_repeat_rows,
-        )
+        return self._dump(type, request, partial(_parse_dump, type), doing, may_repeat_rows=may_repeat_rows)
 
     def look_up(self, requests: Sequence[bytes], doing: str) -> list[bytes | None]:
         """Look up at most BATCH sockets at once: the row of each in order, None where the kernel finds none."""
@@ -80,7 +75,7 @@ class DiagSocket(NetlinkSocket):
         return kernel_error(code, doing, text)
 
 
-def _parse_dump(reply: bytes, type: int, sequence: int) -> Parsed[bytes]:
+def _parse_dump(type: int, reply: bytes, sequence: int) -> Parsed[bytes]:
     """The rows of a datagram, what ended the dump if anything did, and EINTR or ENOBUFS if it was interrupted."""
     rows: list[bytes] = []
     end: Ack | Done | None = None

@@ -13,7 +13,7 @@ from .exhaustion import raise_if_exhausted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator, Mapping
 
 CAP_SYS_PTRACE = 19  # linux/capability.h
 _TERMINAL, _START = 4, 19  # words of /proc/PID/stat behind the name: proc_pid_stat(5) counts three more
@@ -37,7 +37,11 @@ def ancestors(pid: int | str = "self") -> Iterator[Process]:
         seen.add(parent)
         status = _status(parent)
         if status:
-            yield Process(parent, status[b"Name"].decode("utf-8", "replace"), int(status[b"Uid"].split()[0]))
+            yield _process(parent, status)
+
+
+def _process(pid: int, status: Mapping[bytes, bytes]) -> Process:
+    return Process(pid, status[b"Name"].decode("utf-8", "replace"), int(status[b"Uid"].split()[0]))
 
 
 def has_capability(number: int) -> bool:
@@ -79,6 +83,17 @@ def start_time(path: str) -> int:
 def socket_inodes(pid: int) -> Iterator[int]:
     """The inode of each socket that a process holds open."""
     return (int(target[len("socket:[") : -1]) for target in _open_files(pid) if target.startswith("socket:["))
+
+
+def holders(inodes: Container[int]) -> dict[int, list[Process]]:
+    """The processes that hold the sockets with these inodes open, as far as one may look at what they hold."""
+    found: dict[int, list[Process]] = {}
+    for pid in numbers("/proc"):
+        held = {inode for inode in socket_inodes(pid) if inode in inodes}
+        status = _status(pid) if held else {}
+        for inode in held if status else ():  # it may have ended
+            found.setdefault(inode, []).append(_process(pid, status))
+    return found
 
 
 def terminals(pid: int) -> set[int]:

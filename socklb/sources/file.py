@@ -39,11 +39,12 @@ class FileSource:
     """Follows a file, until `stop()`. What is wrong with it (empty, cut, no replace, deleted, too large, no regular
     file) is reported once, and the last table stays; it is read again when it has changed.
 
-    Write it elsewhere and rename it over the old one; a rewrite in place works too, once it is complete.
+    Write it elsewhere and rename it over the old one; a rewrite in place works too, once it is complete. `if_missing`
+    is added where it is said that there is no such file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = os.fsdecode(path)
+    def __init__(self, path: str | os.PathLike[str], *, if_missing: str = "") -> None:
+        self._path, self._if_missing = os.fsdecode(path), if_missing
         if "\0" in self._path:
             raise ValueError(f"embedded null byte in {self._path!r}")
         # Not what a symbolic link leads to: who follows one follows all that it comes to lead to.
@@ -86,7 +87,9 @@ class FileSource:
                 content = file.read(LARGEST) or b""  # None: one of /proc that others would wait at
                 after = os.fstat(file.fileno())
         except (OSError, MemoryError) as error:
-            return _Look(None, None, f"cannot be read: {os.strerror(getattr(error, 'errno', None) or errno.ENOMEM)}")
+            hint = self._if_missing if isinstance(error, FileNotFoundError) else ""
+            why = os.strerror(getattr(error, "errno", None) or errno.ENOMEM)
+            return _Look(None, None, f"cannot be read: {why}{hint}")
         if not _is_whole(before, after):
             return last._replace(signature=None)
         is_settled = time.time() - after.st_ctime > _SETTLED_SECONDS

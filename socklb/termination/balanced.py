@@ -12,8 +12,8 @@ any verdict, and what cannot be told apart is spared.
 from __future__ import annotations
 
 from _thread import allocate_lock
-from contextlib import suppress
 
+from ..conntrack.clients import Clients, is_local
 from ..conntrack.flows import endpoints_of
 from ..conntrack.layout import FlowTuple
 from ..conntrack.table import ConntrackTable, is_loose
@@ -21,12 +21,8 @@ from ..engine.find import SocketTable
 from ..engine.parallel import in_parallel, is_worker
 from ..engine.report import ABSENT, DONE, REFUSED
 from ..errors import NotPermitted, NotSupported, SocklbError
-from ..filters.backend import Backend
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, current_first, run_in_netns
-from ..states import TcpState
-from ..wire.address import from_packed, unmapped_packed
-from ..wire.request import IPPROTO_TCP, PROTOCOL_NAMES
-from .peers import filters_to
+from ..wire.request import IPPROTO_TCP
 from .reasons import ELSEWHERE, OTHER_ZONE, SEVERAL
 
 TYPE_CHECKING = False
@@ -35,6 +31,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from ..conntrack.layout import Flow
+    from ..filters.backend import Backend
     from ..kernel.namespaces import NetworkNamespace
     from ..wire.reply import InetSocket
 
@@ -65,11 +62,8 @@ class Case:
 
     @property
     def place(self) -> NetworkNamespace | None:
-        """The namespace where alone its client can be, None for any: a loopback or link-local source is another one in
-        each.
-        """
-        source = from_packed(self.client.src)
-        return self.origin if source.is_loopback or (source.version == 6 and source.is_link_local) else None
+        """The namespace where alone its client can be, None for any."""
+        return self.origin if is_local(self.client) else None
 
 
 class Balanced:
@@ -86,8 +80,8 @@ class Balanced:
         self.cases: list[Case] = []
         self.is_loose: dict[NetworkNamespace, bool] = {}  # tcp_loose, where there are cases
         self.refused: dict[NetworkNamespace, SocklbError] = {}
-        self.errors: dict[NetworkNamespace, SocklbError] = {}
-        self._is_absent = False
+        self.errors: dict[NetworkNamespace, Exception] = {}
+        self._is_absent = self._is_refused = False
         self._tables: dict[NetworkNamespace, ConntrackTable] = {}
         self._tracked: list[NetworkNamespace] = []  # those that have entries
         self._lock = allocate_lock()  # a table is for one thread at a time
@@ -109,7 +103,7 @@ class Balanced:
                 return
             except (NotPermitted, CannotEnter) as error:
                 self.refused[namespace] = error
-            except SocklbError as error:
+            except (SocklbError, ValueError) as error:  # ValueError: it is no network namespace
                 self.errors[namespace] = error
 
         in_parallel(look_in, current_first(self._namespaces), while_waiting=self._while_waiting)
@@ -136,13 +130,17 @@ class Balanced:
         """Whether conntrack was asked, for the report."""
         if self._is_absent:
             return ABSENT
-        return REFUSED if self.refused else DONE
+        return REFUSED if self._is_refused else DONE
 
     def _find_in(self, namespace: NetworkNamespace, wanted: Collection[tuple[int, bytes, int]]) -> None:
         table, loose = run_in_netns(namespace, lambda: (ConntrackTable(), is_loose()), thread_may_move=is_worker())
         try:
-            if not table.count():
-                return
+            try:
+                if not table.count():
+                    return
+            except NotPermitted:
+                self._is_refused = True
+                raise
             self._tracked.append(namespace)
             cases = [Case(namespace, flow) for flow in table.flows_to(wanted) if not flow.is_closing]
             if cases:
@@ -181,15 +179,14 @@ class Balanced:
     def _search(self, cases: Sequence[Case]) -> None:
         """The sockets that have the tuples of the cases' clients."""
         by_client = _by(cases, lambda case: case.client)
-        filters = filters_to(services_of(cases))
+        clients = Clients(by_client)
 
         def look(namespace: NetworkNamespace) -> None:
             with run_in_netns(namespace, SocketTable, thread_may_move=is_worker()) as table:
-                for filter in filters:
-                    for _, socket in table.search_all(filter, filter.request_states, namespace.name):
-                        for case in by_client.get(tuple_of(socket), ()) if _is_connected(socket) else ():
-                            if case.place in (None, namespace):
-                                case.sockets.append((namespace, socket))
+                for client, socket in clients.sockets_in(table, namespace.name):
+                    for case in by_client[client]:
+                        if case.place in (None, namespace):
+                            case.sockets.append((namespace, socket))
 
         if cases:
             self._everywhere(look)
@@ -254,27 +251,6 @@ class Balanced:
         source = (flow.protocol, flow.reply.src, flow.reply.sport)
         is_translated = flow.reply != _inverse(flow.original)
         return is_translated and not flow.is_closing and not (flow.is_dnated and source in self._endpoints)
-
-
-def services_of(cases: Iterable[Case]) -> list[Backend]:
-    """What the sockets of cases are connected to; without what nobody could be, such as an address without a link."""
-    services = []
-    for protocol, dst, dport in dict.fromkeys((c.client.protocol, c.client.dst, c.client.dport) for c in cases):
-        with suppress(ValueError):
-            services.append(Backend(str(from_packed(dst)), dport, PROTOCOL_NAMES[protocol]))
-    return services
-
-
-def _is_connected(socket: InetSocket) -> bool:
-    if socket.protocol == IPPROTO_TCP:
-        return socket.state not in (TcpState.TIME_WAIT, TcpState.CLOSE, TcpState.LISTEN)
-    return bool(socket.state == TcpState.ESTABLISHED)
-
-
-def tuple_of(socket: InetSocket) -> FlowTuple:
-    """What conntrack knows the packets of a socket by; a mapped address is the v4 one."""
-    src, dst = unmapped_packed(socket.src_packed), unmapped_packed(socket.dst_packed)
-    return FlowTuple(socket.protocol, src, socket.sport, dst, socket.dport)
 
 
 def _inverse(one: FlowTuple) -> FlowTuple:

@@ -14,26 +14,29 @@ from __future__ import annotations
 import errno
 import os
 
+from ..conntrack.clients import services_of, tuple_of
 from ..conntrack.table import ConntrackTable
 from ..engine.policy import OWN_SESSION
 from ..engine.report import (
+    ABSENT,
     ACHIEVED,
     CLEARED,
     DESTROYED,
     FAILED,
     GONE,
+    REFUSED,
     REROUTED,
     SKIPPED,
     WOULD_DESTROY,
     Outcome,
 )
 from ..engine.session import own_session
-from ..errors import SocklbError
+from ..errors import NotPermitted, NotSupported, SocklbError
+from ..filters.peers import filters_to
 from ..kernel.namespaces import NetworkNamespace
 from ..kernel.netlink_socket import batches
 from ..wire.request import IPPROTO_TCP
-from .balanced import Balanced, services_of, tuple_of
-from .peers import filters_to
+from .balanced import Balanced
 from .reasons import ALIVE_AGAIN, BY_IPVS, NO_SOCKET, NOT_LOOSE, STILL_BALANCED
 
 TYPE_CHECKING = False
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from typing import Union
 
     from ..conntrack.layout import FlowTuple
+    from ..engine.report import Report
     from ..engine.run import Run
     from ..engine.session import OwnSession
     from ..filters.backend import Backend
@@ -80,11 +84,16 @@ class ConntrackJoin:
         for key in done:
             del self._counted[key]
 
-    def check(self) -> None:
-        """Raise NotSupported or NotPermitted if conntrack is required and cannot be asked here."""
-        if self._is_required:
+    def check(self, report: Report) -> None:
+        """Raise NotSupported or NotPermitted if conntrack is required and cannot be asked here; the report says so."""
+        if not self._is_required:
+            return
+        try:
             with ConntrackTable() as table:
                 table.count()
+        except (NotSupported, NotPermitted) as error:
+            report.conntrack = ABSENT if isinstance(error, NotSupported) else REFUSED
+            raise
 
     def look(
         self,
@@ -112,9 +121,8 @@ class ConntrackJoin:
             lasting = {case for case in alone if self._was_cut(case) and is_last(case.flow.backend)}
             for batch in batches([case for case in alone if case not in lasting]):
                 run.account(lambda batch=batch: self._entries_cut(batch))  # type: ignore[misc]
-            for case in alone:
-                if case in lasting:
-                    self._fail(case, run)
+            for batch in batches([case for case in alone if case in lasting]):
+                self._fail(batch, run)
         self._meant = {}
 
     # ------------------------------------------------------------------------------------------- sockets
@@ -126,7 +134,7 @@ class ConntrackJoin:
         if not self._meant:
             return
         where = dict.fromkeys(namespace for case in self._meant.values() for namespace, _ in case.sockets)
-        run.search(filters_to(services_of(self._meant.values()), self._is_meant), list(where))
+        run.search(filters_to(services_of(case.client for case in self._meant.values()), self._is_meant), list(where))
         vanished = [
             Outcome(socket, GONE, "", None, namespace, case.flow)
             for case in dict.fromkeys(self._meant.values())
@@ -206,13 +214,15 @@ class ConntrackJoin:
         before = self._counted.get(_key(_of_entry(case, "")))
         return before is not None and before.verdict in ACHIEVED
 
-    def _fail(self, case: Case, run: Run) -> None:
-        """It was cut before, and is there again in the last look."""
-        self._balanced.delete([case])
-        failed = _of_entry(case, FAILED, STILL_BALANCED)
-        before = self._counted[_key(failed)]
-        self._counted[_key(failed)] = failed
-        run.account(lambda: [failed], instead_of=before if before in run.report.outcomes else None)
+    def _fail(self, cases: Sequence[Case], run: Run) -> None:
+        """They were cut before, and are there again in the last look."""
+        failed = [_of_entry(case, FAILED, STILL_BALANCED) for case in cases]
+
+        def delete() -> list[Outcome]:
+            self._balanced.delete(cases)
+            return self._count(failed)
+
+        run.account(delete, instead_of=[self._counted[_key(outcome)] for outcome in failed])
 
     def _count(self, outcomes: list[Outcome]) -> list[Outcome]:
         self._counted.update((_key(outcome), outcome) for outcome in outcomes)

@@ -59,7 +59,7 @@ class Memory:
 
     `identity`: of the source; what was written for another one is not believed, nor what was written before this boot,
     or is damaged, or is older than `keep_seconds`: by then an address may be another's. It becomes FILE.old as soon as
-    there is something to write. Raises ValueError for a path where no file can be.
+    there is something to write; a `dry_run` writes nothing. Raises ValueError for a path where no file can be.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Memory:
         warn: Callable[[str], object],
         *,
         keep_seconds: float = 900.0,
+        dry_run: bool = False,
     ) -> None:
         self._path = os.path.realpath(os.fsdecode(path))  # a symbolic link stays one
         try:
@@ -79,6 +80,7 @@ class Memory:
         except OSError as error:
             raise ValueError(f"nothing can be remembered in {self._path}: {_reason(error)}") from None
         self._source, self._table, self._warn, self._keep_seconds = source, table, warn, keep_seconds
+        self._dry_run = dry_run
         self._json = standard_module("json", "--remember")
         self._crc32 = standard_module("binascii", "--remember").crc32
         self._boot_id = boot_id()
@@ -103,10 +105,8 @@ class Memory:
             problem = f"is damaged: {error}"
         if problem:
             self._is_believed = False
-            self._warn(
-                f"{self._path} {problem}; what went down before this start is left alone, and the file becomes "
-                f"{self._path}.old"
-            )
+            aside = "" if self._dry_run else f", and the file becomes {self._path}.old"
+            self._warn(f"{self._path} {problem}; what went down before this start is left alone{aside}")
 
     def _recall(self, file: BinaryIO) -> str:
         """Why the file is not believed; "" also if it is only too old, for then more is known later."""
@@ -157,13 +157,16 @@ class Memory:
     def run(self, outstanding: Callable[[], Iterable[Backend]]) -> None:
         """Write whenever that is due, until `stop()`: what the table has, and the backends that are not done with.
 
-        Nothing is written before the table is whole: until then the file knows more than the table.
+        Nothing is written before the table is whole: until then the file knows more than the table. A dry run then says
+        what is left alone, and returns.
         """
         is_last = False
         while not is_last:
             is_last = self._stopped.wait(_PAUSE_SECONDS)
             if self._table.is_whole:
                 self._tell_left_alone()
+                if self._dry_run:
+                    return
                 state = self._table.version, [*outstanding()], self._version
                 passed = monotonic() - self._began
                 is_due = passed >= self._pause and (state != self._state or passed >= _RENEWED_SECONDS)
@@ -179,7 +182,8 @@ class Memory:
         self._too_old.clear()
         if gone:
             shown = " ".join(str(unpacked(key)) for key in gone[:_SHOWN])
-            more = "" if len(gone) <= _SHOWN else f" (the first {_SHOWN}; {self._path}.old has all)"
+            where = self._path if self._dry_run else f"{self._path}.old"
+            more = "" if len(gone) <= _SHOWN else f" (the first {_SHOWN}; {where} has all)"
             self._warn(
                 f"{self._path} was {self._age:.0f} s old at the start: {len(gone)} backends that have gone since are "
                 f"left alone, for their addresses may be others' by now; if not: socklb terminate {shown}{more}"

@@ -11,7 +11,7 @@ from ..engine.run import Run
 from ..errors import NotSupported
 from ..features import has, missing
 from ..filters.backend import Backend, check_backend
-from .peers import filters_to
+from ..filters.peers import filters_to
 from .reasons import ALIVE_AGAIN, NO_REV_NAT
 from .schedule import LOOKS
 
@@ -138,7 +138,7 @@ def terminate(
 
     def pass_through() -> None:
         if join is not None:
-            join.check()
+            join.check(run.report)
         run.search(
             filters_to(backend for backend in gone if not backend.is_local),
             where,

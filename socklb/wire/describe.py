@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a datagram to or from sock_diag says, as one line of a debug log."""
+"""What a datagram to or from sock_diag, or another subsystem, says, as one line of a debug log."""
 
 from __future__ import annotations
 
@@ -22,23 +22,28 @@ from .request import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .request import InetDiagReq, InetDiagReqV2
     from .socket_id import SocketId
 
 _TYPES = {
-    NLMSG_ERROR: "NLMSG_ERROR",
-    NLMSG_DONE: "NLMSG_DONE",
     TCPDIAG_GETSOCK: "TCPDIAG_GETSOCK",
     SOCK_DIAG_BY_FAMILY: "SOCK_DIAG_BY_FAMILY",
     SOCK_DESTROY: "SOCK_DESTROY",
 }
-_COUNTED = (SOCK_DIAG_BY_FAMILY, SOCK_DESTROY)
 
 
 def describe(data: bytes) -> str:
+    """The messages of one send to sock_diag, or of one receive from it. Never raises, whatever the bytes are."""
+    return describe_messages(data, _sock_diag)
+
+
+def describe_messages(data: bytes, tell: Callable[[int, int, bytes], str]) -> str:
     """The messages of one send or one receive, separated by "; ". Never raises, whatever the bytes are.
 
-    Of requests or rows one after another only the first is described, and the others are counted.
+    Of requests or rows one after another only the first is described, and the others are counted. `tell` makes words of
+    the type, the flags and the payload of a message of its subsystem, or "" for a type that it does not know.
     """
     messages: list[tuple[int, int, int, int, int, int]] = []
     parts: list[str] = []
@@ -48,27 +53,34 @@ def describe(data: bytes) -> str:
         finally:  # what comes before a malformed message is described too
             for type_, run in groupby(messages, key=lambda message: message[0]):
                 first, *others = run
-                parts.append(_message(data, *first))
-                if type_ in _COUNTED and others:
+                parts.append(_message(data, tell, first))
+                if type_ in (NLMSG_ERROR, NLMSG_DONE):
+                    parts += [_message(data, tell, other) for other in others]
+                elif others:
                     parts[-1] += f" (+{len(others)} more)"
-                else:
-                    parts += [_message(data, *other) for other in others]
     except MalformedMessage as error:
         parts.append(f"malformed: {error}")
     return "; ".join(parts) or "nothing"
 
 
-def _message(data: bytes, type: int, flags: int, sequence: int, port: int, start: int, end: int) -> str:
-    head, payload = f"seq {sequence} {_TYPES.get(type, f'type {type}')}: ", data[start:end]
+def _message(data: bytes, tell: Callable[[int, int, bytes], str], message: tuple[int, ...]) -> str:
+    type, flags, sequence, _, start, end = message
+    payload = data[start:end]
     if type in (NLMSG_ERROR, NLMSG_DONE):
         answer = (decode_ack if type == NLMSG_ERROR else decode_done)(payload, 0, len(payload), flags)
         text = f" {answer.text!a}" if answer.text else ""
-        return f"{head}errno {errorcode.get(answer.errno, answer.errno)}{text}"
-    if type not in _TYPES:
-        return f"{head}{len(payload)} bytes"
+        name = "NLMSG_ERROR" if type == NLMSG_ERROR else "NLMSG_DONE"
+        return f"seq {sequence} {name}: errno {errorcode.get(answer.errno, answer.errno)}{text}"
+    return f"seq {sequence} {tell(type, flags, payload) or f'type {type}: {len(payload)} bytes'}"
+
+
+def _sock_diag(type: int, flags: int, payload: bytes) -> str:
+    name = _TYPES.get(type)
+    if name is None:
+        return ""
     if not flags & NLM_F_REQUEST:
         row = decode_msg(payload)
-        return f"{head}{_socket(row.id)} {state_word(row.state)}"
+        return f"{name}: {_socket(row.id)} {state_word(row.state)}"
     request: InetDiagReq | InetDiagReqV2
     if type == TCPDIAG_GETSOCK:
         request, who = decode_request(payload), "tcp"
@@ -76,7 +88,7 @@ def _message(data: bytes, type: int, flags: int, sequence: int, port: int, start
         request = decode_request_v2(payload)
         who = f"{PROTOCOL_NAMES.get(request.protocol, request.protocol)} family {request.family}"
     behind = len(payload) - len(request.encode())
-    return f"{head}{who} {_socket(request.id)} states {request.states:#x}, {behind} bytes of attributes"
+    return f"{name}: {who} {_socket(request.id)} states {request.states:#x}, {behind} bytes of attributes"
 
 
 def _socket(id: SocketId) -> str:

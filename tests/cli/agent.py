@@ -111,9 +111,9 @@ def second_pass_after(seconds: float) -> str:
     return f'module(".termination.loop").TerminationLoop.__init__.__kwdefaults__["second_pass"] = {seconds}\n'
 
 
-def watch(*words: str, stdin: str, patch: str = "") -> Result:
+def watch(*words: str, stdin: str, patch: str = "", preexec: Preexec = None) -> Result:
     """`socklb watch` on lines that are all there, to its end, with the second pass soon after the first."""
-    result = run("watch", "--source", "-", *words, stdin=stdin, patch=second_pass_after(0.05) + patch)
+    result = run("watch", "--source", "-", *words, stdin=stdin, patch=second_pass_after(0.05) + patch, preexec=preexec)
     return result._replace(out=without_zeros(result.out), err=without_start(result.err))
 
 

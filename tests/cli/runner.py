@@ -31,7 +31,7 @@ PACKAGE = Path(socklb.__file__).resolve().parent
 ROOT = PACKAGE.parents[NAME.count(".")]
 """The directory that the package under test is imported from: the checkout, or where a vendored copy is."""
 
-COMMANDS = ("list", "destroy", "terminate", "watch", "probe", "rev-nat", "demo")
+COMMANDS = ("list", "destroy", "terminate", "watch", "flows", "probe", "rev-nat", "demo")
 SECONDS = 600  # ends what hangs, on a machine that is busy too
 _OF_THE_WORLD = re.compile("socklb: namespaces of processes that /proc does not show .* pid namespace.*\n")
 

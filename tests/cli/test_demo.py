@@ -23,7 +23,7 @@ def become(uid: int, namespaces: str = "10") -> Preexec:
 
 
 DESTROYS = """
-world, SocketFilter = module(".cli.demo.world"), module(".filters").SocketFilter
+world, SocketFilter = module(".cli.demo.play"), module(".filters").SocketFilter
 destroy_sockets = world.destroy_sockets
 world.destroy_sockets = lambda filters: destroy_sockets([{filters}])
 """

@@ -19,7 +19,7 @@ from .runner import INTERRUPTED_AT_UDP, Result, answers, drop_privilege, run
 
 pytestmark = pytest.mark.kernel
 
-COUNTS = ("matched", "destroyed", "would_destroy", "gone", "skipped", "failed")
+COUNTS = ("matched", "destroyed", "rerouted", "cleared", "would_destroy", "gone", "skipped", "failed")
 TO_9000 = "dst 127.0.0.2 and dport = 9000"
 SIGNALLED = """
 import os, signal
@@ -356,7 +356,7 @@ class TestWhatIsPrinted:
         (namespace,) = said.pop("namespaces")
         assert namespace.pop("path").endswith("/ns/net")
         assert namespace == {"name": "current", **sums, "error": None}
-        assert said == {**sums, "unsearched": [], "left_alone": [], "backends": {}}
+        assert said == {**sums, "unsearched": [], "left_alone": [], "backends": {}, "conntrack": "off"}
 
     def test_lines(self, sockets: Sockets) -> None:
         client, _ = sockets.tcp("::ffff:127.0.0.2", 9000)

@@ -74,6 +74,10 @@ class TestWhichSocketsAreShown:
             (["--state", "bucket"], {"TIME_WAIT"}),
             (["--state", "all"], {"ESTABLISHED", "LISTEN", "CLOSE_WAIT", "FIN_WAIT2", "TIME_WAIT"}),
             (["--state", "bucket", "--state", "listening"], {"LISTEN", "TIME_WAIT"}),
+            (["--state", "ESTAB,TIME-WAIT"], {"ESTABLISHED", "TIME_WAIT"}),
+            (["-a"], {"ESTABLISHED", "LISTEN", "CLOSE_WAIT", "FIN_WAIT2", "TIME_WAIT"}),
+            (["-n", "state", "connected", "-4", "exclude", "TIME-WAIT"], {"ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT2"}),
+            (["-6"], set()),
         ],
     )
     def test_those_of_the_states_asked_for(self, sockets: Sockets, words: list[str], states: set[str]) -> None:
@@ -82,6 +86,23 @@ class TestWhichSocketsAreShown:
         sockets.time_wait("127.0.0.2", 9002)
         result = run("list", "--tcp", "--json", *words)
         assert {row["state"] for row in result.json["sockets"]} == states
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "advice"),
+    [
+        ("list", "-K", "write: socklb destroy FILTER"),
+        ("list", "-l", "write --state listening"),
+        ("list", "--unix", "SOCK_DESTROY is for TCP and UDP"),
+        ("destroy", "-a", "write --state all"),
+        ("list", "-N", "write --netns N"),
+    ],
+)
+def test_an_option_of_ss_that_is_not_taken_is_answered_with_what_to_write(
+    command: str, option: str, advice: str
+) -> None:
+    result = run(command, option, "dst 10.0.0.1")
+    assert (result.code, advice in result.err) == (2, True)
 
 
 def test_a_record(sockets: Sockets) -> None:
@@ -123,7 +144,7 @@ listing.socket_record = lambda number, device: {{"number": number}}
 """
 INTERRUPTED_EVERYWHERE = """
 import io, json, os
-listing._ROWS_A_WRITE = 2
+module(".cli.search")._ROWS_A_WRITE = 2
 
 def interrupted_after(count):
     '''Whether so many lines were run, of whatever module, from when rows were asked for to when they are printed.'''
@@ -133,7 +154,7 @@ def interrupted_after(count):
         name = frame.f_code.co_name
         if event == "call" and name == "rows" and lines is None:
             lines = 0
-        if event == "return" and name == "_print_json":
+        if event == "return" and name == "print_json":
             sys.settrace(None)
         if event == "line" and lines is not None:
             lines += 1

@@ -15,7 +15,7 @@ from socklb import InetSocket, KernelError, NetworkNamespace, Outcome, Report, U
 from socklb.cli.metrics import REASONS, Metrics, State, parse_address, routes, why_unhealthy, why_unready
 from socklb.engine import destroy, policy
 from socklb.engine.report import Counts
-from socklb.termination import terminate
+from socklb.termination import reasons as of_termination
 from socklb.termination.loop import Pass
 
 from ..fake_kernel import row
@@ -36,13 +36,15 @@ def test_an_address_and_a_port_or_a_port_alone() -> None:
     [
         ("it has no port", ["127.0.0.1", "[::1]", "", "1²"]),
         ("in brackets", ["::1:9400", "[127.0.0.1]:9400"]),
-        ("no address", ["localhost:9400", ":9400", "[::1%]:9400"]),
+        ("is no address", ["localhost:9400", "[::1%]:9400"]),
+        ("no address before it", [":9400"]),
         (r"outside 1\.\.65535", ["0", "[::]:65536", "1" * 9999]),
     ],
 )
 def test_what_is_no_address_is_told_how_to_be_written(why: str, texts: list[str]) -> None:
     for text in texts:
-        with pytest.raises(ValueError, match=f"^--metrics '.*{why}.*; write it like 9469, 0.0.0.0:9469 or .::1.:9469$"):
+        how = r"write it like 9469 \(which is 127.0.0.1:9469\), 0.0.0.0:9469 or \[::\]:9469"
+        with pytest.raises(ValueError, match=f"^--metrics '.*{why}.*; {how}$"):
             parse_address(text)
 
 
@@ -127,7 +129,7 @@ class TestMetrics:
             {"outcome": "failed", "reason": "", "protocol": "udp"}
         ] * 4
 
-    @pytest.mark.parametrize("module", [policy, destroy, terminate])
+    @pytest.mark.parametrize("module", [policy, destroy, of_termination])
     def test_no_reason_is_forgotten(self, module: Any) -> None:
         texts = {value for name, value in vars(module).items() if name.isupper() and isinstance(value, str)}
         assert texts - REASONS <= {*Counts._fields, "all"}

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from socklb import Support
+from socklb.conntrack.support import conntrack_support
+
 from ..sockets import Sockets, pending_error, talk
 from .runner import Preexec, answers, drop_privilege, run
+from .test_flows import ABSENT
 
 pytestmark = pytest.mark.kernel
 
 KINDS = ["tcp4", "tcp6", "udp4", "udp6"]
+CAP = "CAP_NET_ADMIN in the user namespace that owns the network namespace"
 NO_FAMILY = """
 import errno
 def refuse(self, family, *rest, usual=module(".engine.probe").ProbeSocket.__init__):
@@ -55,6 +60,10 @@ def test_answers(
     result = run("probe", "--json", preexec=preexec, patch=patch)
     assert (result.code, result.err) == (code, "")
     said = result.json
+    conntrack = conntrack_support()
+    if preexec and conntrack.status == "supported":
+        conntrack = Support("not_permitted", CAP)
+    assert said.pop("conntrack") == conntrack._asdict()
     error = said.pop("error", "")
     assert [(kind, entry["status"]) for kind, entry in said.items()] == list(zip(KINDS, statuses))
     for entry in said.values():
@@ -66,9 +75,17 @@ def test_answers(
     assert all(name in error for name in missing)
     table = run("probe", preexec=preexec, patch=patch)
     assert (table.code, table.err) == (code, "")
-    rows = [line.split(None, 2) for line in table.out.splitlines()]
+    *rows, last = (line.split(None, 2) for line in table.out.splitlines())
+    assert last == ["conntrack", *filter(None, conntrack)]
     assert [row[:2] for row in rows] == [list(row) for row in zip(KINDS, statuses)]
     assert ["".join(row[2:]) for row in rows] == [entry["missing"] for entry in said.values()]
+
+
+def test_that_conntrack_is_absent_is_no_failure(network: None) -> None:
+    result = run("probe", "--json", patch=ABSENT)
+    missing = "CONFIG_NF_CT_NETLINK (or: modprobe nf_conntrack_netlink)"
+    assert (result.code, result.json["conntrack"]) == (0, {"status": "absent", "missing": missing})
+    assert "error" not in result.json
 
 
 @pytest.mark.parametrize("preexec", [None, drop_privilege], ids=["privileged", "unprivileged"])

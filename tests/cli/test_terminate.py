@@ -87,13 +87,13 @@ class TestExitCodes:
     @pytest.mark.parametrize("preexec", [None, drop_privilege], ids=["privileged", "unprivileged"])
     def test_a_dry_run_is_0_and_cuts_nothing(self, sockets: Sockets, preexec: Preexec) -> None:
         client, server = sockets.tcp("10.9.0.2", 9000)
-        result = run("terminate", "--netns", "current", "--dry-run", "--json", TCP, preexec=preexec)
+        result = run("terminate", "--no-conntrack", "--netns", "current", "--dry-run", "--json", TCP, preexec=preexec)
         assert (result.code, result.err, counts(result)) == (0, "", {"matched": 1, "would_destroy": 1})
         assert [(row["outcome"], row["dry_run"]) for row in result.json["sockets"]] == [("would_destroy", True)]
         talk(client, server)
 
     def test_nothing_matched_needs_no_privilege(self, network: None) -> None:
-        assert run("terminate", "--netns", "current", UDP, preexec=drop_privilege)[::2] == (0, "")
+        assert run("terminate", "--no-conntrack", "--netns", "current", UDP, preexec=drop_privilege)[::2] == (0, "")
 
 
 class TestWhatIsPrinted:
@@ -112,6 +112,7 @@ class TestWhatIsPrinted:
         assert here.pop("path").endswith("/ns/net")
         assert here == {"name": "current", **one, "error": None}
         assert web == {"name": "web", "path": "/run/netns/web", **none, "error": None}
+        assert said.pop("conntrack") in ("done", "absent")
         assert said == {**one, "unsearched": [], "left_alone": [], "backends": {TCP: one, UDP: none}}
 
     def test_lines(self, sockets: Sockets) -> None:

@@ -81,7 +81,7 @@ module(".sources.lines").LineSource.follow = lambda *arguments: threading.Event(
 module(".cli.watch")._SOURCE_SECONDS = 0.01
 """
 IMPATIENT = 'module(".cli.outlet").PATIENCE_SECONDS = 0.05\n'
-SOON = 'module(".termination.loop").PAUSES = (0.02,) * 1000\n'
+SOON = 'module(".termination.schedule").PAUSES = (0.02,) * 1000\n'
 SIGNALLED = """
 import os, signal
 watch, outlet = module(".cli.watch"), module(".cli.outlet")

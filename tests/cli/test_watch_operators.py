@@ -88,12 +88,20 @@ class TestKubernetes:
             (("-", "--kube-namespace", "x"), "--kube-namespace needs --source kubernetes"),
             (("-", "--terminating", "never"), "--terminating needs --source kubernetes"),
             (("-", "--metrics", "localhost:9"), "--metrics"),
+            (("-", "--json"), "--log-json"),
         ],
         ids=str,
     )
     def test_bad_input(self, network: None, words: tuple[str, ...], text: str) -> None:
         result = run("watch", "--source", *words, stdin="")
         assert (result.code, result.out, text in result.err) == (2, "", True), result.err
+
+
+@pytest.mark.parametrize(("source", "hint"), [("K8S", True), ("kubernets", True), ("/run/kube", False)])
+def test_a_file_that_is_missing_may_have_been_meant_for_the_cluster(network: None, source: str, hint: bool) -> None:
+    with watching(source=source) as agent:
+        agent.wait_for(f"socklb: {source} cannot be read: No such file or directory; ")
+        assert ("; a cluster is --source kubernetes; " in agent.err) == hint
 
 
 def test_what_went_down_while_it_was_not_running_is_cut_at_its_next_start(sockets: Sockets, tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
-"""The messages of ctnetlink: entries as the kernel sends them, and what is asked of it."""
+"""Entries of conntrack: what of them is read, what they say, and the messages that name one."""
 
 from __future__ import annotations
 
-import copy
 import pickle
-import sys
-from contextlib import suppress
+from ipaddress import ip_address
+from typing import Any, Optional
 
 import pytest
 from hypothesis import given
@@ -14,235 +13,245 @@ from hypothesis import strategies as st
 from socklb import Backend, Flow, MalformedMessage
 from socklb.conntrack import layout
 from socklb.conntrack.layout import (
-    CTA_TUPLE_ORIG,
-    CTA_TUPLE_REPLY,
     FlowTuple,
     decode_count,
     decode_flow,
+    decode_request,
     delete_request,
     encode_tuple,
-    filter_by,
     get_request,
 )
-from socklb.wire.netlink import encode_attribute
+from socklb.wire.netlink import iter_attributes
+from socklb.wire.socket_id import AF_INET, AF_INET6
 
-from ..ctnetlink import CLOSE, CONFIRMED, DST_NAT, TIME_WAIT, encode_entry, flow, nest, number, tuple_attribute
-from ..strategies import damaged, u8, u32
+from ..strategies import damaged, u32
 from ..wire.golden import Fields, joined, of_this_byte_order
 from . import golden
-from .entries import entries, flows
-
-TCP, UDP, ICMP, SCTP = 6, 17, 1, 132
-
-
-def v4(*numbers: int) -> bytes:
-    return bytes(numbers)
-
-
-def v6(text: str) -> bytes:
-    return bytes.fromhex(text)
-
-
-CLIENT_V6, VIP_V6 = v6("fd000244000100000000000000000002"), v6("fd000096000000000000000000000010")
-TENANT = FlowTuple(UDP, v4(10, 66, 0, 2), 40000, v4(10, 96, 0, 10), 53)
-TO_TENANT = FlowTuple(UDP, v4(10, 244, 2, 2), 5353, v4(10, 66, 0, 2), 40000)
-
-SENT: dict[str, tuple[Fields, Flow]] = {
-    "tcp-v4": (
-        golden.TCP_V4,
-        Flow(
-            FlowTuple(TCP, v4(10, 244, 1, 2), 44484, v4(10, 96, 0, 10), 80),
-            FlowTuple(TCP, v4(10, 244, 2, 2), 8080, v4(10, 244, 1, 2), 44484),
-            0x1AE, 3, 432_000, 0x15BA724D, 0,
-        ),
-    ),
-    "udp-v6-with-accounting-and-timestamps": (
-        golden.UDP_V6,
-        Flow(
-            FlowTuple(UDP, CLIENT_V6, 51374, VIP_V6, 80),
-            FlowTuple(UDP, v6("fd000244000200000000000000000002"), 8080, CLIENT_V6, 51374),
-            0x1AA, None, 29, 0xB8F1F4D0, 0,
-        ),
-    ),
-    "zone": (golden.UDP_V4_ZONE, Flow(TENANT, TO_TENANT, 8, None, 600, 0xD0957D27, 11)),
-    "zone-of-original": (golden.UDP_V4_ORIGINAL_ZONE, Flow(TENANT, TO_TENANT, 8, None, 599, 0xAA9BA9DC, 12)),
-    "zone-of-reply": (golden.UDP_V4_REPLY_ZONE, Flow(TENANT, TO_TENANT, 8, None, 599, 0xB6BCB7B8, 0)),
-}  # fmt: skip
+from .ctnetlink import (
+    ID,
+    ORIGINAL,
+    PROTOINFO,
+    REPLY,
+    STATUS,
+    ZONE,
+    Entry,
+    attribute,
+    entries,
+    flows,
+    message_of,
+    nest,
+    tuple_of,
+    tuples,
+)
 
 
-def decoded(payload: bytes) -> Flow | None:
+def v4(protocol: int, src: str, sport: int, dst: str, dport: int) -> FlowTuple:
+    return FlowTuple(protocol, ip_address(src).packed, sport, ip_address(dst).packed, dport)
+
+
+TCP = v4(6, "10.1.0.2", 40000, "10.96.0.10", 80), v4(6, "10.244.2.2", 8080, "10.1.0.2", 40000)
+UDP6 = v4(17, "fd00::1:2", 40001, "fd00::96:10", 53), v4(17, "fd00::244:2", 5353, "fd00::1:2", 40001)
+IN_ZONE = v4(17, "10.1.0.3", 40002, "10.96.0.10", 53), v4(17, "10.244.2.2", 5353, "10.1.0.3", 40002)
+OF_REPLY = v4(17, "10.1.0.4", 40002, "10.96.0.10", 53), v4(17, "10.244.2.2", 5353, "10.1.0.4", 40002)
+
+GOLDEN = {
+    "BALANCED_V4": Flow(*TCP, 0x1AE, 3, 599, 0x81B198BF, 0),
+    "BALANCED_V6_IN_ZONE": Flow(*UDP6, 0x1AE, None, 599, 0xA69F27D5, 5),
+    "ORIGINAL_IN_ZONE": Flow(*IN_ZONE, 0xE, None, 599, 0xD8316E2B, 11),
+    "REPLY_IN_ZONE": Flow(*OF_REPLY, 0xE, None, 600, 0x96A46290, 0),
+}
+PAYLOAD = 16
+
+
+def payload_of(fields: Fields) -> bytes:
+    return joined(fields)[PAYLOAD:]
+
+
+def decoded(payload: bytes) -> Optional[Flow]:
     return decode_flow(payload, 0, len(payload))
 
 
-class TestEntries:
-    """An entry has an original tuple, one of the replies, and what else this or another kernel tells, in any order."""
+@of_this_byte_order
+class TestGolden:
+    @pytest.mark.parametrize(("name", "flow"), GOLDEN.items(), ids=GOLDEN)
+    def test_an_entry(self, name: str, flow: Flow) -> None:
+        payload = payload_of(getattr(golden, name))
+        assert decoded(payload) == flow
+        zone = flow.zone if name == "ORIGINAL_IN_ZONE" else 0  # as the tests write it, and the package asks for it
+        assert payload.startswith(message_of(flow.original, tuple_of(ORIGINAL, flow.original, zone)))
+        assert zone or payload.startswith(encode_tuple(ORIGINAL, flow.original), 4)
 
-    @of_this_byte_order
-    @pytest.mark.parametrize(("fields", "expected"), SENT.values(), ids=SENT)
-    def test_what_linux_6_18_sends(self, fields: Fields, expected: Flow) -> None:
-        payload = joined(fields)
-        assert decoded(payload) == expected
-        assert decode_flow(b"\xff" * 3 + payload + b"\xff" * 5, 3, 3 + len(payload)) == expected
-
-    @of_this_byte_order
-    @pytest.mark.parametrize(("fields", "expected"), SENT.values(), ids=SENT)
-    def test_a_cut_one_is_malformed_or_lacks_what_was_cut(self, fields: Fields, expected: Flow) -> None:
-        payload = joined(fields)
-        behind_tuples = payload.index(bytes.fromhex("08000300"))  # CTA_STATUS
-        for size in range(len(payload)):
+    @pytest.mark.parametrize("name", GOLDEN)
+    def test_cut_anywhere_it_is_less_or_malformed(self, name: str) -> None:
+        payload = payload_of(getattr(golden, name))
+        whole = decoded(payload)
+        for length in range(len(payload)):
             try:
-                cut = decoded(payload[:size])
+                flow = decoded(payload[:length])
             except MalformedMessage:
                 continue
-            assert cut is not None
-            assert size >= behind_tuples - 8  # the zone
-            assert (cut.original, cut.reply) == (expected.original, expected.reply)
-            assert all(now in (0, None, full) for now, full in zip(cut[2:], expected[2:]))
+            assert flow is not None
+            assert whole is not None
+            assert flow[:2] == whole[:2]  # those it cannot be without
+
+    def test_statistics(self) -> None:
+        payload = payload_of(golden.STATISTICS)
+        assert decode_count(payload, 0, len(payload)) == 4
+        for length in range(12):
+            with pytest.raises(MalformedMessage):
+                decode_count(payload, 0, length)
+
+
+class TestDecoding:
+    @given(
+        entries(), st.randoms(use_true_random=False), st.lists(st.tuples(st.integers(27, 99), st.binary(max_size=9)))
+    )
+    def test_an_entry_comes_back_however_a_kernel_orders_what_follows_the_tuples(
+        self, entry: Entry, random: Any, unknown: list[tuple[int, bytes]]
+    ) -> None:
+        others = entry.tuples[2:] + entry.others + [attribute(*one) for one in unknown]
+        random.shuffle(others)
+        assert decoded(message_of(entry.flow.original, *entry.tuples[:2], *others)) == entry.flow
 
     @given(entries())
-    def test_what_was_encoded_is_decoded(self, entry: tuple[bytes, Flow]) -> None:
-        payload, expected = entry
-        assert decoded(payload) == expected
-        assert decoded(payload + payload[4:]) == expected, "of an attribute that comes twice the last counts"
+    def test_of_an_attribute_that_comes_twice_the_last_counts(self, entry: Entry) -> None:
+        assert decoded(entry.payload + entry.payload[4:]) == entry.flow
 
-    @given(entries(flows((ICMP, SCTP, 0, 255))))
-    def test_of_another_protocol_there_is_none(self, entry: tuple[bytes, Flow]) -> None:
-        assert decoded(entry[0]) is None
-
-    @given(damaged(entries().map(lambda entry: entry[0])) | st.binary(max_size=200))
-    def test_any_bytes_are_an_entry_or_malformed(self, payload: bytes) -> None:
+    @given(damaged(entries().map(lambda entry: entry.payload)) | st.binary(max_size=300))
+    def test_any_bytes_are_a_flow_or_none_or_malformed(self, payload: bytes) -> None:
         try:
-            found = decoded(payload)
+            flow = decoded(payload)
         except MalformedMessage:
             return
-        if found is not None:
-            assert {len(found.original.src), len(found.original.dst)} <= {4, 16}
-            assert f"{found} {found.state} {found.src} {found.dst} {found.family}".isprintable()
-            assert {found.is_dnated, found.is_by_ipvs, found.is_closing} <= {False, True}
-            assert decoded(encode_entry(found)) == found
+        if flow is not None:
+            assert str(flow)
+            assert flow.family in (AF_INET, AF_INET6)
+
+    @pytest.mark.parametrize("protocol", [1, 58, 132])
+    def test_what_is_neither_tcp_nor_udp_is_none(self, protocol: int) -> None:
+        """ICMP has no ports, but a type and an id."""
+        ip = nest(1, attribute(1, bytes(4)), attribute(2, bytes(4)))
+        both = [nest(kind, ip, nest(2, attribute(1, bytes([protocol])), attribute(4, bytes(2)))) for kind in (1, 2)]
+        assert decoded(message_of(TCP[0], *both)) is None
+
+    def test_what_is_offloaded_has_neither_a_timeout_nor_a_state(self) -> None:
+        flow = decoded(message_of(TCP[0], tuple_of(ORIGINAL, TCP[0]), tuple_of(REPLY, TCP[1])))
+        assert flow == Flow(*TCP, 0, None, None, 0, 0)
+        assert (flow.state, flow.is_closing) == ("", False)
 
     @pytest.mark.parametrize(
-        "tuples",
+        "attributes",
         [
-            tuple_attribute(1, TENANT),
-            tuple_attribute(2, TO_TENANT),
-            tuple_attribute(1, TENANT) + nest(2),
-            tuple_attribute(1, TENANT) + nest(2, nest(2, number(1, UDP, 1), number(2, 1, 2), number(3, 1, 2))),
-            tuple_attribute(1, TENANT._replace(dst=bytes(16))) + tuple_attribute(2, TO_TENANT),
-            tuple_attribute(1, TENANT._replace(src=bytes(5), dst=bytes(5))) + tuple_attribute(2, TO_TENANT),
-            tuple_attribute(1, TENANT) + nest(2, nest(1, encode_attribute(1, bytes(4))), nest(2, number(1, UDP, 1))),
+            [],
+            [tuple_of(ORIGINAL, TCP[0])],
+            [nest(ORIGINAL), tuple_of(REPLY, TCP[1])],
+            [tuple_of(ORIGINAL, TCP[0]._replace(src=bytes(5))), tuple_of(REPLY, TCP[1])],
+            [tuple_of(ORIGINAL, TCP[0]._replace(dst=bytes(3))), tuple_of(REPLY, TCP[1])],
+            [tuple_of(ORIGINAL, TCP[0]), tuple_of(REPLY, TCP[1]), attribute(STATUS, b"123")],
+            [tuple_of(ORIGINAL, TCP[0]), tuple_of(REPLY, TCP[1]), attribute(ID, b"")],
+            [tuple_of(ORIGINAL, TCP[0]), tuple_of(REPLY, TCP[1]), attribute(ZONE, b"1")],
+            [tuple_of(ORIGINAL, TCP[0]), tuple_of(REPLY, TCP[1]), attribute(PROTOINFO, b"12")],
         ],
-        ids=["no-reply", "no-original", "empty", "no-addresses", "two-sizes", "another-size", "no-destination"],
+        ids=range(9),
     )
-    def test_half_a_tuple_is_malformed(self, tuples: bytes) -> None:
-        with pytest.raises(MalformedMessage, match=r"conntrack at offset 0: expected "):
-            decoded(bytes(4) + tuples)
+    def test_what_an_entry_cannot_be_without(self, attributes: list[bytes]) -> None:
+        with pytest.raises(MalformedMessage):
+            decoded(message_of(TCP[0], *attributes))
 
 
-class TestMeaning:
-    """What a flow says of itself goes by its tuples."""
+class TestFlow:
+    def test_what_it_says(self) -> None:
+        flow = GOLDEN["BALANCED_V4"]
+        assert (flow.protocol, flow.family, flow.state) == (6, AF_INET, "ESTABLISHED")
+        assert (str(flow.src), flow.sport, str(flow.dst), flow.dport) == ("10.1.0.2", 40000, "10.96.0.10", 80)
+        assert flow.backend == Backend("10.244.2.2", 8080, "tcp")
+        assert str(flow) == "tcp 10.1.0.2:40000 -> 10.96.0.10:80 to 10.244.2.2:8080"
+        flow = GOLDEN["BALANCED_V6_IN_ZONE"]
+        assert (flow.protocol, flow.family, flow.state) == (17, AF_INET6, "")
+        assert str(flow) == "udp [fd00::1:2]:40001 -> [fd00::96:10]:53 to [fd00::244:2]:5353"
 
-    def test_its_ends_and_its_text(self) -> None:
-        one = flow("10.96.0.10:80/TCP", "10.0.0.5:8080/TCP", sport=5)
-        assert (str(one.src), one.sport, str(one.dst), one.dport, one.protocol) == (
-            "10.0.0.1",
-            5,
-            "10.96.0.10",
-            80,
-            TCP,
-        )
-        assert (one.backend, one.family) == (Backend("10.0.0.5", 8080, "tcp"), 2)
-        assert str(one) == "tcp 10.0.0.1:5 -> 10.96.0.10:80 to 10.0.0.5:8080"
-        assert flow("[fd00::10]:53/UDP").family == 10
-        assert str(flow("[fd00::10]:53/UDP")) == "udp [fd00::1]:1024 -> [fd00::10]:53 to [fd00::10]:53"
+    @given(flows)
+    def test_it_is_a_value(self, flow: Flow) -> None:
+        again = pickle.loads(pickle.dumps(flow))
+        assert (again, hash(again), type(again)) == (flow, hash(flow), type(flow))
+        with pytest.raises(AttributeError):
+            flow.status = 0
 
     @pytest.mark.parametrize(
-        ("backend", "is_dnated"),
-        [("10.0.0.5:80/TCP", True), ("10.96.0.10:8080/TCP", True), ("10.96.0.10:80/TCP", False)],
-        ids=["address", "port-alone", "neither"],
+        ("reply", "status", "is_dnated", "is_by_ipvs"),
+        [
+            (v4(6, "10.96.0.10", 80, "10.1.0.2", 40000), 0x20, False, False),
+            (v4(6, "10.96.0.10", 80, "10.9.9.9", 1), 0x10, False, False),  # SNAT alone
+            (v4(6, "10.244.2.2", 80, "10.1.0.2", 40000), 0x20, True, False),
+            (v4(6, "10.96.0.10", 8080, "10.1.0.2", 40000), 0x20, True, False),  # of the port alone
+            (v4(6, "10.244.2.2", 80, "10.1.0.2", 40000), 0xFFDF, True, True),
+        ],
     )
-    @pytest.mark.parametrize("status", [CONFIRMED, CONFIRMED | DST_NAT], ids=["no-bit", "bit"])
-    def test_it_is_translated_by_the_tuples_and_by_ipvs_without_the_bit(
-        self, backend: str, is_dnated: bool, status: int
+    def test_the_tuples_tell_who_answers_and_the_bit_who_has_translated(
+        self, reply: FlowTuple, status: int, is_dnated: bool, is_by_ipvs: bool
     ) -> None:
-        one = flow("10.96.0.10:80/TCP", backend, status=status)
-        assert (one.is_dnated, one.is_by_ipvs) == (is_dnated, is_dnated and not status & DST_NAT)
+        flow = Flow(TCP[0], reply, status, 3, 1, 1, 0)
+        assert (flow.is_dnated, flow.is_by_ipvs) == (is_dnated, is_by_ipvs)
 
-    def test_states_are_conntracks_words_and_two_are_closing(self) -> None:
-        """enum tcp_conntrack, and one that is not known."""
-        words = [
-            *(
-                "NONE",
-                "SYN_SENT",
-                "SYN_RECV",
-                "ESTABLISHED",
-                "FIN_WAIT",
-                "CLOSE_WAIT",
-                "LAST_ACK",
-                "TIME_WAIT",
-                "CLOSE",
-            ),
-            *("SYN_SENT2", "10"),
-        ]
-        states = [flow("10.96.0.10:80/TCP", tcp_state=number) for number in range(len(words))]
-        assert [one.state for one in states] == words
-        assert [one.tcp_state for one in states if one.is_closing] == [TIME_WAIT, CLOSE]
-        of_udp = flow("10.96.0.10:53/UDP")
-        assert (of_udp.state, of_udp.is_closing) == ("", False)
-
-    @pytest.mark.parametrize("reply", [{"sport": 0}, {"src": bytes(4)}, {"src": v6("fe80" + "00" * 13 + "01")}])
-    def test_what_can_be_no_backend_is_a_value_error(self, reply: dict[str, object]) -> None:
-        one = flow("10.96.0.10:80/TCP")
-        with pytest.raises(ValueError):  # noqa: PT011 - Backend's own, each with its text
-            _ = one._replace(reply=one.reply._replace(**reply)).backend
-
-    @given(flows())
-    def test_it_is_a_value(self, one: Flow) -> None:
-        assert pickle.loads(pickle.dumps(one)) == copy.deepcopy(one) == one
-        assert len({one, copy.copy(one)}) == 1
+    def test_states_have_the_words_of_conntrack_8(self) -> None:
+        flow = GOLDEN["BALANCED_V4"]
+        words = "NONE SYN_SENT SYN_RECV ESTABLISHED FIN_WAIT CLOSE_WAIT LAST_ACK TIME_WAIT CLOSE SYN_SENT2 10 255"
+        assert " ".join(flow._replace(tcp_state=number).state for number in (*range(11), 255)) == words
+        assert [number for number in range(256) if flow._replace(tcp_state=number).is_closing] == [7, 8]
 
 
-def native(number: int) -> bytes:
-    return number.to_bytes(4, sys.byteorder)
+anything = st.none() | st.booleans() | st.integers() | st.binary(max_size=20) | st.text(max_size=3) | st.floats()
+any_address = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16) | anything
+any_tuple = tuples() | st.builds(FlowTuple, st.just(6) | anything, any_address, anything, any_address, anything)
+any_flow = flows | st.builds(Flow, any_tuple, any_tuple, anything, anything, anything, u32 | anything, anything)
 
 
-class TestRequests:
-    """A tuple is written as the kernel itself writes it; CTA_FILTER_*_FLAGS alone are in the byte order of the host."""
+class TestDeleting:
+    """A DELETE without a tuple empties the table, and so does one whose family is not that of an address."""
 
-    @given(flows())
-    def test_a_tuple(self, one: Flow) -> None:
-        for kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY):
-            assert encode_tuple(kind, one.original) == tuple_attribute(kind, one.original)
+    @given(any_flow)
+    def test_whatever_the_flow_one_entry_is_named_by_tuple_zone_and_id_or_it_is_a_wrong_argument(
+        self, flow: Flow
+    ) -> None:
+        try:
+            payload = delete_request(flow)
+        except (TypeError, ValueError):
+            return
+        size = len(flow.original.src)
+        assert (payload[0], payload[1:4]) == ({4: 2, 16: 10}[size], bytes(3))
+        parts = [(kind, data) for kind, data in iter_attributes(payload, 4, len(payload))]
+        in_a_zone = [(ZONE, int(flow.zone).to_bytes(2, "big"))] if flow.zone else []  # 0 is what it is without
+        ((kind, named), *others) = parts
+        assert others == [*in_a_zone, (ID, int(flow.id).to_bytes(4, "big"))]
+        assert kind == ORIGINAL | 0x8000
+        assert attribute(kind, named) == tuple_of(ORIGINAL, flow.original)
+        ip = dict(iter_attributes(named, 4, 4 + 2 * (4 + size)))
+        assert [len(address) for address in ip.values()] == [size, size]
 
-    @given(flows())
-    def test_one_entry_is_asked_for_and_deleted_by_its_tuple_in_its_zone(self, one: Flow) -> None:
-        head, zone = bytes([one.family, 0, 0, 0]), number(18, one.zone, 2)
-        asked = head + tuple_attribute(1, one.original) + zone
-        assert get_request(one.original, one.zone) == asked
-        assert get_request(one.reply, one.zone, is_reply=True) == head + tuple_attribute(2, one.reply) + zone
-        assert delete_request(one) == asked + number(12, one.id)
+    @given(flows)
+    def test_any_flow_that_a_kernel_names_can_be_deleted_and_asked_for(self, flow: Flow) -> None:
+        for payload, id in ((delete_request(flow), flow.id), (get_request(flow.original, flow.zone), None)):
+            assert decode_request(payload, 0, len(payload)) == (flow.original, flow.zone, id)
 
-    def test_filters(self) -> None:
-        def flags(original: int, reply: int) -> bytes:
-            return nest(25, encode_attribute(1, native(original)), encode_attribute(2, native(reply)))
+    @pytest.mark.parametrize(
+        ("changed", "word"),
+        [
+            ({"id": 1 << 32}, "id 4294967296"),
+            ({"id": None}, "id None"),
+            ({"zone": 65536}, "zone 65536"),
+            ({"zone": None}, "zone None"),
+            ({"original": TCP[0]._replace(sport=65536)}, "port 65536"),
+            ({"original": TCP[0]._replace(protocol=256)}, "protocol 256"),
+            ({"original": TCP[0]._replace(src=b"", dst=b"")}, "packed addresses of 4 or 16 bytes"),
+            ({"original": TCP[0]._replace(dst=bytes(16))}, "packed addresses of 4 or 16 bytes"),
+        ],
+        ids=str,
+    )
+    def test_what_does_not_fit_is_a_wrong_argument(self, changed: dict[str, Any], word: str) -> None:
+        with pytest.raises(ValueError, match=word):
+            delete_request(GOLDEN["BALANCED_V4"]._replace(**changed))
 
-        address, ports = encode_attribute(1, v4(10, 0, 0, 5)), number(1, TCP, 1) + number(2, 8080, 2)
-        by_address = filter_by(CTA_TUPLE_REPLY, flags=layout.FILTER_IP_SRC, src=v4(10, 0, 0, 5))
-        assert by_address == nest(2, nest(1, address)) + flags(0, 1)
-        by_port = filter_by(CTA_TUPLE_REPLY, flags=8 | 0x10, protocol=TCP, sport=8080)
-        assert by_port == nest(2, nest(2, ports)) + flags(0, 0x18)
-        for one in (TENANT, FlowTuple(TCP, CLIENT_V6, 1, VIP_V6, 2)):
-            by_all = filter_by(CTA_TUPLE_ORIG, flags=0x3B, **one._asdict())
-            assert by_all == tuple_attribute(1, one) + flags(0x3B, 0)
 
-
-class TestCount:
-    @given(u32, st.binary(max_size=8))
-    def test_the_number_of_entries(self, count: int, other: bytes) -> None:
-        payload = bytes(4) + encode_attribute(9, other) + number(1, count)
-        assert decode_count(b"\xff" + payload, 1, 1 + len(payload)) == count
-
-    @given(damaged(u8.map(lambda count: bytes(4) + number(1, count))))
-    def test_any_bytes_are_a_number_or_malformed(self, payload: bytes) -> None:
-        with suppress(MalformedMessage):
-            assert decode_count(payload, 0, len(payload)) >= 0
+def test_numbers() -> None:
+    assert (layout.IPCTNL_MSG_CT_NEW, layout.IPCTNL_MSG_CT_GET) == (0x100, 0x101)
+    assert (layout.IPCTNL_MSG_CT_DELETE, layout.IPCTNL_MSG_CT_GET_STATS) == (0x102, 0x105)

@@ -38,6 +38,7 @@ from ..sockets import (
     eventually,
     left_behind,
     pending_error,
+    socket_of,
     talk,
     without_privilege,
 )
@@ -97,7 +98,7 @@ class TestWhoDies:
         filters = [SocketFilter(protocol, where) for protocol in protocols]
         report = destroy_sockets(filters)
         assert (report.matched, report.destroyed) == (len(doomed), len(doomed))
-        assert {outcome.socket.cookie for outcome in report.outcomes} == {cookie_of(pair.client) for pair in doomed}
+        assert {socket_of(outcome).cookie for outcome in report.outcomes} == {cookie_of(pair.client) for pair in doomed}
         for pair in pairs:
             if pair in doomed:
                 assert pending_error(pair.client) == "ECONNABORTED"

@@ -11,7 +11,7 @@ import pytest
 
 from socklb import InetSocket, Report, SocketFilter, TcpState, destroy_sockets, dst, src
 
-from ..sockets import Sockets, cookie_of, error_of, pending_error, state_of, talk
+from ..sockets import Sockets, cookie_of, error_of, pending_error, socket_of, state_of, talk
 
 pytestmark = pytest.mark.kernel
 
@@ -93,9 +93,9 @@ class TestTwins:
         twins = [sockets.udp_bound(ADDRESS, PORT, reuse_port=True) for _ in range(3)]
         report = destroy_sockets(SocketFilter("udp", src(ADDRESS, PORT)), unconnected=True)
         (destroyed,) = [o for o in report.outcomes if o.verdict == "destroyed"]
-        failed = {o.socket.cookie: (o.verdict, o.reason, o.error) for o in report.outcomes if o is not destroyed}
+        failed = {socket_of(o).cookie: (o.verdict, o.reason, o.error) for o in report.outcomes if o is not destroyed}
         assert {cookie: pending_error(twin) for twin, cookie in zip(twins, map(cookie_of, twins))} == {
-            destroyed.socket.cookie: "ECONNABORTED",
+            socket_of(destroyed).cookie: "ECONNABORTED",
             **dict.fromkeys(failed, ""),
         }
         assert set(failed.values()) == {("failed", "another socket shares its address", 2)}
@@ -142,8 +142,8 @@ class TestGone:
             return True
 
         report = destroy_sockets(SocketFilter("udp", dst(ADDRESS, PORT), predicate=leave))
-        assert {o.socket.cookie for o in report.outcomes if o.verdict == "gone"} == leaving
-        assert {o.socket.cookie for o in report.outcomes if o.verdict == "destroyed"} == clients.keys() - leaving
+        assert {socket_of(o).cookie for o in report.outcomes if o.verdict == "gone"} == leaving
+        assert {socket_of(o).cookie for o in report.outcomes if o.verdict == "destroyed"} == clients.keys() - leaving
 
     def test_a_socket_that_reconnected_elsewhere_is_not_hit(self, sockets: Sockets) -> None:
         client, server = sockets.udp(ADDRESS, PORT), sockets.udp_bound("127.0.0.3", PORT)

@@ -36,7 +36,7 @@ from .. import this_kernel
 from ..fake_kernel import Answer, Datagram, FakeKernel, Request, ack_message, table
 from ..filters.trees import socket_between
 from ..networks import networks
-from ..sockets import Sockets, add_v6_address, cookie_of
+from ..sockets import Sockets, add_v6_address, cookie_of, socket_of
 
 
 class Counting:
@@ -130,7 +130,7 @@ class TestTheRealKernel:
         spared, _ = sockets.tcp("127.0.15.160", 9001)
         backends = [(f"127.0.{n >> 8}.{n & 255}", 9000, "tcp") for n in range(1, 4001)]
         report = destroy_sockets(SocketFilter.to_backends(backends))
-        assert {outcome.socket.cookie for outcome in report.outcomes} == {cookie_of(near), cookie_of(far)}
+        assert {socket_of(outcome).cookie for outcome in report.outcomes} == {cookie_of(near), cookie_of(far)}
         assert report.destroyed == 2
         spared.send(b"alive")
         assert 2 <= [kind for kind, _ in counting.sent].count(TCPDIAG_GETSOCK) <= 4

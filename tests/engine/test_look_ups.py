@@ -21,7 +21,7 @@ from socklb import (
 )
 from socklb.kernel.netlink_socket import BATCH
 
-from ..sockets import Sockets, cookie_of, error_of, pending_error, reset_on_close
+from ..sockets import Sockets, cookie_of, error_of, pending_error, reset_on_close, socket_of
 
 pytestmark = pytest.mark.kernel
 
@@ -47,7 +47,7 @@ class TestWhatChangedMeanwhile:
                 acts.pop()()
 
         report = destroy_sockets(filter, audit=audit)
-        return {outcome.socket.cookie: outcome[1:3] for outcome in report.outcomes}
+        return {socket_of(outcome).cookie: outcome[1:3] for outcome in report.outcomes}
 
     @pytest.mark.parametrize(
         ("condition", "verdict"),
@@ -115,7 +115,7 @@ class TestSkipped:
             return True
 
         report = destroy_sockets(SocketFilter("udp", self.FILTER, predicate=close))
-        destroyed = {o.socket.cookie for o in report.outcomes if o.verdict == "destroyed"}
+        destroyed = {socket_of(o).cookie for o in report.outcomes if o.verdict == "destroyed"}
         assert destroyed == {*[*chain][100:]}
 
     def test_where_nothing_matched_nobody_is_either(self, chain: dict[int, socket.socket]) -> None:

@@ -18,7 +18,7 @@ from socklb.wire.socket_id import SocketId
 
 from .. import this_kernel
 from ..fake_kernel import Answer, Datagram, FakeKernel, Request, StatefulTable, row, table, verdicts
-from ..sockets import Sockets
+from ..sockets import Sockets, socket_of
 
 TCP = SocketFilter("tcp", dport(80))
 TIME_WAIT_TIMER = 3
@@ -60,7 +60,7 @@ class TestMiniSockets:
         filter = SocketFilter("tcp", dport(80), states=["established", "time-wait"])
         with FakeKernel(kernel).installed():
             report = destroy_sockets(filter)
-        assert {o.socket.cookie: (o.verdict, o.error) for o in report.outcomes} == {
+        assert {socket_of(o).cookie: (o.verdict, o.error) for o in report.outcomes} == {
             1: ("failed", errno.EOPNOTSUPP),
             2: ("destroyed", None),
         }
@@ -102,11 +102,11 @@ class TestOrphans:
     def test_what_is_reported_as_destroyed_is_gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         kernel = KeepsOrphans(self.ROWS)
         report = self.report(kernel, monkeypatch, keeps=True)
-        assert {o.socket.cookie: o.reason for o in report.outcomes if o.verdict == "skipped"} == dict.fromkeys(
+        assert {socket_of(o).cookie: o.reason for o in report.outcomes if o.verdict == "skipped"} == dict.fromkeys(
             (TcpState.FIN_WAIT1, TcpState.LAST_ACK, TcpState.CLOSING), "no owner"
         )
         left = {decode_msg(one).id.cookie for one in kernel.rows}
-        assert {o.socket.cookie for o in report.outcomes if o.verdict == "destroyed"} == {21, 22}
+        assert {socket_of(o).cookie for o in report.outcomes if o.verdict == "destroyed"} == {21, 22}
         assert left == {TcpState.FIN_WAIT1, TcpState.LAST_ACK, TcpState.CLOSING}
 
     def test_where_the_kernel_removes_them_they_die(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,9 @@ from socklb import (
     src,
     state_mask,
 )
-from socklb.engine.run import Run
 
 from .. import package_under_test
-from ..sockets import Sockets, add_v6_address, cookie_of, in_child, pending_error, talk
+from ..sockets import Sockets, add_v6_address, cookie_of, in_child, pending_error, socket_of, talk
 
 pytestmark = pytest.mark.kernel
 
@@ -109,7 +107,9 @@ class TestSessionOfOnesEnvironment:
         session, other = sockets.tcp(address, PORT), sockets.tcp(address, PORT)
         monkeypatch.setenv("SSH_CONNECTION", connection_text(session[0]))
         report = destroy_sockets(SocketFilter("tcp", BOTH_ENDS))
-        assert {o.socket.cookie for o in report.outcomes if o.reason == "own session"} == set(map(cookie_of, session))
+        assert {socket_of(o).cookie for o in report.outcomes if o.reason == "own session"} == set(
+            map(cookie_of, session)
+        )
         assert pending_error(other[0])
         talk(*session)
 
@@ -199,7 +199,7 @@ class TestLimitAndDryRun:
     @pytest.mark.parametrize("limit", [1, 5, 6, 9, 10, None], ids=str)
     def test_a_dry_run_says_what_would_be_destroyed(self, nine: list[socket.socket], limit: int | None) -> None:
         def cookies(outcomes: list[Outcome], word: str) -> set[int]:
-            return {outcome.socket.cookie for outcome in outcomes if word in (outcome.verdict, outcome.reason)}
+            return {socket_of(outcome).cookie for outcome in outcomes if word in (outcome.verdict, outcome.reason)}
 
         dry = destroy_sockets(EACH, limit=limit, dry_run=True).outcomes
         assert [pending_error(client) for client in nine] == [""] * 9
@@ -217,7 +217,7 @@ class TestOrder:
         listener = sockets.listen(ADDRESS, PORT)
         monkeypatch.setenv("SSH_CONNECTION", f"0.0.0.0 0 {ADDRESS} {PORT}")  # a listener's own tuple
         report = destroy_sockets(SocketFilter("tcp", src(ADDRESS, PORT)), dry_run=True, limit=1)
-        assert [(o.socket.cookie, o.reason) for o in report.outcomes] == [(cookie_of(listener), "own session")]
+        assert [(socket_of(o).cookie, o.reason) for o in report.outcomes] == [(cookie_of(listener), "own session")]
 
     @pytest.mark.parametrize(("dry_run", "verdict"), [(False, "destroyed"), (True, "would_destroy")])
     def test_then_what_is_not_connected_then_the_limit(
@@ -249,13 +249,9 @@ class TestBounded:
         ],
         ids=str,
     )
-    @pytest.mark.parametrize("call", [destroy_sockets, Run])
-    def test_an_unbounded_one_hits_nobody(
-        self, nine: list[socket.socket], call: Callable[..., object], unbounded: SocketFilter
-    ) -> None:
-        """Wherever a run comes from: the default spares."""
+    def test_an_unbounded_one_hits_nobody(self, nine: list[socket.socket], unbounded: SocketFilter) -> None:
         with pytest.raises(UnboundedFilter):
-            call([*EACH, unbounded])
+            destroy_sockets([*EACH, unbounded])
         assert [pending_error(client) for client in nine] == [""] * 9
 
     def test_allow_unbounded_allows_it(self, nine: list[socket.socket]) -> None:

@@ -31,11 +31,13 @@ from socklb import (
     UnboundedFilter,
     UnsearchedNamespace,
 )
+from socklb.engine.report import outcome_record
 from socklb.kernel.names import UnknownName
 
+from ..conntrack.entries import flow
 from ..fake_kernel import row
 
-VERDICTS = ("destroyed", "would_destroy", "gone", "skipped", "failed")
+VERDICTS = ("destroyed", "rerouted", "cleared", "would_destroy", "gone", "skipped", "failed")
 NAMESPACES = [NetworkNamespace(f"net{n}", f"/run/netns/net{n}", 4, n) for n in range(3)]
 BACKENDS = [Backend(f"10.0.0.{n}", 80, "tcp") for n in range(5, 8)]
 TCP = 6
@@ -101,7 +103,16 @@ class TestSums:
         assert report.matched == 0
         another = NetworkNamespace("another", "/a", 4, 99)
         report.add_namespace(another)
-        assert report.namespaces[another] == (0, 0, 0, 0, 0)
+        assert report.namespaces[another] == Counts()
+
+    def test_what_is_withdrawn_counts_no_longer(self) -> None:
+        """Also where another one has taken its place, and those that are equal count on."""
+        first, twin = outcome("destroyed"), outcome("destroyed")
+        report = report_with([first, twin])
+        assert report.destroyed == 2
+        assert (report.withdraw([first, outcome("destroyed")]), report.withdraw([first])) == (1, 0)
+        report.outcomes.append(outcome("failed"))
+        assert (report.counts, report.outcomes[0] is twin) == (Counts(destroyed=1, failed=1), True)
 
     def test_an_interrupt_while_they_are_counted_leaves_nothing_half_done(self) -> None:
         report = report_with([outcome("destroyed")])
@@ -109,7 +120,7 @@ class TestSums:
         with interrupted, pytest.raises(KeyboardInterrupt):
             self.look(report)
         self.look(report)
-        assert report.counts == report.namespaces[NAMESPACES[0]] == report.backends[BACKENDS[0]] == (1, 0, 0, 0, 0)
+        assert report.counts == report.namespaces[NAMESPACES[0]] == report.backends[BACKENDS[0]] == Counts(destroyed=1)
 
 
 ERRORS: list[BaseException] = [
@@ -173,7 +184,27 @@ class TestCopies:
 
 def test_printed_forms() -> None:
     assert repr(NAMESPACES[0]) == "<NetworkNamespace net0 /run/netns/net0 inode=0>"
-    assert repr(Counts(1, 0, 0, 2, 0)) == "Counts(destroyed=1, would_destroy=0, gone=0, skipped=2, failed=0)"
+    rest = "gone=0, skipped=2, failed=0"
+    assert repr(Counts(1, skipped=2)) == f"Counts(destroyed=1, rerouted=0, cleared=0, would_destroy=0, {rest})"
     assert repr(UnsearchedNamespace("/x", "why", 2)) == "UnsearchedNamespace(path='/x', reason='why', count=2)"
     assert repr(outcome("gone")).startswith("Outcome(socket=<InetSocket 6 ESTABLISHED 10.0.0.1:1025 -> 10.0.0.5:80 ")
-    assert repr(Report()) == "<Report matched=0 destroyed=0 would_destroy=0 gone=0 skipped=0 failed=0>"
+    assert repr(Report()) == f"<Report {' '.join(f'{name}=0' for name in ('matched', *VERDICTS))}>"
+
+
+def test_the_record_of_a_flow_without_a_socket_has_null_for_what_only_a_socket_has() -> None:
+    one = flow("[fd00::10]:443/TCP", "[fd00::5]:8443/TCP", client="fd00::1", sport=4711, id=77, zone=3)
+    said = outcome_record(Outcome(None, "cleared", "", None, NAMESPACES[0], one), {"backend": "x"}, None, False)
+    client = {"protocol": "tcp", "src": "fd00::1", "sport": 4711, "dst": "fd00::10", "dport": 443}
+    assert {name: value for name, value in said.items() if value is not None} == client | {
+        "namespace": "net0",
+        "backend": "x",
+        "dry_run": False,
+        "outcome": "cleared",
+        "reason": "",
+        "service": "[fd00::10]:443",
+        "conntrack_id": 77,
+        "zone": 3,
+    }
+    of_a_socket = outcome_record(outcome("destroyed")._replace(flow=one), {"backend": "x"}, "eth0", False)
+    assert of_a_socket.keys() == said.keys()
+    assert {name for name, value in of_a_socket.items() if value is None} == {"cgroup_id", "error"}

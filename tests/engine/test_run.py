@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import socklb
 from socklb import (
+    Counts,
     InetSocket,
     KernelError,
     MalformedMessage,
@@ -41,7 +42,7 @@ from socklb.kernel.netlink_socket import BATCH
 
 from ..fake_kernel import FakeKernel, StatefulTable, row, table, tries, verdicts
 from ..networks import pinned_networks
-from ..sockets import Sockets, pending_error
+from ..sockets import Sockets, pending_error, socket_of
 from .test_parallel import PATIENCE, processors
 
 TCP, UDP = SocketFilter("tcp", dport(80)), SocketFilter("udp", dport(80))
@@ -106,7 +107,7 @@ class TestArguments:
             report = destroy_sockets(filters, namespaces=namespaces, progress=progress)
         assert steps == [(done, len(names), name) for done, name in enumerate(names, 1)]
         assert sorted(namespace.name for namespace in report.namespaces) == names
-        assert all(counts == (2, 0, 0, 0, 0) for counts in report.namespaces.values())
+        assert all(counts == Counts(destroyed=2) for counts in report.namespaces.values())
         assert tries(kernel) == dict.fromkeys((1, 2), len(names)) or not names
 
     @pytest.mark.kernel
@@ -162,6 +163,11 @@ class TestFiltersAndLimit:
         assert tries(kernel) == {2: 1, 3: 1}
 
 
+def carried_out(run: Run) -> Report:
+    """What it did to all TCP sockets of this namespace."""
+    return run.carry_out(lambda: run.search([TCP], [NetworkNamespace.current()], is_one=True))
+
+
 class TestTheHook:
     """`spare` is asked about those that the policy does not spare: before the limit counts, and before each batch."""
 
@@ -174,11 +180,11 @@ class TestTheHook:
 
         rows = [row(n, state=10 if n == 7 else 1) for n in range(1, 101)]
         with FakeKernel(StatefulTable(rows)).installed():
-            report = Run([TCP], spare=spare, limit=40).run("current")
+            report = carried_out(Run(spare=spare, limit=40))
         at_first, *batches = asked
         assert sorted(at_first) == [n for n in range(1, 101) if n != 7]
         assert [len(batch) for batch in batches] == [40]
-        assert {(o.reason, o.socket.cookie % 2) for o in report.outcomes if o.socket.cookie != 7} == {
+        assert {(o.reason, socket_of(o).cookie % 2) for o in report.outcomes if socket_of(o).cookie != 7} == {
             *(("odd", 1), ("", 0), ("limit", 0))
         }
         assert (report.destroyed, report.skipped) == (40, 60)
@@ -188,7 +194,7 @@ class TestTheHook:
             raise KernelError(errno.EIO, "read the map")
 
         with FakeKernel(StatefulTable([row(1), row(2)])).installed() as kernel, pytest.raises(KernelError) as caught:
-            Run([TCP], spare=spare).run("current")
+            carried_out(Run(spare=spare))
         failed = ("failed", os.strerror(errno.EIO), errno.EIO)
         assert [outcome[1:4] for outcome in report_of(caught.value).outcomes] == [failed] * 2
         assert kernel.destroys == []
@@ -290,7 +296,10 @@ class TestManyNamespaces:
         ):
             destroy_sockets(TCP, namespaces=[netns(1), netns(2)])
         report = report_of(caught.value)
-        assert report.namespaces == {netns(1): (BATCH, 0, 0, 0, BATCH), netns(2): (0, 0, 0, 0, 2 * BATCH)}
+        assert report.namespaces == {
+            netns(1): Counts(destroyed=BATCH, failed=BATCH),
+            netns(2): Counts(failed=2 * BATCH),
+        }
         assert isinstance(report.errors[netns(1)], RunStopped)
 
 

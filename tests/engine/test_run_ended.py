@@ -16,9 +16,11 @@ import pytest
 
 from socklb import (
     AuditError,
+    Counts,
     NotPermitted,
     NotSupported,
     Report,
+    RunStopped,
     SocketFilter,
     destroy_sockets,
     device,
@@ -32,6 +34,7 @@ from socklb.kernel.netlink_socket import BATCH
 from socklb.wire.request import SOCK_DESTROY
 
 from ..fake_kernel import Datagram, FakeKernel, Request, StatefulTable, row, table, verdicts
+from ..sockets import socket_of
 from .test_parallel import processors
 from .test_run import TCP, Record, netns, report_of
 
@@ -69,9 +72,9 @@ class TestAnAuditThatFails:
         report = report_of(caught.value)
         assert caught.value is error
         assert next(calls) == taken + 1, "it is left alone then"
-        destroyed = [(o.namespace.name, o.socket.cookie) for o in report.outcomes if o.verdict == "destroyed"]
+        destroyed = [(o.namespace.name, socket_of(o).cookie) for o in report.outcomes if o.verdict == "destroyed"]
         recorded = [(record["namespace"], record["cookie"]) for record in records]
-        assert recorded + [(o.namespace.name, o.socket.cookie) for o in report.unrecorded] == destroyed
+        assert recorded + [(o.namespace.name, socket_of(o).cookie) for o in report.unrecorded] == destroyed
         assert len(destroyed) == sum(map(len, kernel.destroys)) == (taken // BATCH + 1) * BATCH
         assert 1 <= len(report.unrecorded) <= BATCH
         failed = {(outcome.reason, outcome.error) for outcome in report.outcomes if outcome.verdict == "failed"}
@@ -88,7 +91,7 @@ class TestAnAuditThatFails:
         with FakeKernel(StatefulTable(rows)).installed() as kernel, pytest.raises(Full) as caught:
             destroy_sockets(TCP, audit=audit)
         assert kernel.destroys == []
-        assert report_of(caught.value).counts == (0, 0, 0, 1, 2 * BATCH - 2)
+        assert report_of(caught.value).counts == Counts(skipped=1, failed=2 * BATCH - 2)
 
     def test_a_dry_run_and_what_is_spared_stop_as_well(self) -> None:
         def audit(record: Record) -> None:
@@ -172,7 +175,8 @@ class TestAnInterrupt:
             except KeyboardInterrupt as error:
                 for made in kernel.sockets:
                     made.close()  # Python closes nothing if it is interrupted just as a `with` block ends
-                if kernel.sent and interrupt.where != "run":  # it comes before anything is known, or after all is over
+                # In these it comes before anything is known, or after all is over.
+                if kernel.sent and interrupt.where not in ("carry_out", "destroy_sockets"):
                     report = report_of(error)
                     self.check(report, world.killed, [r["cookie"] for r in records], interrupt.where, with_audit)
             else:
@@ -208,6 +212,18 @@ class TestAnInterrupt:
         ):
             destroy_sockets(TCP, audit=fail)
         assert report_of(caught.value).destroyed == 1
+
+    @pytest.mark.parametrize(
+        ("end", "error"),
+        [(lambda run: signal.raise_signal(signal.SIGINT), KeyboardInterrupt), (lambda run: run.stop("x"), RunStopped)],
+        ids=["signal", "stop"],
+    )
+    def test_while_one_filter_finds_nothing_the_next_is_not_begun(self, end: Any, error: type[BaseException]) -> None:
+        fruitless = SocketFilter("tcp", TCP.where, predicate=lambda socket: end(run))
+        run, here = run_module.Run(), [NetworkNamespace.current()]
+        with FakeKernel(table([row(1)])).installed(), pytest.raises(error) as caught:
+            run.carry_out(lambda: run.search([fruitless, TCP], here, is_one=True))
+        assert report_of(caught.value).outcomes == []
 
     def check(self, report: Report, killed: list[int], recorded: list[int], where: str, with_audit: bool) -> None:
         verdict_of = verdicts(report)

@@ -22,6 +22,7 @@ from socklb.kernel import processes
 from socklb.wire.reply import InetDiagMsg
 from socklb.wire.socket_id import SocketId
 
+from ..conntrack.entries import flow
 from ..sockets import Sockets, in_child
 
 if TYPE_CHECKING:
@@ -117,6 +118,21 @@ class TestConnection:
         self, monkeypatch: pytest.MonkeyPatch, text: str, tuples: frozenset[tuple[Endpoint, Endpoint, int]]
     ) -> None:
         assert session_among(monkeypatch, {}, text) == OwnSession(tuples, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("client", "service", "backend", "is_own"),
+    [
+        ("192.0.2.7", "10.0.0.9:22/TCP", "10.0.0.5:2222/TCP", True),  # as ssh knows it
+        ("192.0.2.7", "203.0.113.1:2222/TCP", "10.0.0.9:22/TCP", True),  # as sshd does
+        ("192.0.2.8", "10.0.0.9:22/TCP", "10.0.0.9:22/TCP", False),
+        ("192.0.2.7", "10.0.0.9:23/TCP", "10.0.0.5:22/TCP", False),
+    ],
+)
+def test_a_flow_is_the_session_s_by_either_end(client: str, service: str, backend: str, is_own: bool) -> None:
+    own = OwnSession(ALICE_S, frozenset())
+    assert own.has_flow(flow(service, backend, client=client, sport=50001)) == is_own
+    assert not own.has_flow(flow(service, backend, client=client, sport=50002))
 
 
 class TestAncestors:

@@ -16,7 +16,7 @@ from socklb import InetSocket, SocketFilter, TcpState, destroy_sockets, dport, d
 from socklb.filters import Condition
 
 from .. import this_kernel
-from ..sockets import Sockets, cookie_of, error_of, eventually, pending_error, state_of, talk
+from ..sockets import Sockets, cookie_of, error_of, eventually, pending_error, socket_of, state_of, talk
 
 pytestmark = pytest.mark.kernel
 
@@ -50,7 +50,7 @@ class Case(NamedTuple):
     def destroy(self) -> list[tuple[int, str, str]]:
         """(cookie, verdict, reason) of each socket that matched."""
         report = destroy_sockets(SocketFilter("tcp", self.where, states=[self.named]))
-        return [(outcome.socket.cookie, outcome.verdict, outcome.reason) for outcome in report.outcomes]
+        return [(socket_of(outcome).cookie, outcome.verdict, outcome.reason) for outcome in report.outcomes]
 
 
 def ends(maker: str, owner: int | None, peer: int | None) -> Callable[[Sockets], Ends]:
@@ -157,7 +157,7 @@ class TestTimeWait:
         minis = {sockets.time_wait(ADDRESS, PORT)[1], sockets.orphaned_fin_wait2(ADDRESS, PORT)[0][1]}
         client, server = sockets.fin_wait2(ADDRESS, PORT)
         report = destroy_sockets(SocketFilter("tcp", CLIENT, states=[S.TIME_WAIT]))
-        assert {outcome.socket.sport for outcome in report.outcomes} == minis
+        assert {socket_of(outcome).sport for outcome in report.outcomes} == minis
         assert report.destroyed == 2
         server.send(b"still there")
         assert client.recv(11) == b"still there"
@@ -230,7 +230,7 @@ class TestBoundOnly:
         this_kernel.needs(this_kernel.lists_bound_only, "lists no socket that is only bound", since=(6, 8))
         report = destroy_sockets(SocketFilter("tcp", SERVER, states=[S.BOUND_INACTIVE]))
         (outcome,) = report.outcomes
-        assert (outcome.socket.cookie, outcome.socket.state) == (cookie_of(bound), S.CLOSE)
+        assert (socket_of(outcome).cookie, socket_of(outcome).state) == (cookie_of(bound), S.CLOSE)
         assert (outcome.verdict, outcome.error) == ("failed", 2)
         assert "no TCP socket that has no peer" in outcome.reason
         bound.listen()

@@ -36,6 +36,7 @@ from socklb.wire.request import IPPROTO_UDP, SOCK_DIAG_BY_FAMILY
 from socklb.wire.socket_id import AF_INET, AF_INET6
 
 from ..fake_kernel import Answer, Datagram, FakeKernel, Request, StatefulTable, done_message, row
+from ..sockets import socket_of
 
 DUMP, LOOK_UP, DESTROY = "dump", "look-up", "destroy"
 
@@ -143,7 +144,7 @@ _BACKENDS = [
 def verdicts_in(report: Report | None) -> Reported:
     """By cookie; the sums are those of the verdicts, for the whole and for the backends together."""
     assert report is not None
-    verdicts = {outcome.socket.cookie: outcome.verdict for outcome in report.outcomes}
+    verdicts = {socket_of(outcome).cookie: outcome.verdict for outcome in report.outcomes}
     assert len(verdicts) == len(report.outcomes) == report.matched
     assert report.counts._asdict() == {name: Counter(verdicts.values())[name] for name in report.counts._fields}
     for parts in (report.backends, report.namespaces):

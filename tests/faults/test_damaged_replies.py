@@ -49,6 +49,7 @@ from ..fake_kernel import (
     tries,
     verdicts,
 )
+from ..sockets import socket_of
 from .calls import CALLS, Call, End
 
 # ------------------------------------------------------------------------------------------ kinds of damage
@@ -307,7 +308,7 @@ def test_destroy_sockets_reports_or_raises_with_the_report(
             check_documented(error)
             report = error.report
         for outcome in report.outcomes:
-            read(outcome.socket)
+            read(socket_of(outcome))
         destroyed = {cookie for cookie, verdict in verdicts(report).items() if verdict == "destroyed"}
         assert destroyed <= set(tries(kernel)), "reported as destroyed, and the kernel was never asked to"
         for request in (request for batch in kernel.destroys for request in batch):

@@ -114,11 +114,12 @@ def test_without_a_fault_everything_is_right(name: str) -> None:
 TALKS_TO_NO_KERNEL = {
     *("AuditError", "KernelError", "MalformedMessage", "NotPermitted", "NotSupported", "RunStopped"),
     *("SocklbError", "UnboundedFilter"),
-    *("Backend", "BackendState", "BackendTable", "Condition", "Counts", "InetSocket", "Outcome", "Report"),
-    *("RevNatEntry", "UnsearchedNamespace", "Support", "TcpState", "FilterSyntaxError"),
+    *("Backend", "BackendState", "BackendTable", "Condition", "Counts", "Flow", "InetSocket", "Outcome", "Report"),
+    *("Instance", "Pass", "RevNatEntry", "UnsearchedNamespace", "Support", "TcpState", "FilterSyntaxError"),
     *("SocketFilter", "autobound", "cgroup", "device", "dport", "dst", "mark", "sport", "src"),
     *("state_mask", "states_in"),
     *("NetworkNamespace", "RevNatMaps", "discover_namespaces"),  # but not over netlink
+    "find_flows",  # to ctnetlink
 }
 
 

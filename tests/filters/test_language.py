@@ -10,13 +10,28 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from socklb import InetSocket, SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
+from socklb import (
+    STATE_FILTER_TCP,
+    InetSocket,
+    SocketFilter,
+    autobound,
+    cgroup,
+    device,
+    dport,
+    dst,
+    mark,
+    sport,
+    src,
+    state_mask,
+)
+from socklb import TcpState as S
 from socklb.cli.arguments import FILTER_HELP
 from socklb.filters import Condition, FilterSyntaxError
 from socklb.filters.bounds import bounds
 from socklb.filters.conditions import EVERYTHING, And, Or
 from socklb.filters.language import parse
 from socklb.kernel import names
+from socklb.states import named_states
 from socklb.wire.address import format_address
 
 from ..strategies import addresses, ports, v6_addresses
@@ -26,7 +41,7 @@ A, B, C = dst("10.0.0.1"), dport(80), sport(1024)
 
 
 def read(text: str) -> Condition:
-    return parse(text, "tcp")
+    return parse(text, "tcp")[0]
 
 
 def error_of(text: str) -> FilterSyntaxError:
@@ -130,8 +145,8 @@ class TestServiceNames:
 
     @pytest.mark.parametrize("text", ["dport web", "dport = :web", "dport eq web", "dst *:web", "dst :web"])
     def test_the_protocol_decides(self, text: str) -> None:
-        assert parse(text, "tcp") == dport(80)
-        assert parse(text, "udp") == dport(8080)
+        assert parse(text, "tcp")[0] == dport(80)
+        assert parse(text, "udp")[0] == dport(8080)
 
     def test_a_service_of_another_protocol_will_do(self) -> None:
         assert read("dport any") == dport(7)
@@ -203,8 +218,8 @@ class TestMistakes:
             ("host names are not resolved", ["dst «example.com»", "dst «example.com:80»", "src = «localhost»"]),
             ("zones are not supported, name the interface with 'dev'",
              ["dst «fe80::1%eth0»", "dst «[fe80::1%eth0]:80»", "src «10.0.0.1%lo»"]),
-            ("--state", ["«state» established", "dst 10.0.0.1 «state» established", "«exclude» time-wait",
-                         "dst ::1 or «State» established", "dst ::1 or dst ::2 «state» established"]),
+            ("states come first", ["dst 10.0.0.1 «state» established", "not «exclude» time-wait",
+                                   "dst ::1 or «State» established", "dst ::1 or dst ::2 «state» established"]),
             ("unknown word, expected one of dst, src, dport, sport, dev, fwmark, cgroup, autobound",
              ["«port» 80", "dst 10.0.0.1 «dprot» 80", "«10.0.0.1»", "dst 10.0.0.1 «80»"]),
             ("dst needs a value", ["dst«»"]),
@@ -360,3 +375,72 @@ class TestLaws:
         message, shown, pointer = str(result).split("\n")
         assert message.startswith(f"filter: {result.why}: ")
         assert (len(shown), len(pointer)) == (len(text) + 2, result.column + 2)
+
+
+class TestStates:
+    """A filter may begin with states, as ss(8) has it."""
+
+    @pytest.mark.parametrize(
+        ("text", "states"),
+        [
+            ("state established", state_mask(S.ESTABLISHED)),
+            ("state ESTAB,SYN-SENT state time-wait", state_mask(S.ESTABLISHED, S.SYN_SENT, S.TIME_WAIT)),
+            ("exclude established", STATE_FILTER_TCP & ~state_mask(S.ESTABLISHED)),
+            ("state all exclude unconn", named_states("all")[0] & ~state_mask(S.CLOSE, S.BOUND_INACTIVE)),
+            ("exclude syn-recv", STATE_FILTER_TCP & ~state_mask(S.SYN_RECV, S.NEW_SYN_RECV)),
+        ],
+    )
+    def test_they_are_those_of_the_filter(self, text: str, states: int) -> None:
+        found = SocketFilter.parse(f"{text} dport = :80", "tcp")
+        assert (found.states, found.where) == (states, dport(80))
+        assert SocketFilter.parse(text, "tcp").where == EVERYTHING
+
+    @pytest.mark.parametrize(
+        ("text", "names"),
+        [
+            ("state listening", True),
+            ("state all", False),
+            ("exclude established", False),
+            ("state listen exclude listen,close", None),
+        ],
+    )
+    def test_listening_sockets_are_named_on_purpose_or_not(self, text: str, names: bool | None) -> None:
+        """What is left when others are excluded names nobody."""
+        if names is None:
+            with pytest.raises(ValueError, match="leaves no state"):
+                SocketFilter.parse(text, "tcp")
+        else:
+            assert SocketFilter.parse(text, "tcp").names_listen is names
+
+    @pytest.mark.parametrize(
+        ("text", "column", "why"),
+        [
+            ("state", 6, "state needs a state"),
+            ("exclude nowhere dst *", 9, "unknown state 'nowhere'"),
+            ("dst 10.0.0.1 state established", 14, "states come first"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, text: str, column: int, why: str) -> None:
+        with pytest.raises(FilterSyntaxError, match=why) as caught:
+            SocketFilter.parse(text, "tcp")
+        assert caught.value.column == column
+
+    def test_they_are_given_once(self) -> None:
+        with pytest.raises(ValueError, match="given twice"):
+            SocketFilter.parse("state established", "tcp", states="all")
+
+
+class TestAnyAddress:
+    @pytest.mark.parametrize("word", ["*", "any", "ALL", "default"])
+    def test_has_several_words(self, word: str) -> None:
+        assert read(f"dst {word}") == EVERYTHING
+        assert read(f"dst {word}:80") == dport(80)
+
+    def test_may_be_of_a_family(self) -> None:
+        assert read("dst inet:10.0.0.1:80") == dst("10.0.0.1") & dport(80)
+        assert read("src inet6:[::1]:80") == src("::1") & sport(80)
+        assert (read("dst inet:*"), read("dst inet6:any:80")) == (dst("0.0.0.0/0"), dst("::/0") & dport(80))
+
+    def test_is_of_that_family(self) -> None:
+        with pytest.raises(FilterSyntaxError, match=r"10\.0\.0\.1 is no address of inet6"):
+            read("dst inet6:10.0.0.1")

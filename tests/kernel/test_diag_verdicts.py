@@ -46,6 +46,7 @@ from ..fake_kernel import (
     tries,
     verdicts,
 )
+from ..sockets import socket_of
 from .test_diag import raiser
 
 TCP = SocketFilter("tcp", dport(80), family=AF_INET)
@@ -69,7 +70,7 @@ def outcomes(answer: Answer, filter: SocketFilter = TCP, *, can_destroy: bool = 
             report = destroy_sockets(filter)
         except KernelError as error:
             report = error.report
-    return {one.socket.cookie: (one.verdict, one.reason, one.error) for one in report.outcomes}
+    return {socket_of(one).cookie: (one.verdict, one.reason, one.error) for one in report.outcomes}
 
 
 @pytest.mark.parametrize("call", [find_sockets, destroy_sockets])
@@ -114,8 +115,8 @@ class TestNoEntry:
         rows = [*(row(n, sport=5000) for n in range(100)), *(row(n, sport=5001) for n in (100, 101))]
         with FakeKernel(StatefulTable(rows)).installed():
             report = destroy_sockets(TCP)
-        late = {o.socket.cookie for o in report.outcomes if o.reason == TIME_LIMIT}
-        died = {o.socket.cookie for o in report.outcomes if o.verdict == "destroyed"}
+        late = {socket_of(o).cookie for o in report.outcomes if o.reason == TIME_LIMIT}
+        died = {socket_of(o).cookie for o in report.outcomes if o.verdict == "destroyed"}
         assert {100, 101} < died, "those of another address"
         assert (late | died, late & died) == ({*range(102)}, set())
         assert len(late) > 80

@@ -18,6 +18,7 @@ from socklb.kernel.processes import (
     ancestors,
     command_name,
     environment_value,
+    holders,
     list_directory,
     socket_inodes,
     start_time,
@@ -103,6 +104,15 @@ class TestSockets:
             inodes = {os.fstat(held.fileno()).st_ino for held in (one, two)}
             assert set(socket_inodes(os.getpid())) - before == inodes
         assert set(socket_inodes(os.getpid())) == before
+
+    def test_who_holds_them(self) -> None:
+        """All processes that do, and of the sockets those that are asked about."""
+        with socket.socket() as one, socket.socket() as two:
+            first, second = (os.fstat(held.fileno()).st_ino for held in (one, two))
+            with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[one.fileno()]) as other:
+                here, there = (Process(pid, command_name(pid), os.getuid()) for pid in (os.getpid(), other.pid))
+                assert holders({first, second}) == {first: [here, there], second: [here]}
+                assert holders({second}) == {second: [here]}
 
     def test_one_that_is_closed_between_listing_and_looking(self, monkeypatch: pytest.MonkeyPatch) -> None:
         usual = os.listdir

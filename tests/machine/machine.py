@@ -28,6 +28,7 @@ from socklb.engine.report import Counts
 from socklb.filters.conditions import EVERYTHING
 
 from ..filters.trees import names_what_it_matches
+from ..sockets import socket_of
 from .counters import count_run, count_search, counters
 from .endpoints import LINKS, ON_LINKS, Netns, make_namespaces
 from .filters import BY_PROTOCOL, MARKS, PORTS, TARGETS, TWIN_PORT, Aim, aimed, aims, model_filters, options, states
@@ -48,7 +49,6 @@ from .population import DEVICES, TWIN_CLIENTS_PORT, SocketOptions
 from .world import World
 
 NAMESPACES = 3
-VERDICTS = ("destroyed", "would_destroy", "gone", "skipped", "failed")
 
 _FAMILIES = {None: None, 4: socket.AF_INET, 6: socket.AF_INET6}
 _TIME_WAIT = next(states for states in STATES if states.argument == ["time-wait"])
@@ -338,14 +338,13 @@ class SocketMachine(RuleBasedStateMachine):
         return [one for one, verdict in verdicts.items() if verdict.verdict == "destroyed"]
 
     def _verdicts(self, netns: Netns, outcomes: Sequence[Outcome]) -> dict[ModelSocket, Verdict]:
-        verdicts = {self._identify(netns, one.socket): Verdict(one.verdict, one.reason) for one in outcomes}
+        verdicts = {self._identify(netns, socket_of(one)): Verdict(one.verdict, one.reason) for one in outcomes}
         assert len(verdicts) == len(outcomes)
         return verdicts
 
     @staticmethod
     def _check_sums(counts: Counts, verdicts: Iterable[Verdict]) -> None:
-        expected = Counter(verdict for verdict, _ in verdicts)
-        assert counts.as_dict() == {"matched": sum(expected.values()), **{name: expected[name] for name in VERDICTS}}
+        assert counts == Counts(**Counter(verdict for verdict, _ in verdicts))
 
 
 def _cgroup_of_all(netns: Netns) -> int:

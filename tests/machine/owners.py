@@ -13,6 +13,7 @@ from hypothesis.stateful import rule
 from socklb import InetSocket, Report, SocketFilter, destroy_sockets, dst, sport
 from socklb.engine import run as run_module
 
+from ..sockets import socket_of
 from .counters import counters
 from .endpoints import Netns, peer_of
 from .filters import TARGETS
@@ -107,7 +108,7 @@ class OwnerMachine(SocketMachine):
         the look-up of a batch and its destroy only the kernel could tell, which compares nothing but the cookie.
         """
         model, cookies = self.world.model, {one.cookie: one for one in made}
-        verdicts = {cookies[one.socket.cookie]: Verdict(one.verdict, one.reason) for one in report.outcomes}
+        verdicts = {cookies[socket_of(one).cookie]: Verdict(one.verdict, one.reason) for one in report.outcomes}
         self._check_sums(report.counts, verdicts.values())
         destroyed = [one for one, verdict in verdicts.items() if verdict.verdict == "destroyed"]
         assert set(verdicts) == set(made) == {*changed, *destroyed}

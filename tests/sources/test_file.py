@@ -243,8 +243,8 @@ class TestProblems:
         assert not source.table.has_down()
 
     def test_not_there_at_the_start_and_deleted_later(self, path: Path) -> None:
-        missing = f"{path} cannot be read: No such file or directory; the last table stays"
-        with followed(FileSource(str(path))) as source:
+        missing = f"{path} cannot be read: No such file or directory; a hint; the last table stays"
+        with followed(FileSource(str(path), if_missing="; a hint")) as source:
             assert until_warned(source, 1) == missing
             assert source.table.changes == []
             rename_over(path, replace(A))

@@ -11,7 +11,7 @@ from socklb import Backend, Counts, NetworkNamespace, RevNatMaps, live_cookies, 
 from ..cli.runner import run
 from ..reverse_nat.balancer import ebpf
 from ..reverse_nat.balancer.clients import BACKEND_PORT, CASES, PORT, Case, Clients
-from ..sockets import cookie_of, error_of, pending_error
+from ..sockets import cookie_of, error_of, pending_error, socket_of
 
 pytestmark = pytest.mark.kernel
 
@@ -41,7 +41,7 @@ class TestABackendThatGoes:
 
         assert report.counts == Counts(destroyed=3, skipped=1)
         (spared,) = (outcome for outcome in report.outcomes if outcome.verdict == "skipped")
-        assert (spared.socket.cookie, spared.reason) == (cookie_of(direct), NO_ENTRY)
+        assert (socket_of(spared).cookie, spared.reason) == (cookie_of(direct), NO_ENTRY)
         assert [pending_error(client) for client in doomed] == [ABORTED] * 3
         clients.assert_reaches(other, case, stays)
         assert pending_error(direct) == ""

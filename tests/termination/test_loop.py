@@ -31,6 +31,7 @@ from socklb import (
 from socklb.kernel.discovery import DiscoveredNamespaces, UnsearchedNamespace
 from socklb.kernel.namespaces import CannotEnter
 from socklb.termination import loop as loop_module
+from socklb.termination import schedule
 from socklb.termination.loop import Pass
 
 from ..networks import Network, networks
@@ -75,7 +76,7 @@ def terminations() -> Iterator[Terminations]:
     made = Terminations()
     with (
         mock.patch.object(loop_module, "terminate", made),
-        mock.patch.object(loop_module, "PAUSES", (0.01, 0.02, 0.03)),
+        mock.patch.object(schedule, "PAUSES", (0.01, 0.02, 0.03)),
     ):
         yield made
 
@@ -318,7 +319,7 @@ class TestFailedPasses:
         table = alive(A)
         terminations.answer = lambda backends: KernelError(errno.ETIMEDOUT, "slow")
         loop = TerminationLoop(table)
-        with mock.patch.object(loop_module, "PAUSES", (60,)), running(loop):
+        with mock.patch.object(schedule, "PAUSES", (60,)), running(loop):
             table.delete(A)
         assert (terminations.calls, loop.outstanding) == ([{A}], [A])
 

@@ -38,12 +38,14 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Life:
     """Of one process that follows a table."""
 
-    def __init__(self, path: Path, identity: str = "file /a", keep_seconds: float = 900) -> None:
+    def __init__(self, path: Path, identity: str = "file /a", keep_seconds: float = 900, dry_run: bool = False) -> None:
         self.table, self.source = PackedTable(), SimpleNamespace(identity=identity, last_version="")
         self.warnings: list[str] = []
         self.outstanding: list[Backend] = []
         self.looks = 0  # so often `run` has asked what is outstanding
-        self.memory = Memory(path, self.source, self.table, self.warnings.append, keep_seconds=keep_seconds)
+        self.memory = Memory(
+            path, self.source, self.table, self.warnings.append, keep_seconds=keep_seconds, dry_run=dry_run
+        )
         self.memory.recall()
 
     def sees(self, *backends: Backend) -> list[Backend]:
@@ -111,23 +113,30 @@ def test_a_file_that_is_not_believed_is_set_aside(path: Path, said: str, monkeyp
     before, life = path.read_bytes(), Life(path, identity)
     [warning] = life.warnings
     assert said in warning
-    assert (life.sees(A), path.read_bytes()) == ([], before)  # a dry run leaves it there
+    dry_run = Life(path, identity, dry_run=True)
+    assert [f"{text}, and the file becomes {path}.old" for text in dry_run.warnings] == [warning]
+    assert (life.sees(A), dry_run.sees(A)) == ([], [])
+    dry_run.ends()
+    assert path.read_bytes() == before
     life.ends()
     assert Path(f"{path}.old").read_bytes() == before
     assert recalled(path, identity) == {A}
 
 
-def test_what_an_old_file_has_is_left_alone_and_said(path: Path) -> None:
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_an_old_file_has_is_left_alone_and_said(path: Path, dry_run: bool) -> None:
     many = [Backend(f"10.1.0.{n}", 80, "tcp") for n in range(1, 13)]
     wrote(path, A, *many)
-    life = Life(path, keep_seconds=0)
+    before, life = path.read_bytes(), Life(path, keep_seconds=0, dry_run=dry_run)
     assert life.sees(A) == []
     with life.kept():
-        life.some_looks_later()
+        if not dry_run:
+            life.some_looks_later()
     [warning] = life.warnings
     assert "s old at the start: 12 backends that have gone since are left alone" in warning
-    assert warning.endswith(f" socklb terminate {' '.join(map(str, many[:10]))} (the first 10; {path}.old has all)")
-    assert (recalled(path), Path(f"{path}.old").exists()) == ({A}, True)
+    where = path if dry_run else Path(f"{path}.old")
+    assert warning.endswith(f" socklb terminate {' '.join(map(str, many[:10]))} (the first 10; {where} has all)")
+    assert (where.read_bytes(), recalled(path)) == (before, {A, *many} if dry_run else {A})
 
 
 def test_it_is_written_when_something_has_changed_or_is_old(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from socklb import Backend, Counts, NetworkNamespace, NotPermitted, terminate_connections
 from socklb.kernel.diag import DiagSocket
+from socklb.termination import terminate as terminate_module
 from socklb.termination.terminate import terminate
 
 from .. import world
@@ -63,6 +64,15 @@ class TestWhoIsCut:
         report = terminate_connections([TCP, UDP, TCP6, UDP6], namespaces=namespaces(nets))
         assert (errors(doomed), errors(others)) == ({ABORTED}, {""})
         assert (report.matched, report.counts) == (18, Counts(destroyed=18))
+
+    def test_those_of_more_backends_than_a_filter_has(
+        self, nets: list[Network], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(terminate_module, "_PIECE", 2)
+        hosts = [f"127.0.0.{number}" for number in range(2, 7)]
+        doomed = nets[0].make(lambda s: [s.tcp(host, PORT)[0] for host in hosts])
+        report = terminate_connections([Backend(host, PORT, "tcp") for host in hosts], namespaces=nets[0].namespace)
+        assert (errors(doomed), report.counts) == ({ABORTED}, Counts(destroyed=5))
 
     def test_another_port_or_protocol_is_another_backend_and_what_serves_it_lives(self, nets: list[Network]) -> None:
         """The server's side of a connection, its listener and its unconnected socket have another peer."""

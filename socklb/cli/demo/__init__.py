@@ -9,7 +9,8 @@ from ...engine.report import Counts
 from ..arguments import describe
 from ..output import DONE, SOME_FAILED, error_as_json, ignore_broken_pipe, print_json
 from ..verdicts import sums_text
-from .world import VICTIM, play
+from .play import play
+from .world import VICTIM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -109,46 +109,40 @@ class Table(namedtuple("Table", "family name")):
         return Message(_NEWCHAIN, self.family, payload)
 
     def rule(self, chain: str, *expressions: bytes) -> Message:
-        """NFTA_RULE_TABLE, _CHAIN, _EXPRESSIONS."""
-        return Message(_NEWRULE, self.family, text(1, self.name) + text(2, chain) + nest(4, *expressions))
+        payload = text(1, self.name) + text(2, chain) + nest(4, *expressions)  # NFTA_RULE_TABLE, _CHAIN, _EXPRESSIONS
+        return Message(_NEWRULE, self.family, payload)
 
 
 def expression(name: str, *attributes: bytes) -> bytes:
-    """NFTA_EXPR_NAME and _DATA."""
-    return nest(1, text(1, name), nest(2, *attributes))
+    return nest(1, text(1, name), nest(2, *attributes))  # NFTA_EXPR_NAME, _DATA
 
 
-def data(type: int, value: bytes) -> bytes:
-    """NFTA_DATA_VALUE in an attribute."""
-    return nest(type, encode_attribute(1, value))
-
-
-def equal(value: bytes) -> bytes:
-    return expression("cmp", numbers(REGISTER, 0), data(3, value))  # NFTA_CMP_SREG, _OP, _DATA
+def compare(value: bytes, operator: int = 0) -> bytes:
+    """NFTA_CMP_SREG, _OP, _DATA; 0 is equal, 1 unequal."""
+    return expression("cmp", numbers(REGISTER, operator), nest(3, encode_attribute(1, value)))
 
 
 def immediate(register: int, value: bytes) -> bytes:
-    return expression("immediate", numbers(register), data(2, value))  # NFTA_IMMEDIATE_DREG, _DATA
+    return expression("immediate", numbers(register), nest(2, encode_attribute(1, value)))  # NFTA_IMMEDIATE_DREG, _DATA
 
 
-def load(base: int, offset: int, size: int) -> bytes:
-    """So many bytes of a header: NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN."""
-    return expression("payload", numbers(REGISTER, base, offset, size))
+def header(base: int, offset: int, value: bytes, operator: int = 0) -> bytes:
+    """What the packet has there: NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN."""
+    return expression("payload", numbers(REGISTER, base, offset, len(value))) + compare(value, operator)
 
 
 def is_for(service: Backend) -> bytes:
     """The packet has this destination."""
-    address, port = service.address.packed, service.port.to_bytes(2, "big")
-    address_is = load(NETWORK_HEADER, DESTINATION[service.address.version], len(address)) + equal(address)
-    protocol_is = expression("meta", numbers(REGISTER, META_L4PROTO)) + equal(bytes([PROTOCOLS[service.protocol]]))
-    return address_is + protocol_is + load(TRANSPORT_HEADER, 2, len(port)) + equal(port)
+    address_is = header(NETWORK_HEADER, DESTINATION[service.address.version], service.address.packed)
+    protocol_is = expression("meta", numbers(REGISTER, META_L4PROTO)) + compare(bytes([PROTOCOLS[service.protocol]]))
+    return address_is + protocol_is + header(TRANSPORT_HEADER, 2, service.port.to_bytes(2, "big"))
 
 
 def dnat(backend: Backend) -> bytes:
     """NFTA_NAT_TYPE, _FAMILY, _REG_ADDR_MIN, _REG_PROTO_MIN."""
-    registers = immediate(REGISTER, backend.address.packed), immediate(OTHER_REGISTER, backend.port.to_bytes(2, "big"))
+    to = immediate(REGISTER, backend.address.packed) + immediate(OTHER_REGISTER, backend.port.to_bytes(2, "big"))
     nat = numbers(1, NFPROTO[backend.address.version], REGISTER), numbers(OTHER_REGISTER, first=5)
-    return b"".join((*registers, expression("nat", *nat)))
+    return to + expression("nat", *nat)
 
 
 def set_services(services: Mapping[Backend, Backend]) -> None:
@@ -157,13 +151,14 @@ def set_services(services: Mapping[Backend, Backend]) -> None:
     All of that happens at once, in the network namespace of the calling thread. Raises KernelError.
     """
     messages = []
-    for version in sorted({service.address.version for service in services}):
-        table = Table(NFPROTO[version], "socklb-demo")
-        # Before Linux 4.18 answers need a chain for what leaves.
-        messages += [*table.made_anew(), table.chain("postrouting", POSTROUTING, SNAT_PRIORITY)]
-        for name, hook in (("prerouting", PREROUTING), ("output", OUTPUT)):
-            messages.append(table.chain(name, hook, DNAT_PRIORITY))
-            of_family = [item for item in services.items() if item[0].address.version == version]
-            messages += [table.rule(name, is_for(service), dnat(backend)) for service, backend in of_family]
+    for version, family in NFPROTO.items():
+        of_family = [pair for pair in services.items() if pair[0].address.version == version]
+        if of_family:
+            table = Table(family, "socklb-demo")
+            # Before Linux 4.18 answers need a chain for what leaves.
+            messages += [*table.made_anew(), table.chain("postrouting", POSTROUTING, SNAT_PRIORITY)]
+            for name, hook in (("prerouting", PREROUTING), ("output", OUTPUT)):
+                messages.append(table.chain(name, hook, DNAT_PRIORITY))
+                messages += [table.rule(name, is_for(service), dnat(backend)) for service, backend in of_family]
     with Nftables() as nftables:
         nftables.commit(messages, "set NAT rules")

@@ -7,22 +7,12 @@ import errno
 import socket
 from select import select
 
-from ...engine.run import destroy_sockets
-from ...errors import NotSupported
-from ...filters import SocketFilter
 from ...filters.backend import Backend
-from ...kernel.sandbox import add_loopback_address, enter_private_network
-from ..output import error_text
-from . import services
+from ...kernel.sandbox import add_loopback_address
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+VICTIM, HEIR = "green", "blue"
+"""The backend that goes, and the one that its service has afterwards."""
 
-    from ...engine.report import Report
-
-VICTIM = "green"
-_HEIR = "blue"
 _PORT = 9000
 _BACKENDS = {"red": ("127.0.0.1", "fd00::1"), "green": ("127.0.0.2", "fd00::2"), "blue": ("127.0.0.3", "fd00::3")}
 _TIMEOUT_SECONDS = 5
@@ -30,60 +20,7 @@ _STREAM, _DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 _KINDS: dict[int, str] = {_STREAM: "tcp", _DATAGRAM: "udp"}
 
 
-def play() -> tuple[list[str], list[dict[str, Any]], list[Report]]:
-    """Build the world, destroy the connections to one backend, and cut who was balanced there: (the commands, a row for
-    each client, their reports).
-    """
-    try:
-        enter_private_network()
-    except OSError as error:
-        raise NotSupported(error.errno or 0, _why_no_world(error)) from None
-    world = World()
-    try:
-        has_services = services.add_services(world)
-        before = [client.talk() for client in world.clients]
-        commands = [f"socklb destroy '{world.filter}'"]
-        reports = [destroy_sockets([SocketFilter.parse(world.filter, protocol) for protocol in ("tcp", "udp")])]
-        if has_services:
-            command, report = services.terminate(world, VICTIM, _HEIR)
-            commands.append(command)
-            reports.append(report)
-        after = [client.talk() for client in world.clients]
-    finally:
-        world.close()
-    rows = [
-        {
-            "client": f"{client.protocol} {client.form}",
-            "backend": client.backend,
-            "before": was,
-            "after": now,
-            "as_expected": was == client.backend and _is_expected(client, now),
-        }
-        for client, was, now in zip(world.clients, before, after)
-    ]
-    return commands, rows, reports
-
-
-def _is_expected(client: _Client, answer: str) -> bool:
-    """A victim's client has an error, but for one of UDP that was balanced: another backend answers that."""
-    if client.backend != VICTIM:
-        return answer == client.backend
-    if (client.form, client.protocol) == ("service", "udp"):
-        return answer == _HEIR
-    return answer.startswith("E")
-
-
-def _why_no_world(error: OSError) -> str:
-    if isinstance(error, NotSupported):
-        return f"{error_text(error)}; run the demo with a newer Python. Destroying works without it"
-    return (
-        f"no private network namespace can be made here ({error.strerror}): run the demo as root, or allow "
-        "user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
-        "kernel.apparmor_restrict_unprivileged_userns; in a container, its seccomp profile)"
-    )
-
-
-class _Client:
+class Client:
     """One connected socket, and the sockets of servers one of which answers it, by the names of their backends."""
 
     def __init__(
@@ -124,7 +61,7 @@ class World:
     """The backends' and clients' sockets. Without IPv6 the clients by v6 and mapped addresses are left out."""
 
     def __init__(self) -> None:
-        self.clients: list[_Client] = []
+        self.clients: list[Client] = []
         self.servers: dict[tuple[str, int], socket.socket] = {}  # of v4, by backend and kind
         self._others: list[socket.socket] = []
         hosts = [_BACKENDS[VICTIM][0]]
@@ -168,7 +105,7 @@ class World:
         else:
             answering = {far: name for (name, its_kind), far in self.servers.items() if its_kind == kind}
             answering[server] = backend
-        self.clients.append(_Client(backend, kind, form, near, answering))
+        self.clients.append(Client(backend, kind, form, near, answering))
 
     def _keep(self, made: socket.socket) -> socket.socket:
         made.settimeout(_TIMEOUT_SECONDS)

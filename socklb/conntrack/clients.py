@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+"""The sockets of the clients that conntrack knows: an entry's original tuple is that of the client's socket."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from ..filters.backend import Backend
+from ..filters.peers import filters_to
+from ..states import TcpState
+from ..wire.address import from_packed, unmapped_packed
+from ..wire.request import IPPROTO_TCP, PROTOCOL_NAMES
+from .layout import FlowTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from ..engine.find import SocketTable
+    from ..wire.reply import InetSocket
+
+
+class Clients:
+    """The original tuples of some entries, and the filters that find whose sockets have them."""
+
+    def __init__(self, tuples: Collection[FlowTuple]) -> None:
+        self._tuples = frozenset(tuples)
+        self._filters = filters_to(services_of(tuples))
+
+    def sockets_in(self, table: SocketTable, netns: str) -> Iterator[tuple[FlowTuple, InetSocket]]:
+        """The connected sockets that have one of the tuples, each with it; `netns` is for errors."""
+        for filter in self._filters:
+            for _, socket in table.search_all(filter, filter.request_states, netns):
+                if _is_connected(socket) and (one := tuple_of(socket)) in self._tuples:
+                    yield one, socket
+
+
+def services_of(tuples: Iterable[FlowTuple]) -> list[Backend]:
+    """What the clients are connected to; without what nobody could be, such as an address without a link."""
+    services = []
+    for protocol, dst, dport in dict.fromkeys((one.protocol, one.dst, one.dport) for one in tuples):
+        with suppress(ValueError):
+            services.append(Backend(str(from_packed(dst)), dport, PROTOCOL_NAMES[protocol]))
+    return services
+
+
+def is_local(client: FlowTuple) -> bool:
+    """Whether its source is on a loopback or link-local address, which is another one in each namespace."""
+    source = from_packed(client.src)
+    return source.is_loopback or (source.version == 6 and source.is_link_local)
+
+
+def tuple_of(socket: InetSocket) -> FlowTuple:
+    """What conntrack knows the packets of a socket by; a mapped address is the v4 one."""
+    src, dst = unmapped_packed(socket.src_packed), unmapped_packed(socket.dst_packed)
+    return FlowTuple(socket.protocol, src, socket.sport, dst, socket.dport)
+
+
+def _is_connected(socket: InetSocket) -> bool:
+    if socket.protocol == IPPROTO_TCP:
+        return socket.state not in (TcpState.TIME_WAIT, TcpState.CLOSE, TcpState.LISTEN)
+    return bool(socket.state == TcpState.ESTABLISHED)

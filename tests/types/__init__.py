@@ -1,0 +1,1 @@
+"""What type checkers see of the package: `python -m tests.types` runs mypy and pyright over right and wrong uses."""
