@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socklb import Flow, NotSupported
-from socklb.conntrack.layout import IPCTNL_MSG_CT_DELETE
+from socklb.conntrack.layout import IPCTNL_MSG_CT_DELETE, FlowTuple
 from socklb.conntrack.table import ConntrackTable
 from socklb.wire.netlink import NLM_F_ACK, NLM_F_REQUEST
 
@@ -36,6 +36,11 @@ from .ctnetlink import (
 from .entries import flow
 from .test_layout import any_flow
 
+SERVICES = {
+    "10.96.0.10:53/UDP": ("10.0.0.5:53/UDP", "10.0.0.6:53/UDP"),
+    "[fd00::10]:80/TCP": ("[fd00::5]:8080/TCP", "[fd00::6]:8080/TCP"),
+}
+
 # ---------------------------------------------------------------------------------------------- deleting
 
 
@@ -58,17 +63,27 @@ class TestNothingElseIsDeleted:
     def test_each_message_names_one_tuple_its_zone_and_its_id_and_nothing_else(
         self, flows: list[Flow], present: list[Entry]
     ) -> None:
-        asked = [*flows, *(entry.flow for entry in present)]
+        self.check([*flows, *(entry.flow for entry in present)], present)
+
+    @pytest.mark.parametrize("name", [*FlowTuple._fields, "id", "zone"])
+    def test_nor_does_one_of_a_flow_that_no_kernel_names(self, name: str) -> None:
+        for service in SERVICES:
+            one = flow(service)
+            for value in (None, -1, 0, 1, 255, 256, 65535, 65536, 1 << 32, "ten.", *(bytes(n) for n in range(18))):
+                if name in ("id", "zone"):
+                    self.check([one._replace(**{name: value})], [])
+                else:
+                    self.check([one._replace(original=one.original._replace(**{name: value}))], [])
+
+    def check(self, asked: list[Flow], present: list[Entry]) -> None:
         sent = sent_to_delete(asked, present)
         assert len(sent) in (0, len(asked))
         for request, one in zip(sent, asked):
             assert (request.type, request.flags & ~NLM_F_ACK) == (IPCTNL_MSG_CT_DELETE, NLM_F_REQUEST)
             assert len(one.original.src) == len(one.original.dst) in (4, 16)
             zone = in_zone(ZONE, one.zone)  # without the attribute it is 0
-            expected = message_of(
-                one.original, tuple_of(ORIGINAL, one.original), *zone, attribute(ID, pack(">I", one.id))
-            )
-            assert request.payload == expected
+            expected = tuple_of(ORIGINAL, one.original), *zone, attribute(ID, pack(">I", one.id))
+            assert request.payload == message_of(one.original, *expected)
 
     @given(tables(), st.data())
     def test_an_entry_dies_only_by_its_own_tuple_zone_and_id(self, present: list[Entry], data: st.DataObject) -> None:
@@ -155,12 +170,6 @@ class Everything:
 
     def takes(self, flow: Flow) -> bool:
         return True
-
-
-SERVICES = {
-    "10.96.0.10:53/UDP": ("10.0.0.5:53/UDP", "10.0.0.6:53/UDP"),
-    "[fd00::10]:80/TCP": ("[fd00::5]:8080/TCP", "[fd00::6]:8080/TCP"),
-}
 
 
 @pytest.mark.kernel
