@@ -42,15 +42,13 @@ src 0.0.0.0 -> l1 l6 u5
 dst 127.0/16 -> c0 c1 c3 c4 c8 c9 s1 s3 s4 s9 u1 u3
 dst 127.0.0.0/30 -> c1 c3 c4 c8 s1 s3 s4 s9
 dst 0.0.0.0 -> l1 l4 l6 l7 u5 u7
-dst 192.0.2.1 ; not dst any ; dport >= 65535 ; cgroup {cgroup} and dport = :22 -> none
 dst 127.0.0.1:5432 ; dst inet:127.0.0.1:5432 -> c1 c8
 dst = 10.9.0.1:22 ; dst default:22 ; dst *:22 ; dst any:ssh ; dst :22 ; dport 22 ; dport :22 ; dport = 22 -> c2 c7
 src 127.0.0.1:postgresql -> l4 s1
-src 127.0.0.5:9100 -> s9
 src 127.0.0.2:80 -> s3
 dst localhost -> refused | c1 c8 s1 s3 s4 s9: it looks names up
 dst = db.example.com ; dst 127.0.0.256 ; dst 10.9.0.1/33 ; dst 127.0.0.1:nosuch ; dst [::1 ; dev < lo -> refused
-dst 127.0.0.1:65536 ; dport > 65535 -> refused | none: it takes any number
+dst 127.0.0.1:65536 -> refused | none: it takes any number
 src 127.0.0.53%lo -> refused | ?: shown, not taken
 dst [::1] -> c6 s6
 dst [::1]:443 ; autobound and dport = :443 -> c6
@@ -59,29 +57,25 @@ src [::] -> l2 l3 u6
 src [::]:80 ; src :::80 -> l2
 dst ::/0 ; dst inet6:* -> c3 c5 c6 l2 l3 l5 s3 s4 s5 s6 u3 u4 u6
 dst [fd00::1] ; dst fd00::/8 ; dst [fd00::/8] ; dst [fd00::1]:* -> c5 s5 u4
-dst [fd00::/8]:53 ; dst fd00::/8:53 ; src [fd00::1]:50004 ; dst inet6:[fd00::/8]:53 -> u4
+dst [fd00::/8]:53 ; dst fd00::/8:53 ; src [fd00::1]:50004 -> u4
 dst [fd00::]/8 -> c5 s5 u4 | ?: only before the bracket
 dst ::1 -> c6 s6 | ?: without brackets
 dst fd00::1:beef -> none | ?: without brackets
 dst ::1:443 -> refused | c6: an address as well
-dst fd00::1:6379 -> refused | c5: an address as well
 dst []:80 -> refused | c3 c4: to it an address of no bits
-dst 127.0.0.3:80 -> c4
 src ::ffff:127.0.0.3 -> s4 | ?: without brackets
-dst [::ffff:127.0.0.3]:80 -> c4 | none: mapped alone
 dst [::ffff:127.0.0.53] ; dst ::ffff:127.0.0.53:53 -> u1 u3 | u3: mapped alone
 dst [::ffff:127.0.0.0/104] -> c0 c1 c3 c4 c8 c9 s1 s3 s4 s9 u1 u3 | c3 s3 s4 u3: mapped alone
 dst * ; src any ; dst all ; dst *:* ; dport <= 65535 ; dport = :* ; sport * ; dst 10.9.0.1 or not dst 10.9.0.1 -> *
+not dst any ; dport >= 65535 -> none
 src *:ssh ; sport = :ssh -> l1 s2 s7
 dst all:domain ; dport = :domain -> u1 u3 u4
 dst inet:127.0.0.1 -> c1 c8 s1 s3 s4 s9 | c1 c8 s1 s9: v4 sockets alone
 dst inet:* dport = :80 ; dport inet::80 -> c3 c4 | c4: v4 sockets alone
-dst inet:any:53 -> u1 u3 | u1: v4 sockets alone
 src inet:127.0.0.3 -> s4 | none: v4 sockets alone
 not dst inet:* dport = :53 -> u4 | none: v4 sockets alone
 dst inet6:*:53 ; dport = inet6::53 -> u3 u4
 src inet6::80 -> l2 s3 s4
-src inet6:[::ffff:127.0.0.3] -> s4
 dst inet6:127.0.0.1 ; dst inet:[::1] ; inet:127.0.0.1 ; dport = :nosuch ; dport = = 22 ; dport ! 22 ; dport -> refused
 dport = :22 ; dport == :22 ; dport eq 22 ; dport inet::22 ; ! dport != :22 ; ! ! dport = :22 -> c2 c7
 dport != :22 ; not dport = :22 -> * - c2 c7
@@ -89,35 +83,28 @@ dport ne 0 ; dport neq :0 -> * - l1 l2 l3 l4 l5 l6 l7 u5 u6 u7
 dport < 54 ; dport lt :54 ; dport <= 53 ; dport leq :53 -> c2 c7 l1 l2 l3 l4 l5 l6 l7 u1 u3 u4 u5 u6 u7
 dport > 6379 ; dport gt :6379 -> c0 c9 s1 s2 s3 s4 s5 s6 s7 s9
 dport >= 6379 ; dport ge :6379 ; dport geq :6379 -> c0 c5 c9 s1 s2 s3 s4 s5 s6 s7 s9
-sport le :79 -> l1 s2 s7 u5 u7
 sport >= 60000 ; autobound -> c6 u2
 sport < 100 and dport = 0 -> l1 l2 u5 u7
 sport > 1024 sport < 9999 -> l4 l5 l6 l7 s1 s5 s9
-sport ge 40001 sport le 40003 -> c1 c2 c3
 dport < 1 -> l1 l2 l3 l4 l5 l6 l7 u5 u6 u7
 dport http -> c3 c4
-sport == https -> l3 s6
 dport = :ntp -> u2 | none: to it of TCP alone
 -u dport = :ntp -> u2
 dport != * -> refused | none: no port is *
 sport >= inet6::443 -> c3 c5 c6 l3 l5 s5 s6 u3 u4 u6
 dport=22 -> c2 c7 | ?: without spaces
-sport>=:60000 -> c6 u2 | ?: without spaces
 DPORT = :22 ; dport EQ :22 -> c2 c7 | ?: in capitals
 dev lo ; dev = lo ; dev 1 ; dev eq 1 -> c4 l6 s9 u7
 dev != lo ; not dev lo -> * - c4 l6 s9 u7
-dev lo and dport != 0 -> c4 s9
 dev nosuch0 ; fwmark < 3 ; fwmark red ; cgroup /nowhere/at/all ; ( dport = :22 ; dport = :22 ) -> refused
 fwmark 0x13 ; fwmark = 19 -> c1 u1
-fwmark == 0x23 ; fwmark 0x20/0x20 ; dport = :22 and sport = :40002 ; dport = :22 & sport = :40002 -> c2
-fwmark = 0x03/0x0f -> c1 c2 u1
+fwmark == 0x23 ; fwmark = 0x20/0x2c ; dport = :22 and sport = :40002 ; dport = :22 & sport = :40002 -> c2
 state established fwmark = 0 -> c3 c4 c6 c9 s1 s2 s3 s4 s5 s6 u2 u3 u4 u8
 state established fwmark != 0x3/0x3 -> c3 c4 c5 c6 c9 s1 s2 s3 s4 s5 s6 u2 u3 u4 u8
 cgroup {cgroup} ; cgroup = {cgroup} -> u8
 cgroup {cgroup} or dport = :22 -> c2 c7 u8
 state established dst 10.9/16 cgroup != {cgroup} -> c2 s2 u2
 state time-wait not cgroup {cgroup} -> none | c8: it is in no cgroup
-autobound or dport = :22 -> c2 c6 c7 u2
 state listening not autobound -> l1 l2 l3 l4 l5 l6 l7
 state established not autobound dst 127/8 -> c1 c3 c4 c9 s1 s3 s4 u1 u3 | c1 c3 c4 c9 u1 u3: accepted ones are neither
 dport = :22 or sport = :22 ; dport = :22 | sport = :22 ; '( dport = :22 or sport = :22 )' -> c2 c7 l1 s2 s7
@@ -125,27 +112,23 @@ dport = :22 || dport = :443 -> c2 c6 c7
 dport = :22 && src 10.9.0.1:40007 ; dst 10.9.0.1 dport = :22 sport = :40007 -> c7
 dst 127.0.0.1 AND dport = :5432 -> c1 c8 | ?: in capitals
 !dport = 22 -> * - c2 c7 | ?: without spaces
-not dport = :22 and dst 10.9.0.1 -> s2 s7 u2 u8
 ! ( dst 127/8 or src 127/8 ) -> * - c0 c1 c3 c4 c8 c9 l4 l7 s1 s3 s4 s9 u1 u3 u7
 not ( dst 127/8 and dport = :53 ) -> * - u1 u3
 ( ( dport = :22 ) ) -> c2 c7
 (dport = :22 or sport = :22) -> c2 c7 l1 s2 s7 | ?: without spaces
 ( dport = :22 or sport = :22 ) and not dst 10.9.0.1 -> l1
 ( dport = :22 or dport = :80 ) ( src 127/8 or src 10/8 ) -> c2 c3 c4 c7
-src 127/8 and ( dport = :53 or dport = :80 ) -> c3 c4 u1 u3
 ( dst 127.0.0.53 and dport = :53 ) or ( src [::1] and sport = :443 ) -> s6 u1 u3
 dport = :22 and sport = :40002 or dport = :443 ; dport = :443 or ( dport = :22 and sport = :40002 ) -> c2 c6
 dport = :443 or dport = :22 and sport = :40002 -> refused | c2: from left to right
 dst 127.0.0.53 dport = :53 or dst [::1] dport = :443 -> refused | c6: from left to right
-dport = :80 or dport = :443 or dport = :22 -> c2 c3 c4 c6 c7
-dport != 22 and dport != 53 and dport != 80 and dport != 0 and src 127/8 -> c0 c1 c8 c9 s1 s3 s4 s9
+dport neq 22 and dport != 53 and dport != 80 and dport != 0 and src 127/8 -> c0 c1 c8 c9 s1 s3 s4 s9
+dport >= 40001 dport <= 40003 -> s1 s2 s3
 dport = :22 or ; ( ) ; port = :22 -> refused
 
 state established -> * - c0 c7 c8 l1 l2 l3 l4 l5 l6 l7 s7 s9 u5 u6 u7
 state estab dport = :22 -> c2 | ?: shown, not taken
-state established dport = :22 ; -n -t state established dport = :22 -> c2
 state established '( dport = :ssh or sport = :ssh )' -> c2 s2
-state established not dst 127/8 -> c2 c5 c6 s2 s5 s6 u2 u4 u8
 state ESTABLISHED dst 127.0.0.53 -> u1 u3
 state listening -> l1 l2 l3 l4 l5 l6 l7
 state LISTEN -> l1 l2 l3 l4 l5 l6 l7 | ?: shown, not taken
@@ -153,15 +136,16 @@ state listening src 0.0.0.0 -> l1 l6
 state listening sport lt :1024 -> l1 l2 l3
 state time-wait ; state TIME-WAIT dst 127.0.0.1:5432 -> c8
 state close-wait -> s7
+state unconn sport = :68 -> u5 | ?: shown, not taken
+state closed sport = :68 -> u5
+state unconnected sport lt :69 -> u5 u7
 state fin-wait-2 dport = :22 -> c7
 state syn-sent -> c0
 state syn-recv ; state syn-rcv -> s9
-state closed ; -u state unconnected -> u5 u6 u7
-state unconnected sport = :68 -> u5
-state unconn -> u5 u6 u7 | ?: shown, not taken
 state connected dport = :53 ; -u dport = :53 ; dport = :53 -u -> u1 u3 u4
 state synchronized -> * - c0 l1 l2 l3 l4 l5 l6 l7 u5 u6 u7
 state bucket -> c8 s9
+state connected exclude syn-recv dst 127.0.0.1 -> c1 c8 s1 s3 s4 | ?: since 6.8 with SYN-RECV
 state big -> * - c8 s9 | ?: since 6.8 with SYN-RECV
 state all dport = :5432 -> c1 c8
 state established,close-wait src 10.9.0.1:22 -> s2 s7 | ?: one state a word
@@ -178,15 +162,15 @@ exclude all sport = :22 -> refused | s2 s7: it leaves all but few
 excl listening sport = :22 -> refused | s2 s7: short, in no manual
 State established dport = :22 -> c2 | ?: in capitals
 state ; state nosuch ; state established and dport = :22 ; dport = :22 state established -> refused
-state established, -> refused | ?: one state a word
 -t dport = :53 ; -t state unconnected ; -4 dst 127.0.0.2 -> none
 -t4 src 127/8 -> c0 c1 c4 c8 c9 l4 l7 s1 s9
 -6 -> c3 c5 c6 l2 l3 l5 s3 s4 s5 s6 u3 u4 u6
--t6 sport = :80 -> l2 s3 s4
 -u4 dport = :53 -> u1
 -tuan dport = :22 -> c2 c7
+-n -t state established dport = :22 -> c2
 -t sport = :22 -4 -> l1 s2 s7
 -4 state listening -> l1 l4 l6 l7
+-u state unconnected -> u5 u6 u7
 -6 dst 127.0.0.53 -> u3 | ?: no v4 address there
 -46 dport = :53 -> u1 u3 u4 | u3 u4: the last one counts
 --tcp --ipv6 dport = :6379 -> c5

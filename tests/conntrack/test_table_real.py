@@ -68,7 +68,7 @@ def test_what_was_made_is_read(table: ConntrackTable) -> None:
     assert {(flow.protocol, flow.is_by_ipvs, flow.state) for flow in flows} == {
         *((6, False, "ESTABLISHED"), (17, False, ""), (6, True, "ESTABLISHED"))
     }
-    assert all(590 <= (flow.expires_s or 0) <= 600 for flow in flows)
+    assert all(0 < (flow.expires_s or 0) <= 600 for flow in flows)
     assert len({flow.id for flow in flows}) == 3
 
 
@@ -115,7 +115,9 @@ class TestZones:
         assert tuples_of(found) == tuples_of([one.flow for one in (*IN_ZONES, here)])
         assert [flow.zone for flow in sorted(found)] == [one.flow.zone for one in sorted((*IN_ZONES, here))]
         assert table.may_have_zones
-        assert table.get(found) == found
+        assert [now and (now.original, now.zone, now.id) for now in table.get(found)] == [
+            (flow.original, flow.zone, flow.id) for flow in found
+        ]
         twins = table.entries_of([UDP[0]])
         assert tuples_of(twins) == tuples_of([first.flow, here.flow])
         in_zone = next(flow for flow in twins if flow.zone)
