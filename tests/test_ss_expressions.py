@@ -80,7 +80,7 @@ dst inet6:127.0.0.1 ; dst inet:[::1] ; inet:127.0.0.1 ; dport = :nosuch ; dport 
 dport = :22 ; dport == :22 ; dport eq 22 ; dport inet::22 ; ! dport != :22 ; ! ! dport = :22 -> c2 c7
 dport != :22 ; not dport = :22 -> * - c2 c7
 dport ne 0 ; dport neq :0 -> * - l1 l2 l3 l4 l5 l6 l7 u5 u6 u7
-dport < 54 ; dport lt :54 ; dport <= 53 ; dport leq :53 -> c2 c7 l1 l2 l3 l4 l5 l6 l7 u1 u3 u4 u5 u6 u7
+dport < 80 ; dport lt :80 ; dport <= 53 ; dport leq :53 -> c2 c7 l1 l2 l3 l4 l5 l6 l7 u1 u3 u4 u5 u6 u7
 dport > 6379 ; dport gt :6379 -> c0 c9 s1 s2 s3 s4 s5 s6 s7 s9
 dport >= 6379 ; dport ge :6379 ; dport geq :6379 -> c0 c5 c9 s1 s2 s3 s4 s5 s6 s7 s9
 sport >= 60000 ; autobound -> c6 u2
@@ -134,7 +134,7 @@ state listening -> l1 l2 l3 l4 l5 l6 l7
 state LISTEN -> l1 l2 l3 l4 l5 l6 l7 | ?: shown, not taken
 state listening src 0.0.0.0 -> l1 l6
 state listening sport lt :1024 -> l1 l2 l3
-state time-wait ; state TIME-WAIT dst 127.0.0.1:5432 -> c8
+state time-wait ; state TIME-WAIT dst 127.0.0.1:5432 ; -tan state time-wait -> c8
 state close-wait -> s7
 state unconn sport = :68 -> u5 | ?: shown, not taken
 state closed sport = :68 -> u5
@@ -147,7 +147,7 @@ state synchronized -> * - c0 l1 l2 l3 l4 l5 l6 l7 u5 u6 u7
 state bucket -> c8 s9
 state connected exclude syn-recv dst 127.0.0.1 -> c1 c8 s1 s3 s4 | ?: since 6.8 with SYN-RECV
 state big -> * - c8 s9 | ?: since 6.8 with SYN-RECV
-state all dport = :5432 -> c1 c8
+state all dport = :5432 ; -a exclude listening dport = :5432 -> c1 c8
 state established,close-wait src 10.9.0.1:22 -> s2 s7 | ?: one state a word
 state established state listening sport = :22 -> l1 s2
 state time-wait state close-wait -> c8 s7
@@ -167,7 +167,7 @@ state ; state nosuch ; state established and dport = :22 ; dport = :22 state est
 -6 -> c3 c5 c6 l2 l3 l5 s3 s4 s5 s6 u3 u4 u6
 -u4 dport = :53 -> u1
 -tuan dport = :22 -> c2 c7
--n -t state established dport = :22 -> c2
+-tan state established dport = :22 ; -n -t state established dport = :22 -> c2
 -t sport = :22 -4 -> l1 s2 s7
 -4 state listening -> l1 l4 l6 l7
 -u state unconnected -> u5 u6 u7

@@ -47,9 +47,6 @@ NETLINK_NETFILTER = 12
 _QUESTIONS = 4
 """So many filtered dumps, each a walk of the whole table, cost less than receiving all of it."""
 
-_FEW_ENTRIES = 2_000
-"""All of these are received in less time than one walk takes, for empty buckets are walked too, and often 262,144."""
-
 _EVERYTHING = AF_UNSPEC, b""
 _HAS_REPLY_FILTERS = (5, 16)  # ad81d4daf6a3; before, CTA_FILTER on the reply tuple matches nothing
 _TCP_LOOSE = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose"  # of the thread's namespace
@@ -97,8 +94,7 @@ class ConntrackTable(NetlinkSocket):
     def flows_to(self, wanted: Collection[tuple[int, bytes, int]]) -> list[Flow]:
         """The flows to these backends (protocol, packed address, port) whose clients asked for something else.
 
-        Few are asked for by filters in the kernel, v4 by address, v6 by protocol and port. For many, and of few
-        entries, there is one dump.
+        Few are asked for by filters in the kernel, v4 by address, v6 by protocol and port. For many there is one dump.
         Whatever the kernel sends is compared here.
         """
         return _once(self._flows_to(wanted, may_repeat_rows=True))
@@ -108,7 +104,7 @@ class ConntrackTable(NetlinkSocket):
         return self._flows_to(wanted, may_repeat_rows=False)
 
     def _flows_to(self, wanted: Collection[tuple[int, bytes, int]], *, may_repeat_rows: bool) -> Iterator[Flow]:
-        for family, filter in [_EVERYTHING] if self.count() <= _FEW_ENTRIES else _questions(wanted):
+        for family, filter in _questions(wanted):
             asked_for = (one for one in wanted if family in (AF_UNSPEC, _family(one[1])))
             scan = ByBackend(asked_for, may_have_zones=bool(filter))
             yield from self._flows(family, filter, scan, may_repeat_rows=may_repeat_rows)
