@@ -11,6 +11,7 @@ any verdict, and what cannot be told apart is spared.
 
 from __future__ import annotations
 
+import errno
 from _thread import allocate_lock
 
 from ..conntrack.clients import Clients, is_local
@@ -45,15 +46,16 @@ class Case:
 
     `client` is the tuple of the client's socket, which may be behind a further NAT, and `origin` the namespace where
     conntrack has it. `sockets`: (namespace, socket) of each that has it. `reason`: why these are to be spared, or "".
+    `has_own_socket`: whether each entry with that tuple has a socket; else it is not known which entry is whose.
     """
 
-    __slots__ = ("client", "flow", "namespace", "origin", "reason", "sockets")
+    __slots__ = ("client", "flow", "has_own_socket", "namespace", "origin", "reason", "sockets")
 
     def __init__(self, namespace: NetworkNamespace, flow: Flow) -> None:
         self.namespace, self.flow = namespace, flow
         self.origin, self.client = namespace, flow.original
         self.sockets: list[tuple[NetworkNamespace, InetSocket]] = []
-        self.reason = ""
+        self.reason, self.has_own_socket = "", False
 
     @property
     def is_of_socket(self) -> bool:
@@ -153,23 +155,39 @@ class Balanced:
     def is_still_there(self, case: Case) -> bool:
         """Whether conntrack still leads the same connection to the same backend."""
         with self._lock:
-            (now,) = self._tables[case.namespace].get([case.flow])
-        return now is not None and (now.id, now.reply) == (case.flow.id, case.flow.reply)
+            return self._are_still_there(case.namespace, [case])[0]
+
+    def _are_still_there(self, namespace: NetworkNamespace, cases: Sequence[Case]) -> list[bool]:
+        """By id and reply: the kernel makes the id from the original tuple and an address in memory, so that an entry
+        often has that of the one before it.
+        """
+        now = self._tables[namespace].get([case.flow for case in cases])
+        return [
+            one is not None and (one.id, one.reply) == (case.flow.id, case.flow.reply) for case, one in zip(cases, now)
+        ]
 
     def delete(self, cases: Sequence[Case]) -> list[int]:
-        """Delete the entries of cases; the errno of each."""
-        codes: dict[Case, int] = {}
+        """Delete the entries of cases, as far as they are still the same; the errno of each."""
+        codes: dict[Case, int] = dict.fromkeys(cases, errno.ENOENT)
         with self._lock:
             for namespace, those in _by(cases, lambda case: case.namespace).items():
-                codes.update(zip(those, self._tables[namespace].delete([case.flow for case in those])))
+                try:
+                    self._delete_in(namespace, those, codes)
+                except SocklbError as error:  # it does not stop the other namespaces
+                    codes.update(dict.fromkeys(those, getattr(error, "errno", None) or errno.EIO))
         return [codes[case] for case in cases]
+
+    def _delete_in(self, namespace: NetworkNamespace, cases: Sequence[Case], codes: dict[Case, int]) -> None:
+        are_there = self._are_still_there(namespace, cases)
+        same = [case for case, is_there in zip(cases, are_there) if is_there]
+        codes.update(zip(same, self._tables[namespace].delete([case.flow for case in same])))
 
     # ------------------------------------------------------------------------------------------- sockets
 
     def locate(self) -> None:
         """Find the sockets of those cases that are about sockets, and judge which of them may not be told apart."""
         unresolved = [case for case in self.cases if case.is_of_socket]
-        for _ in range(_HOPS):
+        for _ in range(_HOPS + 1):
             self._search(unresolved)
             unresolved = self._behind_nat([case for case in unresolved if not case.sockets])
             if not unresolved:
@@ -205,7 +223,7 @@ class Balanced:
         return list(found)
 
     def _ask(self, namespace: NetworkNamespace, ask: Callable[[ConntrackTable], Sequence[T]]) -> Sequence[T]:
-        """Ask conntrack of one namespace; nothing comes from one that has vanished."""
+        """Ask conntrack of one namespace; nothing comes from one that has vanished, or fails: see `errors`."""
         try:
             with run_in_netns(namespace, ConntrackTable) as table:
                 return ask(table)
@@ -225,7 +243,7 @@ class Balanced:
             are_too_many = len(sockets) > len(those)
             reason = next((rivals[case] for case in those if case in rivals), SEVERAL if are_too_many else "")
             for case in those:
-                case.reason = reason
+                case.reason, case.has_own_socket = reason, len(sockets) == len(those)
             if not are_too_many:
                 _pair(those, sockets)
 
@@ -234,17 +252,36 @@ class Balanced:
         rivals: dict[Case, str] = {}
         for namespace, those in _by(cases, lambda case: case.namespace).items():
             table = self._tables[namespace]
-            found = table.entries_of({case.flow.original for case in those}) if table.may_have_zones else []
-            alive = {flow.original for flow in found if self._leads_elsewhere(flow)}
-            rivals.update((case, OTHER_ZONE) for case in those if case.flow.original in alive)
-        for namespace in self._tracked if cases else ():
+            if table.may_have_zones:
+                alive = self._leading_elsewhere(namespace, table, [case.flow.original for case in those])
+                rivals.update((case, OTHER_ZONE) for case in those if alive is None or case.flow.original in alive)
+        for namespace in self._tracked:
             others = [case for case in cases if case.origin != namespace and case.place is None]
-            asked = [case.flow._replace(original=case.client, zone=0) for case in others]
-            answers = self._ask(namespace, lambda table, asked=asked: table.get(asked))  # type: ignore[misc]
-            for case, flow in zip(others, answers):
-                if flow is not None and flow.original == case.client and self._leads_elsewhere(flow):
-                    rivals.setdefault(case, ELSEWHERE)
+            if others:
+                alive = self._leading_elsewhere(namespace, None, [case.client for case in others])
+                for case in others:
+                    if alive is None or case.client in alive:
+                        rivals.setdefault(case, ELSEWHERE)
         return rivals
+
+    def _leading_elsewhere(
+        self, namespace: NetworkNamespace, table: ConntrackTable | None, originals: Sequence[FlowTuple]
+    ) -> set[FlowTuple] | None:
+        """Those of the tuples that have an entry, in whatever zone, that leads elsewhere; None where that cannot be
+        asked.
+        """
+
+        def ask(table: ConntrackTable) -> list[Flow]:
+            return table.entries_of({*originals})
+
+        try:
+            found = ask(table) if table is not None else run_in_netns(namespace, lambda: _asked(ask))
+        except NamespaceVanished:
+            return set()
+        except SocklbError as error:
+            self.errors[namespace] = error
+            return None
+        return {flow.original for flow in found if self._leads_elsewhere(flow)}
 
     def _leads_elsewhere(self, flow: Flow) -> bool:
         """Whether an entry translates, and not to a backend that is gone."""
@@ -262,6 +299,11 @@ def _pair(cases: Sequence[Case], sockets: Sequence[tuple[NetworkNamespace, InetS
     for case in cases:
         if not case.sockets:
             case.sockets, left = left[:1], left[1:]
+
+
+def _asked(ask: Callable[[ConntrackTable], T]) -> T:
+    with ConntrackTable() as table:
+        return ask(table)
 
 
 def _inverse(one: FlowTuple) -> FlowTuple:

@@ -78,6 +78,11 @@ class ConntrackJoin:
         self._session: OwnSession | None = None
         self.acted_on: set[Backend] = set()
 
+    def forget(self, backends: Collection[Backend]) -> None:
+        """They went down anew: who is balanced to them now is another client."""
+        for key in [key for key, one in self._counted.items() if one.flow and one.flow.backend in backends]:
+            del self._counted[key]
+
     def forget_others(self, backends: Collection[Backend]) -> None:
         """Those that are done with: a client that is balanced to one of them from now on is a new one."""
         done = [key for key, outcome in self._counted.items() if outcome.flow and outcome.flow.backend not in backends]
@@ -102,12 +107,12 @@ class ConntrackJoin:
         namespaces: Sequence[NetworkNamespace],
         *,
         is_last: Callable[[Backend], bool] = lambda backend: False,
-        is_whole: bool = True,
     ) -> None:
-        """Cut who is balanced to the backends. `is_whole`: whether these are all the namespaces that there are to look
-        into; else nothing is said of clients without a socket.
+        """Cut who is balanced to the backends: the entry is in one namespace, the client in another, so that all of
+        them are looked into, however many are done with otherwise.
         """
-        self.acted_on, self._session = set(), None
+        self.acted_on, self._session, self._meant = set(), None, {}
+        self._count_anew(run)
         with Balanced(backends, namespaces, run.obey_signals) as balanced:
             self._balanced = balanced
             balanced.find(NetworkNamespace.current() if hasattr(namespaces, "refused") else None)
@@ -117,13 +122,19 @@ class ConntrackJoin:
             for namespace, error in failures.items():
                 run.note_failure(namespace, error)
             self._cut_sockets(run)
-            alone = [case for case in balanced.cases if not case.sockets and (is_whole or not case.is_of_socket)]
-            lasting = {case for case in alone if self._was_cut(case) and is_last(case.flow.backend)}
+            alone = [case for case in balanced.cases if not case.sockets]
+            lasting = {case for case in alone if self._has_outlasted(case, is_last)}
             for batch in batches([case for case in alone if case not in lasting]):
                 run.account(lambda batch=batch: self._entries_cut(batch))  # type: ignore[misc]
             for batch in batches([case for case in alone if case in lasting]):
                 self._fail(batch, run)
-        self._meant = {}
+
+    def _count_anew(self, run: Run) -> None:
+        """Whoever was not cut is tried again, and counts by what becomes of it then."""
+        again = [outcome for outcome in self._counted.values() if outcome.verdict not in ACHIEVED]
+        if again:
+            run.account(list, instead_of=again)
+        self._counted = {key: outcome for key, outcome in self._counted.items() if outcome.verdict in ACHIEVED}
 
     # ------------------------------------------------------------------------------------------- sockets
 
@@ -136,7 +147,7 @@ class ConntrackJoin:
         where = dict.fromkeys(namespace for case in self._meant.values() for namespace, _ in case.sockets)
         run.search(filters_to(services_of(case.client for case in self._meant.values()), self._is_meant), list(where))
         vanished = [
-            Outcome(socket, GONE, "", None, namespace, case.flow)
+            _of_missing(case, socket, namespace, run.report.errors.get(namespace))
             for case in dict.fromkeys(self._meant.values())
             for namespace, socket in case.sockets
             if _socket_key(socket) not in self._counted
@@ -157,7 +168,7 @@ class ConntrackJoin:
         """The outcomes of sockets with the flows that led to them; the entries of those destroyed are deleted."""
         cases = [self.case_of(outcome.socket) if outcome.socket else None for outcome in outcomes]
         destroyed = [case for case, one in zip(cases, outcomes) if case and one.verdict == DESTROYED]
-        problems = self._deleted(destroyed)
+        problems = self._deleted([case for case in destroyed if case.has_own_socket])
         told = [
             one._replace(flow=case.flow, reason=one.reason or problems.get(case, "")) if case else one
             for case, one in zip(cases, outcomes)
@@ -200,7 +211,7 @@ class ConntrackJoin:
             return ALIVE_AGAIN
         if not case.is_of_socket:
             return ""
-        if case.flow.is_by_ipvs and case.flow.protocol != IPPROTO_TCP:
+        if case.flow.is_by_ipvs:
             return BY_IPVS
         if not self._external:
             return NO_SOCKET
@@ -210,9 +221,10 @@ class ConntrackJoin:
             return OWN_SESSION
         return "" if self._balanced.is_loose[case.namespace] else NOT_LOOSE
 
-    def _was_cut(self, case: Case) -> bool:
-        before = self._counted.get(_key(_of_entry(case, "")))
-        return before is not None and before.verdict in ACHIEVED
+    def _has_outlasted(self, case: Case, is_last: Callable[[Backend], bool]) -> bool:
+        """Whether it was cut before, and this is the last look for its backend."""
+        backend = case.flow.backend
+        return _key(_of_entry(case, "")) in self._counted and is_last(backend) and not self._is_alive(backend)
 
     def _fail(self, cases: Sequence[Case], run: Run) -> None:
         """They were cut before, and are there again in the last look."""
@@ -240,6 +252,13 @@ def _key(outcome: Outcome) -> Key:
         return _socket_key(outcome.socket)
     assert outcome.flow is not None
     return outcome.namespace, outcome.flow.original, outcome.flow.zone  # type: ignore[attr-defined]
+
+
+def _of_missing(case: Case, socket: InetSocket, namespace: NetworkNamespace, error: BaseException | None) -> Outcome:
+    """Of a socket that the search has not found again: it is gone, or its namespace could not be searched."""
+    if error is None:
+        return Outcome(socket, GONE, "", None, namespace, case.flow)
+    return Outcome(socket, FAILED, str(error), getattr(error, "errno", None), namespace, case.flow)
 
 
 def _of_entry(case: Case, verdict: str, reason: str = "", code: int | None = None) -> Outcome:

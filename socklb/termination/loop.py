@@ -165,6 +165,8 @@ class TerminationLoop:
                 gathered, self._is_gathering = None, False
                 with taking_down(self._table) as down:  # at no time is it neither there nor outstanding
                     self._scheduled.update((backend, Scheduled(now, services)) for backend, services in down.items())
+                    if self._join is not None:
+                        self._join.forget(down)
             due = [backend for backend, scheduled in self._scheduled.items() if scheduled.time <= now]
             pause = self._pause() if due else 0.0
             if not due:
@@ -242,7 +244,7 @@ class TerminationLoop:
                 rev_nat=self._rev_nat,
                 join=self._join,
                 is_last_look=lambda backend: self._scheduled[backend].is_last_look,
-                everywhere=not searched,
+                look_in=found,
                 audit=self._audit,
                 dry_run=self._dry_run,
                 is_alive=self._table.is_alive,

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..kernel.namespaces import NetworkNamespace
     from ..reverse_nat.maps import RevNatMaps
     from ..wire.reply import InetSocket
+
+if TYPE_CHECKING or has("conntrack"):
     from .conntrack_join import ConntrackJoin
 
 AUTO = "auto"
@@ -90,8 +92,6 @@ def conntrack_join(
         if conntrack is True:
             raise NotSupported(errno.ENOSYS, missing("looking into conntrack", "conntrack"))
         return None
-    from .conntrack_join import ConntrackJoin
-
     return ConntrackJoin(is_required=conntrack is True, external=external, dry_run=dry_run, is_alive=is_alive)
 
 
@@ -103,7 +103,7 @@ def terminate(
     join: ConntrackJoin | None = None,
     looks: Sequence[float] = (),
     is_last_look: Callable[[Backend], bool] = lambda backend: False,
-    everywhere: bool = True,
+    look_in: Namespaces | None = None,
     dry_run: bool = False,
     audit: Audit | None = None,
     progress: Progress | None = None,
@@ -113,7 +113,7 @@ def terminate(
 ) -> Report:
     """`terminate_connections`, sparing what is connected to a backend that `is_alive` says has come back. Records name
     the `services` that had a backend. `on_run` is called with the run before it begins: another thread, or a signal
-    handler, may stop it. `everywhere`: whether the namespaces are all that there are to look into.
+    handler, may stop it. `look_in`: where conntrack is asked and its clients are looked for, if not in `namespaces`.
     """
     gone = _distinct(backends)
     if rev_nat is not None and not hasattr(rev_nat, "contains"):
@@ -147,7 +147,7 @@ def terminate(
             progress=progress,
         )
         if join is not None:
-            join.look(run, gone, where, is_last=is_last_look, is_whole=everywhere)
+            join.look(run, gone, where if look_in is None else chosen(look_in), is_last=is_last_look)
 
     run = Run(
         dry_run=dry_run,

@@ -136,7 +136,8 @@ class TestNoDescriptorLeft:
             assert set(searched.values()) <= ({End(), NO_DESCRIPTOR} if left < 7 else {End()})
         else:
             assert (end, searched) == (NO_DESCRIPTOR, {})
-        assert destroyed == (searched.get("current") == End())
+        # Conntrack is asked after that: then it may be that none is left.
+        assert destroyed or searched.get("current") != End()
         check_client(client, server, destroyed=bool(destroyed))
 
     def test_a_name_that_cannot_be_looked_up_is_no_unknown_one(self, network: None) -> None:

@@ -330,6 +330,21 @@ class TestNotToBeToldApart:
             assert verdicts(cut(node, node.a)) == [("gone", "")]
         assert ask(client, patience=0.2) != "ECONNABORTED"
 
+    def test_an_entry_that_is_another_one_by_now_stays(self, node: Node) -> None:
+        """It often has the id of the one before it."""
+        client = client_of_a(node, "udp", from_pod)
+        locate = Balanced.locate
+
+        def locate_and_move_on(found: Balanced) -> None:
+            locate(found)
+            with ConntrackTable() as table:
+                assert table.delete(flows_to(node.a)) == [0]
+            assert ask(client) == "B"
+
+        with mock.patch.object(Balanced, "locate", locate_and_move_on):
+            assert verdicts(cut(node, node.a)) == [("gone", "")]
+        assert len(flows_to(node.b)) == 1
+
 
 class TestFurtherLooks:
     """The balancer's rules may lag: it is looked again as long as a look has found something."""
