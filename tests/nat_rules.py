@@ -132,6 +132,11 @@ def _rules_of(service: Service) -> Iterator[bytes]:
         yield here + numgen + compare(_native(0)) + dnat(backend)
 
 
+def no_services() -> None:
+    """What `set_services` of the demo has made is gone: conntrack is off again, if nothing else needs it."""
+    _commit(message for family in NFPROTO.values() for message in Table(family, "socklb-demo").made_anew())
+
+
 def masquerade(prefix: bytes, link: str) -> None:
     """What comes from v4 addresses that begin so gets the address of the link through which it leaves."""
     table = Table(NFPROTO[4], "masquerade")

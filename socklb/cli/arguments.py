@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from contextlib import contextmanager
 
 from ..errors import AuditError
@@ -124,11 +125,12 @@ def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
     protocols = [name for name in ("tcp", "udp") if both or getattr(options, name)]
     family = None if options.ipv4 == options.ipv6 else AF_INET if options.ipv4 else AF_INET6
     states = options.state
+    text = " ".join(options.filter)
     if getattr(options, "all", False):
         if states:
             raise ValueError("--all is every state, and --state names some: write one of them")
-        states = ["all"]
-    text = " ".join(options.filter)
+        if not re.match(r"\s*state\s", text, re.IGNORECASE):  # as with ss, what is named counts
+            states = ["all"]
     return [SocketFilter.parse(text, protocol, states=states, family=family) for protocol in protocols]
 
 
@@ -194,8 +196,11 @@ def add_rev_nat_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_rev_nat_dir_argument(parser)
     if not has("reverse_nat"):
-        lines = (parser.epilog or "").splitlines()
-        parser.epilog = "\n".join(line for line in lines if "--rev-nat" not in line)
+        parser.epilog = _without(parser.epilog, "--rev-nat")
+
+
+def _without(epilog: str | None, option: str) -> str:
+    return "\n".join(line for line in (epilog or "").splitlines() if option not in line)
 
 
 def add_conntrack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,20 +208,21 @@ def add_conntrack_arguments(parser: argparse.ArgumentParser) -> None:
     is_there = has("conntrack")
     either = parser.add_mutually_exclusive_group() if is_there else parser
     for where, word, text in (
-        (either, "--conntrack", "fail where conntrack cannot be asked; default: cut whom it names where it can"),
-        (either, "--no-conntrack", "do not look for clients of service addresses whom conntrack has balanced there"),
+        (either, "--conntrack", "end with 3 or 4 where conntrack cannot be asked; default: say so, and do the rest"),
+        (either, "--no-conntrack", "do not ask conntrack: leave out the clients of service addresses"),
         (parser, "--external", "also delete the conntrack entries of TCP clients that have no socket on this host"),
     ):
         where.add_argument(word, action="store_true", help=text if is_there else argparse.SUPPRESS)
-    if is_there:
-        parser.epilog = f"{parser.epilog}\n{_CONNTRACK_HELP}"
+    parser.epilog = f"{parser.epilog}\n{_CONNTRACK_HELP}" if is_there else _without(parser.epilog, "--external")
 
 
 def conntrack_from(options: argparse.Namespace) -> bool | str:
     """What calls take. Bad usage leaves through SystemExit(2); raises ValueError where the folder is missing."""
-    for word in ("conntrack", "external"):
-        if getattr(options, word) and not has("conntrack"):
-            raise ValueError(missing(f"--{word}", "conntrack"))
+    if not has("conntrack"):
+        for word in ("conntrack", "external"):
+            if getattr(options, word):
+                raise ValueError(missing(f"--{word}", "conntrack"))
+        return False
     if options.external and options.no_conntrack:
         options.fail("argument --external: not allowed with argument --no-conntrack")
     return "auto" if options.conntrack == options.no_conntrack else bool(options.conntrack)

@@ -88,8 +88,8 @@ class ConntrackTable(NetlinkSocket):
         return self._decoded(lambda: decode_count(answer, 0, len(answer)))
 
     def dnated(self) -> Iterator[Flow]:
-        """The flows that are translated to another destination, streamed."""
-        return self._flows(*_EVERYTHING, Dnated())
+        """The flows that are translated to another destination, streamed; an entry may come twice."""
+        return self._flows(*_EVERYTHING, Dnated(), may_repeat_rows=False)
 
     def flows_to(self, wanted: Collection[tuple[int, bytes, int]]) -> list[Flow]:
         """The flows to these backends (protocol, packed address, port) whose clients asked for something else.
@@ -97,13 +97,18 @@ class ConntrackTable(NetlinkSocket):
         Few are asked for by filters in the kernel, v4 by address, v6 by protocol and port. For many there is one dump.
         Whatever the kernel sends is compared here.
         """
-        found: list[Flow] = []
+        return _once(self._flows_to(wanted, may_repeat_rows=True))
+
+    def stream_to(self, wanted: Collection[tuple[int, bytes, int]]) -> Iterator[Flow]:
+        """`flows_to`, streamed; an entry may come twice."""
+        return self._flows_to(wanted, may_repeat_rows=False)
+
+    def _flows_to(self, wanted: Collection[tuple[int, bytes, int]], *, may_repeat_rows: bool) -> Iterator[Flow]:
         for family, filter in _questions(wanted):
             asked_for = (one for one in wanted if family in (AF_UNSPEC, _family(one[1])))
             scan = ByBackend(asked_for, may_have_zones=bool(filter))
-            found += self._flows(family, filter, scan)
+            yield from self._flows(family, filter, scan, may_repeat_rows=may_repeat_rows)
             self.may_have_zones = scan.may_have_zones
-        return _once(found)
 
     def entries_of(self, originals: Collection[FlowTuple]) -> list[Flow]:
         """Every entry with one of these original tuples, in whatever zone."""
@@ -111,13 +116,13 @@ class ConntrackTable(NetlinkSocket):
         scan = ByOriginal(originals)
         return _once(flow for family, filter in questions for flow in self._flows(family, filter, scan))
 
-    def _flows(self, family: int, filter: bytes, scan: Scan) -> Iterator[Flow]:
+    def _flows(self, family: int, filter: bytes, scan: Scan, *, may_repeat_rows: bool = True) -> Iterator[Flow]:
         dump = self._dump(
             IPCTNL_MSG_CT_GET,
             request(family, filter),
             lambda reply, sequence: parse_dump(reply, sequence, scan),
             "list the entries of conntrack",
-            may_repeat_rows=True,
+            may_repeat_rows=may_repeat_rows,
         )
         for flows in dump:
             yield from flows

@@ -224,10 +224,10 @@ class Balanced:
             sockets = those[0].sockets
             are_too_many = len(sockets) > len(those)
             reason = next((rivals[case] for case in those if case in rivals), SEVERAL if are_too_many else "")
-            for number, case in enumerate(those):
+            for case in those:
                 case.reason = reason
-                if not are_too_many:
-                    case.sockets = sockets[number : number + 1]
+            if not are_too_many:
+                _pair(those, sockets)
 
     def _rivals(self, cases: Sequence[Case]) -> dict[Case, str]:
         """The cases whose tuples lead to a backend that lives too, or lead on: why each is spared."""
@@ -251,6 +251,17 @@ class Balanced:
         source = (flow.protocol, flow.reply.src, flow.reply.sport)
         is_translated = flow.reply != _inverse(flow.original)
         return is_translated and not flow.is_closing and not (flow.is_dnated and source in self._endpoints)
+
+
+def _pair(cases: Sequence[Case], sockets: Sequence[tuple[NetworkNamespace, InetSocket]]) -> None:
+    """Give the cases one of the sockets each, as long as there are any: above all that of its own namespace."""
+    left = list(sockets)
+    for case in cases:
+        case.sockets = [one for one in left if one[0] == case.origin][:1]
+        left = [one for one in left if one not in case.sockets]
+    for case in cases:
+        if not case.sockets:
+            case.sockets, left = left[:1], left[1:]
 
 
 def _inverse(one: FlowTuple) -> FlowTuple:

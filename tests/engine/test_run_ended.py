@@ -17,6 +17,7 @@ import pytest
 from socklb import (
     AuditError,
     Counts,
+    NetworkNamespace,
     NotPermitted,
     NotSupported,
     Report,
@@ -220,9 +221,9 @@ class TestAnInterrupt:
     )
     def test_while_one_filter_finds_nothing_the_next_is_not_begun(self, end: Any, error: type[BaseException]) -> None:
         fruitless = SocketFilter("tcp", TCP.where, predicate=lambda socket: end(run))
-        run = run_module.Run([fruitless, TCP])
+        run, here = run_module.Run(), [NetworkNamespace.current()]
         with FakeKernel(table([row(1)])).installed(), pytest.raises(error) as caught:
-            run.run("current")
+            run.carry_out(lambda: run.search([fruitless, TCP], here, is_one=True))
         assert report_of(caught.value).outcomes == []
 
     def check(self, report: Report, killed: list[int], recorded: list[int], where: str, with_audit: bool) -> None:

@@ -25,7 +25,7 @@ from socklb.kernel.processes import (
 )
 
 from .. import world
-from ..sockets import in_child
+from ..sockets import eventually, in_child
 from .test_discovery_threads import waiting_threads
 
 NOBODY = 4_000_000  # more than any pid can be
@@ -110,6 +110,7 @@ class TestSockets:
         with socket.socket() as one, socket.socket() as two:
             first, second = (os.fstat(held.fileno()).st_ino for held in (one, two))
             with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[one.fileno()]) as other:
+                eventually(lambda: command_name(other.pid) == "cat", "it has its name")  # after what exec() closes
                 here, there = (Process(pid, command_name(pid), os.getuid()) for pid in (os.getpid(), other.pid))
                 assert holders({first, second}) == {first: [here, there], second: [here]}
                 assert holders({second}) == {second: [here]}

@@ -24,12 +24,23 @@ from socklb.termination.table import Instance
 from .counters import counters
 from .endpoints import LINK_LOCAL, LINKS
 from .filters import PORTS, TARGETS
+from .flows import expected_cut
 from .machine import NAMESPACES
-from .model import ModelFilter, ModelSocket, Options, Verdict, matches, unmapped
+from .model import ModelFilter, ModelFlow, ModelSocket, Options, Verdict, matches, unmapped
 from .owners import OwnerMachine
-from .population import SocketOptions
+from .population import SERVICE_PORT, SocketOptions
 
 _UP_STATES = ("active", "terminating")
+
+
+_SERVICES = {
+    "127.0.9.1": (("127.0.0.2", 9000), ("127.0.0.3", 9001)),
+    "::ffff:127.0.9.1": (("127.0.0.2", 9000), ("127.0.0.3", 9001)),
+    "10.9.9.1": (("10.9.0.2", 9000), ("10.9.0.3", 9001), ("10.9.9.1", SERVICE_PORT)),
+    "fd00::1": (("fd00::1", 9000), ("::1", 9001), ("fd00::1", SERVICE_PORT)),
+}
+"""With the backends that each may have, or none: it is there itself."""
+_WITH_NAT = (1, 2)  # namespaces
 
 
 class ModelInstance(NamedTuple):
@@ -63,6 +74,8 @@ _instances = st.builds(
 _numbers = st.lists(st.integers(0, NAMESPACES - 1), min_size=1, max_size=NAMESPACES, unique=True) | st.just([0, 1, 2])
 _protocols, _links = st.sampled_from(("tcp", "udp")), st.sampled_from(LINKS)
 _targets, _ports = st.sampled_from(TARGETS), st.sampled_from(PORTS)
+_services, _backends = st.sampled_from(tuple(_SERVICES)), st.lists(st.integers(0, 2), min_size=2, max_size=2)
+_places = st.sampled_from(([1], [2], _WITH_NAT))
 _dry_run = st.sampled_from((False, False, False, True))
 
 
@@ -115,6 +128,28 @@ class BackendMachine(OwnerMachine):
         for backend in {*self.model_table.services, *wanted}:
             self.model_table.put(backend, wanted.get(backend, {}))
         self._check_table()
+
+    @rule(several=st.lists(st.tuples(_services, _protocols, _places, _backends), min_size=1, max_size=3))
+    def connect_to_services(self, several: list[tuple[str, str, list[int], list[int]]]) -> None:
+        for service, protocol, numbers, backends in several if _has_services() else ():
+            self._connect_to_service(service, protocol, dict(zip(numbers, backends)))
+
+    @rule(service=_services, numbers=st.permutations(_WITH_NAT), closes=_dry_run)
+    def terminate_equal_clients(self, service: str, numbers: list[int], closes: bool) -> None:
+        """Pairs of them: the second one's backend is the same, or another one that lives, or there is none. And a UDP
+        client. Of each pair the first may have gone.
+        """
+        if not _has_services():
+            return
+        self._connect_to_service(service, "udp", {numbers[0]: 0})
+        for other in range(3):
+            clients = self._connect_to_service(service, "tcp", {numbers[0]: 0, numbers[1]: other})
+            if closes and clients:
+                self.world.close(clients[0])
+        self.world.check()
+        backends = [Backend(*_SERVICES[service][0], protocol) for protocol in ("tcp", "udp")]
+        report = terminate_connections(backends, namespaces=self._namespaces(numbers))
+        self._check_termination(report, backends, numbers, Options())
 
     @rule(numbers=_numbers, which=st.integers(0, 59))
     def run_loop(self, numbers: list[int], which: int) -> None:
@@ -186,10 +221,20 @@ class BackendMachine(OwnerMachine):
 
     # ------------------------------------------------------------------------------------------------ parts
 
+    def _connect_to_service(self, service: str, protocol: str, which: dict[int, int]) -> list[ModelSocket]:
+        """From the same address and port in several namespaces: the clients, of those that could."""
+        own, backends = self.world._port(), _SERVICES[service]
+        for number, one in which.items():
+            self.world.balance(self.namespaces[number], protocol, service, backends[one % len(backends)], own)
+        return [one for one in self.world.real if one.local_port == own and one.peer_port == SERVICE_PORT]
+
     def _take_down(self, which: int) -> None:
-        one = self._pick(which, [one for one in self.world.model.sockets if one.peer_port])
-        if one is not None:
-            backend = _backend_of(one)
+        model = self.world.model
+        candidates = [_backend_of(one) for one in model.sockets if one.peer_port] + list(
+            map(_of_flow, model.open_flows())
+        )
+        if candidates:
+            backend = candidates[which % len(candidates)]
             for is_up in (True, False):
                 self.table.replace([Instance(backend, "", "active" if is_up else "quarantined")])
                 for known in {*self.model_table.services, backend}:
@@ -226,26 +271,53 @@ class BackendMachine(OwnerMachine):
         assert not report.errors
         assert not report.unrecorded
         verdicts: dict[ModelSocket, Verdict] = {}
-        searched = set()
+        gone: dict[int, list[Backend]] = {}
         for number, namespace in zip(numbers, self._namespaces(numbers)):
             is_here = self.namespaces[number].namespace is None
             there = [one for one in backends if is_here or not (locals_here and one.is_local)]
             if not there:
                 continue
-            searched.add(namespace)
-            outcomes = [outcome for outcome in report.outcomes if outcome.namespace == namespace]
-            of_netns = self._check_netns(number, outcomes, there, options)
-            self._check_sums(report.namespaces[namespace], of_netns.values())
-            verdicts.update(of_netns)
-        assert {*report.namespaces} == searched
-        assert len(report.outcomes) == len(verdicts)
-        self._check_sums(report.counts, verdicts.values())
+            gone[number] = there
+            outcomes = [one for one in report.outcomes if one.namespace == namespace and one.flow is None]
+            verdicts.update(self._check_netns(number, outcomes, there, options))
+        tally = [
+            (one.netns, verdict, [to for to in backends if _is_client(one, to)]) for one, verdict in verdicts.items()
+        ]
+        self._expect_destroyed(verdicts)
+        tally += self._check_balanced(report, gone, options)
+        assert {*report.namespaces} == {*self._namespaces(list(gone))}
+        for number, namespace in zip(gone, self._namespaces(list(gone))):
+            self._check_sums(report.namespaces[namespace], [verdict for there, verdict, _ in tally if there == number])
+        self._check_sums(report.counts, [verdict for _, verdict, _ in tally])
         assert set(report.backends) == set(backends)
         for backend, counts in report.backends.items():
-            self._check_sums(counts, [verdict for one, verdict in verdicts.items() if _is_client(one, backend)])
-        self._expect_destroyed(verdicts)
+            self._check_sums(counts, [verdict for _, verdict, to in tally if backend in to])
         counters["terminations"] += 1
         counters["destroyed by terminations"] += report.destroyed
+
+    def _check_balanced(
+        self, report: Report, gone: dict[int, list[Backend]], options: Options
+    ) -> list[tuple[int, Verdict, list[Backend]]]:
+        """What conntrack had led to: where each was found, the verdict, and its backend."""
+        tally, seen = [], {}
+        numbers = dict(zip(self._namespaces(list(gone)), gone))
+        for outcome in report.outcomes:
+            if outcome.flow is not None:
+                number = numbers[outcome.namespace]
+                flow, verdict = _model_of(outcome, number), Verdict(outcome.verdict, outcome.reason)
+                seen[flow if outcome.socket is None else self._identify(self.namespaces[number], outcome.socket)] = (
+                    verdict
+                )
+                tally.append((number, verdict, [outcome.flow.backend]))
+                counters[f"balanced: {verdict.reason or verdict.verdict}"] += 1
+        cut = expected_cut(self.world.model, gone, options)
+        assert seen == cut.verdicts, (seen, cut)
+        assert len(seen) == len(tally)
+        for flow in cut.deleted:
+            assert flow not in self.namespaces[flow.netns].flows(closing=True)
+            self.world.model.flows.remove(flow)
+        self._expect_destroyed({one: verdict for one, verdict in seen.items() if isinstance(one, ModelSocket)})
+        return tally
 
     def _check_netns(
         self, number: int, outcomes: Sequence[Outcome], backends: Sequence[Backend], options: Options
@@ -260,9 +332,25 @@ class BackendMachine(OwnerMachine):
         return verdicts
 
 
+def _has_services() -> bool:
+    """Not in every world: whoever looks for clients of services there walks the whole machine's table of conntrack."""
+    return counters["worlds"] % 2 == 0
+
+
 def _backend_of(one: ModelSocket) -> Backend:
     link = f"%{one.device_name}" if one.peer.is_link_local and one.peer.version == 6 else ""
     return Backend(f"{unmapped(one.peer)}{link}", one.peer_port, one.protocol)
+
+
+def _of_flow(flow: ModelFlow) -> Backend:
+    return Backend(str(flow.backend[0]), flow.backend[1], flow.protocol)
+
+
+def _model_of(outcome: Outcome, netns: int) -> ModelFlow:
+    flow = outcome.flow
+    assert flow is not None
+    original = flow.src, flow.sport, flow.dst, flow.dport
+    return ModelFlow(netns, flow.backend.protocol, original, (flow.backend.address, flow.backend.port))
 
 
 def _is_client(one: ModelSocket, backend: Backend) -> bool:

@@ -13,22 +13,27 @@ from contextlib import ExitStack
 from ipaddress import ip_address
 from typing import Optional
 
-from socklb import NetworkNamespace
+from socklb import Backend, NetworkNamespace
+from socklb.cli.demo.dnat import set_services
 from socklb.kernel.namespaces import run_in_netns
 
-from .. import world
+from .. import nat_rules, proc_conntrack, world
 from ..networks import pinned
 from ..proc_net import ProcNet
 from ..sockets import add_v6_address, cookie_of, error_of, eventually, pending_error, state_of
-from .model import BOUND_INACTIVE, CLOSE, CLOSE_WAIT, ESTABLISHED, IPAddress, ModelSocket
+from .model import BOUND_INACTIVE, CLOSE, CLOSE_WAIT, ESTABLISHED, Endpoint, IPAddress, ModelFlow, ModelSocket
 
 LINKS = ("left", "right")
 LINK_LOCAL = "fe80::5"
 ON_LINKS = (LINK_LOCAL, "10.8.0.5")
 """What both links have for addresses."""
 
+_FLUSH = struct.pack("=IHHIII", 20, 1 << 8 | 2, 5, 1, 0, 0)  # IPCTNL_MSG_CT_DELETE without a tuple
 _SMALL_TABLE = "64"
 _ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
+
+
+Service = tuple[str, IPAddress, int]  # protocol, address, port
 
 
 class Netns:
@@ -46,6 +51,8 @@ class Netns:
         path = self._pin.enter_context(pinned(f"/proc/self/fd/{self._descriptor}", f"machine-{number}"))
         self.namespace: Optional[NetworkNamespace] = NetworkNamespace.from_path(path, name=f"netns {number}")
         self.table = ProcNet()
+        self.services: dict[Service, Endpoint] = {}
+        self._conntrack = open(proc_conntrack.PATH, encoding="ascii")  # noqa: SIM115 - closed by close()
 
     @staticmethod
     def _make_small_tables() -> None:
@@ -75,6 +82,7 @@ class Netns:
 
     def close(self) -> None:
         self.table.close()
+        self._conntrack.close()
         self._pin.close()
         os.close(self._descriptor)
 
@@ -83,12 +91,41 @@ class Netns:
         made.settimeout(5)
         return made
 
+    def balance(self, service: Service, backend: Endpoint) -> None:
+        """New flows of the service get there from now on: to itself, they are not translated."""
+        if self.services.get(service) != backend:
+            self.services[service] = backend
+            made = {_backend(*one): _backend(one[0], *to) for one, to in self.services.items()}
+            run_in_netns(self.namespace, lambda: set_services(made))
+
+    def flows(self, *, closing: bool = False) -> set[ModelFlow]:
+        """What /proc/net/nf_conntrack shows of those that are translated, and open unless `closing`."""
+        self._conntrack.seek(0)
+        return {
+            ModelFlow(self.number, entry.protocol, entry.original, entry.reply[:2])
+            for entry in proc_conntrack.entries(self._conntrack.read())
+            if entry.is_translated and (closing or not entry.is_closing)
+        }
+
+    def forget_services(self) -> None:
+        """Nothing is translated any more, nor tracked, and what was is forgotten."""
+        if self.services:
+            self.services.clear()
+            run_in_netns(self.namespace, nat_rules.no_services)
+            with run_in_netns(self.namespace, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)) as netlink:
+                netlink.send(_FLUSH)
+                assert netlink.recv(100)[16:20] == bytes(4)
+
     def rows(self) -> Counter[tuple[object, ...]]:
         """What /proc/net shows."""
         return Counter(
             (row.protocol, row.local, row.local_port, row.peer, row.peer_port, row.state, row.is_time_wait, row.inode)
             for row in self.table.rows()
         )
+
+
+def _backend(protocol: str, address: IPAddress, port: int) -> Backend:
+    return Backend(str(address), port, protocol)
 
 
 def expected_rows(sockets: Iterable[ModelSocket]) -> Counter[tuple[object, ...]]:

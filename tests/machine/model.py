@@ -15,6 +15,7 @@ from socklb.filters.conditions import And, Host, Not, Or, Port
 from socklb.filters.property_conditions import Autobound, Cgroup, Device, Mark
 
 IPAddress = Union[IPv4Address, IPv6Address]
+Endpoint = tuple[IPAddress, int]
 Ends = tuple[IPAddress, int, IPAddress, int]  # local address and port, peer's
 
 ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, FIN_WAIT2, TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK, LISTEN, CLOSING = range(
@@ -73,6 +74,10 @@ class ModelSocket:
     @property
     def ends(self) -> Ends:
         return self.local, self.local_port, self.peer, self.peer_port
+
+    @property
+    def wire_ends(self) -> Ends:
+        return unmapped(self.local), self.local_port, unmapped(self.peer), self.peer_port
 
     @property
     def shared_address(self) -> tuple[object, ...]:
@@ -209,15 +214,40 @@ class Verdict(NamedTuple):
     reason: str
 
 
+class ModelFlow(NamedTuple):
+    """An entry of conntrack: who asks which service, and the backend that answers, if not the service itself."""
+
+    netns: int
+    protocol: str
+    original: Ends
+    backend: Endpoint
+
+
 class Model:
-    """All sockets, and the ends of the own ssh session."""
+    """All sockets, all flows to services, and the ends of the own ssh session."""
 
     def __init__(self) -> None:
         self.sockets: list[ModelSocket] = []
+        self.flows: list[ModelFlow] = []
         self.session: Optional[Ends] = None
 
     def matching(self, filter: ModelFilter, netns: int) -> list[ModelSocket]:
         return [one for one in self.sockets if one.netns == netns and filter.matches(one)]
+
+    def open_flows(self) -> list[ModelFlow]:
+        """Those that are translated; but for TCP if nothing is left on both sides, or only what waits for a minute."""
+        tcp = {(one.netns, one.wire_ends) for one in self.sockets if one.protocol == "tcp" and one.state != TIME_WAIT}
+        return [
+            flow
+            for flow in self.flows
+            if flow.backend != flow.original[2:]
+            and (
+                flow.protocol == "udp"
+                or not tcp.isdisjoint(
+                    (flow.netns, side) for side in (flow.original, (*flow.backend, *flow.original[:2]))
+                )
+            )
+        ]
 
     def identify(self, netns: int, protocol: str, cookie: int, ends: Ends, device: int) -> ModelSocket:
         """The socket that a row describes: by cookie, but for the kernel's own, whose cookies are unknown."""
@@ -231,7 +261,7 @@ class Model:
 
     def why_spared(self, one: ModelSocket, filter: ModelFilter, options: Options) -> str:
         """Why a socket that matches is spared whatever the limit; "" if it is not."""
-        ends = (unmapped(one.local), one.local_port, unmapped(one.peer), one.peer_port)
+        ends = one.wire_ends
         if self.session in (ends, (*ends[2:], *ends[:2])):
             return "own session"
         if one.protocol == "tcp":

@@ -23,7 +23,9 @@ from .model import (
     LISTEN,
     SYN_RECV,
     SYN_SENT,
+    Endpoint,
     Model,
+    ModelFlow,
     ModelSocket,
     unmapped,
 )
@@ -31,6 +33,11 @@ from .model import (
 _DROP_ALL = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0), 8)  # classic BPF: return 0
 _SO_ATTACH_FILTER = 26
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+
+_SOURCES = {"127": "127.0.0.9", "10.": "10.9.0.1", "::1": "::1", "fd0": "fd00::1", "::f": "::ffff:127.0.0.9"}
+"""Of who connects to an address that begins so."""
+
+SERVICE_PORT = 80
 
 DEVICES = ("", "", "", "lo", "lo", *LINKS)
 
@@ -136,33 +143,69 @@ class Population:
         sock.sendto(b"x", (address, 9))
         self._add(netns, sock, CLOSE, autobound=True)
 
-    def _client(self, netns: Netns, address: str, protocol: str, options: SocketOptions) -> socket.socket:
+    def _client(self, netns: Netns, address: str, protocol: str, options: SocketOptions, own: int = 0) -> socket.socket:
         """Twins of UDP share one port; those of TCP would be one connection."""
         shared = options.twin and protocol == "udp"
         sock = self._make(netns, address, protocol, options.on_loopback._replace(twin=shared))
-        source = {"127": "127.0.0.9", "::1": "::1", "fd0": "fd00::1", "::f": "::ffff:127.0.0.9"}[address[:3]]
-        port = 0 if not options.own_port else TWIN_CLIENTS_PORT if shared else self._port()
-        if options.own_address or options.own_port:
+        source = _SOURCES[address[:3]]
+        port = own if not options.own_port else TWIN_CLIENTS_PORT if shared else self._port()
+        if options.own_address or options.own_port or own:
             sock.bind((source, port))
         return sock
 
-    def connect(self, netns: Netns, protocol: str, address: str, port: int, options: SocketOptions) -> None:
-        """TCP: to whoever listens there, or to a new listener."""
-        client = self._client(netns, address, protocol, options)
-        autobound = not options.own_port
+    def connect(
+        self,
+        netns: Netns,
+        protocol: str,
+        address: str,
+        port: int,
+        options: SocketOptions,
+        *,
+        service: tuple[str, int] = ("", 0),
+        own: int = 0,
+    ) -> None:
+        """TCP: to whoever listens there, or to a new listener. By a service, if that sends its flows there."""
+        to = service if service[1] else (address, port)
+        client = self._client(netns, to[0], protocol, options, own)
+        autobound = not (options.own_port or own)
         if protocol == "udp":
-            client.connect((address, port))
+            client.connect(to)
             self._add(netns, client, ESTABLISHED, autobound=autobound)
             return
         listeners = [one for one in self.real if (one.netns, one.state, one.local_port) == (netns.number, LISTEN, port)]
-        server = self._accepted(client, address, port, listeners)
+        server = self._accepted(client, to, listeners)
         if server is None:
             listener = self.listen(netns, address.replace("::ffff:", ""), port, SocketOptions(twin=True))
-            server = self._accepted(client, address, port, [listener] if listener else [])
+            client.close()  # who was refused cannot connect again
+            client = self._client(netns, to[0], protocol, options, own)
+            server = self._accepted(client, to, [listener] if listener else [])
         if server is None:  # the address is taken by one that does not listen
             client.close()
             return
-        self._add_pair(netns, client, server, autobound=autobound)
+        one, _ = self._add_pair(netns, client, server, autobound=autobound)
+        self.note_flow(one)
+
+    def balance(self, netns: Netns, protocol: str, service: str, backend: tuple[str, int], own: int) -> None:
+        """A client of a service that sends new flows to this backend from now on."""
+        netns.balance((protocol, unmapped(ip_address(service)), SERVICE_PORT), (ip_address(backend[0]), backend[1]))
+        if protocol == "udp":
+            self.bind(netns, protocol, *backend, SocketOptions())
+        self.connect(netns, protocol, *backend, SocketOptions(), service=(service, SERVICE_PORT), own=own)
+
+    def note_flow(self, one: ModelSocket) -> None:
+        """A client has sent something: conntrack has it from now on, if its peer is a service."""
+        flow = ModelFlow(one.netns, one.protocol, one.wire_ends, self.answers(one))
+        is_tracked = (one.protocol, *flow.original[2:]) in self.namespaces[one.netns].services
+        if is_tracked and flow not in self.model.flows:
+            self.model.flows.append(flow)
+
+    def answers(self, one: ModelSocket) -> Endpoint:
+        """Who gets what a client sends: its peer, or who a service of that address has now, or had at first."""
+        for flow in self.model.flows:
+            if flow[:3] == (one.netns, one.protocol, one.wire_ends):
+                return flow.backend
+        peer = unmapped(one.peer), one.peer_port
+        return self.namespaces[one.netns].services.get((one.protocol, *peer), peer)
 
     def connect_several(self, netns: Netns, protocol: str, address: str, port: int, *, count: int) -> list[ModelSocket]:
         """The clients, each with a port of its own, one after another."""
@@ -203,10 +246,10 @@ class Population:
             self.connect_on_link(netns, protocol, link, address, port, SocketOptions(), own=own)
 
     def _accepted(
-        self, client: socket.socket, address: str, port: int, listeners: Iterable[ModelSocket]
+        self, client: socket.socket, to: tuple[str, int], listeners: Iterable[ModelSocket]
     ) -> socket.socket | None:
         """The other end of a connection, None if nobody listens there."""
-        if error_of(lambda: client.connect((address, port))):
+        if error_of(lambda: client.connect(to)):
             return None
         accepted: list[socket.socket] = []
 

@@ -30,7 +30,6 @@ from .model import (
     SYN_SENT,
     TIME_WAIT,
     ModelSocket,
-    unmapped,
 )
 from .population import Population
 
@@ -202,8 +201,10 @@ class World(Population):
             partner = self._partner(one)
             if partner is not None:
                 talk(sock, self.real[partner])
+                self.note_flow(one)
         for netns in self.namespaces:
             self._check_table(netns)
+            self._check_flows(netns)
 
     def _check_table(self, netns: Netns) -> None:
         expected = expected_rows(one for one in self.model.sockets if one.netns == netns.number)
@@ -211,6 +212,19 @@ class World(Population):
         if seen != expected:
             different = f"missing: {expected - seen}, unexpected: {seen - expected}"
             eventually(lambda: netns.rows() == expected, f"the model of {netns.number}; {different}")
+
+    def _check_flows(self, netns: Netns) -> None:
+        """What is translated and open is in conntrack as the model has it."""
+        if not any(flow.netns == netns.number for flow in self.model.flows):
+            return
+        half_closed = [one.wire_ends for one in self.model.sockets if one.state == CLOSE_WAIT]
+        expected, seen = {flow for flow in self.model.open_flows() if flow.netns == netns.number}, netns.flows()
+        for flow in expected - seen:
+            if flow.original in half_closed or (*flow.backend, *flow.original[:2]) in half_closed:
+                self.model.flows.remove(flow)  # conntrack has taken a FIN that was sent again for the other side's
+                expected.remove(flow)
+        if seen != expected:
+            eventually(lambda: netns.flows() == expected, f"missing: {expected - seen}, unexpected: {seen - expected}")
 
     def _partner(self, one: ModelSocket) -> ModelSocket | None:
         """Who answers: the other end of a connection (asked by one of the two), the UDP server of a client."""
@@ -220,13 +234,14 @@ class World(Population):
             other = one.other_end
             is_asking = other is not None and other.state == ESTABLISHED and one.cookie < other.cookie
             return other if is_asking else None
-        at_peer = self._udp_at(one.netns, one.peer_port)
+        address, port = self.answers(one)
+        at_peer = self._udp_at(one.netns, port)
         if self._udp_at(one.netns, one.local_port) != [one]:
             return None  # a twin might get the answer
         servers = [
             other
             for other in at_peer
-            if other.state == CLOSE and other.local == unmapped(one.peer) and other.device in (0, LOOPBACK)
+            if other.state == CLOSE and other.local == address and other.device in (0, LOOPBACK)
         ]
         return servers[0] if len(at_peer) == len(servers) == 1 else None
 
@@ -245,6 +260,9 @@ class World(Population):
         for sock in self.real.values():
             abort(sock)
         self.real.clear()
+        for netns in self.namespaces:
+            netns.forget_services()
+        self.model.flows.clear()
         self.model.sockets = [one for one in self.model.sockets if one.is_mini and one.state == TIME_WAIT]
 
 

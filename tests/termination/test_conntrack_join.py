@@ -28,12 +28,23 @@ from socklb.cli.demo.dnat import set_services
 from socklb.conntrack.table import ConntrackTable
 from socklb.termination import terminate as terminating
 from socklb.termination.balanced import Balanced
-from socklb.termination.reasons import ALIVE_AGAIN, ELSEWHERE, NO_SOCKET, NOT_LOOSE, OTHER_ZONE, SEVERAL, STILL_BALANCED
+from socklb.termination.reasons import (
+    ALIVE_AGAIN,
+    BY_IPVS,
+    ELSEWHERE,
+    NO_SOCKET,
+    NOT_LOOSE,
+    OTHER_ZONE,
+    SEVERAL,
+    STILL_BALANCED,
+)
 from socklb.termination.terminate import conntrack_join, terminate
 
 from .. import rtnetlink
+from ..conntrack.entries import CONFIRMED, make_entries
 from ..nat import BACKEND_PORT, GATEWAY, NODE, NODE_PORT, PORT, PUBLISHED_PORT, TENANT, VIP4, VIP6, Node, Pod, ask
 from ..networks import Network, networks
+from ..sockets import pending_error
 
 pytestmark = pytest.mark.kernel
 
@@ -167,6 +178,39 @@ class TestClients:
         assert verdicts(report) == [("skipped", ALIVE_AGAIN)] * 2
         node.a.revive()
         assert [ask(client) for client in clients] == ["A", "A"]
+
+
+class TestBalancedByIPVS:
+    """Its entries say so by their tuples, not by a bit. It has a table of its own, which would lead UDP there again: so
+    the socket goes.
+    """
+
+    def client(self, node: Node, protocol: str, *, has_peer: bool = True) -> socket.socket:
+        """One of a pod, whose entry is made as IPVS leaves it (ip_vs_update_conntrack())."""
+        node.balance(node.a)
+        client = from_pod(node, protocol) if has_peer else node.client.unconnected(protocol, socket.AF_INET)
+        assert ask(client, None if has_peer else (VIP4, PORT)) == "A"
+        if protocol == "tcp":  # no acknowledgement is to come later
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        (flow,) = flows_to(node.a)
+        with ConntrackTable() as table:
+            assert table.delete([flow]) == [0]
+        make_entries(flow._replace(status=CONFIRMED))
+        assert [(one.reply, one.is_by_ipvs) for one in flows_to(node.a)] == [(flow.reply, True)]
+        return client
+
+    @pytest.mark.parametrize("protocol", ["tcp", "udp"])
+    def test_its_socket_is_destroyed_and_the_entry_deleted(self, node: Node, protocol: str) -> None:
+        client = self.client(node, protocol)
+        assert verdicts(cut(node, node.a)) == [("destroyed", "")]
+        assert (pending_error(client), flows_to(node.a)) == ("ECONNABORTED", [])
+
+    def test_of_udp_without_a_peer_nothing_would_help(self, node: Node) -> None:
+        client = self.client(node, "udp", has_peer=False)
+        before = flows_to(node.a)
+        assert verdicts(cut(node, node.a)) == [("skipped", BY_IPVS)]
+        assert [flow.id for flow in flows_to(node.a)] == [flow.id for flow in before]
+        assert pending_error(client) == ""
 
 
 class TestElsewhere:
