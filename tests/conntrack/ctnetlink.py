@@ -131,7 +131,7 @@ flows = entries().map(lambda entry: entry.flow)
 
 @st.composite
 def tables(draw: st.DrawFn) -> list[Entry]:
-    """Entries that one table can have: no two are found by the same tuple in the same zone, nor one by a single tuple."""
+    """Entries that one table can have: a tuple in a zone finds one of them, in one direction."""
     kept: list[Entry] = []
     taken: set[tuple[FlowTuple, int]] = set()
     for entry in draw(st.lists(entries(), max_size=12)):

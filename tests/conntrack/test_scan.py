@@ -157,6 +157,7 @@ def test_any_bytes_are_flows_or_malformed(datagram: bytes, scan: Scan) -> None:
 def test_messages_that_are_no_entries(wanted: Sequence[tuple[int, bytes, int]]) -> None:
     scan = ByBackend(wanted)
     before = message(BALANCED.payload)
+    assert parse_dump(before + message(b""), SEQUENCE, scan) == ([], None, 0)
     assert parse_dump(before + message(b"", type=NLMSG_NOOP), SEQUENCE, scan) == ([], None, 0)
     assert parse_dump(before + message(b"", type=NLMSG_OVERRUN), SEQUENCE, scan) == ([], None, 105)
     assert parse_dump(message(BALANCED.payload, NLM_F_MULTI | NLM_F_DUMP_INTR) + before, SEQUENCE, scan) == (
@@ -167,7 +168,14 @@ def test_messages_that_are_no_entries(wanted: Sequence[tuple[int, bytes, int]]) 
     refused = Ack(1, IPCTNL_MSG_CT_NEW, 0, SEQUENCE, 0, b"", (), 36)
     flags, payload = encode_ack(refused)
     assert parse_dump(message(payload, flags, NLMSG_ERROR), SEQUENCE, scan) == ([], refused, 0)
-    wrong = [before + DONE + before, message(ICMP, type=0x101), before[:-1], pack("=I", 15) + before[4:], DONE[:15]]
+    wrong = [
+        before + DONE + before,
+        message(ICMP, type=0x101),
+        before[:-1],
+        pack("=I", 15) + before[4:],
+        pack("=I", 0) + before[4:],
+        DONE[:15],
+    ]
     for datagram in (*wrong, encode_message(IPCTNL_MSG_CT_NEW, NLM_F_MULTI, 8, ICMP)):
         with pytest.raises(MalformedMessage):
             parse_dump(datagram, SEQUENCE, scan)
