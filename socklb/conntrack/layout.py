@@ -16,7 +16,7 @@ from ..errors import MalformedMessage
 from ..filters.backend import Backend
 from ..wire.address import format_endpoint, from_packed
 from ..wire.netlink import NLA_TYPE_MASK, encode_attribute, encode_attributes, iter_attributes
-from ..wire.request import IPPROTO_TCP, PROTOCOL_NAMES
+from ..wire.request import PROTOCOL_NAMES
 from ..wire.socket_id import AF_INET, AF_INET6
 
 TYPE_CHECKING = False
@@ -246,7 +246,7 @@ def decode_flow(buffer: Buffer, start: int, end: int) -> Flow | None:
         original,
         reply,
         _number(found, CTA_STATUS, _U32, start) or 0,
-        _tcp_state(found, start) if original.protocol == IPPROTO_TCP else None,
+        _tcp_state(found),
         _number(found, CTA_TIMEOUT, _U32, start),
         _number(found, CTA_ID, _U32, start) or 0,
         _number(found, CTA_ZONE, _U16, start) or zone,
@@ -307,7 +307,7 @@ def _decode_tuple(payload: bytes | None, offset: int) -> tuple[FlowTuple | None,
     return FlowTuple(protocol[0], src, sport, dst, dport), _number(parts, CTA_TUPLE_ZONE, _U16, offset) or 0
 
 
-def _tcp_state(found: dict[int, bytes], offset: int) -> int | None:
+def _tcp_state(found: dict[int, bytes]) -> int | None:
     info = found.get(CTA_PROTOINFO, b"")
     tcp = _nested(info, 0, len(info)).get(CTA_PROTOINFO_TCP, b"")
     state = _nested(tcp, 0, len(tcp)).get(CTA_PROTOINFO_TCP_STATE, b"")

@@ -30,11 +30,13 @@ from socklb.wire.netlink import (
 
 from ..strategies import acks, damaged, dones
 from .ctnetlink import Entry, attribute, ends, entries, flows, message_of, nest, tables, tuples
+from .test_layout import GOLDEN
 
 if TYPE_CHECKING:
     from socklb.conntrack.scan import Scan
 
 SEQUENCE = 7
+BALANCED = Entry(GOLDEN["BALANCED_V4"])
 DONE = encode_message(NLMSG_DONE, NLM_F_MULTI, SEQUENCE, encode_done(Done(0, ()))[1])
 _ICMP_PARTS = [attribute(1, b"\1"), attribute(4, b"\1\2"), attribute(5, b"\x08"), attribute(6, b"\0")]
 ICMP = message_of(
@@ -107,6 +109,20 @@ def test_an_entry_in_a_zone_is_noticed_even_if_it_is_not_wanted(
     assert scan.may_have_zones == (is_known or any(entry.flow.zone for entry in table))
 
 
+@pytest.mark.parametrize(
+    ("zone", "reply_zone", "has"), [(0, 0, False), (7, 7, True), (7, 0, True), (0, 7, False)]
+)  # the last: no other entry has the same original tuple
+@pytest.mark.parametrize("wanted", [[], [(6, BALANCED.flow.reply.src, 8080)]])
+def test_a_zone_is_that_of_the_original_direction(
+    zone: int, reply_zone: int, has: bool, wanted: Sequence[tuple[int, bytes, int]]
+) -> None:
+    for flow in (BALANCED.flow, GOLDEN["BALANCED_V6_IN_ZONE"]):
+        scan = ByBackend(wanted, may_have_zones=False)
+        entry = Entry(flow._replace(zone=zone), reply_zone)
+        parse_dump(message(entry.payload) + message(ICMP), SEQUENCE, scan)
+        assert scan.may_have_zones == has
+
+
 def outcome(datagram: bytes, scan: Scan) -> tuple[Any, ...] | str:
     try:
         return parse_dump(datagram, SEQUENCE, scan)
@@ -116,7 +132,9 @@ def outcome(datagram: bytes, scan: Scan) -> tuple[Any, ...] | str:
 
 unusual = st.one_of(
     st.builds(message, st.just(ICMP), st.sampled_from((0, NLM_F_MULTI | NLM_F_DUMP_INTR, NLM_F_MULTI, 0xFFFF))),
-    st.builds(message, st.binary(max_size=9), st.just(2), st.sampled_from((NLMSG_NOOP, NLMSG_OVERRUN, 99, 0x101))),
+    st.builds(
+        message, st.binary(max_size=9), st.just(2), st.sampled_from((NLMSG_NOOP, NLMSG_OVERRUN, 99, IPCTNL_MSG_CT_NEW))
+    ),
     acks().map(lambda ack: message(encode_ack(ack)[1], encode_ack(ack)[0], NLMSG_ERROR)),
     dones.map(lambda done: message(encode_done(done)[1], encode_done(done)[0], NLMSG_DONE)),
     entries().map(lambda entry: encode_message(IPCTNL_MSG_CT_NEW, NLM_F_MULTI, SEQUENCE + 1, entry.payload)),
@@ -138,14 +156,26 @@ def test_any_bytes_are_flows_or_malformed(datagram: bytes, scan: Scan) -> None:
 @pytest.mark.parametrize("wanted", [[], [(6, bytes(4), 80)]])
 def test_messages_that_are_no_entries(wanted: Sequence[tuple[int, bytes, int]]) -> None:
     scan = ByBackend(wanted)
-    before = message(ICMP)
+    before = message(BALANCED.payload)
+    assert parse_dump(before + message(b""), SEQUENCE, scan) == ([], None, 0)
     assert parse_dump(before + message(b"", type=NLMSG_NOOP), SEQUENCE, scan) == ([], None, 0)
     assert parse_dump(before + message(b"", type=NLMSG_OVERRUN), SEQUENCE, scan) == ([], None, 105)
-    assert parse_dump(message(ICMP, NLM_F_MULTI | NLM_F_DUMP_INTR) + before, SEQUENCE, scan) == ([], None, 4)
+    assert parse_dump(message(BALANCED.payload, NLM_F_MULTI | NLM_F_DUMP_INTR) + before, SEQUENCE, scan) == (
+        [],
+        None,
+        4,
+    )
     refused = Ack(1, IPCTNL_MSG_CT_NEW, 0, SEQUENCE, 0, b"", (), 36)
     flags, payload = encode_ack(refused)
     assert parse_dump(message(payload, flags, NLMSG_ERROR), SEQUENCE, scan) == ([], refused, 0)
-    wrong = [before + DONE + before, message(ICMP, type=0x101), before[:-1], pack("=I", 15) + before[4:], DONE[:15]]
+    wrong = [
+        before + DONE + before,
+        message(ICMP, type=0x101),
+        before[:-1],
+        pack("=I", 15) + before[4:],
+        pack("=I", 0) + before[4:],
+        DONE[:15],
+    ]
     for datagram in (*wrong, encode_message(IPCTNL_MSG_CT_NEW, NLM_F_MULTI, 8, ICMP)):
         with pytest.raises(MalformedMessage):
             parse_dump(datagram, SEQUENCE, scan)
