@@ -17,7 +17,6 @@ from socklb import (
     TerminationLoop,
     terminate_connections,
 )
-from socklb.engine.report import Flow
 from socklb.filters import Condition, device, dst
 from socklb.filters.conditions import Or
 from socklb.termination.table import Instance
@@ -305,7 +304,7 @@ class BackendMachine(OwnerMachine):
         for outcome in report.outcomes:
             if outcome.flow is not None:
                 number = numbers[outcome.namespace]
-                flow, verdict = _model_of(outcome.flow, number), Verdict(outcome.verdict, outcome.reason)
+                flow, verdict = _model_of(outcome, number), Verdict(outcome.verdict, outcome.reason)
                 seen[flow if outcome.socket is None else self._identify(self.namespaces[number], outcome.socket)] = (
                     verdict
                 )
@@ -347,7 +346,9 @@ def _of_flow(flow: ModelFlow) -> Backend:
     return Backend(str(flow.backend[0]), flow.backend[1], flow.protocol)
 
 
-def _model_of(flow: Flow, netns: int) -> ModelFlow:
+def _model_of(outcome: Outcome, netns: int) -> ModelFlow:
+    flow = outcome.flow
+    assert flow is not None
     original = flow.src, flow.sport, flow.dst, flow.dport
     return ModelFlow(netns, flow.backend.protocol, original, (flow.backend.address, flow.backend.port))
 
