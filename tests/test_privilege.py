@@ -97,6 +97,12 @@ ROWS = {
     "terminate": Row(("terminate", "--netns", "current", BACKEND), (CAP_NET_ADMIN,), ("current",)),
     "terminate pinned": Row(("terminate", "--netns", PINNED, BACKEND), DESTROY_THERE, ("other",)),
     "terminate everywhere": Row(("terminate", BACKEND), *EVERYWHERE),
+    "terminate, conntrack required": Row(
+        ("terminate", "--conntrack", "--netns", "current", BACKEND), (CAP_NET_ADMIN,), ("current",)
+    ),
+    "dry run, conntrack required": Row(
+        ("terminate", "--conntrack", "--dry-run", "--netns", "current", BACKEND), (CAP_NET_ADMIN,)
+    ),
     "watch": Row(("watch", "--source", "-", "--netns", "current"), (CAP_NET_ADMIN,), ("current",), stdin=GOES_DOWN),
     "watch pinned": Row(
         ("watch", "--source", "-", "--netns", "other"),
@@ -106,6 +112,9 @@ ROWS = {
         GOES_DOWN,
     ),
     "watch everywhere": Row(("watch", "--source", "-"), *EVERYWHERE, GOES_DOWN),
+    "flows": Row(("flows", "--netns", "current"), (CAP_NET_ADMIN,)),
+    "flows pinned": Row(("flows", "--netns", "other"), DESTROY_THERE),
+    "flows everywhere": Row(("flows",), EVERYWHERE[0], (), tuple((*one[:2], (), one[3]) for one in EVERYWHERE[2])),
     "probe": Row(("probe",), (CAP_NET_ADMIN,)),
     "demo": Row(("demo",)),
 }

@@ -16,7 +16,7 @@ from .project import ROOT, only_in_checkout
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CALL = re.compile(
-    r"(?:^|[ =/])(?:socklb|python3 -m socklb|IMAGE) ((?:list|destroy|terminate|watch|rev-nat|probe|demo)\b.*)"
+    r"(?:^|[ =/])(?:socklb|python3 -m socklb|IMAGE) ((?:list|destroy|terminate|watch|flows|rev-nat|probe|demo)\b.*)"
 )
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from contextlib import contextmanager
 
 from ..errors import AuditError
@@ -124,11 +125,12 @@ def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
     protocols = [name for name in ("tcp", "udp") if both or getattr(options, name)]
     family = None if options.ipv4 == options.ipv6 else AF_INET if options.ipv4 else AF_INET6
     states = options.state
+    text = " ".join(options.filter)
     if getattr(options, "all", False):
         if states:
             raise ValueError("--all is every state, and --state names some: write one of them")
-        states = ["all"]
-    text = " ".join(options.filter)
+        if not re.match(r"\s*state\s", text, re.IGNORECASE):  # as with ss, what is named counts
+            states = ["all"]
     return [SocketFilter.parse(text, protocol, states=states, family=family) for protocol in protocols]
 
 
@@ -214,9 +216,11 @@ def add_conntrack_arguments(parser: argparse.ArgumentParser) -> None:
 
 def conntrack_from(options: argparse.Namespace) -> bool | str:
     """What calls take. Bad usage leaves through SystemExit(2); raises ValueError where the folder is missing."""
-    for word in ("conntrack", "external"):
-        if getattr(options, word) and not has("conntrack"):
-            raise ValueError(missing(f"--{word}", "conntrack"))
+    if not has("conntrack"):
+        for word in ("conntrack", "external"):
+            if getattr(options, word):
+                raise ValueError(missing(f"--{word}", "conntrack"))
+        return False
     if options.external and options.no_conntrack:
         options.fail("argument --external: not allowed with argument --no-conntrack")
     return "auto" if options.conntrack == options.no_conntrack else bool(options.conntrack)

@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
             search.print_json("flows", (_record(row, with_processes=options.processes) for row in rows))
         else:
             with ended_by_signals():
-                _print_table(rows)
+                _print_table(rows, with_processes=options.processes)
     code = search.say_what_failed()
     for text in left_alone_texts(_left_alone(search, options.backends)):
         warn(text)
@@ -160,12 +160,12 @@ def _held_by(row: _Row, sockets: list[tuple[NetworkNamespace, int]], known: dict
     return {"processes": processes, "why_none": "" if processes else why_none}
 
 
-def _print_table(rows: Iterator[_Row]) -> None:
+def _print_table(rows: Iterator[_Row], *, with_processes: bool) -> None:
     """A line for each, in a narrow terminal two. What is not a terminal has no width, and gets one."""
     first = next(rows, None)  # before the header: on bad input nothing is printed
     width = terminal_width(sys.stdout)
     layout = _WIDE if width is None or width >= _WIDE_COLUMNS else _NARROW
-    print(layout.format(*_HEADS))
+    print(layout.format(*_HEADS) + (": Process" if with_processes else ""))
     for row in () if first is None else chain((first,), rows):
         flow = row.flow
         print(

@@ -148,7 +148,7 @@ class Metrics:
         yield (
             "socklb_sockets_total",
             "counter",
-            "Sockets found connected to backends that went down, by what became of them.",
+            "Sockets and conntrack entries that led to backends that went down, by what became of them.",
             [("", dict(zip(labels, values)), count) for values, count in sorted(sockets.items())],
         )
         yield (

@@ -21,17 +21,19 @@ _CLEAR_LINE = "\r\x1b[K"
 
 
 @contextmanager
-def progress(wanted: bool, *, goes_on: bool = False) -> Iterator[Progress]:
+def progress(wanted: bool, *, then: str = "") -> Iterator[Progress]:
     """If wanted, and on a terminal, a line on standard error that counts namespaces and is erased in the end. When the
-    last one is done signals wait for the report, unless the work goes on then.
+    last one is done signals wait for the report; unless more is to be done `then`, which the line says.
     """
     is_shown = wanted and sys.stderr is not None and sys.stderr.isatty()
 
     def step(done: int, total: int, namespace: NetworkNamespace) -> None:
         if is_shown:
-            _show(done, total, namespace)
-        if done == total and not goes_on:
+            _show(f"{done} of {total} namespaces: {printable(namespace.name)}")
+        if done == total and not then:
             let_signals_wait()
+        elif done == total and is_shown:
+            _show(then)
 
     try:
         yield step
@@ -40,9 +42,8 @@ def progress(wanted: bool, *, goes_on: bool = False) -> Iterator[Progress]:
             _write(_CLEAR_LINE)
 
 
-def _show(done: int, total: int, namespace: NetworkNamespace) -> None:
+def _show(text: str) -> None:
     width = terminal_width(sys.stderr) or 80
-    text = f"{done} of {total} namespaces: {printable(namespace.name)}"
     _write(_CLEAR_LINE + text[: width - 1])  # of a longer one only the last row is erased
 
 

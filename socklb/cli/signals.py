@@ -31,11 +31,11 @@ class _Ending:
 
     def __init__(self, give_up: Callable[[], object]) -> None:
         self._give_up = give_up
-        self.came = 0
+        self.came: list[int] = []
         self.waits, self.is_showing = True, False
 
     def handle(self, number: int, frame: object) -> None:
-        self.came = self.came or number
+        self.came.append(number)
         if self.is_showing:
             self.set_alarm()
         if not self.waits:
@@ -49,7 +49,7 @@ class _Ending:
 
     def _end(self, number: int, frame: object) -> None:
         self._give_up()
-        raise Ended(self.came)
+        raise Ended(self.came[0])
 
 
 _ending = _Ending(lambda: None)
@@ -90,6 +90,11 @@ def ended_by_signals() -> Iterator[None]:
         let_signals_wait()
 
 
+def signals_so_far() -> list[int]:
+    """Those that have come, for a command that handles the next ones itself."""
+    return _ending.came.copy()
+
+
 def let_signals_wait() -> None:
     """From now on: the work is done, and its report is to be shown."""
     _ending.waits = True
@@ -116,4 +121,4 @@ def obey_signal() -> None:
     """Raise Ended for a signal that has waited."""
     if _ending.came:
         _ending.waits = True
-        raise Ended(_ending.came)
+        raise Ended(_ending.came[0])

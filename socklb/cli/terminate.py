@@ -42,6 +42,7 @@ Needs CAP_NET_ADMIN, CAP_SYS_ADMIN to enter other namespaces, and CAP_SYS_PTRACE
 to see those of other users' processes; root has them all.
 --rev-nat needs permission to read the maps (and CAP_BPF before Linux 5.19).
 """
+_THEN = "looking for clients of service addresses, and again where there are any"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         with ExitStack() as stack:
             audit = stack.enter_context(audit_from(options))
             rev_nat = stack.enter_context(rev_nat_from(options))
-            report_progress = stack.enter_context(progress(True, goes_on=bool(conntrack)))
+            report_progress = stack.enter_context(progress(True, then=_THEN if conntrack else ""))
             return terminate_connections(
                 options.backends,
                 namespaces=namespaces,

@@ -13,7 +13,6 @@ from ..engine.probe import NO_DESTROY, NO_DIAG, NO_FAMILY, NOT_PERMITTED, SUPPOR
 from ..engine.report import ABSENT, OFF, REFUSED
 from ..engine.report import DONE as CONNTRACK_DONE
 from ..errors import AuditError, NotPermitted, NotSupported, SocklbError
-from ..features import has
 from ..kernel.discovery import current_namespace
 from ..termination.loop import TerminationLoop, destroyable
 from ..termination.table import PackedTable
@@ -31,7 +30,7 @@ from .metrics import served
 from .netns import NamedNamespaces
 from .outlet import start_thread
 from .output import DONE, INTERRUPTED, SOME_FAILED, error_text
-from .signals import ended_by_signals
+from .signals import signals_so_far
 from .verdicts import conntrack_text
 from .watch_report import Reporter
 from .watch_source import (
@@ -111,10 +110,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.json:
-        options.fail("--json is one object at the end, and this goes on: here it is --log-json, an object a line")
+        options.fail("there is no --json here: it is --log-json, one object a line")
     words, conntrack = options.netns or [ALL], conntrack_from(options)
     with ExitStack() as stack:
-        stack.enter_context(ended_by_signals())
         actions: dict[int, Callable[[], object]] = {}
         came = stack.enter_context(_signals(actions))  # left last: no signal breaks off what is still to be written
         named = NamedNamespaces(word for word in words if word != ALL)  # an unknown one is an error now
@@ -200,7 +198,7 @@ def _conntrack_status(words: list[str], conntrack: bool | str) -> str:
     """What comes of looking into conntrack, as far as the current namespace tells: see Report. Raises NotSupported or
     NotPermitted where it is required.
     """
-    if not (conntrack and has("conntrack")):
+    if not conntrack:
         return OFF
     from ..conntrack.support import conntrack_support
 
@@ -218,7 +216,7 @@ def _conntrack_status(words: list[str], conntrack: bool | str) -> str:
 @contextmanager
 def _signals(actions: Mapping[int, Callable[[], object]]) -> Iterator[list[int]]:
     """While active, each of its signals is noted, and calls the action that there is for it by then; but for those that
-    are ignored. Yields the list of those that have come.
+    are ignored. Yields the list of those that have come, since `main` began.
     """
     came: list[int] = []
 
@@ -232,6 +230,7 @@ def _signals(actions: Mapping[int, Callable[[], object]]) -> Iterator[list[int]]
     for number, usual in before.items():
         if usual != signal.SIG_IGN:
             signal.signal(number, handle)
+    came[:0] = signals_so_far()
     try:
         yield came
     finally:

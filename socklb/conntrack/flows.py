@@ -29,7 +29,8 @@ def find_flows(
     backends: Iterable[Backend] | None, *, namespace: NetworkNamespace | None = None
 ) -> Generator[Flow, None, None]:
     """The flows that conntrack has balanced to one of the backends (None: to any), that is, whose client asked for
-    another address or port. In whatever state, those of TCP that are closing too.
+    another address or port. In whatever state, those of TCP that are closing too. Streamed: memory does not grow with
+    their number, and one may come twice where others vanish meanwhile.
 
     `namespace` None is the caller's. Raises TypeError for what is no Backend; NotPermitted without CAP_NET_ADMIN in the
     user namespace that owns it, NotSupported where the kernel has no conntrack, KernelError for what it answers else.
@@ -45,4 +46,4 @@ def find_flows(
 def _find(backends: list[Backend] | None, namespace: NetworkNamespace | None) -> Generator[Flow, None, None]:
     with run_in_netns(namespace, ConntrackTable) as table:
         if table.count():
-            yield from table.dnated() if backends is None else table.flows_to(endpoints_of(backends))
+            yield from table.dnated() if backends is None else table.stream_to(endpoints_of(backends))

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         """What is wanted of a dump."""
 
         def may_be_in(self, datagram: bytes) -> bool:
-            """Whether an entry that is wanted may be in a datagram."""
+            """Whether an entry that is wanted may be in a datagram. If not, it is asked for the unusual ones alone."""
 
         def wants(self, datagram: bytes, message: int) -> bool:
             """Whether the entry in the message at this offset may be wanted."""
@@ -73,9 +73,12 @@ if TYPE_CHECKING:
 
 _HEADER = Struct("=IHHI").unpack_from  # nlmsghdr without the port
 _HEAD = Struct("=HHI").pack
-_LENGTH_AND_KIND = Struct("=IQ").unpack_from  # the same: type, flags and sequence as one number
-_HEADER_SIZE = 16
-_ZONES = tuple(Struct("=HH").pack(6, kind) for kind in (CTA_ZONE, CTA_TUPLE_ZONE))
+_ENTRY = Struct(
+    "=IQ8xH"
+).unpack_from  # the same, type, flags and sequence as one number, and the size of the original tuple
+_HEADER_SIZE, _ENTRY_SIZE = 16, 22
+_HEADER_OF_ZONE, _HEADER_OF_TUPLE_ZONE = (Struct("=HH").pack(6, kind) for kind in (CTA_ZONE, CTA_TUPLE_ZONE))
+_SIZES, _SIZES_IN_ZONE = (52, 76), (60, 84)
 _ORIGINAL = 20  # behind nlmsghdr and nfgenmsg
 _SIZE_OF = Struct("=H").unpack_from
 
@@ -97,7 +100,8 @@ _SOURCES_V6 = re.compile(re.escape(_REPLY_V6) + b"(.{16})", re.DOTALL).findall
 class ByBackend:
     """Entries whose replies come from one of these (protocol, packed address, port), and that are translated.
 
-    `may_have_zones`: whether any entry of what was scanned, wanted or not, may be in a zone. Not looked for if True.
+    `may_have_zones`: whether an entry of what was scanned, wanted or not, may be in a zone in its original direction.
+    Not looked for if it is True.
     """
 
     def __init__(self, endpoints: Iterable[tuple[int, bytes, int]], *, may_have_zones: bool = True) -> None:
@@ -108,7 +112,7 @@ class ByBackend:
         self._v6 = frozenset(src for _, src, _ in self._endpoints if len(src) == 16)
 
     def may_be_in(self, datagram: bytes) -> bool:
-        self.may_have_zones = self.may_have_zones or any(zone in datagram for zone in _ZONES)
+        self.may_have_zones = self.may_have_zones or _HEADER_OF_ZONE in datagram
         return bool(
             (self._v4 and not self._v4.isdisjoint(_SOURCES_V4(datagram)))
             or (self._v6 and not self._v6.isdisjoint(_SOURCES_V6(datagram)))
@@ -116,7 +120,10 @@ class ByBackend:
 
     def wants(self, datagram: bytes, message: int) -> bool:
         at = message + _ORIGINAL
-        at += (_SIZE_OF(datagram, at)[0] + 3) & ~3
+        (size,) = _SIZE_OF(datagram, at)
+        at += (size + 3) & ~3
+        if size in _SIZES_IN_ZONE and datagram[at - 8 : at - 4] == _HEADER_OF_TUPLE_ZONE:  # ICMP has such sizes, too
+            self.may_have_zones = True
         begin = datagram[at + 2 : at + 12]
         if begin == _REPLY_V4:
             return datagram[at + 12 : at + 16] + datagram[at + 32 : at + 33] + datagram[at + 40 : at + 42] in self._keys
@@ -167,10 +174,13 @@ def parse_dump(reply: bytes, sequence: int, scan: Scan) -> Parsed:
     """
     flows: list[Flow] = []
     end: Ack | Done | None = None
-    interrupted, size = 0, len(reply)
+    interrupted, offset, size = 0, 0, len(reply)
     may_be_in = scan.may_be_in(reply)
-    offset = 0 if may_be_in else _behind_entries(reply, sequence)
     while offset < size:
+        if not may_be_in and end is None:
+            offset = _behind_usual(reply, offset, sequence)
+            if offset >= size:
+                break
         if size - offset < _HEADER_SIZE:
             raise MalformedMessage("cut netlink header", offset=offset, expected="16 bytes", got=f"{size - offset}")
         length, kind, flags, answered = _HEADER(reply, offset)
@@ -184,7 +194,7 @@ def parse_dump(reply: bytes, sequence: int, scan: Scan) -> Parsed:
         if flags & NLM_F_DUMP_INTR:
             interrupted = errno.EINTR
         if kind == IPCTNL_MSG_CT_NEW:
-            if may_be_in and length >= _ORIGINAL + 4 and scan.wants(reply, offset):
+            if length >= _ORIGINAL + 4 and scan.wants(reply, offset):
                 flow = decode_flow(reply, offset + _HEADER_SIZE, stop)
                 if flow is not None and scan.takes(flow):
                     flows.append(flow)
@@ -200,14 +210,16 @@ def parse_dump(reply: bytes, sequence: int, scan: Scan) -> Parsed:
     return flows, end, interrupted
 
 
-def _behind_entries(reply: bytes, sequence: int) -> int:
-    """The offset behind the entries that a datagram begins with, as far as nothing is unusual about them."""
+def _behind_usual(reply: bytes, offset: int, sequence: int) -> int:
+    """The offset behind the entries from this one on, as far as there is nothing unusual about them: another flag, a
+    zone, a protocol without ports.
+    """
     heads = [_HEAD(IPCTNL_MSG_CT_NEW, NLM_F_MULTI | flag, sequence) for flag in (0, NLM_F_DUMP_FILTERED)]
     usual = [int.from_bytes(head, sys.byteorder) for head in heads]
-    offset, size = 0, len(reply)
-    while offset <= size - _HEADER_SIZE:
-        length, head = _LENGTH_AND_KIND(reply, offset)
-        if head not in usual or not _HEADER_SIZE <= length <= size - offset:
+    size = len(reply)
+    while offset <= size - _ENTRY_SIZE:
+        length, head, original = _ENTRY(reply, offset)
+        if head not in usual or original not in _SIZES or not _ENTRY_SIZE <= length <= size - offset:
             break
         offset += (length + 3) & ~3
     return offset

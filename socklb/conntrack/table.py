@@ -47,9 +47,6 @@ NETLINK_NETFILTER = 12
 _QUESTIONS = 4
 """So many filtered dumps, each a walk of the whole table, cost less than receiving all of it."""
 
-_FEW_ENTRIES = 2_000
-"""All of these are received in less time than one walk takes, for empty buckets are walked too, and often 262,144."""
-
 _EVERYTHING = AF_UNSPEC, b""
 _HAS_REPLY_FILTERS = (5, 16)  # ad81d4daf6a3; before, CTA_FILTER on the reply tuple matches nothing
 _TCP_LOOSE = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose"  # of the thread's namespace
@@ -91,23 +88,27 @@ class ConntrackTable(NetlinkSocket):
         return self._decoded(lambda: decode_count(answer, 0, len(answer)))
 
     def dnated(self) -> Iterator[Flow]:
-        """The flows that are translated to another destination, streamed."""
-        return self._flows(*_EVERYTHING, Dnated())
+        """The flows that are translated to another destination, streamed; an entry may come twice."""
+        return self._flows(*_EVERYTHING, Dnated(), may_repeat_rows=False)
 
     def flows_to(self, wanted: Collection[tuple[int, bytes, int]]) -> list[Flow]:
         """The flows to these backends (protocol, packed address, port) whose clients asked for something else.
 
-        Few are asked for by filters in the kernel, v4 by address, v6 by protocol and port. For many, and of few
-        entries, there is one dump.
+        Few are asked for by filters in the kernel, v4 by address, v6 by protocol and port. For many there is one dump.
         Whatever the kernel sends is compared here.
         """
-        found: list[Flow] = []
-        for family, filter in [_EVERYTHING] if self.count() <= _FEW_ENTRIES else _questions(wanted):
+        return _once(self._flows_to(wanted, may_repeat_rows=True))
+
+    def stream_to(self, wanted: Collection[tuple[int, bytes, int]]) -> Iterator[Flow]:
+        """`flows_to`, streamed; an entry may come twice."""
+        return self._flows_to(wanted, may_repeat_rows=False)
+
+    def _flows_to(self, wanted: Collection[tuple[int, bytes, int]], *, may_repeat_rows: bool) -> Iterator[Flow]:
+        for family, filter in _questions(wanted):
             asked_for = (one for one in wanted if family in (AF_UNSPEC, _family(one[1])))
             scan = ByBackend(asked_for, may_have_zones=bool(filter))
-            found += self._flows(family, filter, scan)
+            yield from self._flows(family, filter, scan, may_repeat_rows=may_repeat_rows)
             self.may_have_zones = scan.may_have_zones
-        return _once(found)
 
     def entries_of(self, originals: Collection[FlowTuple]) -> list[Flow]:
         """Every entry with one of these original tuples, in whatever zone."""
@@ -115,13 +116,13 @@ class ConntrackTable(NetlinkSocket):
         scan = ByOriginal(originals)
         return _once(flow for family, filter in questions for flow in self._flows(family, filter, scan))
 
-    def _flows(self, family: int, filter: bytes, scan: Scan) -> Iterator[Flow]:
+    def _flows(self, family: int, filter: bytes, scan: Scan, *, may_repeat_rows: bool = True) -> Iterator[Flow]:
         dump = self._dump(
             IPCTNL_MSG_CT_GET,
             request(family, filter),
             lambda reply, sequence: parse_dump(reply, sequence, scan),
             "list the entries of conntrack",
-            may_repeat_rows=True,
+            may_repeat_rows=may_repeat_rows,
         )
         for flows in dump:
             yield from flows
@@ -129,7 +130,10 @@ class ConntrackTable(NetlinkSocket):
     def get(self, flows: Sequence[Flow]) -> list[Flow | None]:
         """The entries that have the original tuples of these flows now, each in its zone; None for none."""
         found = self._entries([get_request(flow.original, flow.zone) for flow in flows])
-        return [now if now is not None and now.original == flow.original else None for now, flow in zip(found, flows)]
+        return [
+            now if now is not None and (now.original, now.zone) == (flow.original, flow.zone) else None
+            for now, flow in zip(found, flows)
+        ]
 
     def get_replies(self, replies: Sequence[FlowTuple]) -> list[Flow | None]:
         """The entries in zone 0 whose replies have these tuples; None for none."""

@@ -6,7 +6,9 @@
     term    = ("not" | "!") term | "(" filter ")" | test
     test    = ("dst" | "src") [eq | ne] host | ("dport" | "sport") [operator] port
             | "dev" [eq | ne] interface | "fwmark" [eq | ne] value["/"mask] | "cgroup" [eq | ne] path | "autobound"
-    host    = ["inet:" | "inet6:"] ( any | address ["/" prefix] | "[" v6 ["/" prefix] "]" ) [":" port]
+    host    = ["inet:" | "inet6:"] ( any | address ["/" prefix] | "[" v6 ["/" prefix] "]" ) [":" number]
+    port    = [["inet:" | "inet6:"] ":"] number
+    number  = a port's, the name of a service, or "*"
     any     = "*" | "any" | "all" | "default" | nothing before a port
 
 A v6 address without brackets is refused where what follows its last colon could be a port of the address before it: ss
@@ -216,15 +218,14 @@ class _Parser:
         family, colon, text = value.text.partition(":")
         family = family.lower() if colon and family.lower() in _ANY_OF else ""
         host, port = self._split_endpoint(_Word(text, value.column) if family else value)
-        ports = EVERYTHING if port in (None, "*") else Port(side, *[self._port_number(port or "", value)] * 2)
+        ports = EVERYTHING if port is None else self._ports(side, "=", port, value)
         if host.lower() in _ANY:
             if not family:
                 return ports
             host = _ANY_OF[family]
         elif family and (":" in host) != (":" in _ANY_OF[family]):
             self.fail(f"{host} is no address of {family}", value)
-        hosts = constructors.src(host) if side == "src" else constructors.dst(host)
-        return hosts if ports is EVERYTHING else And(hosts, ports)
+        return joined(And, [_hosts(side, host), ports])
 
     def _split_endpoint(self, value: _Word) -> tuple[str, str | None]:
         """(address or prefix, port)."""
@@ -270,7 +271,15 @@ class _Parser:
         return address + slash + prefix
 
     def _port_test(self, side: str, sign: str, value: _Word) -> Condition:
-        number = self._port_number(value.text[1:] if value.text.startswith(":") else value.text, value)
+        family, _, text = value.text.rpartition("::")
+        if family.lower() in _ANY_OF:
+            return joined(And, [_hosts(side, _ANY_OF[family.lower()]), self._ports(side, sign, text, value)])
+        return self._ports(side, sign, value.text[1:] if value.text.startswith(":") else value.text, value)
+
+    def _ports(self, side: str, sign: str, text: str, value: _Word) -> Condition:
+        if text == "*" and sign == "=":
+            return EVERYTHING
+        number = self._port_number(text, value)
         if sign in ("=", "!="):
             exactly = Port(side, number, number)
             return Not(exactly) if sign == "!=" else exactly
@@ -320,6 +329,10 @@ def _why_not_a_test(word: str) -> str:
     if word in _AND + _OR + tuple(_OPERATORS) or word == ")":
         return "expected a condition before this"
     return f"unknown word, expected one of {', '.join(_TESTS)}"
+
+
+def _hosts(side: str, text: str) -> Condition:
+    return constructors.src(text) if side == "src" else constructors.dst(text)
 
 
 def _is_network(text: str) -> bool:

@@ -137,15 +137,15 @@ class SocketFilter(Value):
         family: int | None = None,
         predicate: Predicate | None = None,
     ) -> SocketFilter:
-        """From the filter language of ss(8), which may begin with states; `states` are for a text that has none. Raises
-        FilterSyntaxError, a ValueError with the word and its column.
+        """From the filter language of ss(8), which may begin with states; `states` are for a text that names none, and
+        what it excludes is left out of them. Raises FilterSyntaxError, a ValueError with the word and its column.
         """
         number = protocol_number(protocol)
         where, named, excluded = parse(text, PROTOCOL_NAMES[number])
-        if named or excluded:
+        if named:
             if states is not None:
                 raise ValueError("states are given twice: in the filter, and beside it")
-            states = named or None
+            states = named
         found = cls(number, where, states=states, family=family, predicate=predicate)
         return found._without(named_states(excluded)[0]) if excluded else found
 

@@ -17,7 +17,9 @@ from socklb.engine import destroy, policy
 from socklb.engine.report import Counts
 from socklb.termination import reasons as of_termination
 from socklb.termination.loop import Pass
+from socklb.wire.request import PROTOCOL_NAMES
 
+from ..conntrack.entries import flow
 from ..fake_kernel import row
 
 HERE, THERE = (NetworkNamespace(f"net{n}", f"/run/netns/net{n}", 4, n) for n in range(2))
@@ -85,6 +87,9 @@ def a_pass(report: Report | None = None, *, seconds: float = 0.0, failed: Any = 
 
 
 def outcome(verdict: str, reason: str, error: int | None, protocol: int) -> Outcome:
+    """Of a socket, or where it was about that alone of a conntrack entry."""
+    if verdict in ("rerouted", "cleared"):
+        return Outcome(None, verdict, reason, error, HERE, flow(f"10.96.0.10:80/{PROTOCOL_NAMES[protocol]}"))
     return Outcome(InetSocket(row(1), protocol), verdict, reason, error, HERE)
 
 

@@ -22,6 +22,7 @@ COMMANDS = pytest.mark.parametrize(
     [["terminate", "10.9.0.2:9000/UDP"], ["destroy", "--netns", "all", "dst 10.9.0.2"]],
     ids=["terminate", "destroy"],
 )
+THEN = "looking for clients of service addresses, and again where there are any"
 CLEAR = "\r\x1b[K"
 LONG = "a-name-that-a-terminal-of-twenty-columns-cannot-show"
 
@@ -42,13 +43,16 @@ class TestOnATerminal:
         result = on_terminal(*words)
         before, *shown, after = result.err.split(CLEAR)
         assert (result.code, before, after) == (0, "", "")
+        if words[0] == "terminate":
+            assert shown.pop() == THEN
         assert [text.partition(": ")[0] for text in shown] == [f"{n} of 3 namespaces" for n in (1, 2, 3)]
         assert {text.partition(": ")[2] for text in shown} == {"current", "web", LONG}
         assert result.out == "0 matched: 0 destroyed, 0 gone, 0 skipped, 0 failed\n"
 
     def test_it_takes_one_row_of_a_narrow_one(self, words: list[str]) -> None:
         shown = on_terminal(*words, columns=20).err.split(CLEAR)
-        assert [text.rstrip() for text in shown if text] == [f"{n} of 3 namespaces:" for n in (1, 2, 3)]
+        rows = [f"{n} of 3 namespaces:" for n in (1, 2, 3)] + [THEN[:19]] * (words[0] == "terminate")
+        assert [text.rstrip() for text in shown if text] == rows
 
     @pytest.mark.parametrize(
         ("error", "code", "last"), [("KeyboardInterrupt", 130, "interrupted"), ("ValueError('x')", 1, "in .*: x")]

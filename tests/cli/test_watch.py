@@ -84,7 +84,7 @@ IMPATIENT = 'module(".cli.outlet").PATIENCE_SECONDS = 0.05\n'
 SOON = 'module(".termination.schedule").PAUSES = (0.02,) * 1000\n'
 SIGNALLED = """
 import os, signal
-watch, outlet = module(".cli.watch"), module(".cli.outlet")
+cli, watch, outlet = module(".cli"), module(".cli.watch"), module(".cli.outlet")
 usual = {owner}.{function}
 def signalled(*arguments):
     os.kill(os.getpid(), signal.{signal})
@@ -224,9 +224,15 @@ def test_a_second_signal_ends_it_after_the_batch_at_hand(sockets: Sockets, numbe
     assert sum(map(is_cut, clients)) == 64
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 0), ("SIGUSR1", 0), ("SIGTERM", 0), ("SIGINT", 130)])
-def test_a_signal_that_comes_while_it_starts(network: None, name: str, code: int) -> None:
-    patch = SIGNALLED.format(signal=name, owner="watch", function="probe")
+@pytest.mark.parametrize(
+    ("owner", "function", "name", "code"),
+    [
+        *(("cli", "parse", *each) for each in (("SIGHUP", 0), ("SIGTERM", 0), ("SIGINT", 130))),
+        *(("watch", "probe", *each) for each in (("SIGHUP", 0), ("SIGUSR1", 0), ("SIGTERM", 0), ("SIGINT", 130))),
+    ],
+)
+def test_a_signal_that_comes_while_it_starts(network: None, owner: str, function: str, name: str, code: int) -> None:
+    patch = SIGNALLED.format(signal=name, owner=owner, function=function)
     assert watch(stdin="", patch=patch) == (code, "", "")
 
 

@@ -163,9 +163,9 @@ class TestFiltersAndLimit:
         assert tries(kernel) == {2: 1, 3: 1}
 
 
-def carried_out(run: Run) -> Report:
-    """What it did to all TCP sockets of this namespace."""
-    return run.carry_out(lambda: run.search([TCP], [NetworkNamespace.current()], is_one=True))
+def carried_out(run: Run, *filters: SocketFilter) -> Report:
+    """What it did to the sockets of this namespace that they match, to those of TCP without a filter."""
+    return run.carry_out(lambda: run.search(filters or [TCP], [NetworkNamespace.current()], is_one=True))
 
 
 class TestTheHook:

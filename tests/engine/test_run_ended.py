@@ -17,6 +17,7 @@ import pytest
 from socklb import (
     AuditError,
     Counts,
+    NetworkNamespace,
     NotPermitted,
     NotSupported,
     Report,

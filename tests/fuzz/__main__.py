@@ -31,6 +31,8 @@ from .. import package_under_test
 TARGETS = {
     "bytecode": ("fuzz.test_bytecode", "wire.test_bytecode"),
     "compiler": ("filters.test_compiler",),
+    "conntrack": ("conntrack.test_layout", "conntrack.test_scan", "conntrack.test_describe"),
+    "conntrack-table": ("conntrack.test_table",),
     "datagram": ("wire.test_netlink", "wire.test_reply", "wire.test_attributes"),
     "language": ("filters.test_language",),
     "replies": ("faults.test_damaged_replies",),

@@ -82,7 +82,7 @@ class TestCommands:
         listed = run_among_clients(ours, root, "list", "--json", FILTER).result
         assert (listed.code, len(listed.json["sockets"]), listed.err) == (0, 5, "")
         probed = in_own_network(lambda: ours.run(root, "probe"))
-        assert (probed.code, probed.out.count("supported"), probed.err) == (0, 4, "")
+        assert (probed.code, probed.out.count("supported"), probed.err) == (0, 5, "")
 
     @of(NO_JSON)
     @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from unittest import mock
 import pytest
 
 from socklb import Backend, Counts, NetworkNamespace, NotPermitted, terminate_connections
+from socklb.filters import peers
 from socklb.kernel.diag import DiagSocket
-from socklb.termination import terminate as terminate_module
 from socklb.termination.terminate import terminate
 
 from .. import world
@@ -68,7 +68,7 @@ class TestWhoIsCut:
     def test_those_of_more_backends_than_a_filter_has(
         self, nets: list[Network], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(terminate_module, "_PIECE", 2)
+        monkeypatch.setattr(peers, "_PIECE", 2)
         hosts = [f"127.0.0.{number}" for number in range(2, 7)]
         doomed = nets[0].make(lambda s: [s.tcp(host, PORT)[0] for host in hosts])
         report = terminate_connections([Backend(host, PORT, "tcp") for host in hosts], namespaces=nets[0].namespace)
