@@ -24,7 +24,7 @@ from socklb.termination.table import Instance
 from .counters import counters
 from .endpoints import LINK_LOCAL, LINKS
 from .filters import PORTS, TARGETS
-from .flows import expected_cut
+from .flows import backend_of, expected_cut
 from .machine import NAMESPACES
 from .model import ModelFilter, ModelFlow, ModelSocket, Options, Verdict, matches, unmapped
 from .owners import OwnerMachine
@@ -231,7 +231,7 @@ class BackendMachine(OwnerMachine):
     def _take_down(self, which: int) -> None:
         model = self.world.model
         candidates = [_backend_of(one) for one in model.sockets if one.peer_port] + list(
-            map(_of_flow, model.open_flows())
+            map(backend_of, model.open_flows())
         )
         if candidates:
             backend = candidates[which % len(candidates)]
@@ -340,10 +340,6 @@ def _has_services() -> bool:
 def _backend_of(one: ModelSocket) -> Backend:
     link = f"%{one.device_name}" if one.peer.is_link_local and one.peer.version == 6 else ""
     return Backend(f"{unmapped(one.peer)}{link}", one.peer_port, one.protocol)
-
-
-def _of_flow(flow: ModelFlow) -> Backend:
-    return Backend(str(flow.backend[0]), flow.backend[1], flow.protocol)
 
 
 def _model_of(outcome: Outcome, netns: int) -> ModelFlow:
