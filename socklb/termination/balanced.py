@@ -77,7 +77,9 @@ class Balanced:
         namespaces: Iterable[NetworkNamespace],
         while_waiting: Callable[[], object] = lambda: None,
     ) -> None:
-        self._backends, self._endpoints = backends, endpoints_of(backends)
+        self._endpoints = endpoints_of(backends)
+        self._elsewhere = endpoints_of(backend for backend in backends if not backend.is_local)
+        self._here: NetworkNamespace | None = None  # where alone those on loopback are meant, unless None
         self._namespaces, self._while_waiting = list(namespaces), while_waiting
         self.cases: list[Case] = []
         self.is_loose: dict[NetworkNamespace, bool] = {}  # tcp_loose, where there are cases
@@ -114,11 +116,11 @@ class Balanced:
 
     def find(self, here: NetworkNamespace | None) -> None:
         """Find the entries. Backends on a loopback address are looked for in `here` alone, unless it is None."""
-        elsewhere = endpoints_of(backend for backend in self._backends if not backend.is_local)
+        self._here = here
 
         def look(namespace: NetworkNamespace) -> None:
             try:
-                self._find_in(namespace, self._endpoints if here is None or namespace == here else elsewhere)
+                self._find_in(namespace)
             except CannotEnter:
                 raise
             except NotSupported:
@@ -134,7 +136,10 @@ class Balanced:
             return ABSENT
         return REFUSED if self._is_refused else DONE
 
-    def _find_in(self, namespace: NetworkNamespace, wanted: Collection[tuple[int, bytes, int]]) -> None:
+    def _gone_in(self, namespace: NetworkNamespace) -> Collection[tuple[int, bytes, int]]:
+        return self._endpoints if self._here in (None, namespace) else self._elsewhere
+
+    def _find_in(self, namespace: NetworkNamespace) -> None:
         table, loose = run_in_netns(namespace, lambda: (ConntrackTable(), is_loose()), thread_may_move=is_worker())
         try:
             try:
@@ -144,7 +149,7 @@ class Balanced:
                 self._is_refused = True
                 raise
             self._tracked.append(namespace)
-            cases = [Case(namespace, flow) for flow in table.flows_to(wanted) if not flow.is_closing]
+            cases = [Case(namespace, flow) for flow in table.flows_to(self._gone_in(namespace)) if not flow.is_closing]
             if cases:
                 self._tables[namespace], self.is_loose[namespace] = table, loose
                 self.cases += cases
@@ -281,13 +286,13 @@ class Balanced:
         except SocklbError as error:
             self.errors[namespace] = error
             return None
-        return {flow.original for flow in found if self._leads_elsewhere(flow)}
+        return {flow.original for flow in found if self._leads_elsewhere(flow, namespace)}
 
-    def _leads_elsewhere(self, flow: Flow) -> bool:
-        """Whether an entry translates, and not to a backend that is gone."""
+    def _leads_elsewhere(self, flow: Flow, namespace: NetworkNamespace) -> bool:
+        """Whether an entry of a namespace translates, and not to a backend that is gone there."""
         source = (flow.protocol, flow.reply.src, flow.reply.sport)
         is_translated = flow.reply != _inverse(flow.original)
-        return is_translated and not flow.is_closing and not (flow.is_dnated and source in self._endpoints)
+        return is_translated and not flow.is_closing and not (flow.is_dnated and source in self._gone_in(namespace))
 
 
 def _pair(cases: Sequence[Case], sockets: Sequence[tuple[NetworkNamespace, InetSocket]]) -> None:

@@ -24,7 +24,7 @@ from socklb.termination.table import Instance
 from .counters import counters
 from .endpoints import LINK_LOCAL, LINKS
 from .filters import PORTS, TARGETS
-from .flows import expected_cut
+from .flows import backend_of, expected_cut
 from .machine import NAMESPACES
 from .model import ModelFilter, ModelFlow, ModelSocket, Options, Verdict, matches, unmapped
 from .owners import OwnerMachine
@@ -37,7 +37,7 @@ _SERVICES = {
     "127.0.9.1": (("127.0.0.2", 9000), ("127.0.0.3", 9001)),
     "::ffff:127.0.9.1": (("127.0.0.2", 9000), ("127.0.0.3", 9001)),
     "10.9.9.1": (("10.9.0.2", 9000), ("10.9.0.3", 9001), ("10.9.9.1", SERVICE_PORT)),
-    "fd00::1": (("fd00::1", 9000), ("::1", 9001), ("fd00::1", SERVICE_PORT)),
+    "fd00::1": (("::1", 9000), ("fd00::1", 9001), ("fd00::1", SERVICE_PORT)),
 }
 """With the backends that each may have, or none: it is there itself."""
 _WITH_NAT = (1, 2)  # namespaces
@@ -129,17 +129,27 @@ class BackendMachine(OwnerMachine):
             self.model_table.put(backend, wanted.get(backend, {}))
         self._check_table()
 
+    def begin(self) -> None:
+        """Not in each: whoever looks for clients of services walks the table of conntrack, which is the machine's."""
+        number = counters["worlds"]
+        self.has_services = number % 3 == 0
+        if self.has_services:
+            service = tuple(_SERVICES)[number // 3 % len(_SERVICES)]
+            self.terminate_equal_clients(service, [*_WITH_NAT], closes=number % 2 == 0, everywhere=False)
+            for protocol in ("tcp", "udp"):
+                self._connect_to_service(service, protocol, dict.fromkeys(_WITH_NAT, 0))
+
     @rule(several=st.lists(st.tuples(_services, _protocols, _places, _backends), min_size=1, max_size=3))
     def connect_to_services(self, several: list[tuple[str, str, list[int], list[int]]]) -> None:
-        for service, protocol, numbers, backends in several if _has_services() else ():
+        for service, protocol, numbers, backends in several if self.has_services else ():
             self._connect_to_service(service, protocol, dict(zip(numbers, backends)))
 
-    @rule(service=_services, numbers=st.permutations(_WITH_NAT), closes=_dry_run)
-    def terminate_equal_clients(self, service: str, numbers: list[int], closes: bool) -> None:
+    @rule(service=_services, numbers=st.permutations(_WITH_NAT), closes=_dry_run, everywhere=st.booleans())
+    def terminate_equal_clients(self, service: str, numbers: list[int], closes: bool, everywhere: bool) -> None:
         """Pairs of them: the second one's backend is the same, or another one that lives, or there is none. And a UDP
         client. Of each pair the first may have gone.
         """
-        if not _has_services():
+        if not self.has_services:
             return
         self._connect_to_service(service, "udp", {numbers[0]: 0})
         for other in range(3):
@@ -148,8 +158,9 @@ class BackendMachine(OwnerMachine):
                 self.world.close(clients[0])
         self.world.check()
         backends = [Backend(*_SERVICES[service][0], protocol) for protocol in ("tcp", "udp")]
-        report = terminate_connections(backends, namespaces=self._namespaces(numbers))
-        self._check_termination(report, backends, numbers, Options())
+        report = terminate_connections(backends, namespaces="all" if everywhere else self._namespaces(numbers))
+        searched = list(range(NAMESPACES)) if everywhere else numbers
+        self._check_termination(report, backends, searched, Options(), locals_here=everywhere)
 
     @rule(numbers=_numbers, which=st.integers(0, 59))
     def run_loop(self, numbers: list[int], which: int) -> None:
@@ -231,7 +242,7 @@ class BackendMachine(OwnerMachine):
     def _take_down(self, which: int) -> None:
         model = self.world.model
         candidates = [_backend_of(one) for one in model.sockets if one.peer_port] + list(
-            map(_of_flow, model.open_flows())
+            map(backend_of, model.open_flows())
         )
         if candidates:
             backend = candidates[which % len(candidates)]
@@ -274,19 +285,17 @@ class BackendMachine(OwnerMachine):
         gone: dict[int, list[Backend]] = {}
         for number, namespace in zip(numbers, self._namespaces(numbers)):
             is_here = self.namespaces[number].namespace is None
-            there = [one for one in backends if is_here or not (locals_here and one.is_local)]
-            if not there:
-                continue
-            gone[number] = there
+            gone[number] = [one for one in backends if is_here or not (locals_here and one.is_local)]
             outcomes = [one for one in report.outcomes if one.namespace == namespace and one.flow is None]
-            verdicts.update(self._check_netns(number, outcomes, there, options))
+            verdicts.update(self._check_netns(number, outcomes, gone[number], options))
         tally = [
             (one.netns, verdict, [to for to in backends if _is_client(one, to)]) for one, verdict in verdicts.items()
         ]
         self._expect_destroyed(verdicts)
         tally += self._check_balanced(report, gone, options)
-        assert {*report.namespaces} == {*self._namespaces(list(gone))}
-        for number, namespace in zip(gone, self._namespaces(list(gone))):
+        searched = [number for number in gone if gone[number] or any(number == there for there, _, _ in tally)]
+        assert {*report.namespaces} == {*self._namespaces(searched)}
+        for number, namespace in zip(searched, self._namespaces(searched)):
             self._check_sums(report.namespaces[namespace], [verdict for there, verdict, _ in tally if there == number])
         self._check_sums(report.counts, [verdict for _, verdict, _ in tally])
         assert set(report.backends) == set(backends)
@@ -332,18 +341,9 @@ class BackendMachine(OwnerMachine):
         return verdicts
 
 
-def _has_services() -> bool:
-    """Not in every world: whoever looks for clients of services there walks the whole machine's table of conntrack."""
-    return counters["worlds"] % 2 == 0
-
-
 def _backend_of(one: ModelSocket) -> Backend:
     link = f"%{one.device_name}" if one.peer.is_link_local and one.peer.version == 6 else ""
     return Backend(f"{unmapped(one.peer)}{link}", one.peer_port, one.protocol)
-
-
-def _of_flow(flow: ModelFlow) -> Backend:
-    return Backend(str(flow.backend[0]), flow.backend[1], flow.protocol)
 
 
 def _model_of(outcome: Outcome, netns: int) -> ModelFlow:

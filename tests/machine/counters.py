@@ -21,7 +21,7 @@ _NEEDED = (
     *("failed", "only bound", "hidden", "alive on the other link", "left alone"),
     *("alive on loopback elsewhere", "terminated on loopback elsewhere"),
     *("terminated on a link", "spared on the other link"),
-    *("balanced: destroyed", "balanced: rerouted", "balanced: gone", f"balanced: {ELSEWHERE}", f"balanced: {SEVERAL}"),
+    *("balanced: destroyed", "balanced: rerouted", f"balanced: {ELSEWHERE}", f"balanced: {SEVERAL}"),
     *("closed meanwhile", "disconnected meanwhile", "listening meanwhile", "hit too late"),
 )
 

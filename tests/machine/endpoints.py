@@ -28,7 +28,6 @@ LINK_LOCAL = "fe80::5"
 ON_LINKS = (LINK_LOCAL, "10.8.0.5")
 """What both links have for addresses."""
 
-_FLUSH = struct.pack("=IHHIII", 20, 1 << 8 | 2, 5, 1, 0, 0)  # IPCTNL_MSG_CT_DELETE without a tuple
 _SMALL_TABLE = "64"
 _ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
 
@@ -112,9 +111,7 @@ class Netns:
         if self.services:
             self.services.clear()
             run_in_netns(self.namespace, nat_rules.no_services)
-            with run_in_netns(self.namespace, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)) as netlink:
-                netlink.send(_FLUSH)
-                assert netlink.recv(100)[16:20] == bytes(4)
+            run_in_netns(self.namespace, proc_conntrack.flush)
 
     def rows(self) -> Counter[tuple[object, ...]]:
         """What /proc/net shows."""

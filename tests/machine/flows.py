@@ -15,6 +15,10 @@ ELSEWHERE = "another namespace has the same connection, to a backend that lives"
 SEVERAL = "the same connection is in more namespaces than conntrack has it to this backend"
 
 
+def backend_of(flow: ModelFlow) -> Backend:
+    return Backend(str(flow.backend[0]), flow.backend[1], flow.protocol)
+
+
 class Cut(NamedTuple):
     """What a call must do to flows: the verdict on each socket or entry, and the entries that it must delete."""
 
@@ -26,18 +30,15 @@ def expected_cut(model: Model, gone: Mapping[int, Collection[Backend]], options:
     """`gone`: in each namespace that is searched, the backends that count as gone there."""
     cut = Cut({}, [])
     searched = [flow for flow in model.open_flows() if flow.netns in gone]
-    doomed = [
-        flow for flow in searched if Backend(str(flow.backend[0]), flow.backend[1], flow.protocol) in gone[flow.netns]
-    ]
+    doomed = [flow for flow in searched if backend_of(flow) in gone[flow.netns]]
     for flow in doomed:
         if flow.protocol == "udp":
             cut.verdicts[flow] = Verdict("rerouted", "")
             cut.deleted.append(flow)
             continue
-        same = (
-            [flow] if flow.original[0].is_loopback else [other for other in searched if other.original == flow.original]
-        )
-        clients = _clients(model, flow, [flow.netns] if flow.original[0].is_loopback else gone)
+        is_local = flow.original[0].is_loopback
+        same = [flow] if is_local else [other for other in searched if other.original == flow.original]
+        clients = _clients(model, flow, [flow.netns] if is_local else gone)
         reason = SEVERAL if len(clients) > len(same) else ""
         if any(other not in doomed for other in same):
             reason = ELSEWHERE

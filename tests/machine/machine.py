@@ -98,6 +98,10 @@ class SocketMachine(RuleBasedStateMachine):
                 self.world.connect(netns, "tcp", address, port, made)
                 self.world.connect(netns, "udp", address, port, made)
         counters["worlds"] += 1
+        self.begin()
+
+    def begin(self) -> None:
+        """What is in some worlds from the first."""
 
     def teardown(self) -> None:
         """Every socket goes. What TCP itself keeps for a minute is destroyed: it counts, and nothing else is there."""

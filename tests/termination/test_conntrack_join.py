@@ -41,8 +41,21 @@ from socklb.termination.reasons import (
 from socklb.termination.terminate import conntrack_join, terminate
 
 from .. import rtnetlink
-from ..conntrack.entries import CONFIRMED, make_entries
-from ..nat import BACKEND_PORT, GATEWAY, NODE, NODE_PORT, PORT, PUBLISHED_PORT, TENANT, VIP4, VIP6, Node, Pod, ask
+from ..nat import (
+    BACKEND_PORT,
+    GATEWAY,
+    NODE,
+    NODE_PORT,
+    PORT,
+    PUBLISHED_PORT,
+    TENANT,
+    VIP4,
+    VIP6,
+    Node,
+    Pod,
+    add_ipvs_entry,
+    ask,
+)
 from ..networks import Network, networks
 from ..sockets import pending_error
 
@@ -195,7 +208,7 @@ class TestBalancedByIPVS:
         (flow,) = flows_to(node.a)
         with ConntrackTable() as table:
             assert table.delete([flow]) == [0]
-        make_entries(flow._replace(status=CONFIRMED))
+        add_ipvs_entry(flow.original, flow.reply)
         assert [(one.reply, one.is_by_ipvs) for one in flows_to(node.a)] == [(flow.reply, True)]
         return client
 
