@@ -301,7 +301,7 @@ def main() -> None:
     with ExitStack() as undo:
         done = soak(undo.enter_context(Node()), options.repetitions, options.seed)
     print(f"{time.monotonic() - began:.0f} s; " + ", ".join(f"{count} {what}" for what, count in done.counts.items()))
-    sys.exit("\n".join(done.wrong))
+    sys.exit("\n".join(done.wrong) or 0)
 
 
 if __name__ == "__main__":
