@@ -141,7 +141,9 @@ class ConntrackJoin:
     def _cut_sockets(self, run: Run) -> None:
         cases = [case for case in self._balanced.cases if case.sockets]
         found = {_socket_key(socket): case for case in cases for _, socket in case.sockets}
-        self._meant = {key: case for key, case in found.items() if key not in self._counted}
+        # In a dry run they are still there, whose service is among the backends itself.
+        told = {_socket_key(one.socket) for one in run.report.outcomes if one.socket} if self._dry_run else set()
+        self._meant = {key: case for key, case in found.items() if key not in self._counted and key not in told}
         if not self._meant:
             return
         where = dict.fromkeys(namespace for case in self._meant.values() for namespace, _ in case.sockets)
@@ -150,7 +152,7 @@ class ConntrackJoin:
             _of_missing(case, socket, namespace, run.report.errors.get(namespace))
             for case in dict.fromkeys(self._meant.values())
             for namespace, socket in case.sockets
-            if _socket_key(socket) not in self._counted
+            if _socket_key(socket) in self._meant and _socket_key(socket) not in self._counted
         ]
         for batch in batches(vanished):
             run.account(lambda batch=batch: self._count(batch))  # type: ignore[misc]

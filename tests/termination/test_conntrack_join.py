@@ -185,6 +185,13 @@ class TestClients:
         node.a.revive()
         assert [ask(client) for client in clients] == ["A", "A"]
 
+    def test_in_a_dry_run_too_one_counts_once_whose_service_is_gone_itself(self, node: Node) -> None:
+        node.balance(node.a)
+        client = from_pod(node, "tcp")
+        gone = [Backend(VIP4, PORT, "tcp"), *backends_of(node.a)]
+        report = terminate_connections(gone, namespaces=places(node), dry_run=True)
+        assert (verdicts(report), ask(client)) == ([("would_destroy", "")], "A")
+
     def test_one_whose_backend_is_alive_again_is_spared(self, node: Node) -> None:
         clients = [client_of_a(node, protocol, from_pod) for protocol in ("tcp", "udp")]
         report = cut(node, node.a, is_alive=lambda backend: True)
