@@ -73,6 +73,7 @@ class ConntrackTable(NetlinkSocket):
     """The entries of the network namespace that it is made in. A context manager, for one thread at a time."""
 
     lacks = "NETLINK_NETFILTER: CONFIG_NETFILTER_NETLINK (or: modprobe nf_conntrack_netlink)"
+    refuses_sends = True
 
     def __init__(self) -> None:
         super().__init__(open_netlink)

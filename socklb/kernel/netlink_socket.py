@@ -66,6 +66,9 @@ class NetlinkSocket:
     lacks = ""
     """What a kernel is without that does not know the protocol, for the message."""
 
+    refuses_sends = False
+    """Whether EPERM answers a whole send, once, and not each of its messages: nfnetlink_rcv()."""
+
     def __init__(self, opened: Callable[[], socket.socket]) -> None:
         try:
             self._socket = opened()
@@ -247,6 +250,8 @@ class NetlinkSocket:
                             "sequence of a reply", offset=start, expected=f"{answered + 1}..{last}", got=sequence
                         )
                     answer = reply[start:end] if is_row else decode_ack(reply, start, end, flags).errno
+                    if answer == errno.EPERM and self.refuses_sends:
+                        return [errno.EPERM] * len(requests)
                     answers[sequence - first] = answer
                     answered = sequence
             except MalformedMessage:

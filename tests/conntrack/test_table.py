@@ -204,6 +204,7 @@ CALLS: dict[str, Call] = {
     "count": lambda table: table.count(),
     "dnated": lambda table: [*table.dnated()],
     "flows_to": lambda table: table.flows_to({BACKEND}),
+    "stream_to": lambda table: [*table.stream_to({BACKEND})],
     "entries_of": lambda table: table.entries_of([BALANCED.flow.original]),
     "get": lambda table: table.get([BALANCED.flow]),
     "get_replies": lambda table: table.get_replies([BALANCED.flow.reply]),
@@ -243,6 +244,13 @@ class TestErrors:
     def test_a_deletion_that_fails_is_no_error_of_the_others(self) -> None:
         with installed(FakeKernel(refusing(errno.EBUSY))), ConntrackTable() as table:
             assert table.delete([BALANCED.flow] * 2) == [errno.EBUSY] * 2
+
+    def test_one_refusal_answers_all_messages_of_a_send(self) -> None:
+        refused = FakeKernel(lambda requests: [ack_message(requests[0], errno.EPERM)])
+        with installed(refused), ConntrackTable() as table:
+            assert table.delete([BALANCED.flow] * 3) == [errno.EPERM] * 3
+            with pytest.raises(NotPermitted):
+                table.get([BALANCED.flow] * 3)
 
     def test_statistics_that_are_not_found_are_no_count(self) -> None:
         refused = installed(FakeKernel(refusing(errno.ENOENT)))
