@@ -105,6 +105,7 @@ _addresses = {
     AF_INET: [bytes([10, 0, 0, n]) for n in range(3)],
     AF_INET6: [bytes([0xFD, *bytes(14), n]) for n in range(3)],
 }
+_addresses[AF_INET6].append(tuple_of(REPLY, FlowTuple(6, _addresses[AF_INET][1], 0, bytes(4), 0))[:16])  # a look-alike
 _few_ports = st.sampled_from((53, 80, 8080))
 
 
