@@ -27,11 +27,13 @@ def main() -> None:
     from .crowd import Crowd  # only now does `socklb` mean the package under test
     from .everywhere import measure_everywhere
     from .measure import measure
+    from .tracked import measure_tracked
 
     with Crowd(options.sockets) as crowd:
         times, ratios = measure(crowd, options.rounds)
         more_times, more_ratios = measure_everywhere(max(1, options.rounds // 3))
-    times, ratios = {**times, **more_times}, [*ratios, *more_ratios]
+    conntrack_times, conntrack_ratios = measure_tracked(options.rounds)
+    times, ratios = {**times, **more_times, **conntrack_times}, [*ratios, *more_ratios, *conntrack_ratios]
     machine = {
         "kernel": platform.release(),
         "python": platform.python_version(),
