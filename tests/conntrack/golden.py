@@ -292,3 +292,20 @@ STATISTICS: Fields = (
     ("global_max_entries", "00040000"),
 )
 """The answer to IPCTNL_MSG_CT_GET_STATS: four entries, of at most 262,144."""
+
+ACCOUNTED: Fields = (
+    ("nlattr COUNTERS_ORIG", "1c000980"),
+    ("nlattr PACKETS", "0c000100"),
+    ("packets", "0000000000000001"),
+    ("nlattr BYTES", "0c000200"),
+    ("bytes", "0000000000000032"),
+    ("nlattr COUNTERS_REPLY", "1c000a80"),
+    ("nlattr PACKETS", "0c000100"),
+    ("packets", "0000000000000001"),
+    ("nlattr BYTES", "0c000200"),
+    ("bytes", "0000000000000034"),
+    ("nlattr TIMESTAMP", "10001480"),
+    ("nlattr START", "0c000100"),
+    ("start", "18ebb0e6a67107ea"),
+)
+"""What comes behind the timeout of UDP where accounting and timestamps are switched on."""

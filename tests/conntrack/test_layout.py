@@ -94,6 +94,9 @@ class TestGolden:
             assert whole is not None
             assert flow[:2] == whole[:2]  # those it cannot be without
 
+    def test_accounting_and_timestamps_come_behind(self) -> None:
+        assert decoded(payload_of(golden.BALANCED_V4) + joined(golden.ACCOUNTED)) == GOLDEN["BALANCED_V4"]
+
     def test_statistics(self) -> None:
         payload = payload_of(golden.STATISTICS)
         assert decode_count(payload, 0, len(payload)) == 4

@@ -266,6 +266,13 @@ class TestErrors:
             ConntrackTable()
 
     @each_call
+    def test_silence_is_a_timeout(self, call: Call) -> None:
+        with installed(FakeKernel(lambda requests: [])), ConntrackTable() as table:
+            with pytest.raises(KernelError, match="within 10 seconds") as caught:
+                call(table)
+            assert caught.value.errno == errno.ETIMEDOUT
+
+    @each_call
     def test_nonsense_closes_the_socket(self, call: Call) -> None:
         def cut(requests: Sequence[Request]) -> Iterable[Datagram]:
             (request,) = requests

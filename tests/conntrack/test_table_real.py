@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from socklb import Flow, NotPermitted
 from socklb.conntrack.layout import IPS_DST_NAT, FlowTuple
-from socklb.conntrack.table import ConntrackTable
+from socklb.conntrack.table import ConntrackTable, is_loose
 
 from .. import world
 from ..sockets import without_privilege
@@ -208,3 +210,11 @@ def test_the_log_shows_each_entry(table: ConntrackTable, caplog: pytest.LogCaptu
     named = f"tcp 10.1.0.2:40000 -> 10.96.0.10:80 zone 0 id {flow.id:#x}"
     assert any(line.endswith(f"IPCTNL_MSG_CT_NEW: {named} replies 10.244.2.2:8080 -> 10.1.0.2:40000") for line in lines)
     assert any(line.endswith(f"IPCTNL_MSG_CT_DELETE: {named}") for line in lines)
+
+
+def test_whether_connections_are_picked_up_in_their_midst(table: ConntrackTable) -> None:
+    for number in (0, 1):
+        Path("/proc/sys/net/netfilter/nf_conntrack_tcp_loose").write_text(str(number), encoding="ascii")
+        assert is_loose() == bool(number)
+    with mock.patch("builtins.open", side_effect=FileNotFoundError):
+        assert not is_loose()
