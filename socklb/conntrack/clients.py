@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from ..filters import SocketFilter, sport, src
 from ..filters.backend import Backend
+from ..filters.conditions import Or
 from ..filters.peers import filters_to
 from ..states import TcpState
 from ..wire.address import from_packed, unmapped_packed
@@ -21,11 +23,14 @@ if TYPE_CHECKING:
 
 
 class Clients:
-    """The original tuples of some entries, and the filters that find whose sockets have them."""
+    """The tuples of some sockets, and the filters that find them: those of clients, by the services they asked."""
 
     def __init__(self, tuples: Collection[FlowTuple]) -> None:
         self._tuples = frozenset(tuples)
-        self._filters = filters_to(services_of(tuples))
+        self._filters = self._filters_for(tuples)
+
+    def _filters_for(self, tuples: Collection[FlowTuple]) -> list[SocketFilter]:
+        return filters_to(services_of(tuples))
 
     def sockets_in(self, table: SocketTable, netns: str) -> Iterator[tuple[FlowTuple, InetSocket]]:
         """The connected sockets that have one of the tuples, each with it; `netns` is for errors."""
@@ -33,6 +38,18 @@ class Clients:
             for _, socket in table.search_all(filter, filter.request_states, netns):
                 if _is_connected(socket) and (one := tuple_of(socket)) in self._tuples:
                     yield one, socket
+
+
+class Servers(Clients):
+    """Those of the other ends, by the services that they serve."""
+
+    def _filters_for(self, tuples: Collection[FlowTuple]) -> list[SocketFilter]:
+        services = services_of(one.inverse for one in tuples)
+        protocols = sorted({service.protocol for service in services})
+        return [
+            SocketFilter(one, Or(*(src(s.address) & sport(s.port) for s in services if s.protocol == one)))
+            for one in protocols
+        ]
 
 
 def services_of(tuples: Iterable[FlowTuple]) -> list[Backend]:

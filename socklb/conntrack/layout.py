@@ -75,6 +75,11 @@ class FlowTuple(namedtuple("FlowTuple", "protocol src sport dst dport")):
     dst: bytes
     dport: int
 
+    @property
+    def inverse(self) -> FlowTuple:
+        """That of the answers, where nothing is translated."""
+        return FlowTuple(self.protocol, self.dst, self.dport, self.src, self.sport)
+
 
 class Flow(namedtuple("Flow", "original reply status tcp_state expires_s id zone")):
     """A connection as conntrack keeps it: struct nf_conn.
@@ -140,6 +145,11 @@ class Flow(namedtuple("Flow", "original reply status tcp_state expires_s id zone
     def is_dnated(self) -> bool:
         """Whether somebody else answers than was asked. By the tuples: IPVS sets no IPS_DST_NAT."""
         return (self.original.dst, self.original.dport) != (self.reply.src, self.reply.sport)
+
+    @property
+    def is_translated(self) -> bool:
+        """Whether either end is known by another address or port to the other: by any NAT."""
+        return self.reply != self.original.inverse
 
     @property
     def is_by_ipvs(self) -> bool:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import errno
 from _thread import allocate_lock
+from functools import partial
 
-from ..conntrack.clients import Clients, is_local
+from ..conntrack.clients import Clients, Servers, is_local
 from ..conntrack.flows import endpoints_of
 from ..conntrack.layout import FlowTuple
 from ..conntrack.table import ConntrackTable, is_loose
@@ -24,7 +25,7 @@ from ..engine.report import ABSENT, DONE, REFUSED
 from ..errors import NotPermitted, NotSupported, SocklbError
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, current_first, run_in_netns
 from ..wire.request import IPPROTO_TCP
-from .reasons import ELSEWHERE, OTHER_ZONE, SEVERAL
+from .reasons import ANSWERED_HERE, ELSEWHERE, OTHER_ZONE, SEVERAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class Balanced:
     def locate(self) -> None:
         """Find the sockets of those cases that are about sockets, and judge which of them may not be told apart."""
         unresolved = [case for case in self.cases if case.is_of_socket]
-        for _ in range(_HOPS + 1):
+        for _ in range(1 + _HOPS):
             self._search(unresolved)
             unresolved = self._behind_nat([case for case in unresolved if not case.sockets])
             if not unresolved:
@@ -217,36 +218,39 @@ class Balanced:
     def _behind_nat(self, cases: Sequence[Case]) -> list[Case]:
         """Those cases for which another namespace has an entry whose replies come to the client; they get its own."""
         found: dict[Case, None] = {}
-        for namespace in self._tracked if cases else ():
+        for namespace in self._tracked:
             asked = [case for case in cases if case.origin != namespace and case.place is None]
-            replies = [_inverse(case.client) for case in asked]
-            inner_flows = self._ask(namespace, lambda table, asked=replies: table.get_replies(asked))  # type: ignore[misc]
-            for case, inner in zip(asked, inner_flows):
+            replies = [case.client.inverse for case in asked]
+            inner_flows = self._ask(namespace, partial(ConntrackTable.get_replies, replies=replies)) if asked else ()
+            for case, inner in zip(asked, inner_flows or ()):
                 if inner is not None and inner.original != case.client and case not in found:
                     case.client, case.origin = inner.original, namespace
                     found[case] = None
         return list(found)
 
-    def _ask(self, namespace: NetworkNamespace, ask: Callable[[ConntrackTable], Sequence[T]]) -> Sequence[T]:
-        """Ask conntrack of one namespace; nothing comes from one that has vanished, or fails: see `errors`."""
+    def _ask(self, namespace: NetworkNamespace, ask: Callable[[ConntrackTable], Sequence[T]]) -> Sequence[T] | None:
+        """Ask conntrack of one namespace: nothing comes from one that has vanished; None if it fails, see `errors`."""
         try:
+            if namespace in self._tables:
+                with self._lock:
+                    return ask(self._tables[namespace])
             with run_in_netns(namespace, ConntrackTable) as table:
                 return ask(table)
         except NamespaceVanished:
             return ()
         except SocklbError as error:
             self.errors[namespace] = error
-            return ()
+            return None
 
     # ---------------------------------------------------------------------------------------- who is who
 
     def _judge(self, cases: Sequence[Case]) -> None:
         """Say which sockets are to be spared; as many as there are entries are one's each."""
-        rivals = self._rivals(cases)
+        reasons = {**self._rivals(cases), **dict.fromkeys(self._answered_here(cases), ANSWERED_HERE)}
         for those in _by(cases, lambda case: (case.client, case.place)).values():
             sockets = those[0].sockets
             are_too_many = len(sockets) > len(those)
-            reason = next((rivals[case] for case in those if case in rivals), SEVERAL if are_too_many else "")
+            reason = next((reasons[case] for case in those if case in reasons), SEVERAL if are_too_many else "")
             for case in those:
                 case.reason, case.has_own_socket = reason, len(sockets) == len(those)
             if not are_too_many:
@@ -255,44 +259,46 @@ class Balanced:
     def _rivals(self, cases: Sequence[Case]) -> dict[Case, str]:
         """The cases whose tuples lead to a backend that lives too, or lead on: why each is spared."""
         rivals: dict[Case, str] = {}
-        for namespace, those in _by(cases, lambda case: case.namespace).items():
-            table = self._tables[namespace]
-            if table.may_have_zones:
-                alive = self._leading_elsewhere(namespace, table, [case.flow.original for case in those])
-                rivals.update((case, OTHER_ZONE) for case in those if alive is None or case.flow.original in alive)
         for namespace in self._tracked:
-            others = [case for case in cases if case.origin != namespace and case.place is None]
-            if others:
-                alive = self._leading_elsewhere(namespace, None, [case.client for case in others])
-                for case in others:
-                    if alive is None or case.client in alive:
-                        rivals.setdefault(case, ELSEWHERE)
+            table = self._tables.get(namespace)
+            has_zones = table is not None and table.may_have_zones
+            own = {case: case.flow.original for case in cases if has_zones and case.namespace == namespace}
+            others = {case: case.client for case in cases if case.origin != namespace and case.place is None}
+            for asked, reason in ((own, OTHER_ZONE), (others, ELSEWHERE)):
+                alive = self._leading_elsewhere(namespace, {*asked.values()})
+                for case, original in asked.items():
+                    if alive is None or original in alive:
+                        rivals.setdefault(case, reason)
         return rivals
 
-    def _leading_elsewhere(
-        self, namespace: NetworkNamespace, table: ConntrackTable | None, originals: Sequence[FlowTuple]
-    ) -> set[FlowTuple] | None:
-        """Those of the tuples that have an entry, in whatever zone, that leads elsewhere; None where that cannot be
-        asked.
+    def _leading_elsewhere(self, namespace: NetworkNamespace, originals: set[FlowTuple]) -> set[FlowTuple] | None:
+        """Those of the tuples with an entry, in whatever zone, that leads elsewhere; None where that is unknown."""
+        found = self._ask(namespace, partial(ConntrackTable.entries_of, originals=originals)) if originals else ()
+        return None if found is None else {one.original for one in found if self._leads_elsewhere(one, namespace)}
+
+    def _answered_here(self, cases: Sequence[Case]) -> list[Case]:
+        """Those with a local socket at the other end, which the service's address has: nobody has translated that
+        connection, so that the entry is another one's, of a client elsewhere.
         """
+        by_answer = _by(cases, lambda case: case.client.inverse)
+        servers = Servers(by_answer)
+        answered: dict[Case, None] = {}
 
-        def ask(table: ConntrackTable) -> list[Flow]:
-            return table.entries_of({*originals})
+        def look(namespace: NetworkNamespace) -> None:
+            with run_in_netns(namespace, SocketTable, thread_may_move=is_worker()) as table:
+                for answer, _ in servers.sockets_in(table, namespace.name):
+                    answered.update((case, None) for case in by_answer[answer] if case.place in (None, namespace))
 
-        try:
-            found = ask(table) if table is not None else run_in_netns(namespace, lambda: _asked(ask))
-        except NamespaceVanished:
-            return set()
-        except SocklbError as error:
-            self.errors[namespace] = error
-            return None
-        return {flow.original for flow in found if self._leads_elsewhere(flow, namespace)}
+        if cases:
+            self._everywhere(look)
+        return list(answered)
 
     def _leads_elsewhere(self, flow: Flow, namespace: NetworkNamespace) -> bool:
         """Whether an entry of a namespace translates, and not to a backend that is gone there."""
         source = (flow.protocol, flow.reply.src, flow.reply.sport)
-        is_translated = flow.reply != _inverse(flow.original)
-        return is_translated and not flow.is_closing and not (flow.is_dnated and source in self._gone_in(namespace))
+        return (
+            flow.is_translated and not flow.is_closing and not (flow.is_dnated and source in self._gone_in(namespace))
+        )
 
 
 def _pair(cases: Sequence[Case], sockets: Sequence[tuple[NetworkNamespace, InetSocket]]) -> None:
@@ -304,16 +310,6 @@ def _pair(cases: Sequence[Case], sockets: Sequence[tuple[NetworkNamespace, InetS
     for case in cases:
         if not case.sockets:
             case.sockets, left = left[:1], left[1:]
-
-
-def _asked(ask: Callable[[ConntrackTable], T]) -> T:
-    with ConntrackTable() as table:
-        return ask(table)
-
-
-def _inverse(one: FlowTuple) -> FlowTuple:
-    """The tuple of the replies to it, where nothing is translated."""
-    return FlowTuple(one.protocol, one.dst, one.dport, one.src, one.sport)
 
 
 def _by(cases: Iterable[Case], key: Callable[[Case], T]) -> dict[T, list[Case]]:

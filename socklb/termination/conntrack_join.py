@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 
 from ..conntrack.clients import services_of, tuple_of
 from ..conntrack.table import ConntrackTable
@@ -31,7 +32,7 @@ from ..engine.report import (
     Outcome,
 )
 from ..engine.session import own_session
-from ..errors import NotPermitted, NotSupported, SocklbError
+from ..errors import NotPermitted, NotSupported
 from ..filters.peers import filters_to
 from ..kernel.namespaces import NetworkNamespace
 from ..kernel.netlink_socket import batches
@@ -89,8 +90,11 @@ class ConntrackJoin:
         for key in done:
             del self._counted[key]
 
-    def check(self, report: Report) -> None:
-        """Raise NotSupported or NotPermitted if conntrack is required and cannot be asked here; the report says so."""
+    def begin(self, report: Report) -> None:
+        """Before a pass: raise NotSupported or NotPermitted if conntrack is required and cannot be asked here; the
+        report says so.
+        """
+        self.acted_on = set()
         if not self._is_required:
             return
         try:
@@ -125,7 +129,7 @@ class ConntrackJoin:
             alone = [case for case in balanced.cases if not case.sockets]
             lasting = {case for case in alone if self._has_outlasted(case, is_last)}
             for batch in batches([case for case in alone if case not in lasting]):
-                run.account(lambda batch=batch: self._entries_cut(batch))  # type: ignore[misc]
+                run.account(partial(self._entries_cut, batch))
             for batch in batches([case for case in alone if case in lasting]):
                 self._fail(batch, run)
 
@@ -155,7 +159,7 @@ class ConntrackJoin:
             if _socket_key(socket) in self._meant and _socket_key(socket) not in self._counted
         ]
         for batch in batches(vanished):
-            run.account(lambda batch=batch: self._count(batch))  # type: ignore[misc]
+            run.account(partial(self._count, batch))
 
     def _is_meant(self, socket: InetSocket) -> bool:
         """Asked when the search finds a socket, and again just before it is destroyed."""
@@ -170,7 +174,8 @@ class ConntrackJoin:
         """The outcomes of sockets with the flows that led to them; the entries of those destroyed are deleted."""
         cases = [self.case_of(outcome.socket) if outcome.socket else None for outcome in outcomes]
         destroyed = [case for case, one in zip(cases, outcomes) if case and one.verdict == DESTROYED]
-        problems = self._deleted([case for case in destroyed if case.has_own_socket])
+        with_entry = [case for case in destroyed if case.has_own_socket]
+        problems = dict(zip(with_entry, map(_problem, self._balanced.delete(with_entry)))) if with_entry else {}
         told = [
             one._replace(flow=case.flow, reason=one.reason or problems.get(case, "")) if case else one
             for case, one in zip(cases, outcomes)
@@ -178,13 +183,6 @@ class ConntrackJoin:
         self.acted_on.update(case.flow.backend for case in destroyed)
         self._count([outcome for outcome in told if outcome.flow])
         return told
-
-    def _deleted(self, cases: Sequence[Case]) -> dict[Case, str]:
-        """Delete the entries of sockets that were destroyed; what there is to say of each that may be left."""
-        try:
-            return dict(zip(cases, map(_problem, self._balanced.delete(cases)))) if cases else {}
-        except SocklbError as error:  # the sockets were destroyed none the less
-            return dict.fromkeys(cases, f"its conntrack entry may be left: {error}")
 
     # ------------------------------------------------------------------------------------------- entries
 
@@ -238,9 +236,9 @@ class ConntrackJoin:
 
         run.account(delete, instead_of=[self._counted[_key(outcome)] for outcome in failed])
 
-    def _count(self, outcomes: list[Outcome]) -> list[Outcome]:
+    def _count(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         self._counted.update((_key(outcome), outcome) for outcome in outcomes)
-        return outcomes
+        return list(outcomes)
 
 
 def _socket_key(socket: InetSocket) -> SocketKey:

@@ -8,9 +8,21 @@ NO_REV_NAT = "no reverse-NAT entry"
 OTHER_ZONE = "another zone has the same connection, to a backend that lives"
 ELSEWHERE = "another namespace has the same connection, to a backend that lives"
 SEVERAL = "the same connection is in more namespaces than conntrack has it to this backend"
+ANSWERED_HERE = "a local socket answers it: it is not the balanced one"
 BY_IPVS = "balanced by IPVS"
 NO_SOCKET = "no local socket"
 NOT_LOOSE = "tcp_loose is 0"
 STILL_BALANCED = "still balanced to it"
 
-REASONS = (ALIVE_AGAIN, NO_REV_NAT, OTHER_ZONE, ELSEWHERE, SEVERAL, BY_IPVS, NO_SOCKET, NOT_LOOSE, STILL_BALANCED)
+REASONS = (
+    ALIVE_AGAIN,
+    NO_REV_NAT,
+    OTHER_ZONE,
+    ELSEWHERE,
+    SEVERAL,
+    ANSWERED_HERE,
+    BY_IPVS,
+    NO_SOCKET,
+    NOT_LOOSE,
+    STILL_BALANCED,
+)

@@ -138,7 +138,7 @@ def terminate(
 
     def pass_through() -> None:
         if join is not None:
-            join.check(run.report)
+            join.begin(run.report)
         run.search(
             filters_to(backend for backend in gone if not backend.is_local),
             where,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from ipaddress import IPv6Address
 
-from .flows import ELSEWHERE, SEVERAL
+from .flows import ANSWERED_HERE, ELSEWHERE
 from .model import ONLY_BOUND, SHARED, Model, ModelSocket, Verdict
 
 counters: Counter[str] = Counter()
@@ -21,7 +21,7 @@ _NEEDED = (
     *("failed", "only bound", "hidden", "alive on the other link", "left alone"),
     *("alive on loopback elsewhere", "terminated on loopback elsewhere"),
     *("terminated on a link", "spared on the other link"),
-    *("balanced: destroyed", "balanced: rerouted", f"balanced: {ELSEWHERE}", f"balanced: {SEVERAL}"),
+    *("balanced: destroyed", "balanced: rerouted", f"balanced: {ELSEWHERE}", f"balanced: {ANSWERED_HERE}"),
     *("closed meanwhile", "disconnected meanwhile", "listening meanwhile", "hit too late"),
 )
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from socklb import Backend
 from socklb.filters.conditions import EVERYTHING
 
-from .model import TIME_WAIT, Model, ModelFilter, ModelFlow, ModelSocket, Options, Verdict
+from .model import TIME_WAIT, Ends, Model, ModelFilter, ModelFlow, ModelSocket, Options, Verdict
 
 NO_SOCKET = "no local socket"
 ELSEWHERE = "another namespace has the same connection, to a backend that lives"
+ANSWERED_HERE = "a local socket answers it: it is not the balanced one"
 SEVERAL = "the same connection is in more namespaces than conntrack has it to this backend"
 
 
@@ -38,10 +39,13 @@ def expected_cut(model: Model, gone: Mapping[int, Collection[Backend]], options:
             continue
         is_local = flow.original[0].is_loopback
         same = [flow] if is_local else [other for other in searched if other.original == flow.original]
-        clients = _clients(model, flow, [flow.netns] if is_local else gone)
+        where = [flow.netns] if is_local else gone
+        clients = _clients(model, flow.original, where)
         reason = SEVERAL if len(clients) > len(same) else ""
         if any(other not in doomed for other in same):
             reason = ELSEWHERE
+        if _clients(model, _inverse(flow.original), where):
+            reason = ANSWERED_HERE
         for one in clients:
             why = model.why_spared(one, ModelFilter("tcp", EVERYTHING), Options()) or reason
             verdict = Verdict("skipped", why) if why else Verdict("destroyed", "")
@@ -59,11 +63,17 @@ def expected_cut(model: Model, gone: Mapping[int, Collection[Backend]], options:
     return cut
 
 
-def _clients(model: Model, flow: ModelFlow, where: Collection[int]) -> list[ModelSocket]:
+def _inverse(ends: Ends) -> Ends:
+    source, sport, destination, dport = ends
+    return destination, dport, source, sport
+
+
+def _clients(model: Model, ends: Ends, where: Collection[int]) -> list[ModelSocket]:
+    """Those whose packets have these addresses and ports."""
     return [
         one
         for one in model.sockets
-        if (one.protocol, one.wire_ends) == ("tcp", flow.original) and one.netns in where and one.state != TIME_WAIT
+        if (one.protocol, one.wire_ends) == ("tcp", ends) and one.netns in where and one.state != TIME_WAIT
     ]
 
 

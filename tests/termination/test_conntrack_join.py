@@ -30,6 +30,7 @@ from socklb.termination import terminate as terminating
 from socklb.termination.balanced import Balanced
 from socklb.termination.reasons import (
     ALIVE_AGAIN,
+    ANSWERED_HERE,
     BY_IPVS,
     ELSEWHERE,
     NO_SOCKET,
@@ -349,6 +350,22 @@ class TestNotToBeToldApart:
         with mock.patch.object(Balanced, "locate", locate_and_lose):
             assert verdicts(cut(node, node.a)) == [("gone", "")]
         assert ask(client, patience=0.2) != "ECONNABORTED"
+
+    def test_the_twin_of_a_client_elsewhere_lives_that_nobody_balances(self, node: Node) -> None:
+        """In a network of its own, with the addresses and ports of both ends."""
+        client = client_of_a(node, "tcp", lambda node, _: node.outside.connect("tcp", NODE, NODE_PORT))
+        with networks(1) as (net,):
+            for address in (node.outside.v4, NODE):
+                net.run(partial(rtnetlink.add_address, "lo", f"{address}/32"))
+            net.make(lambda sockets: sockets.listen(NODE, NODE_PORT))
+            twin = net.make(lambda sockets: sockets.make(socket.AF_INET, socket.SOCK_STREAM))
+            twin.bind(client.getsockname())
+            twin.connect((NODE, NODE_PORT))
+            report = terminate(
+                backends_of(node.a), [*places(node), net.namespace], join=conntrack_join("auto", external=True)
+            )
+            assert verdicts(report) == [("skipped", ANSWERED_HERE)]
+            assert twin.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
     def test_an_entry_that_is_another_one_by_now_stays(self, node: Node) -> None:
         """It often has the id of the one before it."""
