@@ -19,7 +19,7 @@ from socklb.termination import reasons as of_termination
 from socklb.termination.loop import Pass
 from socklb.wire.request import PROTOCOL_NAMES
 
-from ..conntrack.entries import flow
+from ..conntrack.ctnetlink import flow
 from ..fake_kernel import row
 
 HERE, THERE = (NetworkNamespace(f"net{n}", f"/run/netns/net{n}", 4, n) for n in range(2))

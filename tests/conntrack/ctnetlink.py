@@ -6,12 +6,14 @@ import errno
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from ipaddress import ip_address
 from struct import pack, unpack
 from typing import NamedTuple, Optional
 from unittest import mock
 
 from hypothesis import strategies as st
 
+from socklb import Backend
 from socklb.conntrack import table
 from socklb.conntrack.layout import (
     IPCTNL_MSG_CT_DELETE,
@@ -22,6 +24,7 @@ from socklb.conntrack.layout import (
     FlowTuple,
 )
 from socklb.wire.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_MULTI, NLM_F_REQUEST, encode_message, iter_attributes
+from socklb.wire.request import PROTOCOLS as PROTOCOL_NUMBERS
 from socklb.wire.socket_id import AF_INET, AF_INET6
 
 from ..fake_kernel import Datagram, FakeKernel, Request, ack_message, done_message
@@ -96,6 +99,26 @@ def message_of(one: FlowTuple, *attributes: bytes) -> bytes:
 
 def inverse(one: FlowTuple) -> FlowTuple:
     return FlowTuple(one.protocol, one.dst, one.dport, one.src, one.sport)
+
+
+def flow(
+    service: str,
+    backend: str = "",
+    *,
+    client: str = "",
+    sport: int = 1024,
+    status: int = 8,
+    tcp_state: int = 3,
+    id: int = 1,
+    zone: int = 0,
+) -> Flow:
+    """A client's, of a service for which a backend answers, or the service itself; without DST_NAT as of IPVS."""
+    asked, answers = Backend.parse(service), Backend.parse(backend or service)
+    protocol = PROTOCOL_NUMBERS[asked.protocol]
+    src = ip_address(client or ("10.0.0.1" if asked.address.version == 4 else "fd00::1"))
+    original = FlowTuple(protocol, src.packed, sport, asked.address.packed, asked.port)
+    reply = FlowTuple(protocol, answers.address.packed, answers.port, src.packed, sport)
+    return Flow(original, reply, status, tcp_state if protocol == 6 else None, 600, id, zone)
 
 
 # ------------------------------------------------------------------------------------------- strategies

@@ -17,9 +17,21 @@ from socklb.conntrack.table import ConntrackTable
 from socklb.wire.netlink import NLM_F_ACK, NLM_F_REQUEST
 
 from ..sockets import without_privilege
-from .ctnetlink import ID, ORIGINAL, ZONE, Entry, FakeConntrack, attribute, in_zone, inverse, make, message_of, tables
+from .ctnetlink import (
+    ID,
+    ORIGINAL,
+    ZONE,
+    Entry,
+    FakeConntrack,
+    attribute,
+    flow,
+    in_zone,
+    inverse,
+    make,
+    message_of,
+    tables,
+)
 from .ctnetlink import tuple_of as encoded
-from .entries import flow
 from .test_layout import any_flow
 from .test_table import CALLS
 from .test_table_real import table as table

@@ -11,7 +11,7 @@ import pytest
 from socklb import Counts, Outcome, RunStopped
 from socklb.engine.run import Run
 
-from ..conntrack.entries import flow
+from ..conntrack.ctnetlink import flow
 from ..fake_kernel import FakeKernel, StatefulTable, row
 from .test_run import Record, carried_out, netns, report_of
 

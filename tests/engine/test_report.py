@@ -34,7 +34,7 @@ from socklb import (
 from socklb.engine.report import outcome_record
 from socklb.kernel.names import UnknownName
 
-from ..conntrack.entries import flow
+from ..conntrack.ctnetlink import flow
 from ..fake_kernel import row
 
 VERDICTS = ("destroyed", "rerouted", "cleared", "would_destroy", "gone", "skipped", "failed")

@@ -22,7 +22,7 @@ from socklb.kernel import processes
 from socklb.wire.reply import InetDiagMsg
 from socklb.wire.socket_id import SocketId
 
-from ..conntrack.entries import flow
+from ..conntrack.ctnetlink import flow
 from ..sockets import Sockets, in_child
 
 if TYPE_CHECKING:
