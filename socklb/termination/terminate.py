@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
 from time import sleep
 
 from ..engine.choice import ALL, chosen, is_one
@@ -123,14 +124,7 @@ def terminate(
         case = None if join is None else join.case_of(socket)
         if case is not None:
             return ALIVE_AGAIN if is_alive(case.flow.backend) else case.reason
-        if is_alive(run.report.peer_of(socket, namespace)):
-            return ALIVE_AGAIN
-        if rev_nat is not None and not rev_nat.contains(socket.cookie, socket.dst, socket.dport):
-            return NO_REV_NAT
-        return ""
-
-    def spare(batch: Sequence[InetSocket], namespace: NetworkNamespace) -> list[str]:
-        return [why_spared(socket, namespace) for socket in batch]
+        return ALIVE_AGAIN if is_alive(run.report.peer_of(socket, namespace)) else _why_unbalanced(socket, rev_nat)
 
     def target(outcome: Outcome) -> dict[str, Any]:
         names = services.get(run.report.backend_of(outcome))
@@ -152,7 +146,7 @@ def terminate(
     run = Run(
         dry_run=dry_run,
         audit=audit,
-        spare=spare,
+        spare=lambda batch, namespace: [why_spared(socket, namespace) for socket in batch],
         after=None if join is None else join.after,
         target=target,
         backends=gone,
@@ -164,6 +158,11 @@ def terminate(
         if join is not None:
             _look_again(run, join, looks, gone, where)
     return run.report
+
+
+def _why_unbalanced(socket: InetSocket, rev_nat: RevNatMaps | None) -> str:
+    is_unknown = rev_nat is not None and not rev_nat.contains(socket.cookie, socket.dst, socket.dport)
+    return NO_REV_NAT if is_unknown else ""
 
 
 def _look_again(
@@ -178,8 +177,11 @@ def _look_again(
         except BaseException as error:
             error.report = run.report  # type: ignore[attr-defined]
             raise
-        is_last = number == len(pauses)
-        run.carry_out(lambda last=is_last: join.look(run, gone, where, is_last=lambda backend: last))  # type: ignore[misc]
+        run.carry_out(partial(join.look, run, gone, where, is_last=_constantly(number == len(pauses))))
+
+
+def _constantly(answer: bool) -> Callable[[Backend], bool]:
+    return lambda _: answer
 
 
 def _distinct(backends: Iterable[Backend]) -> list[Backend]:
