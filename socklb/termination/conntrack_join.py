@@ -146,8 +146,8 @@ class ConntrackJoin:
         cases = [case for case in self._balanced.cases if case.sockets]
         found = {_socket_key(socket): case for case in cases for _, socket in case.sockets}
         # In a dry run they are still there, whose service is among the backends itself.
-        told = {_socket_key(one.socket) for one in run.report.outcomes if one.socket} if self._dry_run else set()
-        self._meant = {key: case for key, case in found.items() if key not in self._counted and key not in told}
+        counted = {_socket_key(one.socket) for one in run.report.outcomes if one.socket} if self._dry_run else set()
+        self._meant = {key: case for key, case in found.items() if key not in self._counted and key not in counted}
         if not self._meant:
             return
         where = dict.fromkeys(namespace for case in self._meant.values() for namespace, _ in case.sockets)
@@ -176,13 +176,13 @@ class ConntrackJoin:
         destroyed = [case for case, one in zip(cases, outcomes) if case and one.verdict == DESTROYED]
         with_entry = [case for case in destroyed if case.has_own_socket]
         problems = dict(zip(with_entry, map(_problem, self._balanced.delete(with_entry)))) if with_entry else {}
-        told = [
+        with_flows = [
             one._replace(flow=case.flow, reason=one.reason or problems.get(case, "")) if case else one
             for case, one in zip(cases, outcomes)
         ]
         self.acted_on.update(case.flow.backend for case in destroyed)
-        self._count([outcome for outcome in told if outcome.flow])
-        return told
+        self._count([outcome for outcome in with_flows if outcome.flow])
+        return with_flows
 
     # ------------------------------------------------------------------------------------------- entries
 

@@ -54,7 +54,7 @@ _WAITING = Nameless()  # holds what does not serve, until it goes down
 
 
 class Endpoints:
-    """Puts what slices say into a table of backends. It knows no time but that which comes with what it is told."""
+    """Puts what slices say into a table of backends. The time is given with each call: it has no clock."""
 
     def __init__(
         self,
