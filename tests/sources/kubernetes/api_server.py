@@ -71,7 +71,7 @@ class ApiServer:
         """Asked about each request that `answer_next` has nothing for; None: the usual answer."""
         self.requests: list[Request] = []
         self.watches = 0  # how many run now
-        self.flooded = 0  # bytes that were taken of answers that end in a FLOOD
+        self.flooded = 0  # bytes that were sent, or begun, of answers that end in a FLOOD
         self.version = 100
         self.slices: dict[tuple[str, str], Object] = {}
         self._log: list[_Told] = []
@@ -246,8 +246,8 @@ class ApiServer:
             self._look(connection)  # until it raises
             connection.sendall(answer.again)
         while answer.ending == FLOOD and self.flooded < FLOOD_SIZE:
-            connection.sendall(answer.again)
             self.flooded += len(answer.again)
+            connection.sendall(answer.again)
         return self._end(connection, answer.ending, is_chunked)
 
     def _end(self, connection: ssl.SSLSocket, ending: str, is_chunked: bool = True) -> bool:
