@@ -186,7 +186,7 @@ class World(Population):
         if one.autobound:
             self._remove(one)
             return
-        one.state, one.device = CLOSE, 0  # __udp_disconnect() forgets the device
+        one.state, one.device, one.had_peer = CLOSE, 0, True  # __udp_disconnect() forgets the device
         (one.local, one.local_port), one.peer_port = name_of(sock), 0
         if one.version == 4:
             one.peer = ip_address("0.0.0.0")  # a v6 socket keeps the address, and has a port of 0
