@@ -18,6 +18,7 @@ from .arguments import (
     filters_from,
 )
 from .netns import namespaces_from
+from .output import NO_MATCH, warn
 from .progress import progress
 from .verdicts import run_and_show
 
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unbounded", action="store_true", help="allow a filter that could match everything, or none at all"
     )
     parser.add_argument("--unconnected", action="store_true", help="UDP sockets without a peer too")
+    parser.add_argument("--require-match", action="store_true", help="end with 5 if nothing matched")
     add_report_arguments(parser)
 
 
@@ -91,9 +93,13 @@ def run(options: argparse.Namespace) -> int:
             )
 
     try:
-        return run_and_show(destroy, target, options)
+        report, code = run_and_show(destroy, target, options)
     except UnboundedFilter:
         raise UnboundedFilter(
             f"'{' '.join(options.filter)}' could match everything: name an address (with a prefix of at least /16, v6: "
             "/32), at most 4096 ports, a device, a cgroup, a process or a user, or say --unbounded"
         ) from None
+    if options.require_match and not report.matched:
+        warn("nothing matched, and --require-match asks for a match")
+        return code or NO_MATCH
+    return code

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     Target = Callable[[Report, Outcome], dict[str, str]]
 
 
-def run_and_show(destroy: Callable[[], Report], target: Target, options: argparse.Namespace) -> int:
-    """Run what destroys, show its report, and give the exit code.
+def run_and_show(destroy: Callable[[], Report], target: Target, options: argparse.Namespace) -> tuple[Report, int]:
+    """Run what destroys, and show its report: that and the exit code.
 
     The report of a run that an error ended is shown too, an empty one if no run had begun; on bad input nothing is.
     """
@@ -52,7 +52,7 @@ def run_and_show(destroy: Callable[[], Report], target: Target, options: argpars
             _show(_report_of(error) or Report(getattr(options, "backends", ())), target, options, error)
         raise
     problems = _show(report, target, options, None)
-    return SOME_FAILED if report.failed or problems or options.audit_problem else DONE
+    return report, SOME_FAILED if report.failed or problems or options.audit_problem else DONE
 
 
 def _report_of(error: BaseException | None) -> Report | None:

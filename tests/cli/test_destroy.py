@@ -14,6 +14,7 @@ import pytest
 
 from socklb import SocketFilter, find_sockets
 
+from ..networks import pinned_networks
 from ..sockets import Sockets, add_v6_address, cookie_of, pending_error, talk
 from .runner import INTERRUPTED_AT_UDP, Result, answers, drop_privilege, run
 
@@ -172,6 +173,26 @@ class TestNothingDies:
         result = run("destroy", "dst 127.0.0.2", "--json", patch=answers(95))
         assert (result.code, counts(result)) == (3, {"matched": 1, "failed": 1})
         assert "CONFIG_INET_DIAG_DESTROY" in result.json["error"]
+
+
+class TestRequireMatch:
+    """`--require-match`: 5 if nothing matched; what is worse has its own code."""
+
+    NONE = "socklb: nothing matched, and --require-match asks for a match\n"
+
+    @pytest.mark.parametrize("more", [["--json"], ["--dry-run"]], ids=" ".join)
+    @pytest.mark.parametrize(("filter", "code", "err"), [("src 127.0.0.2", 0, ""), ("dst 10.0.0.1", 5, NONE)])
+    def test_what_is_spared_has_matched(
+        self, sockets: Sockets, filter: str, code: int, err: str, more: list[str]
+    ) -> None:
+        sockets.listen("127.0.0.2", 9000)
+        assert run("destroy", "--require-match", *more, filter)[::2] == (code, err)
+
+    def test_where_a_namespace_could_not_be_searched_it_is_1(self, network: None) -> None:
+        with pinned_networks("web"):
+            where = ("--netns", "current", "--netns", "web")
+            result = run("destroy", "--require-match", *where, "dst 10.0.0.1", preexec=drop_privilege)
+        assert (result.code, self.NONE in result.err) == (1, True)
 
 
 class TestSpared:
