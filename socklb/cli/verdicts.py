@@ -85,19 +85,20 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
                     warn(problems[-1])
                     print_json({**report.counts.as_dict(), "error": "; ".join(ended + problems)})
             else:
-                _print_lines(report)
+                _print_lines(report, dry_run=options.dry_run)
     return problems
 
 
-def _print_lines(report: Report) -> None:
+def _print_lines(report: Report, *, dry_run: bool) -> None:
     unrecorded = {id(outcome) for outcome in report.unrecorded}
     for outcome in report.outcomes:
         print(outcome_line(outcome, report.device_of(outcome), is_unrecorded=id(outcome) in unrecorded))
-    print(sums_text(report.counts))
+    print(sums_text(report.counts, dry_run=dry_run) + (" (dry run: nothing was destroyed)" if dry_run else ""))
 
 
 def _as_json(report: Report, target: Target, options: argparse.Namespace, problems: list[str]) -> dict[str, Any]:
     return {
+        "dry_run": options.dry_run,
         **report.counts.as_dict(),
         "sockets": [
             outcome_record(o, target(report, o), report.device_of(o), options.dry_run) for o in report.outcomes
@@ -125,12 +126,14 @@ def _as_json(report: Report, target: Target, options: argparse.Namespace, proble
 
 
 _RARE = ("rerouted", "cleared", "would_destroy")
+_RARE_IN_DRY_RUNS = ("destroyed", "rerouted", "cleared", "gone")
 
 
-def sums_text(counts: Counts) -> str:
+def sums_text(counts: Counts, *, dry_run: bool = False) -> str:
     """ "2 matched: 1 destroyed, 0 gone, ..."; some verdicts only where there are such."""
-    shown = {name.replace("_", " "): n for name, n in counts._asdict().items() if n or name not in _RARE}
-    return f"{counts.matched} matched: " + ", ".join(f"{count} {name}" for name, count in shown.items())
+    rare = _RARE_IN_DRY_RUNS if dry_run else _RARE
+    shown = [f"{n} {name}" for name, n in counts._asdict().items() if n or name not in rare]
+    return f"{counts.matched} matched: {', '.join(shown)}".replace("would_destroy", "would be destroyed")
 
 
 def outcome_line(outcome: Outcome, device: str | None, *, is_unrecorded: bool) -> str:

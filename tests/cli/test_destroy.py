@@ -377,7 +377,8 @@ class TestWhatIsPrinted:
         (namespace,) = said.pop("namespaces")
         assert namespace.pop("path").endswith("/ns/net")
         assert namespace == {"name": "current", **sums, "error": None}
-        assert said == {**sums, "unsearched": [], "left_alone": [], "backends": {}, "conntrack": "off"}
+        rest = {"unsearched": [], "left_alone": [], "backends": {}, "conntrack": "off"}
+        assert said == {"dry_run": False, **sums, **rest}
 
     def test_lines(self, sockets: Sockets) -> None:
         client, _ = sockets.tcp("::ffff:127.0.0.2", 9000)
@@ -389,3 +390,13 @@ class TestWhatIsPrinted:
         assert {row[6] for row in cells if row[0] == "skipped"} == {"(limit)", "(listening)"}
         assert [near, "->", "[::ffff:127.0.0.2]:9000"] in [row[3:6] for row in cells]
         assert last == "3 matched: 1 destroyed, 0 gone, 2 skipped, 0 failed"
+
+    def test_a_dry_run_says_in_each_form_what_would_be_destroyed_and_that_nothing_was(self, sockets: Sockets) -> None:
+        client = sockets.udp("127.0.0.2", 9000)
+        words = ("destroy", "--dry-run", TO_9000)
+        said = run(*words, "--json").json
+        assert (said["dry_run"], said["matched"], said["destroyed"], said["would_destroy"]) == (True, 1, 0, 1)
+        line, last = run(*words).out.splitlines()
+        assert line.startswith(f"would destroy udp ESTABLISHED 127.0.0.1:{client.getsockname()[1]} -> 127.0.0.2:9000")
+        assert last == "1 matched: 1 would be destroyed, 0 skipped, 0 failed (dry run: nothing was destroyed)"
+        assert run(*words[:2], "dst 10.0.0.1").out.startswith("0 matched: 0 would be destroyed, ")
