@@ -18,13 +18,16 @@ from .arguments import (
     filters_from,
 )
 from .netns import namespaces_from
-from .output import NO_MATCH, warn
+from .output import DONE, NO_MATCH, warn
 from .progress import progress
 from .verdicts import run_and_show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..engine.report import Outcome, Report
+    from ..filters import SocketFilter
 
 _EXAMPLES = """\
 examples:
@@ -37,7 +40,9 @@ examples:
 The owner of a destroyed socket gets an error at once (TCP and connected UDP:
 ECONNABORTED) and can reconnect. Spared are listening TCP sockets (unless
 --state listening), UDP sockets without a peer (unless --unconnected), and the
-ssh session that this runs in.
+ssh session that this runs in. Where nothing matched, standard error says what
+the same filter matches in other states, protocols, families and namespaces, and
+which options take that in.
 Needs CAP_NET_ADMIN, and CAP_SYS_ADMIN to enter other namespaces. A dry run in
 this namespace needs no privilege, except for fwmark.
 
@@ -99,7 +104,19 @@ def run(options: argparse.Namespace) -> int:
             f"'{' '.join(options.filter)}' could match everything: name an address (with a prefix of at least /16, v6: "
             "/32), at most 4096 ports, a device, a cgroup, a process or a user, or say --unbounded"
         ) from None
-    if options.require_match and not report.matched:
-        warn("nothing matched, and --require-match asks for a match")
-        return code or NO_MATCH
-    return code
+    if report.matched:
+        return code
+    _say_that_nothing_matched(options, filters, report)
+    return code or (NO_MATCH if options.require_match else DONE)
+
+
+def _say_that_nothing_matched(options: argparse.Namespace, filters: Sequence[SocketFilter], report: Report) -> None:
+    """On standard error, if it was to be said, or if other options match something."""
+    from .near_misses import near_misses  # most runs match
+
+    lines = near_misses(options, filters, [one for one in report.namespaces if one not in report.errors])
+    text = "nothing matched" + (", and --require-match asks for a match" if options.require_match else "")
+    if lines:
+        warn("\n  ".join([f"{text}; the same filter matches with other options:", *lines]))
+    elif options.require_match:
+        warn(text)

@@ -106,7 +106,7 @@ class TestWhatMatchesDiesAndNobodyElse:
         assert (first.code, first.err, counts(first)) == (0, "", {"matched": 2, "destroyed": 2})
         assert crowd.dead() == {"tcp 127.0.0.2 9000", "tcp ::ffff:127.0.0.2 9000"}
         second = run("destroy", "--tcp", "--json", TO_9000)
-        assert (second.code, second.err, counts(second)) == (0, "", {})
+        assert (second.code, counts(second)) == (0, {})
 
     @pytest.mark.parametrize(
         ("words", "dead"),
@@ -193,6 +193,72 @@ class TestRequireMatch:
             where = ("--netns", "current", "--netns", "web")
             result = run("destroy", "--require-match", *where, "dst 10.0.0.1", preexec=drop_privilege)
         assert (result.code, self.NONE in result.err) == (1, True)
+
+
+class TestNearMisses:
+    """Where nothing matched, standard error alone says what the same filter matches with other options."""
+
+    SAID = "socklb: nothing matched; the same filter matches with other options:\n  "
+    HERE = "src 127.0.0.2 or dst 127.0.0.2"
+
+    def said(self, *words: str, patch: str = "") -> list[str]:
+        result = run("destroy", "--json", *words, patch=patch)
+        assert (result.code, counts(result), "error" in result.json) == (0, {}, False)
+        first, *lines = result.err.removesuffix("\n").split("\n  ")
+        assert f"{first}\n  " == self.SAID if lines else not first
+        return sorted(lines)
+
+    @pytest.fixture
+    def several(self, sockets: Sockets) -> None:
+        sockets.time_wait("127.0.0.2", 9000)  # and a listener
+        sockets.make(socket.AF_INET, socket.SOCK_STREAM).bind(("127.0.0.2", 9001))
+        sockets.udp("::ffff:127.0.0.2", 9000)
+        sockets.udp_bound("127.0.0.2", 53)
+
+    LATE = "but no process holds them any more, and they end by themselves"
+
+    @pytest.mark.parametrize(
+        ("words", "lines"),
+        [
+            (["-t", "dst 127.0.0.2"], [f"1 tcp TIME_WAIT: --state time-wait, {LATE}", "1 udp ESTABLISHED: -u"]),
+            (["-4", "--state", "estab", HERE], [
+                "1 tcp CLOSE: none, for the kernel destroys no TCP socket that has no peer",
+                "1 tcp LISTEN: --state listen",
+                f"1 tcp TIME_WAIT: --state time-wait, {LATE}",
+                "1 udp CLOSE: --state close and --unconnected",
+                "1 udp ESTABLISHED: -6",
+            ]),
+            (["-u", "state syn-sent exclude close src 127.0.0.2 and sport != 9001"], [
+                '1 tcp LISTEN: -t and "state listen" in front of the filter',
+                '1 udp CLOSE: "state close" in front of the filter and no exclude of it and --unconnected',
+            ]),
+            (["--netns", "current", "dst 127.0.0.3"], []),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+    )  # fmt: skip
+    def test_in_other_states_protocols_and_families(self, several: None, words: list[str], lines: list[str]) -> None:
+        assert self.said(*words) == lines
+
+    def test_no_more_are_counted_than_a_host_with_very_many_has_time_for(self, sockets: Sockets) -> None:
+        for _ in range(3):
+            sockets.udp("127.0.0.2", 9000)
+        few = "module('.cli.near_misses')._MOST = 2"
+        assert self.said("-t", TO_9000, patch=few) == ["at least 2 udp ESTABLISHED: -u"]
+
+    def test_in_other_namespaces_unless_some_were_named(self, network: None) -> None:
+        with pinned_networks("web", "db") as (web, db):
+            clients = [net.make(lambda sockets: sockets.udp("127.0.0.2", 9000)) for net in (web, web, db)]
+            assert self.said(TO_9000) == ["3 in 2 of 2 other network namespaces: --netns all"]
+            assert self.said("--netns", "current", TO_9000) == []
+            assert run("destroy", TO_9000, preexec=drop_privilege)[::2] == (0, "")
+            assert [pending_error(client) for client in clients] == [""] * 3
+
+    def test_an_interrupt_ends_the_search_and_nothing_else(self, sockets: Sockets) -> None:
+        sockets.udp("127.0.0.2", 9000)
+        patch = SIGNALLED.format(
+            folder="cli", module="near_misses", kind="Counter", method="most_common", signal="SIGINT"
+        )
+        assert self.said("-t", TO_9000, patch=patch) == []
 
 
 class TestSpared:
