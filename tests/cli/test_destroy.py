@@ -7,13 +7,17 @@ import os
 import signal
 import socket
 from collections import Counter
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from socklb import SocketFilter, find_sockets
+from socklb.kernel.processes import command_name
 
+from ..capabilities import with_only
+from ..children import Child, questions
 from ..networks import pinned_networks
 from ..sockets import Sockets, add_v6_address, cookie_of, pending_error, talk
 from .runner import INTERRUPTED_AT_UDP, Result, answers, drop_privilege, run
@@ -62,6 +66,19 @@ def destroy_and_refuse(self, *arguments):
     sys.meta_path.insert(0, Refused())
     return answers
 DiagSocket.destroy = destroy_and_refuse
+"""
+
+
+CLOSED_AT_ONCE = """
+import os, time
+DiagSocket = module(".kernel.diag").DiagSocket
+destroy = DiagSocket.destroy
+def destroy_and_wait(self, *arguments):
+    answers = destroy(self, *arguments)
+    while os.path.exists("/proc/{pid}/fd/{fd}"):
+        time.sleep(0.001)
+    return answers
+DiagSocket.destroy = destroy_and_wait
 """
 
 
@@ -232,6 +249,7 @@ class TestNearMisses:
                 '1 tcp LISTEN: -t and "state listen" in front of the filter',
                 '1 udp CLOSE: "state close" in front of the filter and no exclude of it and --unconnected',
             ]),
+            (["-6", "src 127.0.0.2 and sport = 9000"], ["1 tcp LISTEN: -4 and --state listen"]),
             (["--netns", "current", "dst 127.0.0.3"], []),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -301,6 +319,52 @@ class TestSpared:
         reasons = self.reasons("--unbounded", "--tcp", "--state", "established", env={"SSH_CONNECTION": session})
         assert reasons["own session"] == 2
         assert pending_error(near) == pending_error(far) == ""
+
+
+class TestProcesses:
+    """`-p`: a verdict names the processes that held the socket before it was destroyed, as far as one may see."""
+
+    def test_whoever_closes_it_at_once_is_named(self, sockets: Sockets) -> None:
+        def client(pipe: Connection) -> None:
+            made = sockets.udp("127.0.0.2", 9000)
+            pipe.send(made.fileno())
+            with pytest.raises(ConnectionAbortedError):
+                made.recv(1)
+            made.close()
+            list(questions(pipe))
+
+        with Child(client) as owner:
+            patch = CLOSED_AT_ONCE.format(pid=owner.pid, fd=owner.receive())
+            result = run("destroy", "-p", TO_9000, patch=patch)
+            name = command_name(owner.pid)
+        assert f' -> 127.0.0.2:9000 users:(("{name}",pid={owner.pid}' in result.out
+
+    def test_all_that_hold_it_also_what_is_spared(self, sockets: Sockets) -> None:
+        sockets.listen("127.0.0.2", 9000)
+        sockets.udp("127.0.0.2", 9000)
+        with Child(lambda pipe: list(questions(pipe))) as other:
+            rows = run("destroy", "-p", "--json", "src 127.0.0.2 or dst 127.0.0.2").json["sockets"]
+            pids = sorted((os.getpid(), other.pid))
+        assert {row["outcome"] for row in rows} == {"skipped", "destroyed"}
+        me = {"name": command_name(os.getpid()), "uid": os.getuid()}
+        for row in rows:
+            assert [process["pid"] for process in row["processes"]] == pids
+            assert [process for process in row["processes"] if me.items() <= process.items()] == row["processes"]
+
+    def test_of_one_that_may_not_be_seen_and_of_one_that_nobody_holds_any_more(self, sockets: Sockets) -> None:
+        sockets.udp("127.0.0.2", 9000)
+        sockets.fin_wait1("127.0.0.2", 9000)[0].close()
+        words = ("destroy", "-p", "--dry-run", TO_9000)
+        rows = run(*words, "--json", preexec=with_only()).json["sockets"]
+        assert {row["state"]: row["processes"] for row in rows} == {"ESTABLISHED": None, "FIN_WAIT1": []}
+        first, second, _ = run(*words, preexec=with_only()).out.splitlines()
+        assert (first[-5:], second[-20:]) == (":9000", ":9000 process unseen")
+
+    def test_without_it_nobody_reads_proc(self, sockets: Sockets) -> None:
+        sockets.udp("127.0.0.2", 9000)
+        never = "module('.kernel.processes').holders = None"
+        result = run("destroy", "--json", TO_9000, patch=never)
+        assert (counts(result), "processes" in result.json["sockets"][0]) == ({"matched": 1, "destroyed": 1}, False)
 
 
 class TestFailures:
