@@ -17,9 +17,8 @@ from ..filters.language import parse
 from ..kernel.discovery import discover_namespaces
 from ..kernel.namespaces import NetworkNamespace
 from ..states import TcpState, named_states, state_word, states_in
-from ..wire.request import IPPROTO_TCP, PROTOCOL_NAMES
+from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES
 from ..wire.socket_id import AF_INET6
-from .arguments import filters_from
 from .output import ENDS
 from .signals import ended_by_signals
 
@@ -60,7 +59,7 @@ def _missed(
 ) -> Iterator[tuple[str, str]]:
     """What each socket is, and how it would have matched."""
     asked = {filter.protocol for filter in filters}
-    for filter in _of_both_protocols(options) or filters:
+    for filter in [*filters, *_of_the_other_protocol(options, filters)]:
         wide = SocketFilter(filter.protocol, filter.where, states="all", predicate=filter.predicate)
         if filter.protocol in asked and filter.family is None and not wide.states & ~filter.states:
             continue  # all that there is has been looked for
@@ -74,12 +73,15 @@ def _missed(
                         yield f"{PROTOCOL_NAMES[socket.protocol]} {state_word(_state(socket))}", how
 
 
-def _of_both_protocols(options: argparse.Namespace) -> list[SocketFilter]:
-    """None where the filter is for one of them alone."""
-    try:
-        return filters_from(type(options)(**{**vars(options), "tcp": True, "udp": True}))
-    except ValueError:
+def _of_the_other_protocol(options: argparse.Namespace, filters: Sequence[SocketFilter]) -> list[SocketFilter]:
+    """The filter that was not asked for; none if both were, or where what is to match is of one protocol alone."""
+    if len(filters) > 1:
         return []
+    (asked,) = filters
+    other = IPPROTO_UDP if asked.protocol == IPPROTO_TCP else IPPROTO_TCP
+    with suppress(ValueError):
+        return [SocketFilter.parse(" ".join(options.filter), other, states=options.state, family=asked.family)]
+    return []
 
 
 def _how(options: argparse.Namespace, filter: SocketFilter, socket: InetSocket, *, is_asked: bool) -> str:

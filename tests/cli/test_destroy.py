@@ -250,6 +250,7 @@ class TestNearMisses:
                 '1 udp CLOSE: "state close" in front of the filter and no exclude of it and --unconnected',
             ]),
             (["-6", "src 127.0.0.2 and sport = 9000"], ["1 tcp LISTEN: -4 and --state listen"]),
+            (["stalled 1h dst 127.0.0.2"], []),
             (["--netns", "current", "dst 127.0.0.3"], []),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else None,
