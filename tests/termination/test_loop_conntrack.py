@@ -34,6 +34,8 @@ class Done(NamedTuple):
     time: float
     backends: list[Backend]
     report: Report
+    failed: list[Backend]
+    error: str
 
 
 def backend(name: str, protocol: str) -> Backend:
@@ -64,7 +66,7 @@ class Node:
 
         def on_pass(done: Pass) -> None:
             assert done.report is not None
-            self.passes.append(Done(self.time, done.backends, done.report))
+            self.passes.append(Done(self.time, done.backends, done.report, done.failed, str(done.error or "")))
             after_pass()
 
         def wait(waker: Waker, seconds: float | None) -> None:
@@ -131,13 +133,19 @@ def test_further_looks_are_at_whole_seconds_and_those_for_several_backends_are_o
     assert [ask(client) for client in clients] == ["C", "C"]
 
 
-def test_a_client_that_is_balanced_there_again_and_again_counts_once_then_fails_and_is_tried_again(node: Node) -> None:
-    """The balancer's rules still name the backend."""
+def test_a_client_that_is_balanced_there_again_and_again_counts_once_then_its_backend_fails(node: Node) -> None:
+    """The balancer's rules still name the backend; it is tried again, no other one is."""
     client = node.client("A", "udp")
-    node.table.delete(backend("A", "udp"))
+    for name in ("A", "C"):
+        node.table.delete(backend(name, "udp"))
     node.run(lambda: ask(client))
     looks = len(LOOKS)
-    assert node.verdicts == [[("rerouted", "")], *[[]] * (looks - 1), [("failed", STILL_BALANCED)], [("rerouted", "")]]
+    assert node.verdicts == [[("rerouted", "")], *[[]] * (looks + 1)]
+    gone = backend("A", "udp")
+    assert [(done.failed, done.error) for done in node.passes if done.failed or done.error] == [
+        ([gone], f"clients of {gone}: {STILL_BALANCED}")
+    ]
+    assert node.passes[looks].failed
     assert node.passes[looks + 1].time - node.passes[looks].time == PAUSES[0]
 
 
