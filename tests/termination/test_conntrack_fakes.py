@@ -28,7 +28,7 @@ from socklb.termination.terminate import terminate
 from ..conntrack.ctnetlink import Entry, FakeConntrack, flow
 from ..engine.test_run import Record, netns, report_of
 from ..engine.test_run_ended import Interrupt
-from ..fake_kernel import FakeKernel, table
+from ..fake_kernel import FakeKernel, StatefulTable, row, table
 
 HERE = netns(1)
 BACKENDS = "10.0.0.5:53/UDP", "10.0.0.6:53/UDP"
@@ -59,6 +59,17 @@ class TestAnEntryThatChanges:
             assert balanced.is_still_there(case) == (now == before)
             assert balanced.delete([case]) == [0 if now == before else errno.ENOENT]
         assert kernel.entries == ([] if now == before else [now])
+
+
+def test_a_client_that_counts_by_its_socket_does_not_by_its_entry_when_that_comes_back() -> None:
+    """Its last packets may have made it anew. Nor has it failed: the socket is gone."""
+    there = Entry(flow("10.96.0.10:80/TCP", "10.0.0.5:8080/TCP", status=IPS_DST_NAT))
+    client, kernel = row(1, src="10.0.0.1", sport=1024, dst="10.96.0.10", dport=80), FakeConntrack([there])
+    come_back = mock.patch.object(terminating, "sleep", side_effect=lambda _: kernel.entries.append(there))
+    is_loose = mock.patch.object(balanced_module, "is_loose", return_value=True)
+    with FakeKernel(StatefulTable([client])).installed(), kernel.installed(), come_back, is_loose:
+        report = terminate([there.flow.backend], [HERE], join=ConntrackJoin(external=True), looks=(2,))
+    assert ([one.verdict for one in report.outcomes], kernel.entries) == (["destroyed"], [])
 
 
 class SecondInterrupt(Interrupt):
@@ -100,7 +111,7 @@ class TestASecondInterrupt:
         """Where it was interrupted, "" if it came to its end before. The last look finds two of three once more."""
         there = [entry(sport=port, id=port) for port in (1, 2, 3)]
         kernel, records, interrupt = Deleting(there), list[Record](), SecondInterrupt(after)
-        again = mock.patch.object(terminating, "sleep", lambda _: kernel.entries.extend(there[:2]))
+        again = mock.patch.object(terminating, "sleep", side_effect=lambda _: kernel.entries.extend(there[:2]))
         with FakeKernel(table([])).installed() as diag, kernel.installed() as conntrack, again:
             try:
                 with interrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable, Iterator
 from math import ceil
@@ -10,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from socklb import Backend, BackendTable, NotSupported, Report, TerminationLoop
+from socklb import Backend, BackendTable, NotSupported, Outcome, Report, TerminationLoop
 from socklb.cli.demo.dnat import set_services
 from socklb.termination import loop as loop_module
 from socklb.termination.balanced import Balanced
@@ -164,6 +165,27 @@ def test_a_backend_that_comes_back_meanwhile_keeps_its_clients(node: Node, proto
     assert node.verdicts == [[("skipped", ALIVE_AGAIN)]]
     node.balance("B")
     assert ask(client) == "A"
+
+
+def test_who_was_cut_is_forgotten_when_the_backend_is_done_with(node: Node) -> None:
+    """A process that follows a cluster for months keeps no account of it."""
+    gone = [backend(name, "udp") for name in ("A", "B")]
+    clients = [node.client(name, "udp") for name in ("A", "B")]
+    node.balance("C")
+    node.table.delete(gone[0])
+    kept: list[set[Backend]] = []
+
+    def after_pass() -> None:
+        node.passes.clear()
+        gc.collect()
+        there = {one.flow.backend for one in gc.get_objects() if isinstance(one, Outcome) and one.flow}
+        kept.append(there & {*gone})
+        if len(kept) == 2:
+            node.table.delete(gone[1])
+
+    node.run(after_pass)
+    assert kept == [{gone[0]}] * 2 + [{gone[1]}] * 2
+    assert [ask(client) for client in clients] == ["C", "C"]
 
 
 def test_a_dry_run_looks_once_and_deletes_nothing(node: Node) -> None:
