@@ -171,8 +171,8 @@ def test_every_kernel_gives_the_same_answers(
     strangers = [Backend(f"10.9.9.{n + 1}", 1000 + n, "tcp") for n in range(more)]
 
     def found(*wanted: Backend) -> list[tuple[int, int, bool]]:
-        """Each once: where filters are ignored every question is answered with all."""
-        return sorted({(one.sport, one.zone, one.is_by_ipvs) for one in find_flows([*wanted, *strangers])})
+        """Each once, also where filters are ignored, and every question is answered with all."""
+        return sorted((one.sport, one.zone, one.is_by_ipvs) for one in find_flows([*wanted, *strangers]))
 
     with ExitStack() as stack:
         for name, replacement in patches.items():
