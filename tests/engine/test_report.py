@@ -110,8 +110,7 @@ class TestSums:
         first, twin = outcome("destroyed"), outcome("destroyed")
         report = report_with([first, twin])
         assert report.destroyed == 2
-        for withdrawn in ([first, outcome("destroyed")], [first]):
-            report.withdraw(withdrawn)
+        assert (report.withdraw([first, outcome("destroyed")]), report.withdraw([first])) == (1, 0)
         report.outcomes.append(outcome("failed"))
         assert (report.counts, report.outcomes[0] is twin) == (Counts(destroyed=1, failed=1), True)
 
