@@ -42,10 +42,11 @@ _LONGEST_SECONDS = 86_400
 class Pass(namedtuple("Pass", "backends report error failed given_up is_second_pass is_retry seconds waited")):
     """One pass of the loop.
 
-    `backends`: those that it was for. `report`: what it did, `error`: what ended it (either may be None). `failed`:
-    backends that are to be attempted again. `given_up`: those that were attempted too often, or that this kernel cannot
-    be asked about. `is_second_pass`: all of them had been terminated before. `is_retry`: a pass for each of them has
-    failed somewhere. `seconds`: how long it took. `waited`: for how many more it had waited for processor time.
+    `backends`: those that it was for. `report`: what it did; `error`: what ended it, or that clients are still balanced
+    to some of them (either may be None). `failed`: backends that are to be attempted again. `given_up`: those that were
+    attempted too often, or that this kernel cannot be asked about. `is_second_pass`: all of them had been terminated
+    before. `is_retry`: a pass for each of them has failed somewhere. `seconds`: how long it took. `waited`: for how
+    many more it had waited for processor time.
     """
 
     __slots__ = ()
