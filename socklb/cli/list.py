@@ -52,11 +52,11 @@ examples:
   socklb list -tpe state syn-sent           who waits, and for how long
   socklb list --summary --netns all         where most connections lead to
 
--p prints users:(("nginx",pid=12,fd=7)), as ss(8) does; "unseen" where no process
-that one may look at holds the socket. -e adds a line of the words of ss -tieno:
-timer, uid (but for 0), ino, sk (the cookie), cgroup (its id, if it cannot be seen
-from here), what is shut down, and tcp_info. tcp-ulp-mptcp marks a subflow: the
-MPTCP connection may live on over others when it is destroyed.
+-p prints users:(("nginx",pid=12,fd=7)), as ss(8) does; "unseen" where no
+process that one may look at holds the socket. -e adds the words of ss -tieno:
+timer, uid (but for 0), ino, sk (the cookie), cgroup (its id, if it cannot be
+seen from here), what is shut down, and tcp_info. tcp-ulp-mptcp marks a subflow:
+when it is destroyed, the MPTCP connection may live on over others.
 
 """
 # The operator % takes a third of the time of str.format.

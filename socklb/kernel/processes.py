@@ -132,10 +132,10 @@ def numbers(directory: str) -> list[int]:
 
 def _open_files(pid: int) -> Iterator[tuple[str, str]]:
     """Each descriptor of a process, and what it leads to: "socket:[INODE]", "/dev/pts/0"."""
-    directory = f"/proc/{pid}/fd/"
+    directory = f"/proc/{pid}/fd"
     for fd in list_directory(directory):
         try:
-            yield fd, os.readlink(directory + fd)
+            yield fd, os.readlink(f"{directory}/{fd}")
         except OSError as error:
             raise_if_exhausted(error, f"look at what process {pid} holds open")
 
