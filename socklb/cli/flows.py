@@ -18,6 +18,7 @@ from ..wire.address import format_address, format_endpoint, from_packed
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import add_backend_arguments, add_netns_argument, add_processes_argument, describe
 from .help import terminal_width
+from .holders import UNSEEN, holders_record, users_text
 from .output import printable, warn
 from .search import Search
 from .signals import ended_by_signals
@@ -58,7 +59,7 @@ _HEADS = ("Netid", "State", "Expires", "Client:Port", "Service:Port", "Backend:P
 _WIDE_COLUMNS = 120
 _BATCH = 4096  # flows whose processes are looked for at once
 
-_NO_SOCKET, _NO_OWNER, _UNSEEN = "no local socket", "no owner", "unseen"
+_NO_SOCKET, _NO_OWNER = "no local socket", "no owner"
 
 
 class _Row(namedtuple("_Row", "namespace flow processes why_none", defaults=((), ""))):
@@ -143,7 +144,7 @@ def _with_processes(rows: Iterator[_Row], search: Search) -> Iterator[_Row]:
 
 def _held_by(inodes: list[int], known: dict[int, list[Process]]) -> dict[str, Any]:
     processes = [*dict.fromkeys(process for inode in inodes for process in known.get(inode, ()))]
-    why_none = _UNSEEN if any(inodes) else _NO_OWNER if inodes else _NO_SOCKET
+    why_none = UNSEEN if any(inodes) else _NO_OWNER if inodes else _NO_SOCKET
     return {"processes": processes, "why_none": "" if processes else why_none}
 
 
@@ -175,8 +176,8 @@ def _answering(flow: Flow) -> str:
 
 def _remarks(row: _Row) -> str:
     zone = f", zone {row.flow.zone}" if row.flow.zone else ""
-    holding = ", ".join(f"{process.name} ({process.pid})" for process in row.processes) or row.why_none
-    return printable(f"{row.namespace.name}{zone}{': ' if holding else ''}{holding}")
+    holding = users_text(row.processes) if row.processes else row.why_none
+    return f"{printable(row.namespace.name)}{zone}{': ' if holding else ''}{holding}"
 
 
 def _record(row: _Row, *, with_processes: bool) -> dict[str, Any]:
@@ -196,6 +197,5 @@ def _record(row: _Row, *, with_processes: bool) -> dict[str, Any]:
         "conntrack_id": flow.id,
     }
     if with_processes:
-        is_unseen = row.why_none == _UNSEEN
-        record["processes"] = None if is_unseen else [process._asdict() for process in row.processes]
+        record["processes"] = holders_record(None if row.why_none == UNSEEN else row.processes)
     return record

@@ -7,19 +7,16 @@ from contextlib import suppress
 
 from ..errors import SocklbError
 from ..kernel.processes import holders
-from .output import printable
+from .holders import holders_of, holders_record, users_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Any, Optional
+    from typing import Any
 
     from ..engine.report import Outcome
     from ..kernel.namespaces import NetworkNamespace
-    from ..kernel.processes import Process
-
-    Holders = Optional[list[Process]]
-    """None: processes that one may not look at, as far as one can tell."""
+    from .holders import Holders
 
 
 class Held:
@@ -44,18 +41,14 @@ class Held:
             self.look([outcome.socket for outcome in outcomes if outcome.socket])
 
     def of(self, outcome: Outcome) -> Holders:
-        """None of them if the socket had no owner any more, or not yet."""
-        inode = outcome.socket.inode if outcome.socket else 0
-        return self._known.get(inode) if inode else []
+        return holders_of(outcome.socket.inode if outcome.socket else 0, self._known)
 
     def text(self, outcome: Outcome) -> str:
         """As ss(8) has them."""
         processes = self.of(outcome)
         if processes is None:
             return "process unseen"
-        held = (f'("{printable(process.name)}",pid={process.pid})' for process in processes)
-        return f"users:({','.join(held)})" if processes else ""
+        return users_text(processes) if processes else ""
 
     def record(self, outcome: Outcome) -> list[dict[str, Any]] | None:
-        processes = self.of(outcome)
-        return None if processes is None else [process._asdict() for process in processes]
+        return holders_record(self.of(outcome))

@@ -68,6 +68,16 @@ class Search:
             warn(text)
         return SOME_FAILED if problems else DONE
 
+    def ended(self, error: BaseException | None) -> dict[str, Any]:
+        """What JSON has behind all else: what was not searched, and what ended it, each absent where there is none."""
+        text = "; ".join(self._problems()[0]) if error is None else error_text(error)
+        more: dict[str, Any] = {}
+        if self.unsearched:
+            more["unsearched"] = [one._asdict() for one in self.unsearched]
+        if text:
+            more["error"] = text
+        return more
+
     def print_json(self, name: str, records: Iterator[dict[str, Any]]) -> None:
         """One object with the records under this name, written while they come, and complete however it ends; nothing
         at all for bad input.
@@ -88,14 +98,8 @@ class Search:
                 print(text, end="", flush=True)  # a pipe shows them as they come, whatever this Python holds back
 
         def finish(error: BaseException | None) -> None:
-            text = "; ".join(self._problems()[0]) if error is None else error_text(error)
-            more: dict[str, Any] = {}
-            if self.unsearched:
-                more["unsearched"] = [one._asdict() for one in self.unsearched]
-            if text:
-                more["error"] = text
             with ignore_broken_pipe():
-                write("]" + "".join(f', "{key}": {dumps(value)}' for key, value in more.items()) + "}\n")
+                write("]" + "".join(f', "{key}": {dumps(value)}' for key, value in self.ended(error).items()) + "}\n")
 
         try:
             with ended_by_signals():

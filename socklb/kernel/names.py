@@ -140,6 +140,17 @@ def _cgroup2_mount() -> str:
     raise ValueError("no cgroup2 file system is mounted; give an absolute path")
 
 
+def cgroup_paths() -> dict[int, str]:
+    """The path of each cgroup v2 that can be seen, below the mount of cgroup2, by its id."""
+    paths = {}
+    with suppress(ValueError):  # there is no mount
+        mount = _cgroup2_mount()
+        for directory, _, _ in os.walk(mount):
+            with suppress(FileNotFoundError):
+                paths[os.stat(directory).st_ino] = directory[len(mount) :] or "/"
+    return paths
+
+
 def local_ports() -> tuple[int, int]:
     """The range that the kernel chooses local ports from (v6 too), in the network namespace of the calling thread.
 

@@ -20,13 +20,16 @@ _TERMINAL, _START = 4, 19  # words of /proc/PID/stat behind the name: proc_pid_s
 _PTS_MAJOR = 136  # UNIX98_PTY_SLAVE_MAJOR, linux/major.h
 
 
-class Process(namedtuple("Process", "pid name uid")):
-    """`name`: of its command, as /proc/PID/comm has it; `uid`: the real one, of who started it."""
+class Process(namedtuple("Process", "pid name uid fds", defaults=((),))):
+    """`name`: of its command, as /proc/PID/comm has it; `uid`: the real one, of who started it; `fds`: the descriptors
+    by which it holds the socket that was asked about.
+    """
 
     __slots__ = ()
     pid: int
     name: str
     uid: int
+    fds: tuple[int, ...]
 
 
 def ancestors(pid: int | str = "self") -> Iterator[Process]:
@@ -82,23 +85,27 @@ def start_time(path: str) -> int:
 
 def socket_inodes(pid: int) -> Iterator[int]:
     """The inode of each socket that a process holds open."""
-    return (int(target[len("socket:[") : -1]) for target in _open_files(pid) if target.startswith("socket:["))
+    return (int(target[8:-1]) for _, target in _open_files(pid) if target.startswith("socket:["))
 
 
-def holders(inodes: Container[int]) -> dict[int, list[Process]]:
-    """The processes that hold the sockets with these inodes open, as far as one may look at what they hold."""
+def holders(inodes: Container[int] | None) -> dict[int, list[Process]]:
+    """The processes that hold the sockets with these inodes open, or (None) any, as far as one may look at them."""
     found: dict[int, list[Process]] = {}
     for pid in numbers("/proc"):
-        held = {inode for inode in socket_inodes(pid) if inode in inodes}
-        status = _status(pid) if held else {}
-        for inode in held if status else ():  # it may have ended
-            found.setdefault(inode, []).append(_process(pid, status))
+        held: dict[int, list[int]] = {}
+        for fd, target in _open_files(pid):
+            if target.startswith("socket:[") and (inodes is None or int(target[8:-1]) in inodes):
+                held.setdefault(int(target[8:-1]), []).append(int(fd))
+        if held and (status := _status(pid, 16)):  # its name and uid stand in the first lines; it may have ended
+            process = _process(pid, status)
+            for inode, fds in held.items():
+                found.setdefault(inode, []).append(process._replace(fds=tuple(sorted(fds))))
     return found
 
 
 def terminals(pid: int) -> set[int]:
     """The device numbers of the pseudo-terminals (/dev/pts/N) that a process holds open."""
-    numbers = (target.partition("/dev/pts/")[2] for target in _open_files(pid))
+    numbers = (target.partition("/dev/pts/")[2] for _, target in _open_files(pid))
     return {os.makedev(_PTS_MAJOR, int(number)) for number in numbers if number.isdigit()}
 
 
@@ -123,19 +130,19 @@ def numbers(directory: str) -> list[int]:
     return sorted(map(int, filter(str.isdigit, list_directory(directory))))
 
 
-def _open_files(pid: int) -> Iterator[str]:
-    """What each descriptor of a process leads to: "socket:[INODE]", "/dev/pts/0"."""
+def _open_files(pid: int) -> Iterator[tuple[str, str]]:
+    """Each descriptor of a process, and what it leads to: "socket:[INODE]", "/dev/pts/0"."""
     directory = f"/proc/{pid}/fd"
-    for name in list_directory(directory):
+    for fd in list_directory(directory):
         try:
-            yield os.readlink(f"{directory}/{name}")
+            yield fd, os.readlink(f"{directory}/{fd}")
         except OSError as error:
             raise_if_exhausted(error, f"look at what process {pid} holds open")
 
 
-def _status(pid: int | str) -> dict[bytes, bytes]:
-    """/proc/PID/status; a name with a line feed comes escaped."""
-    lines = (line.partition(b":\t") for line in _read(f"/proc/{pid}/status").split(b"\n"))
+def _status(pid: int | str, most: int = -1) -> dict[bytes, bytes]:
+    """/proc/PID/status, or the first lines of it; a name with a line feed comes escaped."""
+    lines = (line.partition(b":\t") for line in _read(f"/proc/{pid}/status").split(b"\n", most))
     return {name: value for name, _, value in lines if value}
 
 

@@ -26,14 +26,17 @@ def main() -> None:
     world.enter_network()
     from .crowd import Crowd  # only now does `socklb` mean the package under test
     from .everywhere import measure_everywhere
+    from .held import measure_held
     from .measure import measure
     from .tracked import measure_tracked
 
     with Crowd(options.sockets) as crowd:
         times, ratios = measure(crowd, options.rounds)
         more_times, more_ratios = measure_everywhere(max(1, options.rounds // 3))
-    conntrack_times, conntrack_ratios = measure_tracked(options.rounds)
-    times, ratios = {**times, **more_times, **conntrack_times}, [*ratios, *more_ratios, *conntrack_ratios]
+    times, ratios = {**times, **more_times}, [*ratios, *more_ratios]
+    for measure_more in (measure_tracked, measure_held):
+        more_times, more_ratios = measure_more(options.rounds)
+        times, ratios = {**times, **more_times}, [*ratios, *more_ratios]
     machine = {
         "kernel": platform.release(),
         "python": platform.python_version(),

@@ -53,23 +53,23 @@ VICTIMS = 100
 
 def _hold_crowd(number: int, connections: int, pipe: Connection) -> None:
     kept: list[socket.socket] = []
-    v4 = _listen(("127.1.0.0", 7000 + number))
-    v6 = _listen(("::1", 7000 + number))
+    v4 = listen(("127.1.0.0", 7000 + number))
+    v6 = listen(("::1", 7000 + number))
     for n in range(connections):
         kind = n % 10
         address = f"127.1.{number}.{n % 250}"
         if kind == 0:
-            kept += _connect(v6, ("::1", 7000 + number))
+            kept += connect(v6, ("::1", 7000 + number))
         elif kind == 1:
-            kept += _connect(v4, ("::ffff:127.1.0.0", 7000 + number))
+            kept += connect(v4, ("::ffff:127.1.0.0", 7000 + number))
         else:
-            kept += _connect(v4, ("127.1.0.0", 7000 + number), source=address)
+            kept += connect(v4, ("127.1.0.0", 7000 + number), source=address)
     pipe.send("ready")
     pipe.recv()
 
 
 def _hold_victims(pipe: Connection) -> None:
-    listener = _listen(BACKEND)
+    listener = listen(BACKEND)
     kept: list[socket.socket] = []
     pipe.send("ready")
     for _ in questions(pipe):
@@ -77,18 +77,18 @@ def _hold_victims(pipe: Connection) -> None:
             each.close()
         kept = []
         for n in range(VICTIMS):
-            kept += _connect(listener, (("::ffff:" if n % 2 else "") + BACKEND[0], BACKEND[1]))
+            kept += connect(listener, (("::ffff:" if n % 2 else "") + BACKEND[0], BACKEND[1]))
         pipe.send("renewed")
 
 
-def _listen(address: tuple[str, int]) -> socket.socket:
+def listen(address: tuple[str, int]) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     listener.bind(address)
     listener.listen(128)
     return listener
 
 
-def _connect(listener: socket.socket, address: tuple[str, int], source: str | None = None) -> Sequence[socket.socket]:
+def connect(listener: socket.socket, address: tuple[str, int], source: str | None = None) -> Sequence[socket.socket]:
     client = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     # Closed with a reset: no time-wait mini-sockets are left to change the crowd between rounds.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

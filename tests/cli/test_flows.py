@@ -121,10 +121,10 @@ class TestProcesses:
         assert ask(client) == "A"
         with Child(lambda pipe: list(questions(pipe))) as other:
             pids = sorted((os.getpid(), other.pid))
-            name = command_name(os.getpid())
+            name, fd = command_name(os.getpid()), client.fileno()
             processes, shown = self.of(client)
-        assert processes == [{"pid": pid, "name": name, "uid": os.getuid()} for pid in pids]
-        assert shown == ", ".join(f"{name} ({pid})" for pid in pids)
+        assert processes == [{"pid": pid, "name": name, "uid": os.getuid(), "fds": [fd]} for pid in pids]
+        assert shown == "users:(" + ",".join(f'("{name}",pid={pid},fd={fd})' for pid in pids) + ")"
 
     @pytest.mark.parametrize("protocol", ["tcp", "udp"])
     def test_behind_a_further_nat(self, node: Node, protocol: str) -> None:
@@ -134,7 +134,8 @@ class TestProcesses:
         assert ask(client) == "A"
         (flow,) = find_flows(None)
         processes, _ = self.of(flow.sport)
-        assert processes == [{"pid": os.getpid(), "name": command_name(os.getpid()), "uid": os.getuid()}]
+        (own,) = processes
+        assert (own["pid"], own["fds"]) == (os.getpid(), [client.fileno()])
 
     def test_an_unconnected_socket_is_not_found_by_its_addresses(self, node: Node) -> None:
         node.balance(node.a)

@@ -96,6 +96,9 @@ class TestWhichSocketsAreShown:
         ("list", "--unix", "SOCK_DESTROY is for TCP and UDP"),
         ("destroy", "-a", "write --state all"),
         ("list", "-N", "write --netns N"),
+        ("list", "-i", "write -e"),
+        ("list", "--options", "write -e"),
+        ("list", "-m", "write -e"),
     ],
 )
 def test_an_option_of_ss_that_is_not_taken_is_answered_with_what_to_write(
@@ -137,7 +140,7 @@ import signal
 listing = module(".cli.list")
 class Number(int):
     interface = 0
-def numbers(filter, namespace):
+def numbers(filter, **_):
     yield from map(Number, range({count} if filter.protocol == 17 else 0))
 listing.find_sockets = numbers
 listing.socket_record = lambda number, device: {{"number": number}}

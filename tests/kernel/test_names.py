@@ -13,7 +13,7 @@ import pytest
 
 from socklb import SocketFilter, device, find_sockets
 from socklb.kernel import mounts
-from socklb.kernel.names import cgroup_id, cgroup_ids_below, interface_index, process_sockets
+from socklb.kernel.names import cgroup_id, cgroup_ids_below, cgroup_paths, interface_index, process_sockets
 
 from .. import world
 from ..rtnetlink import add_alternative_name
@@ -87,6 +87,18 @@ class TestCgroups:
     def test_an_absolute_path_needs_no_mount_table(self, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mounts, "_MOUNTINFO", "/nonexistent")
         assert cgroup_id(str(mounted / "web.slice")) == (mounted / "web.slice").stat().st_ino
+
+    def test_the_paths_of_all(self, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those below the first mount, without what has gone while it was looked at; none without a mount."""
+        (mounted / "web.slice" / "web.service").mkdir()
+        usual = os.walk
+        monkeypatch.setattr(os, "walk", lambda top: [*usual(top), (f"{top}/gone", [], [])])
+        paths = cgroup_paths()
+        assert paths.pop((mounted / "no-cgroup").stat().st_ino) == "/no-cgroup"  # there is none in a cgroup2
+        expected = {"/": ".", "/web.slice": "web.slice", "/web.slice/web.service": "web.slice/web.service"}
+        assert paths == {(mounted / name).stat().st_ino: path for path, name in expected.items()}
+        monkeypatch.setattr(mounts, "_MOUNTINFO", "/nonexistent")
+        assert cgroup_paths() == {}
 
     @pytest.mark.parametrize("path", ["missing.slice", "no-cgroup", "web.slice/cgroup.controllers", "/", "/etc/passwd"])
     def test_what_is_no_cgroup_is_a_value_error_that_names_it(self, mounted: Path, path: str) -> None:

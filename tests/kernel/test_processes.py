@@ -106,14 +106,21 @@ class TestSockets:
         assert set(socket_inodes(os.getpid())) == before
 
     def test_who_holds_them(self) -> None:
-        """All processes that do, and of the sockets those that are asked about."""
-        with socket.socket() as one, socket.socket() as two:
+        """All processes that do, by which descriptors, and of the sockets those that are asked about, or all."""
+        with socket.socket() as one, socket.socket() as two, one.dup() as copy:
             first, second = (os.fstat(held.fileno()).st_ino for held in (one, two))
             with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[one.fileno()]) as other:
                 eventually(lambda: command_name(other.pid) == "cat", "it has its name")  # after what exec() closes
                 here, there = (Process(pid, command_name(pid), os.getuid()) for pid in (os.getpid(), other.pid))
-                assert holders({first, second}) == {first: [here, there], second: [here]}
-                assert holders({second}) == {second: [here]}
+                of_first = [
+                    here._replace(fds=tuple(sorted((one.fileno(), copy.fileno())))),
+                    there._replace(fds=(one.fileno(),)),
+                ]
+                of_second = [here._replace(fds=(two.fileno(),))]
+                assert holders({first, second}) == {first: of_first, second: of_second}
+                assert holders({second}) == {second: of_second}
+                everything = holders(None)
+                assert (everything[first], everything[second]) == (of_first, of_second)
 
     def test_one_that_is_closed_between_listing_and_looking(self, monkeypatch: pytest.MonkeyPatch) -> None:
         usual = os.listdir
