@@ -21,7 +21,8 @@ _TOPICS = {
     "Find": "find_sockets live_cookies InetSocket",
     "Destroy": "destroy_sockets Report Outcome Counts UnsearchedNamespace",
     "Terminate": "terminate_connections TerminationLoop Pass",
-    "Filters and conditions": "SocketFilter Condition dst src dport sport device mark cgroup autobound",
+    "Filters and conditions": "SocketFilter Condition dst src dport sport device mark cgroup autobound uid pid stalled "
+    "idle",
     "Backends": "Backend BackendState BackendTable Instance",
     "Namespaces": "discover_namespaces NetworkNamespace",
     "Conntrack": "find_flows Flow",

@@ -7,21 +7,14 @@ can. Not in here: balancing, health checks, packet injection, anything not Linux
 """
 
 # fmt: off
-from .engine.find import find_sockets, live_cookies
+from .engine.find import find_sockets, live_cookies  # noqa: I001
 from .engine.report import Counts, Outcome, Report
 from .engine.run import destroy_sockets
-from .errors import (
-    AuditError,
-    KernelError,
-    MalformedMessage,
-    NotPermitted,
-    NotSupported,
-    RunStopped,
-    SocklbError,
-    UnboundedFilter,
-)
+from .errors import AuditError, KernelError, MalformedMessage, NotPermitted, NotSupported, RunStopped, SocklbError
+from .errors import UnboundedFilter
 from .features import import_name, names_left
-from .filters import Condition, FilterSyntaxError, SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
+from .filters import Condition, FilterSyntaxError, SocketFilter, autobound, cgroup, device, dport, dst, idle, mark, pid
+from .filters import sport, src, stalled, uid
 from .kernel.namespaces import NetworkNamespace
 from .states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, state_mask, states_in
 from .wire.reply import InetSocket
@@ -42,8 +35,8 @@ __all__ = [
     "NetworkNamespace", "NotPermitted", "NotSupported", "Outcome", "Pass", "Report", "RevNatEntry", "RevNatMaps",
     "RunStopped", "SocketFilter", "SocklbError", "Support", "TcpState", "TerminationLoop", "UnboundedFilter",
     "UnsearchedNamespace", "__version__", "autobound", "cgroup", "destroy_sockets", "device", "discover_namespaces",
-    "dport", "dst", "find_flows", "find_sockets", "live_cookies", "mark", "probe", "sport", "src", "state_mask",
-    "states_in", "terminate_connections",
+    "dport", "dst", "find_flows", "find_sockets", "idle", "live_cookies", "mark", "pid", "probe", "sport", "src",
+    "stalled", "state_mask", "states_in", "terminate_connections", "uid",
 ]
 # fmt: on
 __all__[:] = names_left(__all__)

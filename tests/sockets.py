@@ -6,6 +6,7 @@ client, server = world.tcp("127.0.0.2", 9000)
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -168,6 +169,16 @@ def socket_of(outcome: Outcome) -> InetSocket:
     """Of an outcome that is about a socket."""
     assert outcome.socket is not None
     return outcome.socket
+
+
+_DROP_ALL = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0), 8)  # classic BPF: return 0
+_SO_ATTACH_FILTER = 26
+
+
+def deafen(sock: socket.socket) -> None:
+    """It gets no more packets, and so answers none: for its peer, its host has gone."""
+    program = struct.pack("HP", 1, ctypes.addressof(_DROP_ALL))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 class Sockets:

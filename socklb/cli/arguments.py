@@ -11,6 +11,10 @@ from ..errors import AuditError
 from ..features import has, missing, standard_module
 from ..filters import SocketFilter
 from ..filters.backend import Backend
+from ..filters.conditions import leaves
+from ..filters.property_conditions import Pid
+from ..kernel.names import process_sockets
+from ..kernel.processes import CAP_SYS_PTRACE, has_capability
 from ..states import named_states
 from ..wire.socket_id import AF_INET, AF_INET6
 from .output import error_text, warn
@@ -29,7 +33,10 @@ FILTER, one quoted argument or several words, is the language of ss(8):
   dst 10.0.0.0/16 or dst 2001:db8::/32
   ( dport = :80 or dport = :https ) and not src 10.1.0.0/16
   sport >= 1024     dev eth0     fwmark 0x10/0xff
-  cgroup system.slice/ssh.service
+  cgroup system.slice/ssh.service   or system.slice/ for all below it too
+  uid postgres     pid 4711         its user; the process that holds it
+  stalled 30s      idle 2h          TCP: what was sent is not acknowledged;
+                                    no data either way (ms, s, m, h)
 A v4 address matches v4-mapped v6 sockets too: [::ffff:10.0.0.5] is 10.0.0.5.
 A v6 address whose end could be a port needs brackets. States may come first:
   state established,syn-sent dst 10.0.0.5     exclude time-wait dport = :80
@@ -131,7 +138,12 @@ def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
             raise ValueError("--all is every state, and --state names some: write one of them")
         if not re.match(r"\s*state\s", text, re.IGNORECASE):  # as with ss, what is named counts
             states = ["all"]
-    return [SocketFilter.parse(text, protocol, states=states, family=family) for protocol in protocols]
+    filters = [SocketFilter.parse(text, protocol, states=states, family=family) for protocol in protocols]
+    for test in leaves(filters[0].where):
+        if isinstance(test, Pid) and process_sockets(test.pid) is None:
+            what = f"what process {test.pid} holds may not be looked at, and so nothing matches '{test}'"
+            warn(what if has_capability(CAP_SYS_PTRACE) else f"{what}: CAP_SYS_PTRACE is missing")
+    return filters[:1] if both and filters[0].needs_info else filters  # UDP has no tcp_info
 
 
 def add_backend_arguments(parser: argparse.ArgumentParser, nargs: str) -> None:

@@ -95,5 +95,5 @@ def run(options: argparse.Namespace) -> int:
     except UnboundedFilter:
         raise UnboundedFilter(
             f"'{' '.join(options.filter)}' could match everything: name an address (with a prefix of at least /16, v6: "
-            "/32), at most 4096 ports, a device or a cgroup, or say --unbounded"
+            "/32), at most 4096 ports, a device, a cgroup, a process or a user, or say --unbounded"
         ) from None

@@ -9,6 +9,7 @@ import re
 import sys
 from contextlib import contextmanager
 
+from ..filters.stuck import duration
 from ..sources import FileSource, LineSource
 from .outlet import start_thread
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 STANDARD_INPUT, KUBERNETES = "-", "kubernetes"
 
 _MISSPELT_KUBERNETES = re.compile(r"k(8s|ub)\w*", re.IGNORECASE)
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)", re.ASCII)
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_A_YEAR = 366 * 86_400
 _NEVER = "never"
 _MEMORY_SECONDS = 10.0  # for the last writing, to a disk that may not answer
 _NOT_GIVEN = object()  # None is never
@@ -113,17 +111,6 @@ def remembered(
     finally:
         memory.stop()
         thread.join(_MEMORY_SECONDS)
-
-
-def duration(text: str) -> float:
-    """Seconds. Raises ValueError for what is no number with a unit."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is no duration: it is a number with ms, s, m or h, as in 30s")
-    seconds = float(match[1]) * _UNITS[match[2]]
-    if seconds > _A_YEAR:
-        raise ValueError(f"{text} is longer than a year")
-    return seconds
 
 
 def _duration(text: str) -> float:

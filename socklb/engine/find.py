@@ -162,7 +162,8 @@ class SocketTable:
         while True:
             one_walk = filter.protocol == IPPROTO_TCP and filter.family is None and self._takes_old_request
             plan = filter.plan(self._missing_ops)
-            rows = self._rows(plan, _requests(filter, states, bits, one_walk), doing, seen is not None)
+            asked = bits | _INFO if plan.needs_info else bits
+            rows = self._rows(plan, _requests(filter, states, asked, one_walk), doing, seen is not None)
             try:
                 first = next(rows, None)
             except KernelError as error:

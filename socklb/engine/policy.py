@@ -53,7 +53,7 @@ def check_filters(filters: Iterable[SocketFilter], allow_unbounded: bool) -> Non
         if not allow_unbounded and not filter.is_bounded:
             raise UnboundedFilter(
                 f"the filter '{filter}' could match everything: name an address (with a prefix of at least /16, v6: "
-                "/32), at most 4096 ports, a device or a cgroup, or allow unbounded filters"
+                "/32), at most 4096 ports, a device, a cgroup, a process or a user, or allow unbounded filters"
             )
 
 

@@ -2,7 +2,7 @@
 """Which sockets match: conditions, the language of ss(8) for them, and the filter that has one."""
 
 from .conditions import Condition
-from .constructors import autobound, cgroup, device, dport, dst, mark, sport, src
+from .constructors import autobound, cgroup, device, dport, dst, idle, mark, pid, sport, src, stalled, uid
 from .language import FilterSyntaxError
 from .socket_filter import SocketFilter
 
@@ -15,7 +15,11 @@ __all__ = [
     "device",
     "dport",
     "dst",
+    "idle",
     "mark",
+    "pid",
     "sport",
     "src",
+    "stalled",
+    "uid",
 ]

@@ -2,15 +2,15 @@
 """Whether a condition names what it matches, so that a destroy by it cannot hit everything by mistake.
 
 Un-negated, these bound: an address of a prefix that is long enough, the port tests of one side that are and-ed
-together if they leave few ports, a device, a cgroup other than the root. An `and` bounds if a part does, an `or` if
-every part does; each `not` is pushed inward first. Nothing else bounds.
+together if they leave few ports, a device, a cgroup other than the root, a process other than 1, a user other than 0.
+An `and` bounds if a part does, an `or` if every part does; each `not` is pushed inward first. Nothing else bounds.
 """
 
 from __future__ import annotations
 
 from ..kernel.names import is_root_cgroup
 from .conditions import PORT_MAX, And, Condition, Host, Not, Or, Port, joined, pushed_inward
-from .property_conditions import Cgroup, Device
+from .property_conditions import Cgroup, Device, Pid, Uid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def _bounds(condition: Condition) -> bool:
         return condition.high - condition.low < _MOST_PORTS
     if isinstance(condition, Device):  # 0 is no device
         return str(condition.interface).strip("0") != ""
-    return isinstance(condition, Cgroup) and not is_root_cgroup(condition.cgroup)
+    if isinstance(condition, Cgroup):
+        return not is_root_cgroup(condition.cgroup)
+    return (isinstance(condition, Pid) and condition.pid != 1) or (isinstance(condition, Uid) and condition.uid != 0)
 
 
 def _leaves_few_ports(condition: And, side: str) -> bool:

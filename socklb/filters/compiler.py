@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _NOTHING = Or()
 
 
-class Plan(namedtuple("Plan", "programs ops disjoint checks")):
+class Plan(namedtuple("Plan", "programs ops disjoint checks needs_info")):
     """How to find the sockets that a condition matches.
 
     `programs`: bytecode, one dump each; an empty one accepts every socket. They let through more, never less.
@@ -30,6 +30,7 @@ class Plan(namedtuple("Plan", "programs ops disjoint checks")):
     `checks`: what each row is matched with again, for the programs may let through more, the kernel fills a row after
     the program has run (a UDP socket may have been connected elsewhere in between), and what it takes for the cgroup of
     a mini-socket is none. Two where `autobound` is in the condition: as if it were true, and as if it were false.
+    `needs_info`: whether these read struct tcp_info.
     """
 
     __slots__ = ()
@@ -37,6 +38,7 @@ class Plan(namedtuple("Plan", "programs ops disjoint checks")):
     ops: frozenset[int]
     disjoint: bool
     checks: tuple[Condition, ...]
+    needs_info: bool
 
     def lets_through(self, socket: InetSocket) -> bool:
         """Whether a socket that one of the programs accepted matches, as far as its row says.
@@ -84,7 +86,8 @@ def compile_condition(condition: Condition, missing_ops: frozenset[int] = frozen
             _raise_if_left_to_python(condition, lambda part: isinstance(condition, And))
     ops = frozenset().union(*(piece.ops for piece in pieces))
     disjoint = len(pieces) == 1 or _are_distinct_endpoints(compiled)
-    return Plan(tuple(piece.program for piece in pieces), ops, disjoint, _checks(condition))
+    needs_info = any(leaf.needs_info for leaf in leaves(condition))
+    return Plan(tuple(piece.program for piece in pieces), ops, disjoint, _checks(condition), needs_info)
 
 
 def _raise_if_left_to_python(condition: Condition, is_compiled: Callable[[Condition], bool]) -> None:
@@ -93,7 +96,8 @@ def _raise_if_left_to_python(condition: Condition, is_compiled: Callable[[Condit
     if not all(is_compiled(part) or _is_matchable(part) for part in parts):
         raise NotSupported(
             EOPNOTSUPP,
-            f"'{condition}': this kernel cannot evaluate all of it, and Python cannot evaluate 'autobound'",
+            f"'{condition}': the kernel cannot evaluate all of it, nor Python 'autobound': join that to the rest with "
+            "'and'",
         )
 
 

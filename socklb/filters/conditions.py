@@ -18,18 +18,22 @@ from .endpoints import GE_OPS, HOST_OPS, LE_OPS, Endpoint, EndpointSet, port_alo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, Protocol
 
     from ..wire.address import Network
     from ..wire.bytecode import Assembler
 
     class Names(Protocol):
-        """Looks up names in the namespace that is searched. The first two raise ValueError for an unknown one."""
+        """Looks up names in the namespace that is searched. All but the last raise ValueError for an unknown one."""
 
         def interface_index(self, name: str) -> int: ...
 
         def cgroup_id(self, path: str) -> int: ...
+
+        def cgroup_ids_below(self, path: str) -> Sequence[int]: ...
+
+        def process_sockets(self, pid: int) -> frozenset[int] | None: ...
 
         def local_ports(self) -> tuple[int, int]: ...
 
@@ -50,6 +54,8 @@ class Condition(Value):
 
     __slots__ = ()
     _depth = 0
+    needs_info = False
+    """Whether it is on struct tcp_info, which the kernel sends on request."""
 
     def matches(self, socket: InetSocket) -> bool:
         """Whether the socket is known to match.
@@ -79,6 +85,9 @@ class Condition(Value):
     def resolved(self, names: Names) -> Condition:
         """The same with all of that replaced by numbers."""
         return self
+
+    def _unresolved(self) -> ValueError:
+        return ValueError(f"'{self}' is not resolved: what it stands for depends on the namespace, and may change")
 
     def __and__(self, other: Condition) -> Condition:
         return And(self, other) if isinstance(other, Condition) else NotImplemented

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The functions that make conditions from checked arguments: src, dst, sport, dport, device, mark, cgroup, autobound.
+"""The functions that make conditions from checked arguments: src, dst, sport, dport, device, mark, cgroup, autobound,
+uid, pid, stalled, idle.
 
 All raise ValueError for a value that is out of range or cannot be read, TypeError for one of another type.
 """
@@ -8,9 +9,11 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
+from ..features import standard_module
 from ..wire.address import unmapped
 from .conditions import PORT_MAX, And, Condition, Host, Port
-from .property_conditions import Autobound, Cgroup, Device, Mark
+from .property_conditions import Autobound, Cgroup, Device, Mark, Pid, Uid
+from .stuck import LONGEST, Idle, Stalled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,7 +90,9 @@ def mark(value: int, mask: int = 0xFFFFFFFF) -> Condition:
 
 
 def cgroup(cgroup: int | str) -> Condition:
-    """In this cgroup v2, by id or by path (absolute, or relative to the cgroup2 mount)."""
+    """In this cgroup v2, by id or by path (absolute, or relative to the cgroup2 mount). A path that ends with / is for
+    this one and all below it, as they are when the search begins.
+    """
     if isinstance(cgroup, str):
         if not cgroup:
             raise ValueError("cgroup path '' is empty")
@@ -100,6 +105,48 @@ def autobound() -> Condition:
     kernel can evaluate it; `SocketFilter.matches` raises ValueError.
     """
     return Autobound()
+
+
+def uid(user: int | str) -> Condition:
+    """Owned by this user, by number or by name, as seen from the user namespace of the caller. Matched in Python."""
+    if isinstance(user, str):
+        try:
+            return Uid(standard_module("pwd", "uid NAME").getpwnam(user).pw_uid)
+        except (KeyError, ValueError):  # with a NUL in it
+            raise ValueError(f"there is no user {user!r}") from None
+    return Uid(_integer("uid", user, 0xFFFFFFFE))
+
+
+def pid(pid: int) -> Condition:
+    """Held open by this process when the search begins; what its children hold is theirs. Matched in Python, by the
+    inodes in /proc/PID/fd: where these may not be read, neither this nor its negation matches any socket.
+    """
+    if _integer("pid", pid, 0x7FFFFFFF) == 0:
+        raise ValueError("pid 0 is no process")
+    return Pid(pid)
+
+
+def stalled(seconds: float) -> Condition:
+    """A TCP connection that hangs: what it sent has not been acknowledged for so long, or what it asks (by zero-window
+    probes; by keepalives, from the second one on) has not been answered. The age is a lower bound, made from the timer
+    and struct tcp_info. Matched in Python.
+    """
+    return Stalled(_milliseconds("stalled", seconds))
+
+
+def idle(seconds: float) -> Condition:
+    """A TCP connection that has neither sent nor received data for so long; a retransmission counts as sending.
+    Matched in Python.
+    """
+    return Idle(_milliseconds("idle", seconds))
+
+
+def _milliseconds(what: str, seconds: float) -> int:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{what} takes a number of seconds, not {seconds!r}")
+    if not 0 <= seconds <= LONGEST:
+        raise ValueError(f"{what} takes 0 to {LONGEST} seconds, not {seconds}")
+    return round(seconds * 1000)
 
 
 def _endpoint(side: str, address: Address, port: int | None) -> Condition:

@@ -5,7 +5,8 @@
     filter  = term { ["and" | "&" | "&&"] term }  or  term { ("or" | "|" | "||") term }
     term    = ("not" | "!") term | "(" filter ")" | test
     test    = ("dst" | "src") [eq | ne] host | ("dport" | "sport") [operator] port
-            | "dev" [eq | ne] interface | "fwmark" [eq | ne] value["/"mask] | "cgroup" [eq | ne] path | "autobound"
+            | "dev" [eq | ne] interface | "fwmark" [eq | ne] value["/"mask] | "cgroup" [eq | ne] path["/"] | "autobound"
+            | "uid" [eq | ne] user | "pid" [eq | ne] process | ("stalled" | "idle") duration
     host    = ["inet:" | "inet6:"] ( any | address ["/" prefix] | "[" v6 ["/" prefix] "]" ) [":" number]
     port    = [["inet:" | "inet6:"] ":"] number
     number  = a port's, the name of a service, or "*"
@@ -26,6 +27,7 @@ from collections import namedtuple
 from ..states import named_states
 from . import constructors
 from .conditions import EVERYTHING, MAX_DEPTH, PORT_MAX, And, Condition, Not, Or, Port, joined
+from .stuck import duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +42,11 @@ _OPERATORS = {
 }  # fmt: skip
 _ANY = ("", "*", "any", "all", "default")
 _ANY_OF = {"inet": "0.0.0.0/0", "inet6": "::/0"}
-_TESTS = ("dst", "src", "dport", "sport", "dev", "fwmark", "cgroup", "autobound")
+_TESTS = (
+    *("dst", "src", "dport", "sport", "dev", "fwmark", "cgroup", "autobound"),  # of ss
+    *("uid", "pid", "stalled", "idle"),
+)
+_DURATIONS = ("stalled", "idle")
 _SYMBOLS = ("&&", "||", "==", "!=", "<=", ">=", "(", ")", "!", "&", "|", "=", "<", ">")
 
 
@@ -190,6 +196,8 @@ class _Parser:
             return constructors.autobound()
         operator = self._accept(*_OPERATORS)
         sign = _OPERATORS[operator.text.lower()] if operator else "="
+        if operator and kind in _DURATIONS:
+            self.fail(f"{kind} takes a duration and means at least so long, as in {kind} 30s", operator)
         if operator and sign not in ("=", "!=") and not kind.endswith("port"):
             self.fail(f"{kind} can only be compared with = and !=", operator)
         value = self.word
@@ -321,6 +329,21 @@ class _Parser:
     def _cgroup(self, value: _Word) -> Condition:
         text = value.text
         return constructors.cgroup(int(text) if text.isascii() and text.isdigit() else text)
+
+    def _uid(self, value: _Word) -> Condition:
+        text = value.text
+        return constructors.uid(int(text) if text.isascii() and text.isdigit() else text)
+
+    def _pid(self, value: _Word) -> Condition:
+        if not (value.text.isascii() and value.text.isdigit()):
+            self.fail("expected the number of a process", value)
+        return constructors.pid(int(value.text))
+
+    def _stalled(self, value: _Word) -> Condition:
+        return constructors.stalled(duration(value.text))
+
+    def _idle(self, value: _Word) -> Condition:
+        return constructors.idle(duration(value.text))
 
 
 def _why_not_a_test(word: str) -> str:

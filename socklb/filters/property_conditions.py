@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Conditions on properties of a socket other than its addresses and ports: device, cgroup, mark, autobound."""
+"""Conditions on what a socket has beside addresses and ports: device, cgroup, mark, autobound, user, process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..wire.bytecode import (
     INET_DIAG_BC_MARK_COND,
     MarkCond,
 )
-from .conditions import Condition, Port
+from .conditions import Condition, Or, Port, joined
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from .conditions import Names
 
 
-class Device(Condition):
+class _Numbered(Condition):
+    """One whose number may be given as a name."""
+
+    __slots__ = ()
+
+    def _number(self, given: int | str) -> int:
+        if isinstance(given, str):
+            raise self._unresolved()
+        return given
+
+
+class Device(_Numbered):
     """Bound to an interface (SO_BINDTODEVICE), by index or by name; index 0: bound to none."""
 
     __slots__ = ("interface",)
@@ -29,10 +40,10 @@ class Device(Condition):
         self._set(interface=interface)
 
     def evaluate(self, socket: InetSocket) -> bool:
-        return socket.interface == _number(self, self.interface)
+        return socket.interface == self._number(self.interface)
 
     def emit(self, program: Assembler, no: Label) -> None:
-        program.test(INET_DIAG_BC_DEV_COND, _number(self, self.interface), no)
+        program.test(INET_DIAG_BC_DEV_COND, self._number(self.interface), no)
 
     @property
     def is_resolved(self) -> bool:
@@ -45,8 +56,9 @@ class Device(Condition):
         return f"dev = {self.interface}"
 
 
-class Cgroup(Condition):
-    """In a cgroup v2, by id or by path. The kernel evaluates it since Linux 5.9, and reports cgroups since 5.7.
+class Cgroup(_Numbered):
+    """In a cgroup v2, by id or by path; a path that ends with / is for all below it too. The kernel evaluates it since
+    Linux 5.9, and reports cgroups since 5.7.
 
     A mini-socket has none: the kernel takes 0 for its id, and so would match the negation.
     """
@@ -58,11 +70,11 @@ class Cgroup(Condition):
         self._set(cgroup=cgroup)
 
     def evaluate(self, socket: InetSocket) -> bool | None:
-        wanted, cgroup = _number(self, self.cgroup), socket.attributes.get("cgroup_id")
+        wanted, cgroup = self._number(self.cgroup), socket.attributes.get("cgroup_id")
         return cgroup == wanted if isinstance(cgroup, int) else None
 
     def emit(self, program: Assembler, no: Label) -> None:
-        program.test(INET_DIAG_BC_CGROUP_COND, _number(self, self.cgroup), no)
+        program.test(INET_DIAG_BC_CGROUP_COND, self._number(self.cgroup), no)
 
     def supported(self, missing_ops: frozenset[int]) -> bool:
         return INET_DIAG_BC_CGROUP_COND not in missing_ops
@@ -72,7 +84,11 @@ class Cgroup(Condition):
         return not isinstance(self.cgroup, str)
 
     def resolved(self, names: Names) -> Condition:
-        return Cgroup(names.cgroup_id(self.cgroup)) if isinstance(self.cgroup, str) else self
+        if not isinstance(self.cgroup, str):
+            return self
+        if self.cgroup.endswith("/"):
+            return joined(Or, map(Cgroup, names.cgroup_ids_below(self.cgroup)))
+        return Cgroup(names.cgroup_id(self.cgroup))
 
     def __str__(self) -> str:
         return f"cgroup = {self.cgroup}"
@@ -117,7 +133,7 @@ class Autobound(Condition):
 
     def emit(self, program: Assembler, no: Label) -> None:
         if self.ports is None:
-            raise _unresolved(self)
+            raise self._unresolved()
         program.test(INET_DIAG_BC_AUTO, None, no)
         self.ports.emit(program, no)
 
@@ -132,11 +148,54 @@ class Autobound(Condition):
         return "autobound"
 
 
-def _number(condition: Condition, given: int | str) -> int:
-    if isinstance(given, str):
-        raise _unresolved(condition)
-    return given
+class MatchedInPython(Condition):
+    """The base of those that no bytecode is for: the kernel lets through whatever matches the rest."""
+
+    __slots__ = ()
+
+    def supported(self, missing_ops: frozenset[int]) -> bool:
+        return False
 
 
-def _unresolved(condition: Condition) -> ValueError:
-    return ValueError(f"'{condition}' is not resolved: which number it stands for depends on the namespace")
+class Uid(MatchedInPython):
+    """Owned by a user. Rows of mini-sockets and request sockets have uid 0 and no inode, for nobody owns them; so have,
+    on some kernels, those of sockets that were closed or not yet accepted.
+    """
+
+    __slots__ = ("uid",)
+    uid: int
+
+    def __init__(self, uid: int) -> None:
+        self._set(uid=uid)
+
+    def evaluate(self, socket: InetSocket) -> bool | None:
+        uid = socket.uid
+        return uid == self.uid if uid or socket.inode else None
+
+    def __str__(self) -> str:
+        return f"uid = {self.uid}"
+
+
+class Pid(MatchedInPython):
+    """Held open by a process (its children hold their own). `inodes`, of the sockets that it holds, says nothing until
+    it is resolved; then None means that one may not look.
+    """
+
+    __slots__ = ("inodes", "is_resolved", "pid")
+    pid: int
+    inodes: frozenset[int] | None
+    is_resolved: bool
+
+    def __init__(self, pid: int, inodes: frozenset[int] | None = None, is_resolved: bool = False) -> None:
+        self._set(pid=pid, inodes=inodes, is_resolved=is_resolved)
+
+    def evaluate(self, socket: InetSocket) -> bool | None:
+        if not self.is_resolved:
+            raise self._unresolved()
+        return None if self.inodes is None else socket.inode in self.inodes
+
+    def resolved(self, names: Names) -> Condition:
+        return self if self.is_resolved else Pid(self.pid, names.process_sockets(self.pid), is_resolved=True)
+
+    def __str__(self) -> str:
+        return f"pid = {self.pid}"

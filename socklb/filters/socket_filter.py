@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+from errno import EOPNOTSUPP
 from ipaddress import IPv6Address
 
+from ..errors import NotSupported
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states, state_mask
 from ..values import Value
 from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
 from .bounds import bounds
 from .compiler import compile_condition
-from .conditions import EVERYTHING, And, Condition, Host, Or, check_socket
+from .conditions import EVERYTHING, And, Condition, Host, Or, check_socket, leaves
 from .constructors import dport, dst, on_link
 from .language import parse
 
@@ -170,18 +172,31 @@ class SocketFilter(Value):
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the condition names what it matches: an address, a few ports, a device, a cgroup."""
+        """Whether the condition names what it matches: an address, a few ports, a device, a cgroup, a process,
+        a user.
+        """
         return bounds(self.where)
+
+    @property
+    def needs_info(self) -> bool:
+        """Whether the condition reads struct tcp_info: of TCP alone, and asked for by itself."""
+        return any(leaf.needs_info for leaf in leaves(self.where))
 
     def accepts(self, socket: InetSocket) -> bool:
         """What is left to check of a socket that matches the condition: state and predicate."""
         return self.states & socket.answers_to != 0 and (self.predicate is None or bool(self.predicate(socket)))
 
     def plan(self, missing_ops: frozenset[int] = frozenset()) -> Plan:
-        """How to find what matches the condition, for a kernel without these bytecode ops; compiled once."""
+        """How to find what matches the condition, for a kernel without these bytecode ops; compiled once. Raises
+        NotSupported for what no kernel can tell of the protocol.
+        """
         plan = self._plans.get(missing_ops)
         if plan is None:
             plan = self._plans[missing_ops] = compile_condition(self.where, missing_ops)
+        if plan.needs_info and self.protocol == IPPROTO_UDP:
+            raise NotSupported(
+                EOPNOTSUPP, f"'{self}': 'stalled' and 'idle' are for TCP, UDP sockets have no acknowledgements"
+            )
         return plan
 
     def matches(self, socket: InetSocket) -> bool:

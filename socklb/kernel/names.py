@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Names that depend on where they are looked up: interfaces and cgroup paths."""
+"""Names that depend on where or when they are looked up: interfaces, cgroup paths, processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from contextlib import suppress
 from struct import Struct
 
 from ..errors import KernelError
+from .exhaustion import raise_if_exhausted
 from .namespaces import run_in_netns
+from .processes import socket_inodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,6 +87,32 @@ def cgroup_id(path: str) -> int:
     except OSError as error:
         raise UnknownName(f"{directory!r} is not a cgroup v2: {os.strerror(error.errno or 0)}") from None
     return status.st_ino
+
+
+def cgroup_ids_below(path: str) -> list[int]:
+    """The ids of a cgroup v2 and of all below it that are there now. Raises as `cgroup_id` does."""
+    top = path if os.path.isabs(path) else os.path.join(_cgroup2_mount(), path)
+    ids = [cgroup_id(top)]
+    for directory, names, _ in os.walk(top):
+        for name in names:
+            with suppress(OSError):  # it has gone meanwhile
+                ids.append(os.stat(os.path.join(directory, name)).st_ino)
+    return ids
+
+
+def process_sockets(pid: int) -> frozenset[int] | None:
+    """The inodes of the sockets that a process holds open; None where one may not look. Raises UnknownName if there is
+    no such process.
+    """
+    namespace = f"/proc/{pid}/ns/net"
+    try:
+        os.readlink(namespace)  # as permitted as what its descriptors lead to (ptrace_may_access())
+    except PermissionError:
+        return None
+    except OSError as error:
+        raise_if_exhausted(error, f"read {namespace}")
+        raise UnknownName(f"there is no process {pid} in /proc") from None
+    return frozenset(socket_inodes(pid))
 
 
 def is_root_cgroup(cgroup: int | str) -> bool:

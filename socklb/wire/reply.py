@@ -93,6 +93,14 @@ def _check(row: bytes) -> None:
         raise MalformedMessage("family of inet_diag_msg", offset=0, expected=f"{AF_INET} or {AF_INET6}", got=row[0])
 
 
+class _Attributes(dict):  # type: ignore[type-arg] # of what, is said where it is returned
+    def __missing__(self, key: str | int) -> Any:
+        from .attributes import EXTENSION_BITS  # they are imported by now
+
+        advice = f": ask for it with extensions=({key!r},)" if key in EXTENSION_BITS else ""
+        raise KeyError(f"the row of this socket has no attribute {key!r}{advice}")
+
+
 class InetSocket:
     """One socket as the kernel reported it: the bytes of a row, decoded when a property is read. It cannot be changed.
 
@@ -226,10 +234,11 @@ class InetSocket:
     def attributes(self) -> dict[str | int, Any]:
         """The response attributes by lower-case kernel name, those that are unknown by number; decoded at each access.
 
-        If one comes twice the last counts, as with nla_parse(). Raises MalformedMessage if one is cut.
+        If one comes twice the last counts, as with nla_parse(). Raises MalformedMessage if one is cut; indexing raises
+        a KeyError that says how to ask for what is missing.
         """
         try:
-            return dict(_decode_attributes(self._row[MSG_SIZE:]))
+            return _Attributes(_decode_attributes(self._row[MSG_SIZE:]))
         except MalformedMessage as error:
             offset = MSG_SIZE + error.offset
             raise MalformedMessage(error.what, offset=offset, expected=error.expected, got=error.got) from None

@@ -21,6 +21,7 @@ from socklb import (
     SocketFilter,
     TcpState,
     cgroup,
+    destroy_sockets,
     device,
     dport,
     dst,
@@ -165,6 +166,13 @@ class TestExtensions:
     def test_an_unknown_one_is_an_error_before_anything_is_asked(self, sockets: Sockets, name: str) -> None:
         with pytest.raises(ValueError, match="cannot be asked for"):
             find_sockets(SocketFilter("tcp"), extensions=["info", name])
+
+    def test_a_predicate_that_reads_what_was_not_asked_for_is_told_how_to(self, sockets: Sockets) -> None:
+        sockets.tcp("127.0.0.2", 9000)
+        filter = SocketFilter("tcp", dst("127.0.0.2"), predicate=lambda row: row.attributes["info"].rto)
+        with pytest.raises(KeyError, match=r"'info': ask for it with extensions=\('info',\)"):
+            destroy_sockets(filter)
+        assert destroy_sockets(filter, extensions=["info"]).destroyed == 1
 
 
 class TestDeviceCgroupAndMark:

@@ -16,7 +16,9 @@ from .trees import conditions, names_what_it_matches
 
 
 class TestBounded:
-    """DESIGN, section 4: a narrow prefix, at most 4,096 ports of a side, a device, a cgroup other than the root."""
+    """DESIGN, section 4: a narrow prefix, at most 4,096 ports of a side, a device, a cgroup other than the root, a
+    process other than 1, a user other than 0.
+    """
 
     @pytest.mark.parametrize(
         "text",
@@ -26,7 +28,8 @@ class TestBounded:
          "cgroup 77", "cgroup web", "dst 10.0.0.1 and fwmark 1", "dst 10.0.0.1 and not dport 80",
          "dport 80 or dev lo", "not not dport 80", "not dport > 80", "not ( dport > 80 or dst 10.0.0.1 )",
          "not ( not dst 10.0.0.1 or fwmark 1 )", "not ( not dport 1 and not dev lo )",
-         "not ( dport < 1000 or dport > 2000 )", "not ( dport >= 1000 and dport <= 65000 )", "not dst *"],
+         "not ( dport < 1000 or dport > 2000 )", "not ( dport >= 1000 and dport <= 65000 )", "not dst *",
+         "cgroup web/", "pid 2", "uid 1", "stalled 30s and dport 80"],
     )  # fmt: skip
     def test_these_bound(self, text: str) -> None:
         assert SocketFilter.parse(text, "tcp").is_bounded
@@ -40,7 +43,8 @@ class TestBounded:
          "cgroup /", "cgroup //", "cgroup /.", "cgroup 0", "cgroup 1", "fwmark 1", "autobound", "dport != 80",
          "not dst 10.0.0.1", "not dev lo", "not cgroup web", "dev lo or fwmark 1", "dst 10.0.0.1 or dport != 80",
          "not ( dst 10.0.0.1 and dport 80 )", "not ( dport >= 80 and dport <= 90 )",
-         "( dport < 9000 or fwmark 1 ) and dport > 8000"],
+         "( dport < 9000 or fwmark 1 ) and dport > 8000", "pid 1", "uid 0", "not pid 2", "not uid 1", "stalled 1h",
+         "idle 1h"],
     )  # fmt: skip
     def test_these_do_not(self, text: str) -> None:
         assert not SocketFilter.parse(text, "tcp").is_bounded

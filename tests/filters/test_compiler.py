@@ -9,7 +9,21 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from socklb import InetSocket, NotSupported, SocketFilter, autobound, cgroup, dport, dst, sport, src
+from socklb import (
+    InetSocket,
+    NotSupported,
+    SocketFilter,
+    autobound,
+    cgroup,
+    dport,
+    dst,
+    idle,
+    pid,
+    sport,
+    src,
+    stalled,
+    uid,
+)
 from socklb.filters import Condition
 from socklb.filters.compiler import Plan, compile_condition
 from socklb.filters.conditions import And, Not, Or, Port
@@ -145,6 +159,16 @@ class TestPrograms:
     ) -> None:
         plan = compile_condition(condition & cgroup(7), NO_CGROUP)
         assert plan.programs == compile_condition(compiled).programs
+
+    @pytest.mark.parametrize("in_python", [stalled(1), ~idle(1), uid(1), ~pid(1)], ids=str)
+    def test_what_no_kernel_can_evaluate_is_left_out_too(self, in_python: Condition) -> None:
+        plan = compile_condition(dport(80) & in_python)
+        assert plan.programs == compile_condition(dport(80)).programs
+        assert plan.needs_info is (in_python in (stalled(1), ~idle(1)))
+
+    def test_udp_has_nothing_to_acknowledge(self) -> None:
+        with pytest.raises(NotSupported, match="'stalled' and 'idle' are for TCP"):
+            SocketFilter("udp", dport(53) | stalled(1)).plan()
 
     def test_a_filter_is_compiled_once_for_each_kind_of_kernel(self) -> None:
         filter = SocketFilter("tcp", cgroup(7))

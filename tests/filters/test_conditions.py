@@ -14,16 +14,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socklb import InetSocket, SocketFilter, autobound, cgroup, device, dport, dst, mark, sport, src
-from socklb.filters import Condition, property_conditions
+from socklb import (
+    InetSocket,
+    SocketFilter,
+    autobound,
+    cgroup,
+    device,
+    dport,
+    dst,
+    idle,
+    mark,
+    pid,
+    sport,
+    src,
+    stalled,
+    uid,
+)
+from socklb.filters import Condition, property_conditions, stuck
 from socklb.filters import conditions as kinds
 from socklb.filters.bounds import bounds
 from socklb.filters.conditions import EVERYTHING, And, Host, Not, Or, Port
-from socklb.filters.property_conditions import Autobound
+from socklb.filters.property_conditions import Autobound, Pid
 from socklb.wire.reply import decode_msg
 
 from ..strategies import ATTRIBUTE_VALUES, make_socket, sockets
 from .trees import Network, conditions, networks, socket_between, written_conditions
+
+UNREADABLE = Pid(7, None, is_resolved=True)
 
 SOCKETS = {
     "v4": socket_between("127.0.0.1:40000", "10.0.0.5:80", mark=0x13, cgroup_id=7),
@@ -191,7 +208,9 @@ class TestTheUnknown:
         assert condition.evaluate(whole) is not None
         assert condition.matches(socket) is (condition.evaluate(socket) is True)
 
-    @pytest.mark.parametrize("condition", [mark(1), mark(0), mark(0, 0), cgroup(7), cgroup(0)], ids=str)
+    @pytest.mark.parametrize(
+        "condition", [mark(1), mark(0), mark(0, 0), cgroup(7), cgroup(0), uid(0), UNREADABLE, idle(0)], ids=str
+    )
     def test_neither_it_nor_its_negation_matches(self, condition: Condition) -> None:
         socket = socket_between("127.0.0.1:1", "127.0.0.2:2")
         for unknown in (condition, ~condition, dport(2) & condition, dport(3) | ~condition):
@@ -222,6 +241,7 @@ class TestEquality:
         different = [
             dst("10.0.0.1"), src("10.0.0.1"), dst("10.0.0.0/8"), dst("::a00:1"), dst("10.0.0.1", 80), dport(80),
             sport(80), dport(80, 81), device(1), device("lo"), cgroup(1), cgroup("a"), mark(1), mark(1, 1),
+            cgroup("a/"), uid(1), pid(1), stalled(1), idle(1),
             ~dport(80), Not(Not(dport(80))), dport(80) & sport(1), sport(1) & dport(80),
             dport(80) | sport(1), And(), Or(),
         ]  # fmt: skip
@@ -248,7 +268,10 @@ class TestEquality:
     @given(conditions | written_conditions)
     def test_repr_is_python_for_it(self, condition: Condition) -> None:
         networks_too = {"IPv4Network": IPv4Network, "IPv6Network": IPv6Network}
-        assert eval(repr(condition), {**vars(kinds), **vars(property_conditions), **networks_too}) == condition
+        assert (
+            eval(repr(condition), {**vars(kinds), **vars(property_conditions), **vars(stuck), **networks_too})
+            == condition
+        )
 
 
 class _FakeNames:
@@ -259,6 +282,12 @@ class _FakeNames:
         if path != "web":
             raise ValueError(f"no cgroup {path!r}")
         return 77
+
+    def cgroup_ids_below(self, path: str) -> list[int]:
+        return [77, 78] if path == "web/" else []
+
+    def process_sockets(self, pid: int) -> frozenset[int] | None:
+        return frozenset({11, 12}) if pid == 7 else None
 
     def local_ports(self) -> tuple[int, int]:
         return 20000, 30000
@@ -278,6 +307,17 @@ class TestNames:
         numbered = (device(2) & ~cgroup(77)) | ~(device(1) | dport(80) | Autobound(Port("src", 20000, 30000)))
         assert named.resolved(_FakeNames()) == numbered
         assert numbered.is_resolved
+
+    def test_a_path_with_a_slash_is_this_cgroup_and_all_below(self) -> None:
+        assert cgroup("web/").resolved(_FakeNames()) == cgroup(77) | cgroup(78)
+
+    def test_a_process_is_the_sockets_that_it_holds(self) -> None:
+        held = pid(7).resolved(_FakeNames())
+        for inode, expected in ((11, True), (12, True), (13, False), (0, False)):
+            assert held.matches(socket_between("10.0.0.1:1", "10.0.0.2:2", inode=inode)) is expected
+        with pytest.raises(ValueError, match="'pid = 7' is not resolved"):
+            pid(7).matches(SOCKETS["v4"])
+        assert pid(8).resolved(_FakeNames()) == Pid(8, None, is_resolved=True)
 
     @given(conditions)
     def test_what_has_no_names_is_resolved_already(self, condition: Condition) -> None:

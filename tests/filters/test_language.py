@@ -19,10 +19,14 @@ from socklb import (
     device,
     dport,
     dst,
+    idle,
     mark,
+    pid,
     sport,
     src,
+    stalled,
     state_mask,
+    uid,
 )
 from socklb import TcpState as S
 from socklb.cli.arguments import FILTER_HELP
@@ -97,7 +101,14 @@ class TestTests:
             (cgroup("/sys/fs/cgroup/user@1000"), ["cgroup = /sys/fs/cgroup/user@1000"]),
             (cgroup(77), ["cgroup == 77"]),
             (~cgroup(77), ["cgroup != 77"]),
+            (cgroup("system.slice/"), ["cgroup system.slice/"]),
             (autobound(), ["autobound", "AutoBound"]),
+            (uid(0), ["uid 0", "uid = root", "UID eq 0"]),
+            (~uid(1000), ["uid != 1000", "not uid 1000"]),
+            (pid(77), ["pid 77", "pid == 77"]),
+            (stalled(30), ["stalled 30s", "stalled 30000ms", "stalled 0.5m", "STALLED 30.0s"]),
+            (stalled(0.5), ["stalled 500ms"]),
+            (~idle(5400), ["not idle 90m", "! idle 1.5h"]),
         ],
         ids=str,
     )  # fmt: skip
@@ -222,7 +233,13 @@ class TestMistakes:
              ["dst «fe80::1%eth0»", "dst «[fe80::1%eth0]:80»", "src «10.0.0.1%lo»"]),
             ("states come first", ["dst 10.0.0.1 «state» established", "not «exclude» time-wait",
                                    "dst ::1 or «State» established", "dst ::1 or dst ::2 «state» established"]),
-            ("unknown word, expected one of dst, src, dport, sport, dev, fwmark, cgroup, autobound",
+            ("is no duration", ["stalled «30»", "idle «s»", "idle «1..5m»", "stalled «-1s»", "idle «1d»"]),
+            ("longer than a year", ["idle «9000h»"]),
+            ("a duration and means at least so long", ["stalled «>=» 30s", "idle «=» 1m"]),
+            ("there is no user", ["uid «nobody-at-all»"]),
+            ("expected the number of a process", ["pid «nginx»"]),
+            ("pid 0 is no process", ["pid «0»"]),
+            ("expected one of dst, src, dport, sport, dev, fwmark, cgroup, autobound, uid, pid, stalled, idle",
              ["«port» 80", "dst 10.0.0.1 «dprot» 80", "«10.0.0.1»", "dst 10.0.0.1 «80»"]),
             ("dst needs a value", ["dst«»"]),
             ("dport needs a value", ["dst 10.0.0.1 and dport «»", "dport =«»", "dport = «=» 80"]),
@@ -253,7 +270,7 @@ class TestMistakes:
             ("only be compared with = and !=", ["dst «>=» 10.0.0.1", "dev «lt» lo", "fwmark «>»1"]),
             ("127 bytes", [f"dev «{'x' * 128}»"]),
             ("expected VALUE or VALUE/MASK", ["fwmark «one»", "fwmark «1/»"]),
-            ("is outside", ["fwmark «-1»", "fwmark «0x100000000»", f"cgroup «{1 << 64}»"]),
+            ("is outside", ["fwmark «-1»", "fwmark «0x100000000»", f"cgroup «{1 << 64}»", "uid «4294967295»"]),
             ("outside its mask", ["fwmark «0x13/0x10»"]),
             ("'and' after 'or' is ambiguous, use parentheses",
              ["dport 1 or sport 2 «and» dst ::1", "dport 1 or sport 2 «dst» ::1", "dport 1 | !sport 2 «&&» dst ::1",
@@ -270,8 +287,8 @@ class TestMistakes:
 
     def test_the_message_points_at_the_word(self) -> None:
         assert str(error_of("dst 10.0.0.1\tand dprot = 80")).splitlines() == [
-            "filter: unknown word, expected one of dst, src, dport, sport, dev, fwmark, cgroup, autobound: "
-            "'dprot' at column 18",
+            "filter: unknown word, expected one of dst, src, dport, sport, dev, fwmark, cgroup, autobound, uid, pid, "
+            "stalled, idle: 'dprot' at column 18",
             "  dst 10.0.0.1 and dprot = 80",
             "                   ^",
         ]
@@ -328,7 +345,7 @@ def _is_network(text: str) -> bool:
 
 _VOCABULARY = (
     "dst src dport sport dev fwmark cgroup and or not & && | || ! ( ) = == != < <= > >= eq ne lt le gt ge 80 :80 :http "
-    "0x1/0x1 10/8 10.0.0.1 10.0.0.1:80 ::1 [::1]:53 [::1 [ ] * *:* : / % lo state established"
+    "uid pid stalled idle 30s 0x1/0x1 10/8 10.0.0.1 10.0.0.1:80 ::1 [::1]:53 [::1 [ ] * *:* : / % lo state established"
 )
 _texts = st.text() | st.lists(
     st.tuples(st.sampled_from(_VOCABULARY.split()) | st.text(max_size=3), st.sampled_from((" ", "", "\t"))), max_size=12

@@ -27,6 +27,7 @@ from socklb import (
 from socklb.filters import Condition
 from socklb.filters.bounds import bounds
 from socklb.filters.conditions import EVERYTHING, Or
+from socklb.kernel import names
 from socklb.wire.request import IPPROTO_TCP, IPPROTO_UDP
 from socklb.wire.socket_id import AF_INET, AF_INET6
 
@@ -223,27 +224,17 @@ class TestWhere:
         assert repr(filter) == f"<SocketFilter tcp {filter} states=0x1f3e>"
 
     def test_names_are_resolved_and_all_else_is_kept(self) -> None:
-        class Names:
-            def interface_index(self, name: str) -> int:
-                return {"lo": 1}[name]
-
-            def local_ports(self) -> tuple[int, int]:
-                raise AssertionError
-
-            def cgroup_id(self, path: str) -> int:
-                raise ValueError(path)
-
         def predicate(socket: InetSocket) -> bool:
             return True
 
         named = SocketFilter("tcp", device("lo"), states="listening", family=AF_INET, predicate=predicate)
-        resolved = named.resolved(Names())
+        resolved = named.resolved(names)
         assert not named.is_resolved
         assert resolved.is_resolved
         assert resolved.where == device(1)
         for kept in ("protocol", "states", "names_listen", "family", "predicate"):
             assert getattr(resolved, kept) == getattr(named, kept)
-        group = SocketFilter("tcp", device("lo"), states="big").resolved(Names())  # its mask alone would name LISTEN
+        group = SocketFilter("tcp", device("lo"), states="big").resolved(names)  # its mask alone would name LISTEN
         assert not group.names_listen
 
 

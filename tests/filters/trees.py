@@ -7,7 +7,7 @@ from typing import Any, Union
 
 from hypothesis import strategies as st
 
-from socklb import Backend, InetSocket, cgroup, device, dport, dst, mark, sport, src
+from socklb import Backend, InetSocket, cgroup, device, dport, dst, idle, mark, pid, sport, src, stalled, uid
 from socklb.filters import Condition
 from socklb.filters.conditions import And, Host, Not, Or, Port
 from socklb.filters.property_conditions import Cgroup, Device
@@ -114,7 +114,15 @@ resolved_leaves = _endpoints | _one_sided_ports | _two_sided_ports | _marks | _i
 conditions = trees(resolved_leaves, fewest_parts=0)
 """Trees that can be matched: every name is resolved."""
 
-written_conditions = trees(_endpoints | _one_sided_ports | _marks | _cgroups | _names | _paths, fewest_parts=2)
+_in_python = (
+    st.builds(uid, st.integers(0, 0xFFFFFFFE))
+    | st.builds(pid, st.integers(1, 0x7FFFFFFF))
+    | st.builds(lambda make, ms: make(ms / 1000), st.sampled_from((stalled, idle)), st.integers(0, 366 * 86_400_000))
+)
+
+written_conditions = trees(
+    _endpoints | _one_sided_ports | _marks | _cgroups | _names | _paths | _in_python, fewest_parts=2
+)
 """Trees as the language writes them: a range with two inner ends is two tests there, a group of one is its part, a
 device is a name first."""
 

@@ -1,19 +1,23 @@
-"""Names that mean something only where they are looked up: interfaces and cgroup paths."""
+"""Names that mean something only where and when they are looked up: interfaces, cgroup paths, processes."""
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
 from socklb import SocketFilter, device, find_sockets
 from socklb.kernel import mounts
-from socklb.kernel.names import cgroup_id, interface_index
+from socklb.kernel.names import cgroup_id, cgroup_ids_below, interface_index, process_sockets
 
 from .. import world
 from ..rtnetlink import add_alternative_name
-from ..sockets import Sockets, cookie_of
+from ..sockets import Sockets, cookie_of, without_privilege
 
 
 class TestInterfaces:
@@ -71,6 +75,15 @@ class TestCgroups:
         assert cgroup_id("web.slice") == (mounted / "web.slice").stat().st_ino
         assert cgroup_id(".") == mounted.stat().st_ino
 
+    def test_all_below_are_as_deep_as_there_are(self, mounted: Path) -> None:
+        inner = mounted / "web.slice" / "a.service" / "b"
+        inner.mkdir(parents=True)
+        expected = {path.stat().st_ino for path in (inner, inner.parent, mounted / "web.slice")}
+        for path in ("web.slice/", str(mounted / "web.slice/")):
+            assert sorted(cgroup_ids_below(path)) == sorted(expected)
+        with pytest.raises(ValueError, match="is not a cgroup v2"):
+            cgroup_ids_below("missing.slice/")
+
     def test_an_absolute_path_needs_no_mount_table(self, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mounts, "_MOUNTINFO", "/nonexistent")
         assert cgroup_id(str(mounted / "web.slice")) == (mounted / "web.slice").stat().st_ino
@@ -102,3 +115,26 @@ class TestCgroups:
         cookie = cookie_of(sockets.udp("127.0.0.1", 5000))
         (row,) = find_sockets(SocketFilter("udp", family=socket.AF_INET))
         assert (row.cookie, row.attributes["cgroup_id"]) == (cookie, expected)
+
+
+class TestProcesses:
+    def test_the_sockets_that_it_holds_and_its_child_does_not(self, sockets: Sockets) -> None:
+        ours = os.fstat(sockets.udp("127.0.0.1", 5000).fileno()).st_ino
+        theirs = "import socket, sys, os; s = socket.socket(); print(os.fstat(s.fileno()).st_ino, flush=True); input()"
+        with subprocess.Popen([sys.executable, "-c", theirs], stdin=PIPE, stdout=PIPE) as child:
+            assert child.stdout
+            inode = int(child.stdout.readline())
+            assert process_sockets(child.pid) == frozenset({inode})
+            held = process_sockets(os.getpid())
+            assert held is not None
+            assert (ours in held, inode in held) == (True, False)
+            child.communicate(b"\n")
+
+    def test_one_that_may_not_be_looked_at_is_unknown_and_one_that_is_not_there_an_error(self) -> None:
+        with subprocess.Popen(["sleep", "60"]) as other:
+            try:
+                assert without_privilege(lambda: process_sockets(other.pid)) is None
+            finally:
+                other.kill()
+        with pytest.raises(ValueError, match=f"there is no process {other.pid} "):
+            process_sockets(other.pid)

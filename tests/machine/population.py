@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import socket
 import struct
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from ..sockets import error_of, eventually, family_of, fill, state_of
+from ..sockets import deafen, error_of, eventually, family_of, fill, state_of
 from .endpoints import LINK_LOCAL, LINKS, Netns, model_of, name_of, peer_of
 from .model import (
     BOUND_INACTIVE,
@@ -30,8 +29,6 @@ from .model import (
     unmapped,
 )
 
-_DROP_ALL = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0), 8)  # classic BPF: return 0
-_SO_ATTACH_FILTER = 26
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 _SOURCES = {"127": "127.0.0.9", "10.": "10.9.0.1", "::1": "::1", "fd0": "fd00::1", "::f": "::ffff:127.0.0.9"}
@@ -280,8 +277,7 @@ class Population:
     def connect_in_vain(self, netns: Netns, address: str, options: SocketOptions) -> None:
         """SYN_SENT: the listener drops whatever it gets."""
         listener = self._private_listener(netns, address, SocketOptions())
-        program = struct.pack("HP", 1, ctypes.addressof(_DROP_ALL))
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        deafen(listener)
         listener.listen(1)
         self._add(netns, listener, LISTEN, autobound=False)
         client = self._client(netns, address, "tcp", options)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""Connections that hang (stalled) or do nothing (idle), by the kernel's timers and struct tcp_info (linux/tcp.h)."""
+
+from __future__ import annotations
+
+from ..states import TcpState
+from .property_conditions import MatchedInPython
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..wire.records import TcpInfo
+    from ..wire.reply import InetSocket
+
+_RETRANSMIT, _KEEPALIVE, _ZERO_WINDOW_PROBE = 1, 2, 4  # idiag_timer
+_OPENING = (TcpState.SYN_SENT, TcpState.SYN_RECV)
+_SENDING = (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT)
+_CONNECTED = (*_SENDING, TcpState.FIN_WAIT1, TcpState.FIN_WAIT2, TcpState.CLOSING, TcpState.LAST_ACK)
+_LONGEST_PAUSE = 120_000  # TCP_RTO_MAX, in milliseconds
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+LONGEST = 366 * 86400
+"""A year, in seconds."""
+
+
+def duration(text: str) -> float:
+    """The seconds of "500ms", "30s", "1.5m", "2h". Raises ValueError for what is no number with such a unit."""
+    unit = text.lstrip("0123456789.")
+    try:
+        seconds = float(text[: len(text) - len(unit)]) * _UNITS[unit]
+    except (KeyError, ValueError):
+        raise ValueError(f"{text!r} is no duration: it is a number with ms, s, m or h, as in 30s") from None
+    if seconds > LONGEST:
+        raise ValueError(f"{text} is longer than a year")
+    return seconds
+
+
+class _ByTcpInfo(MatchedInPython):
+    """On struct tcp_info, for at least so many milliseconds. Without it in the row nothing is known."""
+
+    __slots__ = ()
+    _word = ""
+    needs_info = True
+    ms: int
+
+    def __init__(self, ms: int) -> None:
+        self._set(ms=ms)
+
+    def evaluate(self, socket: InetSocket) -> bool | None:
+        info: TcpInfo | None = socket.attributes.get("info")
+        if info is None or info.last_ack_recv is None:  # the last of the fields that are read
+            return None
+        return self._matches(socket, info)
+
+    def _matches(self, socket: InetSocket, info: TcpInfo) -> bool:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return f"{self._word} {self.ms}ms" if self.ms % 1000 else f"{self._word} {self.ms // 1000}s"
+
+
+class Stalled(_ByTcpInfo):
+    """Something that was sent has not been acknowledged for so long; in doubt not."""
+
+    __slots__ = ("ms",)
+    _word = "stalled"
+
+    def evaluate(self, socket: InetSocket) -> bool | None:
+        return super().evaluate(socket) if socket.timer else False  # nothing is outstanding
+
+    def _matches(self, socket: InetSocket, info: TcpInfo) -> bool:
+        return _unanswered_ms(socket, info) >= max(self.ms, 1)
+
+
+class Idle(_ByTcpInfo):
+    """Connected, and neither sent nor received data for so long. Each retransmission counts as sending."""
+
+    __slots__ = ("ms",)
+    _word = "idle"
+
+    def _matches(self, socket: InetSocket, info: TcpInfo) -> bool:
+        return socket.state in _CONNECTED and min(info.last_data_sent, info.last_data_recv) >= self.ms
+
+
+def _unanswered_ms(socket: InetSocket, info: TcpInfo) -> int:
+    """For how long the peer has owed an answer: never more than it really is, 0 if it owes none."""
+    since_ack: int = info.last_ack_recv
+    if socket.timer == _KEEPALIVE:  # a lost probe alone says little
+        age = since_ack if socket.retransmits > 1 else 0
+    elif socket.timer == _ZERO_WINDOW_PROBE:
+        age = _since_first_probe(socket, info)
+    elif socket.timer == _RETRANSMIT and info.unacked:
+        age = _since_first_sent(socket, info)
+    else:
+        return 0
+    # While the connection is opened there was no acknowledgement, and the field was never set.
+    return age if socket.state in _OPENING else min(age, since_ack)
+
+
+def _since_first_sent(socket: InetSocket, info: TcpInfo) -> int:
+    """Each retransmission doubles the timeout (tcp_retransmit_timer()), so that what was waited before is the present
+    timeout less the first one.
+    """
+    timeout: int = info.rto // 1000
+    backoff: int = info.backoff
+    first: int = (info.rto >> backoff) // 1000
+    waited: int = max(0, timeout - socket.expires_ms)
+    if socket.state == TcpState.SYN_SENT:  # the first of these come without backoff (tcp_syn_linear_timeouts)
+        return timeout - first + max(0, socket.retransmits - backoff) * first + waited
+    if backoff or socket.retransmits:
+        return timeout - first + waited
+    # The timer may be that of a tail loss probe, which is shorter. A FIN does not count as data.
+    since_data: int = info.last_data_sent
+    return min(waited, since_data) if socket.state in _SENDING else 0
+
+
+def _since_first_probe(socket: InetSocket, info: TcpInfo) -> int:
+    """Of the probes that are not answered: of a live peer none, however long its window stays closed. The pause doubles
+    with each (tcp_probe0_when()); the one that began with the last of them has not ended.
+    """
+    first: int = info.rto // 1000
+    backoff: int = info.backoff
+    pauses = (min(first << max(0, backoff - before), _LONGEST_PAUSE) for before in range(socket.retransmits))
+    return max(0, sum(pauses) - socket.expires_ms)
