@@ -298,3 +298,29 @@ class TestRecipes:
             destroyed += [client for client in clients if pending_error(client) == "ECONNABORTED"]
             assert len(destroyed) == count
         talk(*stays)
+
+    def test_a_timer_ends_what_is_stalled(self, node: Node, recipe: Recipes, tmp_path: Path) -> None:
+        """A has died. As the commands are written, none of its clients has been stalled for long enough."""
+        steps = recipe("A timer ends what is stalled")
+        (service,) = re.findall(r"^ExecStart=/usr/local/bin/(.*)$", document("examples/socklb-stalled.service"), re.M)
+        commands = [*(command for command, _ in steps.commands[:3]), service.replace("/var/log/socklb", str(tmp_path))]
+        with answering({server: pod.name for pod in (node.a, node.b) for server in pod.servers(5432)}):
+            hang = [node.client.connect("tcp", node.a.v4, 5432) for _ in range(2)]
+            lives = node.client.connect("tcp", node.b.v4, 5432)
+            assert [ask(client) for client in (*hang, lives)] == ["A", "A", "B"]
+            node.a.die()
+            for client in hang:
+                client.send(b"?")
+            for command in commands:
+                steps.shell(command)
+            assert [pending_error(client) for client in hang] == ["", ""]
+
+            look, dry_run, destroy, service = (command.replace("stalled 60s", "stalled 100ms") for command in commands)
+            eventually(lambda: steps.shell(look).count("\n") == 3, "both are stalled")
+            steps.shell(dry_run)
+            assert [pending_error(client) for client in hang] == ["", ""]
+            steps.shell(destroy.replace("--tcp", "--tcp --limit 1"))
+            steps.shell(service)
+            assert [pending_error(client) for client in hang] == ["ECONNABORTED"] * 2
+            assert (tmp_path / "stalled.jsonl").read_text("utf-8").count("\n") == 1
+            assert ask(lives) == "B"

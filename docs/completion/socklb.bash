@@ -17,11 +17,11 @@ _socklb() {
     case ${COMP_WORDS[1]} in
         list)
             options="-h --help -t --tcp -u --udp -4 --ipv4 -6 --ipv6 --state -a --all -n --numeric --netns --readable-only --json"
-            words="dst src dport sport dev fwmark cgroup autobound and or not state exclude"
+            words="dst src dport sport dev fwmark cgroup autobound uid pid stalled idle and or not state exclude"
             ;;
         destroy)
             options="-h --help -t --tcp -u --udp -4 --ipv4 -6 --ipv6 --state -n --numeric --netns --readable-only --dry-run --limit --unbounded --unconnected --json --audit"
-            words="dst src dport sport dev fwmark cgroup autobound and or not state exclude"
+            words="dst src dport sport dev fwmark cgroup autobound uid pid stalled idle and or not state exclude"
             ;;
         terminate)
             options="-h --help --netns --readable-only --rev-nat --rev-nat-dir --conntrack --no-conntrack --external --dry-run --json --audit"
@@ -65,7 +65,7 @@ _socklb() {
             _socklb_files -d
             ;;
         --limit | --kube-namespace | --kube-selector | --not-serving | --terminating | --remember-for | --remember-as | --metrics) ;;
-        dst | src | dport | sport | fwmark | cgroup) ;;
+        dst | src | dport | sport | fwmark | cgroup | pid | stalled | idle) ;;
         dev)
             _socklb_names /sys/class/net
             ;;
