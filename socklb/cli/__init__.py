@@ -43,6 +43,7 @@ exit codes:
        opened; nothing was destroyed
   3    the kernel or the interpreter cannot; the message names what is missing
   4    not permitted; the message names the capability
+  5    nothing matched, and --require-match asks for a match
   130, 143, 129   ended by SIGINT, SIGTERM or SIGHUP
 
 Each command has a help text with examples: socklb COMMAND --help

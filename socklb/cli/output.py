@@ -24,6 +24,7 @@ SOME_FAILED = 1
 BAD_INPUT = 2
 CANNOT = 3
 REFUSED = 4
+NO_MATCH = 5
 INTERRUPTED = 130
 
 ENDS = (SocklbError, ValueError, OSError, MemoryError, KeyboardInterrupt)

@@ -82,4 +82,5 @@ def run(options: argparse.Namespace) -> int:
                 progress=report_progress,
             )
 
-    return run_and_show(terminate, backend_target, options)
+    _, code = run_and_show(terminate, backend_target, options)
+    return code

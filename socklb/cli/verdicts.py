@@ -33,14 +33,18 @@ if TYPE_CHECKING:
     from ..engine.report import Counts, Outcome
     from ..filters.backend import Backend
     from ..wire.reply import InetSocket
+    from .held import Held
 
     Target = Callable[[Report, Outcome], dict[str, str]]
 
 
-def run_and_show(destroy: Callable[[], Report], target: Target, options: argparse.Namespace) -> int:
-    """Run what destroys, show its report, and give the exit code.
+def run_and_show(
+    destroy: Callable[[], Report], target: Target, options: argparse.Namespace, held: Held | None = None
+) -> tuple[Report, int]:
+    """Run what destroys, and show its report: that and the exit code.
 
-    The report of a run that an error ended is shown too, an empty one if no run had begun; on bad input nothing is.
+    `held` knows which processes to name. The report of a run that an error ended is shown too, an empty one if no run
+    had begun; on bad input nothing is.
     """
     if options.json:
         prepare_json()
@@ -49,10 +53,10 @@ def run_and_show(destroy: Callable[[], Report], target: Target, options: argpars
             report = destroy()
     except ENDS as error:
         if exit_code(error) != BAD_INPUT:
-            _show(_report_of(error) or Report(getattr(options, "backends", ())), target, options, error)
+            _show(_report_of(error) or Report(getattr(options, "backends", ())), target, options, error, held)
         raise
-    problems = _show(report, target, options, None)
-    return SOME_FAILED if report.failed or problems or options.audit_problem else DONE
+    problems = _show(report, target, options, None, held)
+    return report, SOME_FAILED if report.failed or problems or options.audit_problem else DONE
 
 
 def _report_of(error: BaseException | None) -> Report | None:
@@ -62,7 +66,9 @@ def _report_of(error: BaseException | None) -> Report | None:
     return getattr(error, "report", None)
 
 
-def _show(report: Report, target: Target, options: argparse.Namespace, error: BaseException | None) -> list[str]:
+def _show(
+    report: Report, target: Target, options: argparse.Namespace, error: BaseException | None, held: Held | None
+) -> list[str]:
     """The verdicts and their sums on standard output, as lines or (--json) as one object.
 
     Namespaces that were not searched to the end are named on standard error; given back are the texts about those that
@@ -70,6 +76,8 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
     """
     problems, expected = namespace_problems(report.errors, report.unsearched, options.readable_only, error)
     with showing():
+        if held is not None:
+            held.look_at_spared(report.outcomes)
         conntrack = "" if error else conntrack_text(report.conntrack, options.dry_run)
         said = [*problems, *expected, *left_alone_texts(report.left_alone), report.hidden, conntrack]
         for text in filter(None, said):
@@ -79,28 +87,36 @@ def _show(report: Report, target: Target, options: argparse.Namespace, error: Ba
                 ended = [error_text(error)] if error is not None else []
                 ended += filter(None, [options.audit_problem])
                 try:
-                    print_json(_as_json(report, target, options, ended + problems))
+                    print_json(_as_json(report, target, options, ended + problems, held))
                 except MemoryError:
                     problems = [*problems, "out of memory: the sockets are not listed"]
                     warn(problems[-1])
                     print_json({**report.counts.as_dict(), "error": "; ".join(ended + problems)})
             else:
-                _print_lines(report)
+                _print_lines(report, held, dry_run=options.dry_run)
     return problems
 
 
-def _print_lines(report: Report) -> None:
+def _print_lines(report: Report, held: Held | None, *, dry_run: bool) -> None:
     unrecorded = {id(outcome) for outcome in report.unrecorded}
     for outcome in report.outcomes:
-        print(outcome_line(outcome, report.device_of(outcome), is_unrecorded=id(outcome) in unrecorded))
-    print(sums_text(report.counts))
+        users = held.text(outcome) if held is not None else ""
+        print(outcome_line(outcome, report.device_of(outcome), is_unrecorded=id(outcome) in unrecorded, users=users))
+    print(sums_text(report.counts, dry_run=dry_run) + (" (dry run: nothing was destroyed)" if dry_run else ""))
 
 
-def _as_json(report: Report, target: Target, options: argparse.Namespace, problems: list[str]) -> dict[str, Any]:
+def _as_json(
+    report: Report, target: Target, options: argparse.Namespace, problems: list[str], held: Held | None
+) -> dict[str, Any]:
     return {
+        "dry_run": options.dry_run,
         **report.counts.as_dict(),
         "sockets": [
-            outcome_record(o, target(report, o), report.device_of(o), options.dry_run) for o in report.outcomes
+            {
+                **outcome_record(one, target(report, one), report.device_of(one), options.dry_run),
+                **({} if held is None else {"processes": held.record(one)}),
+            }
+            for one in report.outcomes
         ],
         "namespaces": [
             {
@@ -125,15 +141,17 @@ def _as_json(report: Report, target: Target, options: argparse.Namespace, proble
 
 
 _RARE = ("rerouted", "cleared", "would_destroy")
+_RARE_IN_DRY_RUNS = ("destroyed", "rerouted", "cleared", "gone")
 
 
-def sums_text(counts: Counts) -> str:
+def sums_text(counts: Counts, *, dry_run: bool = False) -> str:
     """ "2 matched: 1 destroyed, 0 gone, ..."; some verdicts only where there are such."""
-    shown = {name.replace("_", " "): n for name, n in counts._asdict().items() if n or name not in _RARE}
-    return f"{counts.matched} matched: " + ", ".join(f"{count} {name}" for name, count in shown.items())
+    rare = _RARE_IN_DRY_RUNS if dry_run else _RARE
+    shown = [f"{n} {name}" for name, n in counts._asdict().items() if n or name not in rare]
+    return f"{counts.matched} matched: {', '.join(shown)}".replace("would_destroy", "would be destroyed")
 
 
-def outcome_line(outcome: Outcome, device: str | None, *, is_unrecorded: bool) -> str:
+def outcome_line(outcome: Outcome, device: str | None, *, is_unrecorded: bool, users: str = "") -> str:
     """One verdict for people."""
     socket, flow = outcome.socket, outcome.flow
     client = outcome.client
@@ -148,6 +166,7 @@ def outcome_line(outcome: Outcome, device: str | None, *, is_unrecorded: bool) -
         f"{outcome.verdict.replace('_', ' '):9} {PROTOCOL_NAMES[client.protocol]} {state:11} "
         f"{source} -> {format_endpoint(client.dst, client.dport)}{backend}"
         + ("" if netns == CURRENT_NAME else f" in {printable(netns)}")
+        + (f" {users}" if users else "")
         + (f" ({', '.join(remarks)})" if remarks else "")
     )
 

@@ -193,7 +193,7 @@ class Reporter:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         self._out.print(
             {"backends": names, **report.counts.as_dict(), "conntrack": report.conntrack, **fields},
-            f"{', '.join(names[:_NAMED])}{more}: {sums_text(report.counts)}{text}",
+            f"{', '.join(names[:_NAMED])}{more}: {sums_text(report.counts, dry_run=self._dry_run)}{text}",
         )
 
 

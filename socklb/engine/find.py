@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import errno
+from itertools import islice
 
 from ..errors import KernelError, mark_hidden
 from ..filters import SocketFilter
 from ..kernel import hash_table, names
 from ..kernel.diag import DiagSocket
 from ..kernel.namespaces import CURRENT_NAME, NamespaceVanished, NetworkNamespace, current_first, run_in_netns
+from ..kernel.netlink_socket import BATCH
 from ..wire.bytecode import INET_DIAG_BC_CGROUP_COND, INET_DIAG_BC_MARK_COND, INET_DIAG_REQ_BYTECODE
 from ..wire.netlink import encode_attribute
 from ..wire.reply import InetSocket
@@ -27,7 +29,7 @@ from .policy import check_filters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from ..filters.compiler import Plan
 
@@ -121,12 +123,45 @@ class SocketTable:
         The kernel goes on in a chain of its table by counting: when sockets before that place have closed, it skips as
         many others. So a search that went on, in a further datagram or a long chain, is repeated until it finds nothing
         new, also where nothing matched: the skipped one might.
+
+        Rows with struct tcp_info are three times as long: it is asked for of those sockets alone that match all else.
         """
+        plan = filter.plan(self._missing_ops)
+        if not plan.needs_info or bits & _INFO:
+            yield from self._search_until_all(filter, states, netns, bits, without_info=False)
+            return
+        undecided: dict[int, InetSocket] = {}
+        for cookie, socket in self._search_until_all(filter, states, netns, bits, without_info=True):
+            if plan.lets_through(socket):
+                yield cookie, socket
+            else:
+                undecided[cookie] = socket
+        yield from self._decide(filter, undecided, states, netns, bits)
+
+    def _decide(
+        self, filter: SocketFilter, undecided: dict[int, InetSocket], states: int, netns: str, bits: int
+    ) -> Iterator[tuple[int, InetSocket]]:
+        """Those of these sockets that match, with tcp_info; of twins, which hide each other, by a dump."""
+        lets_through = filter.plan(self._missing_ops).lets_through
+        doing = f"look up {PROTOCOL_NAMES[filter.protocol]} sockets in {netns}"
+        pending = iter(list(undecided.values()))
+        while batch := list(islice(pending, BATCH)):
+            for socket, row in zip(batch, self.look_up(filter, batch, bits, doing)):
+                found = undecided.pop((row or socket).cookie, None)  # what nothing was found of has gone
+                if row is not None and found is not None and lets_through(row):
+                    yield row.cookie, row
+        if undecided:
+            rows = self._search_until_all(filter, states, netns, bits, without_info=False)
+            yield from ((cookie, row) for cookie, row in rows if cookie in undecided)
+
+    def _search_until_all(
+        self, filter: SocketFilter, states: int, netns: str, bits: int, *, without_info: bool
+    ) -> Iterator[tuple[int, InetSocket]]:
         seen: set[int] = set()
         for attempt in range(_MAX_DUMPS):
             known = len(seen)
             self._may_have_skipped = False
-            for socket in self.search(filter, states, netns, bits=bits, seen=seen):
+            for socket in self.search(filter, states, netns, bits=bits, seen=seen, without_info=without_info):
                 yield socket.cookie, socket
             if not self._may_have_skipped or (attempt and len(seen) == known):
                 return
@@ -148,9 +183,17 @@ class SocketTable:
         return filter.plan(self._missing_ops).lets_through(socket) and filter.accepts(socket)
 
     def search(
-        self, filter: SocketFilter, states: int, netns: str, *, bits: int = 0, seen: set[int] | None = None
+        self,
+        filter: SocketFilter,
+        states: int,
+        netns: str,
+        *,
+        bits: int = 0,
+        seen: set[int] | None = None,
+        without_info: bool = False,
     ) -> Iterator[InetSocket]:
         """The sockets in these states that the filter's condition (not its predicate) matches; `netns` is for errors.
+        `without_info`: those too of which that takes a tcp_info to tell.
 
         `seen` takes the cookies of those that were yielded, which are not yielded again: with it a dump that was
         interrupted after its first row can be repeated.
@@ -162,7 +205,7 @@ class SocketTable:
         while True:
             one_walk = filter.protocol == IPPROTO_TCP and filter.family is None and self._takes_old_request
             plan = filter.plan(self._missing_ops)
-            asked = bits | _INFO if plan.needs_info else bits
+            asked = bits | _INFO if plan.needs_info and not without_info else bits
             rows = self._rows(plan, _requests(filter, states, asked, one_walk), doing, seen is not None)
             try:
                 first = next(rows, None)
@@ -178,7 +221,8 @@ class SocketTable:
                 continue
             if seen is None and not plan.disjoint:
                 seen = set()
-            yield from _matching(first, rows, filter.protocol, plan, seen)
+            lets_through = plan.may_let_through if without_info else plan.lets_through
+            yield from _matching(first, rows, filter.protocol, lets_through if plan.checks else None, seen)
             return
 
     def _rows(
@@ -205,9 +249,12 @@ def _requests(filter: SocketFilter, states: int, bits: int, one_walk: bool) -> l
 
 
 def _matching(
-    first: list[bytes] | None, others: Iterator[list[bytes]], protocol: int, plan: Plan, seen: set[int] | None
+    first: list[bytes] | None,
+    others: Iterator[list[bytes]],
+    protocol: int,
+    lets_through: Callable[[InetSocket], bool] | None,
+    seen: set[int] | None,
 ) -> Iterator[InetSocket]:
-    lets_through = plan.lets_through if plan.checks else None
     buffer = first
     while buffer is not None:
         for row in buffer:

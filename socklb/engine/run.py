@@ -20,7 +20,7 @@ from ..kernel.names import UnknownName
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, current_first, run_in_netns
 from ..kernel.netlink_socket import BATCH
 from .choice import CURRENT, chosen, is_one, raise_if_all_failed
-from .destroy import ANSWER_LOST, Rounds
+from .destroy import ANSWER_LOST, SUBFLOW, Rounds
 from .find import SocketTable, extension_bits
 from .parallel import in_parallel, is_worker
 from .policy import LIMIT, check_filters, check_limit, why_spared
@@ -105,7 +105,7 @@ class Run:
         backends: Iterable[Backend] = (),
     ) -> None:
         check_limit(limit)
-        self._bits = extension_bits(extensions)
+        self._bits = extension_bits(("info", *extensions) if dry_run else extensions)  # "info" tells of MPTCP
         self._dry_run, self._unconnected = dry_run, unconnected
         self._spare, self._after, self._target = spare, after, target
         self._left = limit
@@ -286,7 +286,8 @@ class Run:
                 self.report.note_devices(rounds.namespace)
             take(rounds.decide(SKIPPED, [why or None for why in reasons(pending)]))
             if self._dry_run:
-                take(rounds.decide(WOULD_DESTROY, [""] * min(len(rounds.pending), self._left_of(len(pending)))))
+                remarks = [SUBFLOW if socket.is_mptcp_subflow else "" for socket in rounds.pending.values()]
+                take(rounds.decide(WOULD_DESTROY, remarks[: self._left_of(len(remarks))]))
             while rounds.pending and self._left_of(BATCH):
                 for batch in rounds.batches(lambda: self._left_of(BATCH, rounds.in_doubt)):
                     self._signals.obey()

@@ -54,6 +54,10 @@ class Plan(namedtuple("Plan", "programs ops disjoint checks needs_info")):
             matches = matches or value
         return matches
 
+    def may_let_through(self, socket: InetSocket) -> bool:
+        """The same as far as its row says, which may not be enough."""
+        return not self.checks or any(check.evaluate(socket) is not False for check in self.checks)
+
     def _raise_if_never_reported(self, socket: InetSocket) -> None:
         """A socket that a process holds is no mini-socket: where it has no cgroup in its row, no socket has."""
         names_cgroup = any(isinstance(leaf, Cgroup) for leaf in leaves(self.checks[0]))

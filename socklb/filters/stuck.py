@@ -107,9 +107,9 @@ def _since_first_sent(socket: InetSocket, info: TcpInfo) -> int:
         return timeout - first + max(0, socket.retransmits - backoff) * first + waited
     if backoff or socket.retransmits:
         return timeout - first + waited
-    # The timer may be that of a tail loss probe, which is shorter. A FIN does not count as data.
+    # The timer may be that of a tail loss probe, which says less. A FIN does not count as data.
     since_data: int = info.last_data_sent
-    return min(waited, since_data) if socket.state in _SENDING else 0
+    return since_data if socket.state in _SENDING else 0
 
 
 def _since_first_probe(socket: InetSocket, info: TcpInfo) -> int:

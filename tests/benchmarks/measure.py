@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 
-from socklb import InetSocket, SocketFilter, destroy_sockets, dport, dst, find_sockets
+from socklb import InetSocket, SocketFilter, destroy_sockets, dport, dst, find_sockets, idle
 from socklb.kernel.diag import DiagSocket
 from socklb.termination.loop import GATHER_SECONDS
 
@@ -45,6 +45,7 @@ _WALK = "one kernel walk"
 _FIND = "find one backend's sockets"
 _SS = "ss with the same filter, whole process"
 _DESTROY = f"destroy one backend's {VICTIMS} connections"
+_IDLE = "destroy the same, and idle for 0 s"
 _SS_K = "ss -K with the same filter, whole process"
 _COMMAND = "python3 -S -m socklb destroy, whole process"
 _SCATTERED = "find among 1,000 backends, scattered"
@@ -62,6 +63,7 @@ def _ratios(best: dict[str, float], growth: float) -> list[Ratio]:
         (_FIND, _WALK, 1.3),
         (_FIND, _SS, 0.7),
         (_DESTROY, _SS_K, 0.6),
+        (_IDLE, _DESTROY, 1.5),
         (_COMMAND, _SS_K, 2.0),
         (_SCATTERED, _FIND, 1.3),
         (_CONSECUTIVE, _FIND, 2.0),
@@ -78,6 +80,7 @@ def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]
     one = SocketFilter.to_backend(address, port, "tcp")
     everything = SocketFilter("tcp", states=LISTED_STATES)
     in_python = SocketFilter("tcp", predicate=lambda s: s.dport == port and (dst(address) & dport(port)).matches(s))
+    idle_too = SocketFilter("tcp", dst(address) & dport(port) & idle(0))  # tcp_info is asked for and read
     scattered, consecutive = _backends(scattered=True), _backends(scattered=False)
     text = f"dst {address}:{port}"
     seldom = max(1, rounds // 2)
@@ -90,6 +93,7 @@ def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]
         _LIST: Subject(lambda: sum(1 for _ in find_sockets(everything))),
         _DECODE: Subject(lambda: _decode_all(everything), every=seldom),
         _DESTROY: Subject(lambda: _expect_destroyed(one), crowd.renew_victims),
+        _IDLE: Subject(lambda: _expect_destroyed(idle_too), crowd.renew_victims),
         _COMMAND: Subject(lambda: _run_command(text), crowd.renew_victims),
         "bare interpreter start: python3 -S -c pass": Subject(lambda: _process([sys.executable, "-S", "-c", "pass"])),
         _WATCH: Subject(watched.go_down, watched.come_up),

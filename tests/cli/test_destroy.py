@@ -7,13 +7,18 @@ import os
 import signal
 import socket
 from collections import Counter
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from socklb import SocketFilter, find_sockets
+from socklb.kernel.processes import command_name
 
+from ..capabilities import with_only
+from ..children import Child, questions
+from ..networks import pinned_networks
 from ..sockets import Sockets, add_v6_address, cookie_of, pending_error, talk
 from .runner import INTERRUPTED_AT_UDP, Result, answers, drop_privilege, run
 
@@ -64,6 +69,19 @@ DiagSocket.destroy = destroy_and_refuse
 """
 
 
+CLOSED_AT_ONCE = """
+import os, time
+DiagSocket = module(".kernel.diag").DiagSocket
+destroy = DiagSocket.destroy
+def destroy_and_wait(self, *arguments):
+    answers = destroy(self, *arguments)
+    while os.path.exists("/proc/{pid}/fd/{fd}"):
+        time.sleep(0.001)
+    return answers
+DiagSocket.destroy = destroy_and_wait
+"""
+
+
 class Crowd:
     """Connections of every kind; each has the name "protocol address port", by where the client went."""
 
@@ -105,7 +123,7 @@ class TestWhatMatchesDiesAndNobodyElse:
         assert (first.code, first.err, counts(first)) == (0, "", {"matched": 2, "destroyed": 2})
         assert crowd.dead() == {"tcp 127.0.0.2 9000", "tcp ::ffff:127.0.0.2 9000"}
         second = run("destroy", "--tcp", "--json", TO_9000)
-        assert (second.code, second.err, counts(second)) == (0, "", {})
+        assert (second.code, counts(second)) == (0, {})
 
     @pytest.mark.parametrize(
         ("words", "dead"),
@@ -174,6 +192,94 @@ class TestNothingDies:
         assert "CONFIG_INET_DIAG_DESTROY" in result.json["error"]
 
 
+class TestRequireMatch:
+    """`--require-match`: 5 if nothing matched; what is worse has its own code."""
+
+    NONE = "socklb: nothing matched, and --require-match asks for a match\n"
+
+    @pytest.mark.parametrize("more", [["--json"], ["--dry-run"]], ids=" ".join)
+    @pytest.mark.parametrize(("filter", "code", "err"), [("src 127.0.0.2", 0, ""), ("dst 10.0.0.1", 5, NONE)])
+    def test_what_is_spared_has_matched(
+        self, sockets: Sockets, filter: str, code: int, err: str, more: list[str]
+    ) -> None:
+        sockets.listen("127.0.0.2", 9000)
+        assert run("destroy", "--require-match", *more, filter)[::2] == (code, err)
+
+    def test_where_a_namespace_could_not_be_searched_it_is_1(self, network: None) -> None:
+        with pinned_networks("web"):
+            where = ("--netns", "current", "--netns", "web")
+            result = run("destroy", "--require-match", *where, "dst 10.0.0.1", preexec=drop_privilege)
+        assert (result.code, self.NONE in result.err) == (1, True)
+
+
+class TestNearMisses:
+    """Where nothing matched, standard error alone says what the same filter matches with other options."""
+
+    SAID = "socklb: nothing matched; the same filter matches with other options:\n  "
+    HERE = "src 127.0.0.2 or dst 127.0.0.2"
+
+    def said(self, *words: str, patch: str = "") -> list[str]:
+        result = run("destroy", "--json", *words, patch=patch)
+        assert (result.code, counts(result), "error" in result.json) == (0, {}, False)
+        first, *lines = result.err.removesuffix("\n").split("\n  ")
+        assert f"{first}\n  " == self.SAID if lines else not first
+        return sorted(lines)
+
+    @pytest.fixture
+    def several(self, sockets: Sockets) -> None:
+        sockets.time_wait("127.0.0.2", 9000)  # and a listener
+        sockets.make(socket.AF_INET, socket.SOCK_STREAM).bind(("127.0.0.2", 9001))
+        sockets.udp("::ffff:127.0.0.2", 9000)
+        sockets.udp_bound("127.0.0.2", 53)
+
+    LATE = "but no process holds them any more, and they end by themselves"
+
+    @pytest.mark.parametrize(
+        ("words", "lines"),
+        [
+            (["-t", "dst 127.0.0.2"], [f"1 tcp TIME_WAIT: --state time-wait, {LATE}", "1 udp ESTABLISHED: -u"]),
+            (["-4", "--state", "estab", HERE], [
+                "1 tcp CLOSE: none, for the kernel destroys no TCP socket that has no peer",
+                "1 tcp LISTEN: --state listen",
+                f"1 tcp TIME_WAIT: --state time-wait, {LATE}",
+                "1 udp CLOSE: --state close and --unconnected",
+                "1 udp ESTABLISHED: -6",
+            ]),
+            (["-u", "state syn-sent exclude close src 127.0.0.2 and sport != 9001"], [
+                '1 tcp LISTEN: -t and "state listen" in front of the filter',
+                '1 udp CLOSE: "state close" in front of the filter and no exclude of it and --unconnected',
+            ]),
+            (["-6", "src 127.0.0.2 and sport = 9000"], ["1 tcp LISTEN: -4 and --state listen"]),
+            (["stalled 1h dst 127.0.0.2"], []),
+            (["--netns", "current", "dst 127.0.0.3"], []),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+    )  # fmt: skip
+    def test_in_other_states_protocols_and_families(self, several: None, words: list[str], lines: list[str]) -> None:
+        assert self.said(*words) == lines
+
+    def test_no_more_are_counted_than_a_host_with_very_many_has_time_for(self, sockets: Sockets) -> None:
+        for _ in range(3):
+            sockets.udp("127.0.0.2", 9000)
+        few = "module('.cli.near_misses')._MOST = 2"
+        assert self.said("-t", TO_9000, patch=few) == ["at least 2 udp ESTABLISHED: -u"]
+
+    def test_in_other_namespaces_unless_some_were_named(self, network: None) -> None:
+        with pinned_networks("web", "db") as (web, db):
+            clients = [net.make(lambda sockets: sockets.udp("127.0.0.2", 9000)) for net in (web, web, db)]
+            assert self.said(TO_9000) == ["3 in 2 of 2 other network namespaces: --netns all"]
+            assert self.said("--netns", "current", TO_9000) == []
+            assert run("destroy", TO_9000, preexec=drop_privilege)[::2] == (0, "")
+            assert [pending_error(client) for client in clients] == [""] * 3
+
+    def test_an_interrupt_ends_the_search_and_nothing_else(self, sockets: Sockets) -> None:
+        sockets.udp("127.0.0.2", 9000)
+        patch = SIGNALLED.format(
+            folder="cli", module="near_misses", kind="Counter", method="most_common", signal="SIGINT"
+        )
+        assert self.said("-t", TO_9000, patch=patch) == []
+
+
 class TestSpared:
     """Each is skipped with its reason, which is no failure."""
 
@@ -214,6 +320,52 @@ class TestSpared:
         reasons = self.reasons("--unbounded", "--tcp", "--state", "established", env={"SSH_CONNECTION": session})
         assert reasons["own session"] == 2
         assert pending_error(near) == pending_error(far) == ""
+
+
+class TestProcesses:
+    """`-p`: a verdict names the processes that held the socket before it was destroyed, as far as one may see."""
+
+    def test_whoever_closes_it_at_once_is_named(self, sockets: Sockets) -> None:
+        def client(pipe: Connection) -> None:
+            made = sockets.udp("127.0.0.2", 9000)
+            pipe.send(made.fileno())
+            with pytest.raises(ConnectionAbortedError):
+                made.recv(1)
+            made.close()
+            list(questions(pipe))
+
+        with Child(client) as owner:
+            patch = CLOSED_AT_ONCE.format(pid=owner.pid, fd=owner.receive())
+            result = run("destroy", "-p", TO_9000, patch=patch)
+            name = command_name(owner.pid)
+        assert f' -> 127.0.0.2:9000 users:(("{name}",pid={owner.pid}' in result.out
+
+    def test_all_that_hold_it_also_what_is_spared(self, sockets: Sockets) -> None:
+        sockets.listen("127.0.0.2", 9000)
+        sockets.udp("127.0.0.2", 9000)
+        with Child(lambda pipe: list(questions(pipe))) as other:
+            rows = run("destroy", "-p", "--json", "src 127.0.0.2 or dst 127.0.0.2").json["sockets"]
+            pids = sorted((os.getpid(), other.pid))
+        assert {row["outcome"] for row in rows} == {"skipped", "destroyed"}
+        me = {"name": command_name(os.getpid()), "uid": os.getuid()}
+        for row in rows:
+            assert [process["pid"] for process in row["processes"]] == pids
+            assert [process for process in row["processes"] if me.items() <= process.items()] == row["processes"]
+
+    def test_of_one_that_may_not_be_seen_and_of_one_that_nobody_holds_any_more(self, sockets: Sockets) -> None:
+        sockets.udp("127.0.0.2", 9000)
+        sockets.fin_wait1("127.0.0.2", 9000)[0].close()
+        words = ("destroy", "-p", "--dry-run", TO_9000)
+        rows = run(*words, "--json", preexec=with_only()).json["sockets"]
+        assert {row["state"]: row["processes"] for row in rows} == {"ESTABLISHED": None, "FIN_WAIT1": []}
+        first, second, _ = run(*words, preexec=with_only()).out.splitlines()
+        assert (first[-5:], second[-20:]) == (":9000", ":9000 process unseen")
+
+    def test_without_it_nobody_reads_proc(self, sockets: Sockets) -> None:
+        sockets.udp("127.0.0.2", 9000)
+        never = "module('.kernel.processes').holders = None"
+        result = run("destroy", "--json", TO_9000, patch=never)
+        assert (counts(result), "processes" in result.json["sockets"][0]) == ({"matched": 1, "destroyed": 1}, False)
 
 
 class TestFailures:
@@ -356,7 +508,8 @@ class TestWhatIsPrinted:
         (namespace,) = said.pop("namespaces")
         assert namespace.pop("path").endswith("/ns/net")
         assert namespace == {"name": "current", **sums, "error": None}
-        assert said == {**sums, "unsearched": [], "left_alone": [], "backends": {}, "conntrack": "off"}
+        rest = {"unsearched": [], "left_alone": [], "backends": {}, "conntrack": "off"}
+        assert said == {"dry_run": False, **sums, **rest}
 
     def test_lines(self, sockets: Sockets) -> None:
         client, _ = sockets.tcp("::ffff:127.0.0.2", 9000)
@@ -368,3 +521,13 @@ class TestWhatIsPrinted:
         assert {row[6] for row in cells if row[0] == "skipped"} == {"(limit)", "(listening)"}
         assert [near, "->", "[::ffff:127.0.0.2]:9000"] in [row[3:6] for row in cells]
         assert last == "3 matched: 1 destroyed, 0 gone, 2 skipped, 0 failed"
+
+    def test_a_dry_run_says_in_each_form_what_would_be_destroyed_and_that_nothing_was(self, sockets: Sockets) -> None:
+        client = sockets.udp("127.0.0.2", 9000)
+        words = ("destroy", "--dry-run", TO_9000)
+        said = run(*words, "--json").json
+        assert (said["dry_run"], said["matched"], said["destroyed"], said["would_destroy"]) == (True, 1, 0, 1)
+        line, last = run(*words).out.splitlines()
+        assert line.startswith(f"would destroy udp ESTABLISHED 127.0.0.1:{client.getsockname()[1]} -> 127.0.0.2:9000")
+        assert last == "1 matched: 1 would be destroyed, 0 skipped, 0 failed (dry run: nothing was destroyed)"
+        assert run(*words[:2], "dst 10.0.0.1").out.startswith("0 matched: 0 would be destroyed, ")

@@ -113,7 +113,7 @@ class TestWhatIsPrinted:
         assert here == {"name": "current", **one, "error": None}
         assert web == {"name": "web", "path": "/run/netns/web", **none, "error": None}
         assert said.pop("conntrack") in ("done", "absent")
-        assert said == {**one, "unsearched": [], "left_alone": [], "backends": {TCP: one, UDP: none}}
+        assert said == {"dry_run": False, **one, "unsearched": [], "left_alone": [], "backends": {TCP: one, UDP: none}}
 
     def test_lines(self, sockets: Sockets) -> None:
         with pinned_networks("web") as (web,):
@@ -126,7 +126,7 @@ class TestWhatIsPrinted:
             f"{start}:{ports[0]} -> 10.9.0.2:9000",
             f"{start}:{ports[1]} -> 10.9.0.2:9000 in web",
         }
-        assert last == "2 matched: 0 destroyed, 2 would destroy, 0 gone, 0 skipped, 0 failed"
+        assert last == "2 matched: 2 would be destroyed, 0 skipped, 0 failed (dry run: nothing was destroyed)"
 
 
 def no_maps() -> None:

@@ -114,7 +114,7 @@ def test_what_went_down_while_it_was_not_running_is_cut_at_its_next_start(socket
         eventually(lambda: memory.exists() and f"{B}\n" in memory.read_text(), "it is remembered")
     followed.write_text(json.dumps(replace(B)), encoding="utf-8")
     with watching(*options, "--dry-run", source=str(followed)) as agent:
-        agent.wait_for(f"{A}: 1 matched: 0 destroyed, 1 would destroy\n")
+        agent.wait_for(f"{A}: 1 matched: 1 would be destroyed\n")
         assert agent.stop().code == 0
     with watching(*options, source=str(followed)) as agent:
         eventually(lambda: is_cut(clients[0]), "the cut")
@@ -145,8 +145,8 @@ def test_a_dry_run_destroys_nothing_and_looks_once(sockets: Sockets) -> None:
     one = client(sockets, "10.9.0.2")
     with watching("--dry-run", *CURRENT) as agent:
         agent.send(upsert(A), delete(A))
-        agent.wait_for(f"{A}: 1 matched: 0 destroyed, 1 would destroy\n")
-        assert agent.end() == (0, f"{A}: 1 matched: 0 destroyed, 1 would destroy\n", "")
+        agent.wait_for(f"{A}: 1 matched: 1 would be destroyed\n")
+        assert agent.end() == (0, f"{A}: 1 matched: 1 would be destroyed\n", "")
     assert not is_cut(one)
 
 

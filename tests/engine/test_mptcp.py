@@ -65,9 +65,10 @@ class TestSubflows:
         assert dict(row.attributes["ulp_info"])["name"] == "mptcp"
 
     def test_destroying_it_answers_0_and_removes_it(self, mptcp: Pair) -> None:
-        """And says that the connection may live on over other subflows."""
-        (outcome,) = destroy_sockets(TO_SERVER).outcomes
-        assert (outcome.verdict, outcome.reason) == ("destroyed", SUBFLOW)
+        """And says what that means for the connection, in a dry run too."""
+        for dry_run, verdict in ((True, "would_destroy"), (False, "destroyed")):
+            (outcome,) = destroy_sockets(TO_SERVER, dry_run=dry_run).outcomes
+            assert (outcome.verdict, outcome.reason) == (verdict, SUBFLOW)
         assert list(find_sockets(TO_SERVER)) == []
 
 

@@ -9,7 +9,7 @@ from time import monotonic
 
 import pytest
 
-from socklb import InetSocket, SocketFilter, destroy_sockets, dst, find_sockets, idle, stalled
+from socklb import InetSocket, SocketFilter, destroy_sockets, dst, find_sockets, idle, src, stalled
 from socklb.filters import Condition
 
 from ..sockets import Sockets, deafen, eventually, family_of, pending_error
@@ -130,3 +130,12 @@ def test_idle_is_who_neither_sends_nor_receives(sockets: Sockets) -> None:
     eventually(one_is_idle, "it is idle for 1 s")
     assert clients.matched(idle(1) & ~idle(3600)) >= {"idle"}
     assert not clients.matched(idle(3600))
+
+
+def test_twins_that_hide_each_other_are_decided_too(sockets: Sockets) -> None:
+    """Look-ups find but one of them."""
+    for _ in range(3):
+        sockets.listen("127.0.0.2", 9000, reuse_port=True)
+    awake = SocketFilter("tcp", src("127.0.0.2", 9000) & ~idle(1), states=["listening"])
+    assert destroy_sockets(awake, dry_run=True).would_destroy == 3
+    assert len(list(find_sockets(awake))) == 3

@@ -116,7 +116,21 @@ TALKS_TO_NO_KERNEL = {
     *("SocklbError", "UnboundedFilter"),
     *("Backend", "BackendState", "BackendTable", "Condition", "Counts", "Flow", "InetSocket", "Outcome", "Report"),
     *("Instance", "Pass", "RevNatEntry", "UnsearchedNamespace", "Support", "TcpState", "FilterSyntaxError"),
-    *("SocketFilter", "autobound", "cgroup", "device", "dport", "dst", "mark", "sport", "src"),
+    *(
+        "SocketFilter",
+        "autobound",
+        "cgroup",
+        "device",
+        "dport",
+        "dst",
+        "idle",
+        "mark",
+        "pid",
+        "sport",
+        "src",
+        "stalled",
+        "uid",
+    ),
     *("state_mask", "states_in"),
     *("NetworkNamespace", "RevNatMaps", "discover_namespaces"),  # but not over netlink
     "find_flows",  # to ctnetlink

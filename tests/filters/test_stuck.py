@@ -18,6 +18,7 @@ from socklb.wire.request import IPPROTO_TCP
 from socklb.wire.socket_id import AF_INET, SocketId
 
 from ..strategies import make_socket, sockets
+from .trees import socket_between
 
 HOUR = 3_600_000  # milliseconds
 
@@ -71,6 +72,10 @@ class TestStalled:
     def test_since_when(self, socket: InetSocket, at_least: int) -> None:
         assert not stalled((at_least + 1) / 1000).matches(socket)
         assert stalled(at_least / 1000).matches(socket) == stalled(0).matches(socket) == (at_least > 0)
+
+    def test_without_a_timer_it_is_known_that_nothing_is_outstanding(self) -> None:
+        for timer, known in ((0, False), (1, None)):
+            assert stalled(1).evaluate(socket_between("10.0.0.1:1", "10.0.0.2:2", timer=timer)) is known
 
     @given(sockets(protocol=IPPROTO_TCP), st.binary(max_size=300))
     def test_any_bytes_give_an_answer_or_none(self, socket: InetSocket, info: bytes) -> None:
