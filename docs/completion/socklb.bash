@@ -20,7 +20,7 @@ _socklb() {
             words="dst src dport sport dev fwmark cgroup autobound uid pid stalled idle and or not state exclude"
             ;;
         destroy)
-            options="-h --help -t --tcp -u --udp -4 --ipv4 -6 --ipv6 --state -n --numeric --netns --readable-only --dry-run --limit --unbounded --unconnected --json --audit"
+            options="-h --help -t --tcp -u --udp -4 --ipv4 -6 --ipv6 --state -n --numeric --netns --readable-only -p --processes --dry-run --limit --unbounded --unconnected --require-match --json --audit"
             words="dst src dport sport dev fwmark cgroup autobound uid pid stalled idle and or not state exclude"
             ;;
         terminate)
