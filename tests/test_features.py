@@ -122,6 +122,9 @@ def test_the_commands_that_are_left_work(left_out: tuple[str, ...], tmp_path: Pa
             assert helped[command] == [0, ""]
     if "demo" in offered:
         assert run(tmp_path, "demo").returncode == 0
+    if "flows" in offered and "termination" in left_out:
+        done = run(tmp_path, "flows", "-p")
+        assert (done.returncode, "-p needs the folder termination/" in done.stderr) == (2, True)
     done = run(tmp_path, "destroy", "--json", "--tcp", "dst 127.0.0.2:9000")
     assert (done.returncode, json.loads(done.stdout)["destroyed"]) == (0, 1)
     assert pending_error(client) == "ECONNABORTED"

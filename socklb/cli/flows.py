@@ -9,13 +9,10 @@ from collections import namedtuple
 from contextlib import closing
 from itertools import chain, islice
 
-from ..conntrack.clients import Clients, is_local
 from ..conntrack.flows import find_flows
 from ..engine.choice import ALL
-from ..engine.find import SocketTable
-from ..engine.parallel import in_parallel, is_worker
-from ..errors import SocklbError
-from ..kernel.namespaces import NetworkNamespace, current_first, run_in_netns
+from ..features import has, missing
+from ..kernel.namespaces import NetworkNamespace
 from ..kernel.processes import holders
 from ..wire.address import format_address, format_endpoint, from_packed
 from ..wire.request import PROTOCOL_NAMES
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from typing import Any
 
-    from ..conntrack.layout import Flow, FlowTuple
+    from ..conntrack.layout import Flow
     from ..filters.backend import Backend
     from ..kernel.processes import Process
 
@@ -50,10 +47,10 @@ those of --netns. Needs CAP_NET_ADMIN in the user namespaces that own the
 network namespaces, and what `socklb terminate` needs to enter and see them.
 
 -p finds a process by the socket that has the client's and the service's address
-in one of the namespaces searched. Where there is none: "no local socket", the
-client is elsewhere, behind a further NAT, or has no connected socket; "no
-owner", no process holds the socket any more; "unseen", none that one may look
-at does.
+in one of the namespaces searched, also behind a further NAT in another one.
+Where there is none: "no local socket", the client is elsewhere, or has no
+connected socket; "no owner", no process holds the socket any more; "unseen",
+none that one may look at does.
 """
 _WIDE = "{:5} {:11} {:>7} {:>23} {:>23} {:>23} {}"
 _NARROW = "{:5} {:11} {:>7} {:>25} {:>25}\n      to {} in {}"  # the first row has 77 columns
@@ -92,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
     for backend in options.backends:
         if backend.link:
             raise ValueError(f"backend {str(backend)!r}: conntrack keeps link-local addresses without their link")
+    if options.processes and not has("termination"):
+        raise ValueError(missing("-p", "termination"))
     search = Search(options, ALL)
     with closing(_rows(search, options.backends)) as flows:
         rows = _with_processes(flows, search) if options.processes else flows
@@ -128,33 +127,21 @@ def _rows(search: Search, backends: list[Backend]) -> Generator[_Row, None, None
 
 def _with_processes(rows: Iterator[_Row], search: Search) -> Iterator[_Row]:
     """So many at a time that neither the sockets nor /proc are read too often, nor all flows kept."""
+    from ..termination.balanced import Balanced, Case  # a copy may leave it out
+
     while batch := list(islice(rows, _BATCH)):
-        sockets = _sockets_of([row.flow.original for row in batch], search)
-        known = holders({inode for those in sockets.values() for _, inode in those})
-        for row in batch:
-            yield row._replace(**_held_by(row, sockets.get(row.flow.original, []), known))
-
-
-def _sockets_of(tuples: list[FlowTuple], search: Search) -> dict[FlowTuple, list[tuple[NetworkNamespace, int]]]:
-    """The inodes of the sockets that have these tuples, and their namespaces."""
-    found: dict[FlowTuple, list[tuple[NetworkNamespace, int]]] = {}
-    clients = Clients(tuples)
-
-    def look(namespace: NetworkNamespace) -> None:
-        try:
-            with run_in_netns(namespace, SocketTable, thread_may_move=is_worker()) as table:
-                for one, socket in clients.sockets_in(table, namespace.name):
-                    found.setdefault(one, []).append((namespace, socket.inode))
-        except (SocklbError, ValueError) as error:
+        cases = [Case(row.namespace, row.flow) for row in batch]
+        with Balanced((), [one for one in search.namespaces if one not in search.errors]) as balanced:
+            balanced.find(None)  # where there are entries: behind a further NAT there is another one
+            balanced.find_sockets(cases)
+        for namespace, error in {**balanced.refused, **balanced.errors}.items():
             search.note_failure(namespace, error)
+        known = holders({socket.inode for case in cases for _, socket in case.sockets})
+        for row, case in zip(batch, cases):
+            yield row._replace(**_held_by([socket.inode for _, socket in case.sockets], known))
 
-    in_parallel(look, current_first(one for one in search.namespaces if one not in search.errors))
-    return found
 
-
-def _held_by(row: _Row, sockets: list[tuple[NetworkNamespace, int]], known: dict[int, list[Process]]) -> dict[str, Any]:
-    is_here_alone = is_local(row.flow.original)
-    inodes = [inode for namespace, inode in sockets if not is_here_alone or namespace == row.namespace]
+def _held_by(inodes: list[int], known: dict[int, list[Process]]) -> dict[str, Any]:
     processes = [*dict.fromkeys(process for inode in inodes for process in known.get(inode, ()))]
     why_none = _UNSEEN if any(inodes) else _NO_OWNER if inodes else _NO_SOCKET
     return {"processes": processes, "why_none": "" if processes else why_none}

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .scan import Scan
 
     T = TypeVar("T")
+    Endpoint = tuple[int, bytes, int]
 
 NETLINK_NETFILTER = 12
 
@@ -75,6 +76,9 @@ class ConntrackTable(NetlinkSocket):
     lacks = "NETLINK_NETFILTER: CONFIG_NETFILTER_NETLINK (or: modprobe nf_conntrack_netlink)"
     refuses_sends = True
 
+    takes_filters = True
+    """False for the process once the kernel has refused one, but not a dump of everything."""
+
     def __init__(self) -> None:
         super().__init__(open_netlink)
         self.may_have_zones = True
@@ -92,7 +96,7 @@ class ConntrackTable(NetlinkSocket):
         """The flows that are translated to another destination, streamed; an entry may come twice."""
         return self._flows(*_EVERYTHING, Dnated(), may_repeat_rows=False)
 
-    def flows_to(self, wanted: Collection[tuple[int, bytes, int]]) -> list[Flow]:
+    def flows_to(self, wanted: Collection[Endpoint]) -> list[Flow]:
         """The flows to these backends (protocol, packed address, port) whose clients asked for something else.
 
         Few are asked for by filters in the kernel, v4 by address, v6 by protocol and port. For many there is one dump.
@@ -100,24 +104,35 @@ class ConntrackTable(NetlinkSocket):
         """
         return _once(self._flows_to(wanted, may_repeat_rows=True))
 
-    def stream_to(self, wanted: Collection[tuple[int, bytes, int]]) -> Iterator[Flow]:
+    def stream_to(self, wanted: Collection[Endpoint]) -> Iterator[Flow]:
         """`flows_to`, streamed; an entry may come twice."""
         return self._flows_to(wanted, may_repeat_rows=False)
 
-    def _flows_to(self, wanted: Collection[tuple[int, bytes, int]], *, may_repeat_rows: bool) -> Iterator[Flow]:
-        for family, filter in _questions(wanted):
-            asked_for = (one for one in wanted if family in (AF_UNSPEC, _family(one[1])))
+    def _flows_to(self, wanted: Collection[Endpoint], *, may_repeat_rows: bool) -> Iterator[Flow]:
+        for family, filter, asked_for in _questions(wanted):
             scan = ByBackend(asked_for, may_have_zones=bool(filter))
             yield from self._flows(family, filter, scan, may_repeat_rows=may_repeat_rows)
             self.may_have_zones = scan.may_have_zones
 
     def entries_of(self, originals: Collection[FlowTuple]) -> list[Flow]:
         """Every entry with one of these original tuples, in whatever zone."""
-        questions = [_by_original(one) for one in originals] if len(originals) <= _QUESTIONS else [_EVERYTHING]
+        are_few = self.takes_filters and len(originals) <= _QUESTIONS
+        questions = [_by_original(one) for one in originals] if are_few else [_EVERYTHING]
         scan = ByOriginal(originals)
         return _once(flow for family, filter in questions for flow in self._flows(family, filter, scan))
 
     def _flows(self, family: int, filter: bytes, scan: Scan, *, may_repeat_rows: bool = True) -> Iterator[Flow]:
+        """Whatever the kernel makes of a filter: what it names is scanned, and all there is if it refuses it."""
+        try:
+            yield from self._scanned(family, filter, scan, may_repeat_rows=may_repeat_rows)
+            return
+        except NotSupported:
+            if not filter:
+                raise
+        yield from self._scanned(*_EVERYTHING, scan, may_repeat_rows=may_repeat_rows)
+        ConntrackTable.takes_filters = False
+
+    def _scanned(self, family: int, filter: bytes, scan: Scan, *, may_repeat_rows: bool) -> Iterator[Flow]:
         dump = self._dump(
             IPCTNL_MSG_CT_GET,
             request(family, filter),
@@ -191,20 +206,30 @@ def _once(flows: Iterable[Flow]) -> list[Flow]:
     return list({(flow.original, flow.zone): flow for flow in flows}.values())
 
 
-def _questions(wanted: Collection[tuple[int, bytes, int]]) -> list[tuple[int, bytes]]:
-    """The dumps that name the flows to these backends: the family of each, and its filter."""
-    addresses = {src for _, src, _ in wanted if len(src) == 4}
-    ports = {(_family(src), protocol, port) for protocol, src, port in wanted}
-    ports_v6 = {one for one in ports if one[0] == AF_INET6}
-    if not _has_reply_filters():
-        return [_EVERYTHING] if wanted else []
-    if len(addresses) + len(ports_v6) <= _QUESTIONS:
-        by_address = [(AF_INET, filter_by(CTA_TUPLE_REPLY, flags=FILTER_IP_SRC, src=one)) for one in sorted(addresses)]
-        return by_address + [_by_port(*one) for one in sorted(ports_v6)]
-    return [_by_port(*one) for one in sorted(ports)] if len(ports) <= _QUESTIONS else [_EVERYTHING]
+def _questions(wanted: Collection[Endpoint]) -> list[tuple[int, bytes, Collection[Endpoint]]]:
+    """The dumps that name the flows to these backends: the family of each, its filter, and whom it is about. A backend
+    is in one of them: no flow comes once for each, also where the kernel ignores filters.
+    """
+    if not wanted:
+        return []
+    by_address: dict[bytes | tuple[int, int, int], list[Endpoint]] = {}
+    by_port: dict[bytes | tuple[int, int, int], list[Endpoint]] = {}
+    for one in wanted:
+        protocol, src, port = one
+        family = _family(src)
+        by_address.setdefault(src if family == AF_INET else (family, protocol, port), []).append(one)
+        by_port.setdefault((family, protocol, port), []).append(one)
+    for those in (by_address, by_port):
+        if len(those) <= _QUESTIONS and ConntrackTable.takes_filters and _has_reply_filters():
+            return [(*_by_reply(of), several) for of, several in those.items()]
+    return [(*_EVERYTHING, wanted)]
 
 
-def _by_port(family: int, protocol: int, port: int) -> tuple[int, bytes]:
+def _by_reply(of: bytes | tuple[int, int, int]) -> tuple[int, bytes]:
+    """From a v4 address, or from a family's port of a protocol."""
+    if isinstance(of, bytes):
+        return AF_INET, filter_by(CTA_TUPLE_REPLY, flags=FILTER_IP_SRC, src=of)
+    family, protocol, port = of
     flags = FILTER_PROTO_NUM | FILTER_SRC_PORT
     return family, filter_by(CTA_TUPLE_REPLY, flags=flags, protocol=protocol, sport=port)
 

@@ -308,15 +308,16 @@ class Run:
 
     def account(self, act: Callable[[], list[Outcome]], instead_of: Sequence[Outcome] = ()) -> None:
         """Do something that is no destroying of sockets, a batch of at most 64, and take what became of it into account
-        like everything else; `instead_of` outcomes of before.
+        like everything else; `instead_of` outcomes of before. `obey_signals` comes before it, or is left out: for what
+        an interrupt has left.
         """
-        self._signals.obey()
         with self._turn if self._audit is not None else RLock():
             self._raise_if_stopped()
             outcomes = act()
-            withdrawn = self.report.withdraw(instead_of) if instead_of else 0
-            if self._audit is not None:
-                self._audit.recorded -= withdrawn
+            if instead_of:
+                self.report.withdraw(instead_of)
+                if self._audit is not None:
+                    self._audit.recorded = len(self.report.outcomes)
             for outcome in outcomes:
                 self.report.add_namespace(outcome.namespace)
             self._take(outcomes, None, self._target or _constantly({}))

@@ -192,13 +192,17 @@ class Balanced:
 
     def locate(self) -> None:
         """Find the sockets of those cases that are about sockets, and judge which of them may not be told apart."""
-        unresolved = [case for case in self.cases if case.is_of_socket]
+        self.find_sockets([case for case in self.cases if case.is_of_socket])
+        self._judge([case for case in self.cases if case.sockets])
+
+    def find_sockets(self, cases: Sequence[Case]) -> None:
+        """Those that have the tuples of the cases' clients, as the balancer knows them or behind a further NAT."""
+        unresolved = cases
         for _ in range(1 + _HOPS):
             self._search(unresolved)
             unresolved = self._behind_nat([case for case in unresolved if not case.sockets])
             if not unresolved:
                 break
-        self._judge([case for case in self.cases if case.sockets])
 
     def _search(self, cases: Sequence[Case]) -> None:
         """The sockets that have the tuples of the cases' clients."""

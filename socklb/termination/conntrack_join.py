@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 from functools import partial
+from operator import methodcaller
 
 from ..conntrack.clients import services_of, tuple_of
 from ..conntrack.table import ConntrackTable
@@ -38,7 +39,7 @@ from ..kernel.namespaces import NetworkNamespace
 from ..kernel.netlink_socket import batches
 from ..wire.request import IPPROTO_TCP
 from .balanced import Balanced
-from .reasons import ALIVE_AGAIN, BY_IPVS, NO_SOCKET, NOT_LOOSE, STILL_BALANCED
+from .reasons import ALIVE_AGAIN, BY_IPVS, NO_SOCKET, NOT_LOOSE, PERHAPS_DELETED, STILL_BALANCED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,14 +55,16 @@ if TYPE_CHECKING:
     from .balanced import Case
 
     SocketKey = tuple[int, FlowTuple]
-    Key = Union[SocketKey, tuple[NetworkNamespace, FlowTuple, int]]
+    EntryKey = tuple[NetworkNamespace, FlowTuple, int]
+    Key = Union[SocketKey, EntryKey]
 
 
 class ConntrackJoin:
     """Looks into conntrack for the clients of backends that are gone, and cuts them: once, or again and again.
 
     A client counts once, however many looks find it. What the last look for its backend finds as it was before has
-    failed. `acted_on` are the backends for which the last look destroyed or deleted something.
+    failed; if an earlier pass has reported it, so that it cannot be taken back, its backend is in `still_balanced`.
+    `acted_on` are the backends for which the last look destroyed or deleted something.
     """
 
     def __init__(
@@ -73,11 +76,12 @@ class ConntrackJoin:
         is_alive: Callable[[Backend], bool] = lambda backend: False,
     ) -> None:
         self._is_required, self._external, self._dry_run, self._is_alive = is_required, external, dry_run, is_alive
-        self._counted: dict[Key, Outcome] = {}
+        self._counted: dict[Key, Outcome] = {}  # by the client's socket, by its entry, or both
         self._meant: dict[SocketKey, Case] = {}  # of the look at hand
         self._balanced: Balanced
         self._session: OwnSession | None = None
         self.acted_on: set[Backend] = set()
+        self.still_balanced: set[Backend] = set()
 
     def forget(self, backends: Collection[Backend]) -> None:
         """They went down anew: who is balanced to them now is another client."""
@@ -94,7 +98,7 @@ class ConntrackJoin:
         """Before a pass: raise NotSupported or NotPermitted if conntrack is required and cannot be asked here; the
         report says so.
         """
-        self.acted_on = set()
+        self.acted_on, self.still_balanced = set(), set()
         if not self._is_required:
             return
         try:
@@ -115,7 +119,7 @@ class ConntrackJoin:
         """Cut who is balanced to the backends: the entry is in one namespace, the client in another, so that all of
         them are looked into, however many are done with otherwise.
         """
-        self.acted_on, self._session, self._meant = set(), None, {}
+        self.acted_on, self.still_balanced, self._session, self._meant = set(), set(), None, {}
         self._count_anew(run)
         with Balanced(backends, namespaces, run.obey_signals) as balanced:
             self._balanced = balanced
@@ -127,17 +131,17 @@ class ConntrackJoin:
                 run.note_failure(namespace, error)
             self._cut_sockets(run)
             alone = [case for case in balanced.cases if not case.sockets]
-            lasting = {case for case in alone if self._has_outlasted(case, is_last)}
-            for batch in batches([case for case in alone if case not in lasting]):
-                run.account(partial(self._entries_cut, batch))
-            for batch in batches([case for case in alone if case in lasting]):
-                self._fail(batch, run)
+            failed = self._outlasting([case for case in alone if is_last(case.flow.backend)], run.report)
+            for batch in batches([case for case in alone if case not in failed]):
+                _account(run, partial(self._cut_entries, batch))
+            for batch in batches([case for case in alone if case in failed]):
+                _account(run, partial(self._fail, batch), [self._counted[_entry_key(case)] for case in batch])
 
     def _count_anew(self, run: Run) -> None:
         """Whoever was not cut is tried again, and counts by what becomes of it then."""
         again = [outcome for outcome in self._counted.values() if outcome.verdict not in ACHIEVED]
         if again:
-            run.account(list, instead_of=again)
+            _account(run, lambda outcomes: None, again)
         self._counted = {key: outcome for key, outcome in self._counted.items() if outcome.verdict in ACHIEVED}
 
     # ------------------------------------------------------------------------------------------- sockets
@@ -159,7 +163,8 @@ class ConntrackJoin:
             if _socket_key(socket) in self._meant and _socket_key(socket) not in self._counted
         ]
         for batch in batches(vanished):
-            run.account(partial(self._count, batch))
+            self._count(batch)
+            _account(run, methodcaller("extend", batch))
 
     def _is_meant(self, socket: InetSocket) -> bool:
         """Asked when the search finds a socket, and again just before it is destroyed."""
@@ -182,29 +187,28 @@ class ConntrackJoin:
         ]
         self.acted_on.update(case.flow.backend for case in destroyed)
         self._count([outcome for outcome in with_flows if outcome.flow])
+        self._counted.update((_entry_key(case), one) for case, one in zip(cases, with_flows) if case in destroyed)
         return with_flows
 
     # ------------------------------------------------------------------------------------------- entries
 
-    def _entries_cut(self, cases: Sequence[Case]) -> list[Outcome]:
+    def _cut_entries(self, cases: Sequence[Case], outcomes: list[Outcome]) -> None:
         """Delete entries that are not about a socket here; what is to be said of them that was not said before."""
-        outcomes = []
-        doomed = []
-        for case in cases:
-            why = self._why_entry_spared(case)
-            if why or self._dry_run:
-                outcomes.append(_of_entry(case, SKIPPED if why else WOULD_DESTROY, why))
-            else:
-                doomed.append(case)
-        for case, code in zip(doomed, self._balanced.delete(doomed)):
-            if not code:
-                self.acted_on.add(case.flow.backend)
-                outcomes.append(_of_entry(case, CLEARED if case.flow.protocol == IPPROTO_TCP else REROUTED))
-            elif code == errno.ENOENT:
-                outcomes.append(_of_entry(case, GONE))
-            else:
-                outcomes.append(_of_entry(case, FAILED, _problem(code), code))
-        return self._count([outcome for outcome in outcomes if _key(outcome) not in self._counted])
+        reasons = {case: self._why_entry_spared(case) for case in cases}
+        doomed = [case for case, why in reasons.items() if not (why or self._dry_run)]
+        said = [
+            _of_entry(case, SKIPPED if why else WOULD_DESTROY, why)
+            for case, why in reasons.items()
+            if why or self._dry_run
+        ]
+        outcomes[:] = self._not_counted([*said, *(_of_entry(case, FAILED, PERHAPS_DELETED) for case in doomed)])
+        codes = self._balanced.delete(doomed)
+        self.acted_on.update(case.flow.backend for case, code in zip(doomed, codes) if not code)
+        outcomes[:] = self._not_counted([*said, *map(_of_deletion, doomed, codes)])
+        self._count(outcomes)
+
+    def _not_counted(self, outcomes: list[Outcome]) -> list[Outcome]:
+        return [outcome for outcome in outcomes if _key(outcome) not in self._counted]
 
     def _why_entry_spared(self, case: Case) -> str:
         if self._is_alive(case.flow.backend):
@@ -221,29 +225,54 @@ class ConntrackJoin:
             return OWN_SESSION
         return "" if self._balanced.is_loose[case.namespace] else NOT_LOOSE
 
-    def _has_outlasted(self, case: Case, is_last: Callable[[Backend], bool]) -> bool:
-        """Whether it was cut before, and this is the last look for its backend."""
-        backend = case.flow.backend
-        return _key(_of_entry(case, "")) in self._counted and is_last(backend) and not self._is_alive(backend)
+    def _outlasting(self, cases: Sequence[Case], report: Report) -> set[Case]:
+        """Those whose entries were deleted before and are there again, as far as this report has them."""
+        before = {case: self._counted.get(_entry_key(case)) for case in cases}
+        again = {
+            case: one
+            for case, one in before.items()
+            if one is not None and one.socket is None and not self._is_alive(case.flow.backend)
+        }
+        in_report = {*map(id, report.outcomes)} if again else set()
+        failed = {case for case, one in again.items() if id(one) in in_report}
+        self.still_balanced.update(case.flow.backend for case in again if case not in failed)
+        return failed
 
-    def _fail(self, cases: Sequence[Case], run: Run) -> None:
-        """They were cut before, and are there again in the last look."""
-        failed = [_of_entry(case, FAILED, STILL_BALANCED) for case in cases]
+    def _fail(self, cases: Sequence[Case], outcomes: list[Outcome]) -> None:
+        outcomes[:] = [_of_entry(case, FAILED, STILL_BALANCED) for case in cases]
+        self._balanced.delete(cases)
+        self._count(outcomes)
 
-        def delete() -> list[Outcome]:
-            self._balanced.delete(cases)
-            return self._count(failed)
-
-        run.account(delete, instead_of=[self._counted[_key(outcome)] for outcome in failed])
-
-    def _count(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    def _count(self, outcomes: Sequence[Outcome]) -> None:
         self._counted.update((_key(outcome), outcome) for outcome in outcomes)
-        return list(outcomes)
+
+
+def _account(run: Run, act: Callable[[list[Outcome]], object], instead_of: Sequence[Outcome] = ()) -> None:
+    """Have the run account for a batch. `act` fills a list, at first with what is in doubt: a second signal may come at
+    any time, and what the kernel was told by then belongs into the report and the audit.
+    """
+    outcomes: list[Outcome] = []
+
+    def acted() -> list[Outcome]:
+        act(outcomes)
+        return outcomes
+
+    run.obey_signals()
+    try:
+        run.account(acted, instead_of)
+    except BaseException:
+        if outcomes and outcomes[-1:] != run.report.outcomes[-1:]:
+            run.account(lambda: outcomes, instead_of)
+        raise
 
 
 def _socket_key(socket: InetSocket) -> SocketKey:
     """Before Linux 5.4 each namespace counts its own cookies."""
     return socket.cookie, tuple_of(socket)
+
+
+def _entry_key(case: Case) -> EntryKey:
+    return case.namespace, case.flow.original, case.flow.zone
 
 
 def _key(outcome: Outcome) -> Key:
@@ -263,6 +292,12 @@ def _of_missing(case: Case, socket: InetSocket, namespace: NetworkNamespace, err
 
 def _of_entry(case: Case, verdict: str, reason: str = "", code: int | None = None) -> Outcome:
     return Outcome(None, verdict, reason, code, case.namespace, case.flow)
+
+
+def _of_deletion(case: Case, code: int) -> Outcome:
+    if not code:
+        return _of_entry(case, CLEARED if case.flow.protocol == IPPROTO_TCP else REROUTED)
+    return _of_entry(case, GONE) if code == errno.ENOENT else _of_entry(case, FAILED, _problem(code), code)
 
 
 def _problem(code: int) -> str:

@@ -14,6 +14,7 @@ from ..kernel.discovery import unsearched
 from ..kernel.namespaces import CannotEnter
 from .duty_cycle import DutyCycle
 from .places import Places, without
+from .reasons import STILL_BALANCED
 from .schedule import Scheduled
 from .table import BackendTable, taking_down
 from .terminate import AUTO, conntrack_join, terminate
@@ -21,7 +22,7 @@ from .waker import Waker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from ..engine.audit import Audit
     from ..engine.probe import Support
@@ -41,10 +42,11 @@ _LONGEST_SECONDS = 86_400
 class Pass(namedtuple("Pass", "backends report error failed given_up is_second_pass is_retry seconds waited")):
     """One pass of the loop.
 
-    `backends`: those that it was for. `report`: what it did, `error`: what ended it (either may be None). `failed`:
-    backends that are to be attempted again. `given_up`: those that were attempted too often, or that this kernel cannot
-    be asked about. `is_second_pass`: all of them had been terminated before. `is_retry`: a pass for each of them has
-    failed somewhere. `seconds`: how long it took. `waited`: for how many more it had waited for processor time.
+    `backends`: those that it was for. `report`: what it did; `error`: what ended it, or that clients are still balanced
+    to some of them (either may be None). `failed`: backends that are to be attempted again. `given_up`: those that were
+    attempted too often, or that this kernel cannot be asked about. `is_second_pass`: all of them had been terminated
+    before. `is_retry`: a pass for each of them has failed somewhere. `seconds`: how long it took. `waited`: for how
+    many more it had waited for processor time.
     """
 
     __slots__ = ()
@@ -223,6 +225,8 @@ class TerminationLoop:
                 failed = [backend for backend in down if backend not in given_up]
             else:
                 failures = self._failures(down, report, error)
+                if error is None and self._join is not None and self._join.still_balanced:
+                    error = _still_balanced(self._join.still_balanced)
                 given_up = [backend for backend in down if not self._reschedule(backend, report, failures.get(backend))]
                 failed = [backend for backend in failures if backend not in given_up]
             is_second, is_retry = (all(each) for each in zip(*((b.is_second_pass, b.failures) for b in before)))
@@ -282,6 +286,8 @@ class TerminationLoop:
                 if outcome.verdict == FAILED:
                     backend = report.backend_of(outcome)
                     failed.setdefault(backend, set()).add(outcome.namespace)
+            for backend in () if self._join is None else self._join.still_balanced:
+                failed.setdefault(backend, set())
         return failed
 
     def _is_complete(self, report: Report) -> bool:
@@ -341,6 +347,12 @@ def _check_second_pass(seconds: object) -> None:
 
 def _searched(report: Report) -> frozenset[NetworkNamespace]:
     return frozenset(namespace for namespace in report.namespaces if namespace not in report.errors)
+
+
+def _still_balanced(backends: Collection[Backend]) -> SocklbError:
+    """That clients are, whom the report of a pass before has as cut."""
+    first, *more = sorted(map(str, backends))
+    return SocklbError(f"clients of {first}{f' and {len(more)} more' if more else ''}: {STILL_BALANCED}")
 
 
 def _log(done: Pass) -> None:

@@ -13,6 +13,7 @@ BY_IPVS = "balanced by IPVS"
 NO_SOCKET = "no local socket"
 NOT_LOOSE = "tcp_loose is 0"
 STILL_BALANCED = "still balanced to it"
+PERHAPS_DELETED = "interrupted, and perhaps deleted"
 
 REASONS = (
     ALIVE_AGAIN,
@@ -25,4 +26,5 @@ REASONS = (
     NO_SOCKET,
     NOT_LOOSE,
     STILL_BALANCED,
+    PERHAPS_DELETED,
 )

@@ -126,6 +126,16 @@ class TestProcesses:
         assert processes == [{"pid": pid, "name": name, "uid": os.getuid()} for pid in pids]
         assert shown == ", ".join(f"{name} ({pid})" for pid in pids)
 
+    @pytest.mark.parametrize("protocol", ["tcp", "udp"])
+    def test_behind_a_further_nat(self, node: Node, protocol: str) -> None:
+        """The balancer knows the client by the address, and perhaps the port, of the pod that masquerades it."""
+        node.balance(node.a)
+        client = node.nested().connect(protocol, VIP4)
+        assert ask(client) == "A"
+        (flow,) = find_flows(None)
+        processes, _ = self.of(flow.sport)
+        assert processes == [{"pid": os.getpid(), "name": command_name(os.getpid()), "uid": os.getuid()}]
+
     def test_an_unconnected_socket_is_not_found_by_its_addresses(self, node: Node) -> None:
         node.balance(node.a)
         client = node.client.unconnected("udp", socket.AF_INET)

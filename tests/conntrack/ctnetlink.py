@@ -180,11 +180,14 @@ RELEASES = ("4.19.0", "5.8.0-rc1", "5.10.0-32-amd64", "6.18.44", "7.1")
 class FakeConntrack:
     """The entries of one namespace in a kernel of some release; as a FakeKernel's answer.
 
-    With `at_once` entries in a datagram of a dump. Without a tuple a DELETE empties it, as it does the real one.
+    With `at_once` entries in a datagram of a dump. `refusal` is what it answers to a filter. Without a tuple a DELETE
+    empties it, as it does the real one.
     """
 
-    def __init__(self, entries: Iterable[Entry], release: str = "6.18.44", *, at_once: int = 3) -> None:
-        self.entries, self.at_once = list(entries), at_once
+    def __init__(
+        self, entries: Iterable[Entry], release: str = "6.18.44", *, at_once: int = 3, refusal: int = 0
+    ) -> None:
+        self.entries, self.at_once, self.refusal = list(entries), at_once, refusal
         self.release = release
         major, minor = release.split(".")[:2]
         self._version = int(major), int(minor.partition("-")[0])
@@ -198,6 +201,8 @@ class FakeConntrack:
             count = attribute(1, pack(">I", len(self.entries)))
             return [encode_message(IPCTNL_MSG_CT_GET_STATS, NLM_F_MULTI, request.sequence, bytes(4) + count)]
         if request.type == IPCTNL_MSG_CT_GET and request.flags & NLM_F_DUMP:
+            if FILTER in asked and self.refusal:
+                return [ack_message(request, self.refusal)]
             rows = [row(request, entry) for entry in self.entries if self._passes(entry, request.payload[0], asked)]
             parts = [b"".join(rows[at : at + self.at_once]) for at in range(0, len(rows), self.at_once)]
             return [*parts[:-1], b"".join([*parts[-1:], done_message(request)])]
@@ -264,7 +269,8 @@ class FakeConntrack:
 @contextmanager
 def installed(kernel: FakeKernel, release: str = "6.18.44") -> Iterator[FakeKernel]:
     uname = mock.Mock(return_value=mock.Mock(release=release))
-    with mock.patch.object(table, "open_netlink", kernel.open), mock.patch("os.uname", uname):
+    takes_filters = mock.patch.object(table.ConntrackTable, "takes_filters", True)
+    with mock.patch.object(table, "open_netlink", kernel.open), mock.patch("os.uname", uname), takes_filters:
         yield kernel
     assert all(made.closed for made in kernel.sockets), "a netlink socket was left open"
 

@@ -20,7 +20,7 @@ from socklb.conntrack.table import ConntrackTable
 from ..fake_kernel import FakeKernel
 from ..networks import networks
 from ..sockets import in_child
-from .ctnetlink import Entry, FakeConntrack, flow, installed, inverse, make
+from .ctnetlink import FILTER, Entry, FakeConntrack, attribute, flow, installed, inverse, make, nest
 from .test_layout import TCP, UDP6
 from .test_table_real import ALL, TCP6, UDP, balanced, entry, tuples_of
 
@@ -144,6 +144,7 @@ KERNELS: dict[str, dict[str, Callable[..., object]]] = {
     "this one": {},
     "one without reply filters": {"_has_reply_filters": lambda: False},
     "one that ignores filters": {"filter_by": lambda which, **_: b""},
+    "one that refuses filters": {"filter_by": lambda which, **_: nest(FILTER, attribute(1, b"\xff" * 4))},
 }
 
 
@@ -171,10 +172,11 @@ def test_every_kernel_gives_the_same_answers(
     strangers = [Backend(f"10.9.9.{n + 1}", 1000 + n, "tcp") for n in range(more)]
 
     def found(*wanted: Backend) -> list[tuple[int, int, bool]]:
-        """Each once: where filters are ignored every question is answered with all."""
-        return sorted({(one.sport, one.zone, one.is_by_ipvs) for one in find_flows([*wanted, *strangers])})
+        """Each once, also where filters are ignored, and every question is answered with all."""
+        return sorted((one.sport, one.zone, one.is_by_ipvs) for one in find_flows([*wanted, *strangers]))
 
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(ConntrackTable, "takes_filters", True))
         for name, replacement in patches.items():
             stack.enter_context(mock.patch.object(table, name, replacement))
         assert found(Backend.parse(a)) == [(1, 0, True), (1, 7, True), (2, 0, False)]

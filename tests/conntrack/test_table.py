@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from socklb import Flow, KernelError, MalformedMessage, NotPermitted, NotSupported
 from socklb.conntrack import table
 from socklb.conntrack.layout import IPCTNL_MSG_CT_DELETE, IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW, FlowTuple
+from socklb.conntrack.scan import ByBackend
 from socklb.conntrack.table import ConntrackTable
 from socklb.kernel.netlink_socket import BATCH
 from socklb.wire.netlink import NLM_F_DUMP_INTR, NLM_F_MULTI, encode_message
@@ -60,6 +61,24 @@ class TestFinding:
             if (flow.original.dst, flow.original.dport) != (flow.reply.src, flow.reply.sport)
         ]
         assert sorted(found, key=str) == sorted(expected, key=str)
+
+    @given(tables(), st.frozensets(ends, max_size=4), st.sampled_from((0, errno.EINVAL, errno.EOPNOTSUPP)))
+    def test_each_comes_once_where_filters_are_ignored_or_refused(
+        self, there: list[Entry], wanted: Wanted, refusal: int
+    ) -> None:
+        kernel = FakeConntrack(there, "4.19.0", refusal=refusal)
+        kernel.release = RELEASES[-1]
+        with kernel.installed(), ConntrackTable() as table:
+            found = [*table.stream_to(wanted)]
+        takes = ByBackend(wanted).takes
+        assert sorted(found, key=str) == sorted([flow for flow, _ in there if takes(flow)], key=str)
+
+    def test_one_that_is_refused_is_the_last_of_the_process(self) -> None:
+        with FakeConntrack([BALANCED], refusal=errno.EINVAL).installed() as kernel:
+            for _ in range(2):
+                with ConntrackTable() as table:
+                    assert table.flows_to({BACKEND}) == table.entries_of([BALANCED.flow.original]) == [BALANCED.flow]
+            assert [len(requests[0].payload) > 4 for requests in kernel.sent] == [True, *[False] * 4]
 
     @given(tables(), st.frozensets(tuples(), max_size=6), releases, st.data())
     def test_the_entries_with_original_tuples_whatever_their_zone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable, Iterator
 from math import ceil
@@ -10,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from socklb import Backend, BackendTable, NotSupported, Report, TerminationLoop
+from socklb import Backend, BackendTable, NotSupported, Outcome, Report, TerminationLoop
 from socklb.cli.demo.dnat import set_services
 from socklb.termination import loop as loop_module
 from socklb.termination.balanced import Balanced
@@ -34,6 +35,8 @@ class Done(NamedTuple):
     time: float
     backends: list[Backend]
     report: Report
+    failed: list[Backend]
+    error: str
 
 
 def backend(name: str, protocol: str) -> Backend:
@@ -64,7 +67,7 @@ class Node:
 
         def on_pass(done: Pass) -> None:
             assert done.report is not None
-            self.passes.append(Done(self.time, done.backends, done.report))
+            self.passes.append(Done(self.time, done.backends, done.report, done.failed, str(done.error or "")))
             after_pass()
 
         def wait(waker: Waker, seconds: float | None) -> None:
@@ -131,13 +134,19 @@ def test_further_looks_are_at_whole_seconds_and_those_for_several_backends_are_o
     assert [ask(client) for client in clients] == ["C", "C"]
 
 
-def test_a_client_that_is_balanced_there_again_and_again_counts_once_then_fails_and_is_tried_again(node: Node) -> None:
-    """The balancer's rules still name the backend."""
+def test_a_client_that_is_balanced_there_again_and_again_counts_once_then_its_backend_fails(node: Node) -> None:
+    """The balancer's rules still name the backend; it is tried again, no other one is."""
     client = node.client("A", "udp")
-    node.table.delete(backend("A", "udp"))
+    for name in ("A", "C"):
+        node.table.delete(backend(name, "udp"))
     node.run(lambda: ask(client))
     looks = len(LOOKS)
-    assert node.verdicts == [[("rerouted", "")], *[[]] * (looks - 1), [("failed", STILL_BALANCED)], [("rerouted", "")]]
+    assert node.verdicts == [[("rerouted", "")], *[[]] * (looks + 1)]
+    gone = backend("A", "udp")
+    assert [(done.failed, done.error) for done in node.passes if done.failed or done.error] == [
+        ([gone], f"clients of {gone}: {STILL_BALANCED}")
+    ]
+    assert node.passes[looks].failed
     assert node.passes[looks + 1].time - node.passes[looks].time == PAUSES[0]
 
 
@@ -156,6 +165,27 @@ def test_a_backend_that_comes_back_meanwhile_keeps_its_clients(node: Node, proto
     assert node.verdicts == [[("skipped", ALIVE_AGAIN)]]
     node.balance("B")
     assert ask(client) == "A"
+
+
+def test_who_was_cut_is_forgotten_when_the_backend_is_done_with(node: Node) -> None:
+    """A process that follows a cluster for months keeps no account of it."""
+    gone = [backend(name, "udp") for name in ("A", "B")]
+    clients = [node.client(name, "udp") for name in ("A", "B")]
+    node.balance("C")
+    node.table.delete(gone[0])
+    kept: list[set[Backend]] = []
+
+    def after_pass() -> None:
+        node.passes.clear()
+        gc.collect()
+        there = {one.flow.backend for one in gc.get_objects() if type(one) is Outcome and one.flow}
+        kept.append(there & {*gone})
+        if len(kept) == 2:
+            node.table.delete(gone[1])
+
+    node.run(after_pass)
+    assert kept == [{gone[0]}] * 2 + [{gone[1]}] * 2
+    assert [ask(client) for client in clients] == ["C", "C"]
 
 
 def test_a_dry_run_looks_once_and_deletes_nothing(node: Node) -> None:

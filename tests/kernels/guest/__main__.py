@@ -29,6 +29,9 @@ CHECKS = (
     "tests/reverse_nat/test_maps.py::TestContains",
     "tests/cli/test_rev_nat.py::TestWhatIsPrinted",
     "tests/cli/test_rev_nat.py::TestStale",
+    "tests/conntrack/test_setups.py",  # NAT
+    "tests/conntrack/test_table_real.py",
+    "tests/termination/test_conntrack_join.py",
 )
 
 # All that talk to the kernel, and what depends on the order of bytes. Of the command line those of the commands:
@@ -36,7 +39,8 @@ CHECKS = (
 _COMMANDS = ("destroy", "list", "netns", "probe", "rev_nat", "terminate", "watch")
 SUITES = (
     *("tests/engine", "tests/reverse_nat", "tests/termination", "tests/wire", "tests/filters", "tests/kernel"),
-    *("tests/faults", "tests/test_ss_agreement.py", "tests/test_differential.py"),
+    *("tests/conntrack", "tests/faults", "tests/test_nat.py"),
+    *("tests/test_ss_agreement.py", "tests/test_differential.py"),
     *(f"tests/cli/test_{command}.py" for command in _COMMANDS),
 )
 
