@@ -16,7 +16,7 @@ _socklb() {
     fi
     case ${COMP_WORDS[1]} in
         list)
-            options="-h --help -t --tcp -u --udp -4 --ipv4 -6 --ipv6 --state -a --all -n --numeric --netns --readable-only --json"
+            options="-h --help -t --tcp -u --udp -4 --ipv4 -6 --ipv6 --state -a --all -n --numeric --netns --readable-only -p --processes -e --extended -s --summary --json"
             words="dst src dport sport dev fwmark cgroup autobound uid pid stalled idle and or not state exclude"
             ;;
         destroy)

@@ -134,8 +134,8 @@ class TestProcesses:
         assert ask(client) == "A"
         (flow,) = find_flows(None)
         processes, _ = self.of(flow.sport)
-        (own,) = processes
-        assert (own["pid"], own["fds"]) == (os.getpid(), [client.fileno()])
+        own = {"pid": os.getpid(), "name": command_name(os.getpid()), "uid": os.getuid(), "fds": [client.fileno()]}
+        assert processes == [own]
 
     def test_an_unconnected_socket_is_not_found_by_its_addresses(self, node: Node) -> None:
         node.balance(node.a)
