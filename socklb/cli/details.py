@@ -8,6 +8,7 @@ that is 0 is left out, as there.
 from __future__ import annotations
 
 from functools import cache
+from struct import Struct
 
 from ..kernel.names import cgroup_paths
 from ..states import TcpState
@@ -69,13 +70,13 @@ def _decoded(pairs: Any) -> dict[str | int, Any]:
 
 def _numbers(record: Record) -> dict[str, int]:
     """The fields of a record; 0 for what an older kernel did not send, as ss has it."""
-    return {name: value or 0 for name, value in _fields(record).items()}
+    return dict(zip(record.FIELDS, _struct(record.LAYOUT).unpack(record.raw[: record.SIZE].ljust(record.SIZE, b"\0"))))
 
 
-def _fields(record: Record) -> dict[str, int | None]:
-    """Those of whole bytes, and those of some bits."""
-    names = (name for name in vars(type(record)) if name.islower() and not name.startswith("_"))
-    return {name: getattr(record, name) for name in names}
+@cache
+def _struct(layout: str) -> Struct:
+    """All fields in one: a row may have a hundred."""
+    return Struct("=" + "".join(word[0] for word in layout.split()))
 
 
 def _duration(milliseconds: int) -> str:
@@ -92,7 +93,8 @@ def _duration(milliseconds: int) -> str:
 
 
 def _tcp_info(known: Mapping[str | int, Any], *, is_listening: bool) -> Iterator[str]:
-    sent = _numbers(known["info"])
+    info = known["info"]
+    sent = _numbers(info)
 
     def counts(*words: str) -> Iterator[str]:
         """Of "word" or "word=field": those that are not 0."""
@@ -109,7 +111,7 @@ def _tcp_info(known: Mapping[str | int, Any], *, is_listening: bool) -> Iterator
     if known.get("cong"):
         yield printable(known["cong"])
     if sent["options"] & _WINDOW_SCALE:
-        yield f"wscale:{sent['snd_wscale']},{sent['rcv_wscale']}"
+        yield f"wscale:{info.snd_wscale or 0},{info.rcv_wscale or 0}"
     if sent["rto"] != _NO_RTO:
         yield from milliseconds("rto", "rto")
     yield from counts("backoff")
@@ -136,7 +138,7 @@ def _tcp_info(known: Mapping[str | int, Any], *, is_listening: bool) -> Iterator
     if sent["delivery_rate"]:
         yield f"delivery_rate {sent['delivery_rate'] * 8}bps"
     yield from counts("delivered", "delivered_ce")
-    if sent["delivery_rate_app_limited"]:
+    if info.delivery_rate_app_limited:
         yield "app_limited"
     yield from _limits(sent)
     yield from counts("unacked")
@@ -222,7 +224,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, Record):
-        sent = {name: number for name, number in _fields(value).items() if number is not None}
+        # Those of whole bytes, and those of some bits.
+        names = (name for name in vars(type(value)) if name.islower() and not name.startswith("_"))
+        sent = {name: number for name in names if (number := getattr(value, name)) is not None}
         return {**sent, "unknown": value.unknown.hex()} if value.unknown else sent
     if isinstance(value, Md5Signature):
         return {name: _plain(field) for name, field in value._asdict().items()}

@@ -17,6 +17,7 @@ from ..kernel.names import UnknownName, interface_names
 from ..kernel.processes import holders
 from ..states import state_word
 from ..wire.address import format_endpoint, from_packed
+from ..wire.reply import decode_msg
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import (
     FILTER_HELP,
@@ -169,14 +170,14 @@ def _print_table(rows: Iterator[_Row], options: argparse.Namespace) -> None:
     width = terminal_width(sys.stdout)
     is_wide = not options.extended and (width is None or width >= _WIDE_COLUMNS)
     heads = (_WIDE % _HEADS if is_wide else _NARROW % _HEADS[:6]) + (" Netns" if options.netns else "")
-    print(heads + (" Process" if options.processes and _fits(f"{heads} Process", width) else ""))
+    print(heads + (" Process" if options.processes and _fits(heads, "Process", width) else ""))
     for each in () if first is None else chain((first,), rows):
         line = _columns(each, is_wide=is_wide) + (f" {printable(each.namespace.name)}" if options.netns else "")
-        below = []
-        if options.processes:
-            users = UNSEEN if each.processes is None else users_text(each.processes) if each.processes else ""
-            if _fits(f"{line} {users}", width):
-                line = f"{line} {users}" if users else line
+        below: list[str] = []
+        if options.processes and each.processes != []:
+            users = UNSEEN if each.processes is None else users_text(each.processes)
+            if _fits(line, users, width):
+                line = f"{line} {users}"
             else:
                 below += users.replace("),(", "),\0(").split("\0")  # a terminal has each holder as a word
         if options.extended:
@@ -189,16 +190,17 @@ def _print_table(rows: Iterator[_Row], options: argparse.Namespace) -> None:
 
 
 def _columns(row: _Row, *, is_wide: bool) -> str:
-    socket = row.socket
+    message = decode_msg(row.socket.row)  # faster than one property after the other
+    sport, dport, src, dst, interface, cookie = message.id
     columns = (
-        PROTOCOL_NAMES[socket.protocol],
-        _state_word(socket.state),
-        socket.rqueue,
-        socket.wqueue,
-        local_endpoint(socket, row.device) if socket.interface else f"{_host(socket.src_packed)}{socket.sport or '*'}",
-        f"{_host(socket.dst_packed)}{socket.dport or '*'}",
+        PROTOCOL_NAMES[row.socket.protocol],
+        _state_word(message.state),
+        message.rqueue,
+        message.wqueue,
+        local_endpoint(row.socket, row.device) if interface else f"{_host(src)}{sport or '*'}",
+        f"{_host(dst)}{dport or '*'}",
     )
-    return _WIDE % (*columns, socket.uid, socket.inode, socket.cookie) if is_wide else _NARROW % columns
+    return _WIDE % (*columns, message.uid, message.inode, cookie) if is_wide else _NARROW % columns
 
 
 _state_word = cache(state_word)
@@ -210,15 +212,16 @@ def _host(packed: bytes) -> str:
     return format_endpoint(from_packed(packed), "")
 
 
-def _fits(line: str, width: int | None) -> bool:
-    return width is None or len(line) <= width
+def _fits(line: str, word: str, width: int | None) -> bool:
+    """Whether a line takes one more word."""
+    return width is None or len(line) + 1 + len(word) <= width
 
 
 def _folded(words: list[str], width: int | None) -> Iterator[str]:
     """In one line, or in as many as a terminal takes, a tab before each."""
     line = ""
     for word in words:
-        if line and not _fits(f"{line} {word}", width and width - _TAB):
+        if line and not _fits(line, word, width and width - _TAB):
             yield line
             line = ""
         line += f" {word}" if line else word

@@ -97,9 +97,9 @@ def holders(inodes: Container[int] | None) -> dict[int, list[Process]]:
             if target.startswith("socket:[") and (inodes is None or int(target[8:-1]) in inodes):
                 held.setdefault(int(target[8:-1]), []).append(int(fd))
         if held and (status := _status(pid, 16)):  # its name and uid stand in the first lines; it may have ended
-            process = _process(pid, status)
+            _, name, uid, _ = _process(pid, status)
             for inode, fds in held.items():
-                found.setdefault(inode, []).append(process._replace(fds=tuple(sorted(fds))))
+                found.setdefault(inode, []).append(Process(pid, name, uid, tuple(sorted(fds))))
     return found
 
 
@@ -154,7 +154,7 @@ def _stat(directory: str, word: int) -> int:
 def _read(path: str) -> bytes:
     """The content of a file in /proc."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             return file.read()
     except OSError as error:
         raise_if_exhausted(error, f"read {path}")

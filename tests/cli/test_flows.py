@@ -6,6 +6,7 @@ import os
 import socket
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import Any
 
 import pytest
 
@@ -107,7 +108,7 @@ class TestWhichFlows:
 class TestProcesses:
     """`-p`: those that hold the socket with the client's own addresses, in whatever namespace."""
 
-    def of(self, client: socket.socket | int, *words: str, preexec: Preexec = None) -> tuple[object, str]:
+    def of(self, client: socket.socket | int, *words: str, preexec: Preexec = None) -> tuple[Any, str]:
         """Of a client, or what had its port: as JSON and as text."""
         port = client if isinstance(client, int) else client.getsockname()[1]
         result, lines = (run("flows", "-p", *more, *words, preexec=preexec) for more in (["--json"], []))

@@ -7,19 +7,20 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from ipaddress import ip_address
+from types import MappingProxyType
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from socklb import InetSocket, SocketFilter, dport, find_sockets
 from socklb.cli import details as details_module
 from socklb.cli.details import EXTENSIONS, details, details_record
 from socklb.kernel.processes import command_name
-from socklb.wire.attributes import NUMBERS, Md5Signature
+from socklb.wire.attributes import NUMBERS, Md5Signature, encode_value
 from socklb.wire.netlink import encode_attributes
 from socklb.wire.records import BbrInfo, DctcpInfo, TcpInfo, VegasInfo
 from socklb.wire.reply import MSG_SIZE, InetDiagMsg
@@ -30,7 +31,7 @@ from ..capabilities import Capability, with_only
 from ..children import Child, questions
 from ..sockets import Sockets, add_v6_address
 from ..ss import require_ss
-from ..strategies import ATTRIBUTE_VALUES, make_socket
+from ..strategies import attributes, make_socket
 from ..strategies import sockets as any_sockets
 from .runner import run, run_on_terminal
 
@@ -139,9 +140,7 @@ class TestWordsOfSs:
             "bbrinfo": BbrInfo.of(1, 1, 2000, 256, 384),
             "vegasinfo": VegasInfo.of(1, 2, 500, 4),
         }
-        row = make_socket(
-            InetDiagMsg(2, 1, 9, 3, SocketId(0, 0, bytes(4), bytes(4), 0, 255), 60_000, 0, 0, 5, 6), 6, values
-        )
+        row = row_of(values, timer=9, retransmits=3, expires_ms=60_000, uid=5, inode=6)
         words = " ".join(details(row)).split(" ")
         assert words[:4] == ["timer:(unknown,1min,3)", "uid:5", "ino:6", "sk:ff"]
         assert words[4:11] == ["ts", "sack", "ecn", "ecnseen", "fastopen", "dctcp", "rto:1"]
@@ -152,20 +151,27 @@ class TestWordsOfSs:
         assert {"ssthresh:1017", "reordering:1020", "retrans:1007/1023", "lost:1006", "sacked:1005"} <= {*words}
 
 
+def row_of(values: Mapping[str, object] = MappingProxyType({}), **fields: int) -> InetSocket:
+    """Of a TCP socket with these attributes."""
+    empty = InetDiagMsg(2, 1, 0, 0, SocketId(0, 0, bytes(4), bytes(4), 0, 255), 0, 0, 0, 0, 0)
+    return make_socket(empty._replace(**fields), 6, values)
+
+
+def with_attributes(row: InetSocket, pairs: list[tuple[int, bytes]]) -> InetSocket:
+    """The same with others."""
+    return InetSocket(row.row[:MSG_SIZE] + encode_attributes(pairs), row.protocol)
+
+
 class TestAnyRow:
     """Whatever a kernel sends, as long as its attributes can be told apart, is shown."""
 
-    any_row = any_sockets().flatmap(
-        lambda row: st.lists(
-            st.tuples(st.integers(0, 60), st.binary(max_size=40))
-            | st.sampled_from(sorted(ATTRIBUTE_VALUES)).flatmap(
-                lambda name: st.tuples(st.just(NUMBERS[name]), ATTRIBUTE_VALUES[name].map(lambda v: _payload(name, v)))
-            ),
-            max_size=5,
-        ).map(lambda pairs: InetSocket(row.row[:MSG_SIZE] + encode_attributes(pairs), row.protocol))
+    any_attribute = attributes.map(lambda pair: encode_value(*pair)) | st.tuples(
+        st.sampled_from(sorted(NUMBERS.values())) | st.integers(0, 60), st.binary(max_size=40)
     )
+    any_row = st.builds(with_attributes, any_sockets(), st.lists(any_attribute, max_size=5))
 
     @given(any_row)
+    @example(with_attributes(row_of(), [(NUMBERS["shutdown"], b"\1\2"), (NUMBERS["ulp_info"], b"?")]))
     def test_as_words_that_do_not_steer_a_terminal(self, row: InetSocket) -> None:
         words = list(details(row))
         assert "".join(words).isprintable()
@@ -183,12 +189,6 @@ class TestAnyRow:
             for key, value in row.attributes.items()
             if key in ("mark", "tos", "shutdown")
         }
-
-
-def _payload(name: str, value: object) -> bytes:
-    from socklb.wire.attributes import encode_value
-
-    return encode_value(name, value)[1]
 
 
 @pytest.mark.kernel
@@ -219,11 +219,7 @@ class TestJson:
 
     def test_signatures(self) -> None:
         signature = Md5Signature(2, 32, ip_address("10.0.0.1").packed, b"key")
-        row = make_socket(
-            InetDiagMsg(2, 1, 0, 0, SocketId(0, 0, bytes(4), bytes(4), 0, 1), 0, 0, 0, 0, 0),
-            6,
-            {"md5sig": (signature,)},
-        )
+        row = row_of({"md5sig": (signature,)})
         expected = {"family": 2, "prefix_len": 32, "address": "0a000001", "key": b"key".hex()}
         assert details_record(row)["md5sig"] == [expected]
 
