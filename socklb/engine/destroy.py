@@ -20,13 +20,14 @@ from time import monotonic
 
 from ..errors import AuditError, KernelError, SocklbError, kernel_error
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState
+from ..wire.reply import abridged
 from ..wire.request import IPPROTO_TCP, PROTOCOL_NAMES, destroy_request
 from ..wire.socket_id import ADDRESS_SIZE
 from .report import DESTROYED, FAILED, GONE, SKIPPED, Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from ..filters import SocketFilter
     from ..kernel.namespaces import NetworkNamespace
@@ -57,6 +58,7 @@ class Rounds:
     def __init__(self, table: SocketTable, filter: SocketFilter, namespace: NetworkNamespace, bits: int) -> None:
         self._table, self.filter, self.namespace, self._bits = table, filter, namespace, bits
         self.pending: dict[int, InetSocket] = {}
+        self._room = 0  # for so many at least; a dict from which they are taken stays as large as it was
         self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {namespace.name}"
         self._decided: list[Outcome] = []  # of the last step, for an error that comes before they are settled
         self._in_flight: set[int] = set()  # cookies that were sent to the kernel and are not answered for
@@ -71,15 +73,12 @@ class Rounds:
         """Find what the filter matches, but for the cookies in `seen`."""
         found = self._table.search_all(self.filter, self.filter.request_states, self.namespace.name, self._bits)
         accepts = self.filter.accepts
-        self.pending = {cookie: row for cookie, row in found if cookie not in seen and accepts(row)}
+        self.pending = {cookie: abridged(row) for cookie, row in found if cookie not in seen and accepts(row)}
+        self._room = len(self.pending)
 
-    def decide(self, verdict: str, reasons: Sequence[str | None]) -> list[Outcome]:
+    def decide(self, sockets: Sequence[InetSocket], verdict: str, reasons: Iterable[str | None]) -> list[Outcome]:
         """Outcomes for pending sockets without a look-up; the reasons are in their order, None for no outcome."""
-        self._decided = [
-            self._outcome(socket, verdict, why)
-            for socket, why in zip(self.pending.values(), reasons)
-            if why is not None
-        ]
+        self._decided = [self._outcome(socket, verdict, why) for socket, why in zip(sockets, reasons) if why is not None]
         return self._decided
 
     def batches(self, size: Callable[[], int]) -> Iterator[list[InetSocket]]:
@@ -160,9 +159,9 @@ class Rounds:
         unsupported = []
         for (cookie, socket), code, remark in zip(doomed.items(), codes, remarks):
             if code == 0:
-                found = self.pending[cookie]  # with fewer attributes, it takes less memory
+                found = self.pending[cookie]  # it is kept already
                 is_as_found = (found.state, found.id_bytes) == (socket.state, socket.id_bytes)
-                outcomes.append(self._outcome(found if is_as_found else socket, DESTROYED, remark))
+                outcomes.append(self._outcome(found if is_as_found else abridged(socket), DESTROYED, remark))
             elif code in (errno.EPERM, errno.EACCES):
                 self.refusal = self.refusal or kernel_error(code, self._doing)
             elif code == errno.EOPNOTSUPP:
@@ -224,6 +223,8 @@ class Rounds:
         for outcome in outcomes:
             assert outcome.socket is not None
             self.pending.pop(outcome.socket.cookie, None)
+        if len(self.pending) < self._room // 2:
+            self._room, self.pending = len(self.pending), {**self.pending}
 
     def left_over(self, error: BaseException) -> list[Outcome]:
         """Outcomes for all that is pending, where an error or an interrupt has ended the rounds: those that were

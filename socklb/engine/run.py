@@ -12,13 +12,14 @@ most one batch is unrecorded when the audit fails. Signals wait meanwhile.
 from __future__ import annotations
 
 from _thread import RLock, allocate_lock  # as functools does: threading takes a while to import
+from itertools import islice
 
 from ..errors import NotSupported, RunStopped, SocklbError
 from ..filters import SocketFilter
 from ..kernel import names
 from ..kernel.names import UnknownName
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, current_first, run_in_netns
-from ..kernel.netlink_socket import BATCH
+from ..kernel.netlink_socket import BATCH, batches
 from .choice import CURRENT, chosen, is_one, raise_if_all_failed
 from .destroy import ANSWER_LOST, SUBFLOW, Rounds
 from .find import SocketTable, extension_bits
@@ -277,17 +278,21 @@ class Run:
         def reasons(sockets: Sequence[InetSocket]) -> list[str]:
             return self._reasons(rounds, sockets)
 
+        def decide(verdict: str, reasons: Callable[[Sequence[InetSocket]], Iterable[str | None]], at_most: int) -> None:
+            """A batch at a time: what it has decided is no longer pending, and takes no more memory there."""
+            for batch in batches(list(islice(rounds.pending.values(), at_most))):
+                take(rounds.decide(batch, verdict, reasons(batch)))
+
         try:
             rounds.collect(seen or ())
-            pending = list(rounds.pending.values())
             if seen is not None:
                 seen.update(rounds.pending)  # the cookies of a large crowd take memory
-            if any(socket.interface for socket in pending):
+            if any(socket.interface for socket in rounds.pending.values()):
                 self.report.note_devices(rounds.namespace)
-            take(rounds.decide(SKIPPED, [why or None for why in reasons(pending)]))
+            found = len(rounds.pending)
+            decide(SKIPPED, lambda batch: (why or None for why in reasons(batch)), found)
             if self._dry_run:
-                remarks = [SUBFLOW if socket.is_mptcp_subflow else "" for socket in rounds.pending.values()]
-                take(rounds.decide(WOULD_DESTROY, remarks[: self._left_of(len(remarks))]))
+                decide(WOULD_DESTROY, _remarks, self._left_of(found))
             while rounds.pending and self._left_of(BATCH):
                 for batch in rounds.batches(lambda: self._left_of(BATCH, rounds.in_doubt)):
                     self._signals.obey()
@@ -298,7 +303,7 @@ class Run:
                         raise rounds.refusal
                 if rounds.pending and self._left_of(BATCH):
                     take(rounds.look_again())
-            take(rounds.decide(SKIPPED, [LIMIT] * len(rounds.pending)))
+            decide(SKIPPED, lambda batch: [LIMIT] * len(batch), found)
         except BaseException as error:
             with turn:
                 taken = {o.socket.cookie for o in self.report.outcomes if o.socket and o.namespace == rounds.namespace}
@@ -382,6 +387,10 @@ class Run:
 def _with_resolved(filters: Iterable[SocketFilter]) -> list[tuple[SocketFilter, bool]]:
     """With each filter whether it is resolved; of a thousand backends it takes long to find out."""
     return [(filter, filter.is_resolved) for filter in filters]
+
+
+def _remarks(sockets: Sequence[InetSocket]) -> list[str]:
+    return [SUBFLOW if socket.is_mptcp_subflow else "" for socket in sockets]
 
 
 def _keeps_orphans() -> bool:

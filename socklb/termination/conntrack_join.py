@@ -150,7 +150,8 @@ class ConntrackJoin:
         cases = [case for case in self._balanced.cases if case.sockets]
         found = {_socket_key(socket): case for case in cases for _, socket in case.sockets}
         # In a dry run they are still there, whose service is among the backends itself.
-        counted = {_socket_key(one.socket) for one in run.report.outcomes if one.socket} if self._dry_run else set()
+        reported = run.report.outcomes if self._dry_run and found else ()
+        counted = {key for one in reported if one.socket and (key := _socket_key(one.socket)) in found}
         self._meant = {key: case for key, case in found.items() if key not in self._counted and key not in counted}
         if not self._meant:
             return

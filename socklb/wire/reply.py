@@ -10,7 +10,7 @@ from struct import Struct
 from ..errors import MalformedMessage
 from ..states import TcpState, state_mask
 from .address import format_endpoint, from_packed
-from .netlink import encode_attributes
+from .netlink import NLA_TYPE_MASK, encode_attributes, iter_attributes
 from .socket_id import ADDRESSES, AF_INET, AF_INET6, SIZE, SocketId, decode_id, encode_id
 
 TYPE_CHECKING = False
@@ -44,6 +44,8 @@ _DST = _SRC + 16
 _PORTS = Struct(">HH")
 _IFACE_COOKIE = Struct("=III")
 _IFACE = _ID + ADDRESSES.size
+
+_KEPT = frozenset({19, 21})  # INET_DIAG_ULP_INFO, INET_DIAG_CGROUP_ID
 
 _TIMER_TIME_WAIT = 3
 _TIME_WAIT = int(TcpState.TIME_WAIT)
@@ -272,7 +274,22 @@ class InetSocket:
         )
 
 
+def abridged(socket: InetSocket) -> InetSocket:
+    """The same with no attributes but its cgroup, and what tells a subflow of MPTCP: for who keeps many."""
+    row = socket.row
+    return InetSocket(row[:MSG_SIZE] + _abridged_attributes(row[MSG_SIZE:]), socket.protocol)
+
+
 @lru_cache(maxsize=256)  # unless extensions are requested, most sockets of a host carry the very same bytes
+def _abridged_attributes(data: bytes) -> bytes:
+    try:
+        pairs = list(iter_attributes(data, 0, len(data)))
+    except MalformedMessage:
+        return data  # raises where it is read
+    return encode_attributes(pair for pair in pairs if pair[0] & NLA_TYPE_MASK in _KEPT)
+
+
+@lru_cache(maxsize=256)  # as above
 def _decode_attributes(data: bytes) -> tuple[tuple[str | int, Any], ...]:
     return attribute_decoder()(data)
 
