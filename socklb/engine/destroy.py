@@ -28,12 +28,14 @@ from .report import DESTROYED, FAILED, GONE, SKIPPED, Outcome
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from typing import TypeVar
 
     from ..filters import SocketFilter
     from ..kernel.namespaces import NetworkNamespace
     from ..wire.reply import InetSocket
     from .find import SocketTable
 
+    T = TypeVar("T")
     Reasons = Callable[[Sequence[InetSocket]], Sequence[str]]
 
 SHARED_ADDRESS = "another socket shares its address"
@@ -58,7 +60,6 @@ class Rounds:
     def __init__(self, table: SocketTable, filter: SocketFilter, namespace: NetworkNamespace, bits: int) -> None:
         self._table, self.filter, self.namespace, self._bits = table, filter, namespace, bits
         self.pending: dict[int, InetSocket] = {}
-        self._room = 0  # for so many at least; a dict from which they are taken stays as large as it was
         self._doing = f"destroy {PROTOCOL_NAMES[filter.protocol]} sockets in {namespace.name}"
         self._decided: list[Outcome] = []  # of the last step, for an error that comes before they are settled
         self._in_flight: set[int] = set()  # cookies that were sent to the kernel and are not answered for
@@ -71,14 +72,18 @@ class Rounds:
 
     def collect(self, seen: Collection[int]) -> None:
         """Find what the filter matches, but for the cookies in `seen`."""
-        found = self._table.search_all(self.filter, self.filter.request_states, self.namespace.name, self._bits)
-        accepts = self.filter.accepts
-        self.pending = {cookie: abridged(row) for cookie, row in found if cookie not in seen and accepts(row)}
-        self._room = len(self.pending)
+        found: dict[int, InetSocket] = {}  # one for all: two would take a third more memory
+        states, accepts = self.filter.request_states, self.filter.accepts
+        for cookie, row in self._table.search_all(self.filter, states, self.namespace.name, self._bits, found):
+            if cookie not in seen and accepts(row):
+                found[cookie] = abridged(row)
+        self.pending = found if all(found.values()) else {cookie: row for cookie, row in found.items() if row}
 
     def decide(self, sockets: Sequence[InetSocket], verdict: str, reasons: Iterable[str | None]) -> list[Outcome]:
         """Outcomes for pending sockets without a look-up; the reasons are in their order, None for no outcome."""
-        self._decided = [self._outcome(socket, verdict, why) for socket, why in zip(sockets, reasons) if why is not None]
+        self._decided = [
+            self._outcome(socket, verdict, why) for socket, why in zip(sockets, reasons) if why is not None
+        ]
         return self._decided
 
     def batches(self, size: Callable[[], int]) -> Iterator[list[InetSocket]]:
@@ -87,13 +92,10 @@ class Rounds:
         if self._round > 1:
             yield from self._batches_by_address(size)
             return
-        sockets = iter(list(self.pending.values()))
-        while True:
-            # One that a twin led to has its verdict already.
-            batch = list(islice((socket for socket in sockets if socket.cookie in self.pending), size()))
-            if not batch:
-                return
-            yield batch
+        for some in taken_off(list(self.pending.values()), size):
+            batch = [socket for socket in some if socket.cookie in self.pending]
+            if batch:  # one that a twin led to has its verdict already
+                yield batch
 
     def _batches_by_address(self, size: Callable[[], int]) -> Iterator[list[InetSocket]]:
         addresses: dict[bytes, list[int]] = {}
@@ -150,14 +152,14 @@ class Rounds:
         return outcomes
 
     def _destroy(self, doomed: dict[int, InetSocket], outcomes: list[Outcome]) -> None:
-        remarks = [SUBFLOW if socket.is_mptcp_subflow else "" for socket in doomed.values()]
+        said = remarks(doomed.values())  # before: it may raise
         self._in_flight = {*doomed}
         requests = [destroy_request(socket.protocol, socket.family, socket.id_bytes) for socket in doomed.values()]
         codes = self._table.diag.destroy(requests, self._doing)
         if self._table.diag.was_repeated:
             self._in_doubt |= self._in_flight
         unsupported = []
-        for (cookie, socket), code, remark in zip(doomed.items(), codes, remarks):
+        for (cookie, socket), code, remark in zip(doomed.items(), codes, said):
             if code == 0:
                 found = self.pending[cookie]  # it is kept already
                 is_as_found = (found.state, found.id_bytes) == (socket.state, socket.id_bytes)
@@ -221,17 +223,16 @@ class Rounds:
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Forget the sockets of these outcomes: they are accounted for."""
         for outcome in outcomes:
-            assert outcome.socket is not None
-            self.pending.pop(outcome.socket.cookie, None)
-        if len(self.pending) < self._room // 2:
-            self._room, self.pending = len(self.pending), {**self.pending}
+            socket = outcome.socket
+            assert socket is not None
+            self.pending.pop(socket.cookie, None)
 
     def left_over(self, error: BaseException) -> list[Outcome]:
         """Outcomes for all that is pending, where an error or an interrupt has ended the rounds: those that were
         decided, and failures for the rest.
         """
         why, code = _why_failed(error)
-        decided = {outcome.socket.cookie: outcome for outcome in self._decided if outcome.socket}
+        decided = {socket.cookie: outcome for outcome in self._decided if (socket := outcome.socket)}
         doubtful = self._in_flight | self._in_doubt
         return [
             decided.get(cookie)
@@ -254,6 +255,20 @@ class Rounds:
         return (
             row.protocol != IPPROTO_TCP or row.state != TcpState.CLOSE or self.pending[cookie].state == TcpState.CLOSE
         )
+
+
+def remarks(sockets: Iterable[InetSocket]) -> list[str]:
+    """What is to be known of each socket that is destroyed, or would be."""
+    return [SUBFLOW if socket.is_mptcp_subflow else "" for socket in sockets]
+
+
+def taken_off(items: list[T], size: Callable[[], int]) -> Iterator[list[T]]:
+    """Items in batches of so many, as long as that is not 0; the list, which may be long, forgets them."""
+    items.reverse()
+    while items and (number := size()):
+        batch = items[: -number - 1 : -1]
+        del items[-number:]
+        yield batch
 
 
 def _address(socket: InetSocket) -> bytes:

@@ -8,6 +8,7 @@ from collections import Counter, namedtuple
 from ..kernel import names
 from ..states import state_word
 from ..wire.address import format_address, format_endpoint, unmapped_packed
+from ..wire.reply import InetSocket
 from ..wire.request import PROTOCOL_NAMES
 
 TYPE_CHECKING = False
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from ..kernel.discovery import UnsearchedNamespace
     from ..kernel.namespaces import NetworkNamespace
     from ..wire.address import IPAddress
-    from ..wire.reply import InetSocket
 
     T = TypeVar("T")
 
@@ -59,7 +59,7 @@ OFF, DONE, ABSENT, REFUSED = "off", "done", "absent", "not permitted"
 """What became of looking into conntrack."""
 
 
-class Outcome(namedtuple("Outcome", "socket verdict reason error namespace flow", defaults=("", None, None, None))):
+class Outcome(namedtuple("Outcome", "packed verdict reason error namespace flow")):
     """The verdict on one socket, or on the conntrack entry of a client.
 
     `verdict`: "destroyed" (the kernel answered 0), "rerouted" (UDP: the conntrack entry was deleted, the socket lives
@@ -68,16 +68,43 @@ class Outcome(namedtuple("Outcome", "socket verdict reason error namespace flow"
     the end of a connection that this run destroyed), "skipped" (spared) or "failed" (still there). `reason`: why it was
     skipped or failed, or what else is to be known; "" otherwise. `error`: the errno of a failure, or None. `namespace`:
     the NetworkNamespace it was found in. `flow`: the Flow that led to it, where conntrack was used, else None. `socket`
-    is None where it is about the entry alone. A socket that was destroyed is shown as it was looked up just before.
+    is None where it is about the entry alone. A socket that was destroyed is shown as it was looked up just before. Of
+    its attributes there are its cgroup, and what tells a subflow of MPTCP.
+
+    There may be a million: an outcome holds its socket `packed`, as protocol and row, and unpacks it when asked.
     """
 
     __slots__ = ()
-    socket: InetSocket | None
+    packed: bytes | None
     verdict: str
     reason: str
     error: int | None
     namespace: NetworkNamespace
     flow: Flow | None
+
+    def __new__(
+        cls,
+        socket: InetSocket | None,
+        verdict: str,
+        reason: str = "",
+        error: int | None = None,
+        namespace: NetworkNamespace | None = None,
+        flow: Flow | None = None,
+    ) -> Outcome:
+        packed = None if socket is None else bytes((socket.protocol,)) + socket.row
+        return super().__new__(cls, packed, verdict, reason, error, namespace, flow)
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (self.socket, *self[1:])
+
+    def __repr__(self) -> str:
+        fields = zip(("socket", *self._fields[1:]), self.__getnewargs__())
+        return f"Outcome({', '.join(f'{name}={value!r}' for name, value in fields)})"
+
+    @property
+    def socket(self) -> InetSocket | None:
+        """What was found."""
+        return None if self.packed is None else InetSocket(self.packed[1:], self.packed[0])
 
     @property
     def client(self) -> InetSocket | Flow:
@@ -263,16 +290,16 @@ class Report:
 
     def device_of(self, outcome: Outcome) -> str | None:
         """The name of the interface that its socket is bound to, None without one."""
-        if outcome.socket is None:
-            return None
-        return self.devices.get(outcome.namespace, {}).get(outcome.socket.interface)
+        socket = outcome.socket
+        return None if socket is None else self.devices.get(outcome.namespace, {}).get(socket.interface)
 
     def backend_of(self, outcome: Outcome) -> Backend:
         """Which of the backends a client is connected to."""
         if outcome.flow is not None:
             return outcome.flow.backend
-        assert outcome.socket is not None
-        return self.peer_of(outcome.socket, outcome.namespace)
+        socket = outcome.socket
+        assert socket is not None
+        return self.peer_of(socket, outcome.namespace)
 
     def peer_of(self, socket: InetSocket, namespace: NetworkNamespace) -> Backend:
         """Which of the backends is the peer of a socket: on a link-local address also by its interface."""

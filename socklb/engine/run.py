@@ -19,9 +19,9 @@ from ..filters import SocketFilter
 from ..kernel import names
 from ..kernel.names import UnknownName
 from ..kernel.namespaces import CannotEnter, NamespaceVanished, NetworkNamespace, current_first, run_in_netns
-from ..kernel.netlink_socket import BATCH, batches
+from ..kernel.netlink_socket import BATCH
 from .choice import CURRENT, chosen, is_one, raise_if_all_failed
-from .destroy import ANSWER_LOST, SUBFLOW, Rounds
+from .destroy import ANSWER_LOST, Rounds, remarks, taken_off
 from .find import SocketTable, extension_bits
 from .parallel import in_parallel, is_worker
 from .policy import LIMIT, check_filters, check_limit, why_spared
@@ -279,7 +279,7 @@ class Run:
 
         def decide(verdict: str, reasons: Callable[[Sequence[InetSocket]], Iterable[str | None]], at_most: int) -> None:
             """A batch at a time: what it has decided is no longer pending, and takes no more memory there."""
-            for batch in batches(list(islice(rounds.pending.values(), at_most))):
+            for batch in taken_off(list(islice(rounds.pending.values(), at_most)), lambda: BATCH):
                 take(rounds.decide(batch, verdict, reasons(batch)))
 
         try:
@@ -291,7 +291,7 @@ class Run:
             found = len(rounds.pending)
             decide(SKIPPED, lambda batch: (why or None for why in reasons(batch)), found)
             if self._dry_run:
-                decide(WOULD_DESTROY, _remarks, self._left_of(found))
+                decide(WOULD_DESTROY, remarks, self._left_of(found))
             while rounds.pending and self._left_of(BATCH):
                 for batch in rounds.batches(lambda: self._left_of(BATCH, rounds.in_doubt)):
                     self._signals.obey()
@@ -305,8 +305,9 @@ class Run:
             decide(SKIPPED, lambda batch: [LIMIT] * len(batch), found)
         except BaseException as error:
             with turn:
-                taken = {o.socket.cookie for o in self.report.outcomes if o.socket and o.namespace == rounds.namespace}
-                left = [o for o in rounds.left_over(error) if o.socket and o.socket.cookie not in taken]
+                here = (o.socket for o in self.report.outcomes if o.namespace == rounds.namespace)
+                taken = {socket.cookie for socket in here if socket}
+                left = [o for o in rounds.left_over(error) if (socket := o.socket) and socket.cookie not in taken]
                 self._take(left, rounds, target)
             raise
 
@@ -386,10 +387,6 @@ class Run:
 def _with_resolved(filters: Iterable[SocketFilter]) -> list[tuple[SocketFilter, bool]]:
     """With each filter whether it is resolved; of a thousand backends it takes long to find out."""
     return [(filter, filter.is_resolved) for filter in filters]
-
-
-def _remarks(sockets: Sequence[InetSocket]) -> list[str]:
-    return [SUBFLOW if socket.is_mptcp_subflow else "" for socket in sockets]
 
 
 def _keeps_orphans() -> bool:

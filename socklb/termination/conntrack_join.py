@@ -151,7 +151,7 @@ class ConntrackJoin:
         found = {_socket_key(socket): case for case in cases for _, socket in case.sockets}
         # In a dry run they are still there, whose service is among the backends itself.
         reported = run.report.outcomes if self._dry_run and found else ()
-        counted = {key for one in reported if one.socket and (key := _socket_key(one.socket)) in found}
+        counted = {key for one in reported if (socket := one.socket) and (key := _socket_key(socket)) in found}
         self._meant = {key: case for key, case in found.items() if key not in self._counted and key not in counted}
         if not self._meant:
             return
@@ -178,7 +178,7 @@ class ConntrackJoin:
 
     def after(self, outcomes: list[Outcome]) -> list[Outcome]:
         """The outcomes of sockets with the flows that led to them; the entries of those destroyed are deleted."""
-        cases = [self.case_of(outcome.socket) if outcome.socket else None for outcome in outcomes]
+        cases = [self.case_of(socket) if (socket := outcome.socket) else None for outcome in outcomes]
         destroyed = [case for case, one in zip(cases, outcomes) if case and one.verdict == DESTROYED]
         with_entry = [case for case in destroyed if case.has_own_socket]
         problems = dict(zip(with_entry, map(_problem, self._balanced.delete(with_entry)))) if with_entry else {}
@@ -278,8 +278,9 @@ def _entry_key(case: Case) -> EntryKey:
 
 def _key(outcome: Outcome) -> Key:
     """What a client is known by in several looks: its socket, or where its entry is."""
-    if outcome.socket is not None:
-        return _socket_key(outcome.socket)
+    socket = outcome.socket
+    if socket is not None:
+        return _socket_key(socket)
     assert outcome.flow is not None
     return outcome.namespace, outcome.flow.original, outcome.flow.zone  # type: ignore[attr-defined]
 

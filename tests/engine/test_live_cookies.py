@@ -124,7 +124,7 @@ class TestNamespaces:
             namespaces = [made.namespace for made in nets]
             during = os.listdir("/proc/self/fd")
             live_cookies(namespaces)
-            monkeypatch.setattr(SocketTable, "search", refuse)
+            monkeypatch.setattr(SocketTable, "search_all", refuse)
             with pytest.raises(ZeroDivisionError):
                 live_cookies(namespaces)
             assert os.listdir("/proc/self/fd") == during

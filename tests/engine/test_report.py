@@ -27,15 +27,20 @@ from socklb import (
     Outcome,
     Report,
     RunStopped,
+    SocketFilter,
     SocklbError,
     UnboundedFilter,
     UnsearchedNamespace,
+    destroy_sockets,
+    dst,
 )
+from socklb.engine.destroy import SUBFLOW
 from socklb.engine.report import outcome_record
 from socklb.kernel.names import UnknownName
+from socklb.wire.netlink import encode_attribute
 
 from ..conntrack.ctnetlink import flow
-from ..fake_kernel import row
+from ..fake_kernel import FakeKernel, StatefulTable, row
 
 VERDICTS = ("destroyed", "rerouted", "cleared", "would_destroy", "gone", "skipped", "failed")
 NAMESPACES = [NetworkNamespace(f"net{n}", f"/run/netns/net{n}", 4, n) for n in range(3)]
@@ -180,6 +185,18 @@ class TestCopies:
             report.backends,
         )
         assert copied is copy.copy or theirs.errors == {NAMESPACES[1]: other}
+
+
+def test_a_report_keeps_of_a_socket_its_cgroup_and_what_tells_a_subflow() -> None:
+    """Not its tcp_info, which is three times as long as all else."""
+    kept = [(19, encode_attribute(1, b"mptcp\0")), (21, bytes(8))]
+    rows = [row(1, attributes=[(2, bytes(240)), *kept, (15, bytes(4))]), row(2, attributes=kept[1:])]
+    with FakeKernel(StatefulTable(rows)).installed():
+        reports = [destroy_sockets(SocketFilter("tcp", dst("10.0.0.5")), dry_run=dry_run) for dry_run in (True, False)]
+    for report in reports:
+        found = {socket.cookie: socket for one in report.outcomes if (socket := one.socket)}
+        assert found == {1: InetSocket(row(1, attributes=kept), TCP), 2: InetSocket(rows[1], TCP)}
+        assert [one.reason for one in report.outcomes] == [SUBFLOW, ""]
 
 
 def test_printed_forms() -> None:

@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -18,6 +17,7 @@ from socklb import (
     AuditError,
     Backend,
     BackendTable,
+    InetSocket,
     KernelError,
     NetworkNamespace,
     NotPermitted,
@@ -34,6 +34,7 @@ from socklb.termination import loop as loop_module
 from socklb.termination import schedule
 from socklb.termination.loop import Pass
 
+from ..fake_kernel import row
 from ..networks import Network, networks
 from ..sockets import Sockets, eventually, pending_error
 
@@ -42,7 +43,7 @@ ABORTED = "ECONNABORTED"
 HERE = NetworkNamespace("current", "/proc/1/task/1/ns/net", 4, 1)
 WEB = NetworkNamespace("web", "/run/netns/web", 4, 2)
 DB = NetworkNamespace("tid 7 (db)", "/proc/6/task/7/ns/net", 4, 3)
-_SOCKET = SimpleNamespace(dst_packed=A.address.packed, dport=A.port, protocol=17, interface=0)
+_SOCKET = InetSocket(row(1, dst=str(A.address), dport=A.port), 17)
 STILL_THERE = Outcome(_SOCKET, "failed", namespace=WEB)
 
 
