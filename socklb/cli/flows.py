@@ -20,7 +20,7 @@ from .arguments import add_backend_arguments, add_netns_argument, add_processes_
 from .help import terminal_width
 from .holders import UNSEEN, holders_record, users_text
 from .output import printable, warn
-from .search import Search
+from .search import Search, stream_json
 from .signals import ended_by_signals
 from .verdicts import left_alone_texts
 
@@ -96,7 +96,8 @@ def run(options: argparse.Namespace) -> int:
     with closing(_rows(search, options.backends)) as flows:
         rows = _with_processes(flows, search) if options.processes else flows
         if options.json:
-            search.print_json("flows", (_record(row, with_processes=options.processes) for row in rows))
+            records = (_record(row, with_processes=options.processes) for row in rows)
+            stream_json("flows", records, search.ended)
         else:
             with ended_by_signals():
                 _print_table(rows, with_processes=options.processes)

@@ -31,7 +31,7 @@ from .arguments import (
 from .help import terminal_width
 from .holders import UNSEEN, Unseen, holders_of, holders_record, users_text
 from .output import ENDS, print_json, printable, warn
-from .search import Search
+from .search import Search, stream_json
 from .signals import ended_by_signals
 from .verdicts import local_endpoint
 
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
         if options.summary:
             _summarize(rows, search, as_json=options.json)
         elif options.json:
-            search.print_json("sockets", (_record(row, options) for row in rows))
+            stream_json("sockets", (_record(row, options) for row in rows), search.ended)
         else:
             with ended_by_signals():
                 _print_table(rows, options)

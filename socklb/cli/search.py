@@ -78,40 +78,42 @@ class Search:
             more["error"] = text
         return more
 
-    def print_json(self, name: str, records: Iterator[dict[str, Any]]) -> None:
-        """One object with the records under this name, written while they come, and complete however it ends; nothing
-        at all for bad input.
-        """
-        dumps = json_dumps()
 
-        waiting: list[str] = []
-        begun = False
+def stream_json(
+    name: str, records: Iterator[dict[str, Any]], ended: Callable[[BaseException | None], dict[str, Any]]
+) -> None:
+    """One object with the records under this name, written while they come, and complete however it ends, with what
+    `ended` says then behind them; nothing at all for bad input.
+    """
+    dumps = json_dumps()
+    waiting: list[str] = []
+    begun = False
 
-        def write(end: str = "") -> None:
-            """Print the rows that wait. An interrupt comes before or after it: no row is lost or printed twice."""
-            nonlocal begun
-            with showing():
-                start = ("," if waiting else "") if begun else f'{{"{name}": ['
-                text = start + ",".join(waiting) + end
-                waiting.clear()
-                begun = True
-                print(text, end="", flush=True)  # a pipe shows them as they come, whatever this Python holds back
+    def write(end: str = "") -> None:
+        """Print the rows that wait. An interrupt comes before or after it: no row is lost or printed twice."""
+        nonlocal begun
+        with showing():
+            start = ("," if waiting else "") if begun else f'{{"{name}": ['
+            text = start + ",".join(waiting) + end
+            waiting.clear()
+            begun = True
+            print(text, end="", flush=True)  # a pipe shows them as they come, whatever this Python holds back
 
-        def finish(error: BaseException | None) -> None:
-            with ignore_broken_pipe():
-                write("]" + "".join(f', "{key}": {dumps(value)}' for key, value in self.ended(error).items()) + "}\n")
+    def finish(error: BaseException | None) -> None:
+        with ignore_broken_pipe():
+            write("]" + "".join(f', "{key}": {dumps(value)}' for key, value in ended(error).items()) + "}\n")
 
-        try:
-            with ended_by_signals():
-                for record in records:
-                    waiting.append("\n  " + dumps(record))
-                    if len(waiting) == _ROWS_A_WRITE:
-                        write()
-        except BaseException as error:
-            if isinstance(error, ValueError) and not (waiting or begun):
-                raise
-            finish(error)
-            if isinstance(error, ValueError):
-                raise SocklbError(f"ended by {type(error).__name__}: {error}") from error
+    try:
+        with ended_by_signals():
+            for record in records:
+                waiting.append("\n  " + dumps(record))
+                if len(waiting) == _ROWS_A_WRITE:
+                    write()
+    except BaseException as error:
+        if isinstance(error, ValueError) and not (waiting or begun):
             raise
-        finish(None)
+        finish(error)
+        if isinstance(error, ValueError):
+            raise SocklbError(f"ended by {type(error).__name__}: {error}") from error
+        raise
+    finish(None)

@@ -16,13 +16,16 @@ from ..kernel.exhaustion import raise_if_exhausted
 from .layout import (
     BPF_F_RDONLY,
     BPF_MAP_GET_NEXT_KEY,
+    BPF_MAP_LOOKUP_BATCH,
     BPF_MAP_LOOKUP_ELEM,
     BPF_MAP_TYPE_HASH,
     BPF_MAP_TYPE_LRU_HASH,
     BPF_OBJ_GET,
     BPF_OBJ_GET_INFO_BY_FD,
     MAP_INFO_SIZE,
+    decode_batch,
     decode_map_info,
+    encode_batch,
     encode_element,
     encode_info,
     encode_object,
@@ -59,6 +62,9 @@ _PLAIN_TYPES = (BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH)
 # An iteration ends after so many walks of a full map, and so many steps more, for a small one.
 _WALKS = 4
 _MORE_STEPS = 1000
+
+_ENTRIES_AT_ONCE = 1024
+_CURSOR_SIZE = 64  # of which the kernel uses the first four bytes: a bucket's number
 
 
 class BpfMap:
@@ -119,6 +125,38 @@ class BpfMap:
             raise ValueError(f"{self.path} has keys of {self.info.key_size} bytes, not {len(key)}")
         value = self._bpf.buffer(bytes(self.info.value_size))
         return value.raw if self._element(BPF_MAP_LOOKUP_ELEM, key, value) else None
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Each key that stays in the map meanwhile, once, and its value, streamed; others may insert and delete.
+
+        Since Linux 5.6 the kernel answers with many at once, bucket by bucket. Before, it goes from key to key: that
+        takes longer, and memory for every key.
+        """
+        sizes = self.info.key_size, self.info.value_size
+        room, begin, cursor = _ENTRIES_AT_ONCE, 0, self._bpf.buffer(bytes(_CURSOR_SIZE))
+        while True:
+            buffers = [self._bpf.buffer(bytes(room * size)) for size in sizes]
+            end, keys, values = map(self._bpf.address, (cursor, *buffers))
+            attr = self._bpf.buffer(encode_batch(self._open_descriptor(), begin, end, keys, values, room))
+            code = -self._bpf.call(BPF_MAP_LOOKUP_BATCH, attr)
+            if code == errno.EINVAL and not begin:
+                yield from self._items_one_by_one()
+                return
+            if code == errno.ENOSPC:  # one bucket has more
+                room *= 2
+                continue
+            if code not in (0, errno.ENOENT):
+                raise bpf_error(code, f"read {self.path}")
+            yield from zip(*(_pieces(one.raw, size, decode_batch(attr.raw)) for one, size in zip(buffers, sizes)))
+            if code:
+                return
+            begin = end
+
+    def _items_one_by_one(self) -> Iterator[tuple[bytes, bytes]]:
+        for key in self.keys():
+            value = self.lookup(key)
+            if value is not None:  # None: deleted in between
+                yield key, value
 
     def keys(self) -> Iterator[bytes]:
         """Each key once, streamed; others may insert and delete meanwhile.
@@ -228,6 +266,10 @@ class _Bpf:
         """What bpf(2) returns, or the errno as a negative number."""
         result: int = self._syscall(self._number, command, self._ctypes.byref(attr), len(attr))
         return result if result >= 0 else -self._ctypes.get_errno()
+
+
+def _pieces(data: bytes, size: int, count: int) -> Iterator[bytes]:
+    return (data[start : start + size] for start in range(0, count * size, size))
 
 
 def bpf_error(code: int, doing: str) -> KernelError:

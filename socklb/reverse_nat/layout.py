@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------------------------------------- bpf(2), linux/bpf.h
 #
-# Of union bpf_attr only the members that four commands need: the kernel takes what is left out as zeros. Pointers are
+# Of union bpf_attr only the members that five commands need: the kernel takes what is left out as zeros. Pointers are
 # numbers here.
 
 BPF_MAP_LOOKUP_ELEM = 1  # enum bpf_cmd
 BPF_MAP_GET_NEXT_KEY = 4
 BPF_OBJ_GET = 7
 BPF_OBJ_GET_INFO_BY_FD = 15
+BPF_MAP_LOOKUP_BATCH = 24  # Linux 5.6
 
 BPF_MAP_TYPE_HASH = 1  # enum bpf_map_type
 BPF_MAP_TYPE_LRU_HASH = 9
@@ -48,6 +49,18 @@ _INFO = Struct(  # BPF_OBJ_GET_INFO_BY_FD
     "I"  # info_len: how many bytes to write at most; the kernel replaces it with how many it wrote
     "Q"  # info: a pointer to where the kernel writes them
 )
+_BATCH = Struct(  # BPF_MAP_LOOKUP_BATCH
+    "="
+    "Q"  # in_batch: a pointer to where the last call ended, 0 at first
+    "Q"  # out_batch: a pointer to where the kernel writes that
+    "Q"  # keys: a pointer to where it writes the keys
+    "Q"  # values: and their values
+    "I"  # count: how many there is room for; the kernel replaces it with how many it wrote
+    "I"  # map_fd
+    "Q"  # elem_flags
+    "Q"  # flags
+)
+_COUNT, _BATCH_COUNT = Struct("=I"), 32
 _MAP_INFO = Struct(
     "="
     "I"  # type, one of BPF_MAP_TYPE_*
@@ -87,6 +100,16 @@ def decode_map_info(buffer: Buffer) -> MapInfo:
 def encode_element(map_fd: int, key: int, value: int) -> bytes:
     """For BPF_MAP_LOOKUP_ELEM, and BPF_MAP_GET_NEXT_KEY, where `value` points to room for the next key."""
     return _ELEM.pack(map_fd, key, value, 0)
+
+
+def encode_batch(map_fd: int, begin: int, end: int, keys: int, values: int, count: int) -> bytes:
+    """For BPF_MAP_LOOKUP_BATCH."""
+    return _BATCH.pack(begin, end, keys, values, count, map_fd, 0, 0)
+
+
+def decode_batch(buffer: Buffer) -> int:
+    """How many entries the kernel wrote."""
+    return int(_COUNT.unpack_from(buffer, _BATCH_COUNT)[0])
 
 
 def encode_object(pathname: int, file_flags: int) -> bytes:

@@ -128,12 +128,10 @@ def _packed(address: IPAddress | str) -> bytes:
 
 
 def _entries_of(bpf_map: BpfMap) -> Iterator[RevNatEntry]:
-    for key in bpf_map.keys():  # noqa: SIM118 - this is not a dict
-        value = bpf_map.lookup(key)
-        if value is not None:  # None: deleted in between
-            cookie, backend, port = decode_key(key)
-            service, service_port, index = decode_value(value)
-            yield RevNatEntry(cookie, ip_address(backend), port, ip_address(service), service_port, index)
+    for key, value in bpf_map.items():
+        cookie, backend, port = decode_key(key)
+        service, service_port, index = decode_value(value)
+        yield RevNatEntry(cookie, ip_address(backend), port, ip_address(service), service_port, index)
 
 
 def _open_maps(directory: str) -> dict[int, BpfMap]:

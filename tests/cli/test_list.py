@@ -157,7 +157,7 @@ def interrupted_after(count):
         name = frame.f_code.co_name
         if event == "call" and name == "rows" and lines is None:
             lines = 0
-        if event == "return" and name == "print_json":
+        if event == "return" and name == "stream_json":
             sys.settrace(None)
         if event == "line" and lines is not None:
             lines += 1

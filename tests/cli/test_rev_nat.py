@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
+from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 
+from socklb import discover_namespaces
+from socklb.cli import rev_nat
 from socklb.reverse_nat.maps import DEFAULT_DIRECTORY, RevNatEntry
 
 from ..networks import pinned_networks
@@ -94,6 +100,38 @@ class TestStale:
             assert (len(result.json["entries"]), result.json["error"]) == (3, text)
         else:
             assert len(result.out.splitlines()) == 4
+
+
+class TestMemory:
+    """What is printed is not kept, and the sockets are looked at so many entries at a time."""
+
+    @STALE
+    @JSON
+    def test_it_does_not_grow_with_the_number_of_entries(
+        self, network: None, monkeypatch: pytest.MonkeyPatch, json: list[str], stale: list[str]
+    ) -> None:
+        monkeypatch.setattr(rev_nat, "_AT_ONCE", 100)
+        monkeypatch.setattr(rev_nat, "discover_namespaces", lambda: discover_namespaces(threads=False))
+
+        def peak(count: int) -> int:
+            entries = (ONE._replace(cookie=1 << 60 | number) for number in range(count))
+            maps = nullcontext(SimpleNamespace(entries=lambda: entries))
+            monkeypatch.setattr(rev_nat, "open_rev_nat", lambda directory: maps)
+            options = Namespace(rev_nat_dir=None, json=bool(json), stale=bool(stale))
+            with open(os.devnull, "w", encoding="ascii") as nowhere, redirect_stdout(nowhere):
+                tracemalloc.start()
+                try:
+                    assert rev_nat.run(options) == 0
+                    return tracemalloc.get_traced_memory()[1]
+                finally:
+                    tracemalloc.stop()
+
+        assert peak(5_000) < peak(1_000) + 200_000  # bytes; 4,000 entries more would take ten times as much
+
+    def test_each_entry_is_there_once(self, network: None, directory: str) -> None:
+        at_once = "module('.cli.rev_nat')._AT_ONCE = 2"
+        entries = run("rev-nat", "--rev-nat-dir", directory, "--stale", "--json", patch=at_once).json["entries"]
+        assert sorted(entry["cookie"] for entry in entries) == sorted(one.cookie for one in (ONE, TWO, SIX))
 
 
 class TestExitCodes:

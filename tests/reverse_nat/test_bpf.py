@@ -7,11 +7,13 @@ import errno
 import os
 import struct
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ from socklb import KernelError, NotPermitted, NotSupported
 from socklb.cli.output import exit_code
 from socklb.reverse_nat import bpf
 from socklb.reverse_nat.bpf import BpfMap, bpf_error
-from socklb.reverse_nat.layout import BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH
+from socklb.reverse_nat.layout import BPF_MAP_LOOKUP_BATCH, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH
 
 from .. import this_kernel
 from ..sockets import in_child, leave_descriptors, without_privilege
@@ -27,8 +29,16 @@ from .balancer import ebpf
 from .bpf_maps import Maps, descriptors
 
 LRU_PERCPU_HASH = 10
+Walk = Callable[[BpfMap], list[bytes]]
 
 kinds = pytest.mark.parametrize("type", [BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH], ids=["hash", "lru_hash"])
+
+
+ways = pytest.mark.parametrize(
+    "walk",
+    [lambda opened: list(opened.keys()), lambda opened: [key for key, _ in opened.items()]],
+    ids=["keys", "items"],
+)
 
 
 def number(value: int) -> bytes:
@@ -200,6 +210,38 @@ class TestKeys:
                 maps.put("m", number(key), number(0))
             assert sorted(opened.keys()) == sorted(map(number, range(count)))
 
+    @pytest.mark.parametrize("at_once", [1, 7, 2000])
+    @pytest.mark.parametrize("is_old", [False, True], ids=["many at once", "before Linux 5.6"])
+    def test_items_are_the_keys_and_their_values(
+        self, maps: Maps, monkeypatch: pytest.MonkeyPatch, at_once: int, is_old: bool
+    ) -> None:
+        """However many the kernel is asked for at once, fewer than one of its buckets has for example."""
+        call = bpf._Bpf.call
+
+        def answer(self: bpf._Bpf, command: int, attr: Any) -> int:
+            return -errno.EINVAL if is_old and command == BPF_MAP_LOOKUP_BATCH else call(self, command, attr)
+
+        monkeypatch.setattr(bpf._Bpf, "call", answer)
+        monkeypatch.setattr(bpf, "_ENTRIES_AT_ONCE", at_once)
+        with BpfMap.open(maps.lru("m", 4, 8, 2000)) as opened:
+            for key in range(1000):
+                maps.put("m", number(key)[:4], number(key + 1))
+            assert sorted(opened.items()) == sorted((number(key)[:4], number(key + 1)) for key in range(1000))
+
+    def test_memory_does_not_grow_with_the_number_of_items(self, maps: Maps) -> None:
+        def peak(count: int) -> int:
+            with BpfMap.open(maps.make("m", BPF_MAP_TYPE_HASH, 8, 8, count)) as opened:
+                for key in range(count):
+                    maps.put("m", number(key), number(0))
+                tracemalloc.start()
+                try:
+                    assert sum(1 for _ in opened.items()) == count
+                    return tracemalloc.get_traced_memory()[1]
+                finally:
+                    tracemalloc.stop()
+
+        assert peak(20_000) < peak(2_000) + 100_000  # bytes; 18,000 keys more would take ten times as much
+
     @pytest.mark.parametrize("every", [1, 2])
     def test_keys_are_deleted_as_the_walk_stands_on_them(self, maps: Maps, every: int) -> None:
         """The kernel starts again from the first key each time, which leads over those that were yielded already."""
@@ -224,7 +266,8 @@ class TestKeys:
             assert len(yielded) == len({*yielded}) == 4 * 50 + 1000
 
     @kinds
-    def test_while_another_thread_inserts_and_deletes(self, maps: Maps, type: int) -> None:
+    @ways
+    def test_while_another_thread_inserts_and_deletes(self, maps: Maps, type: int, walk: Walk) -> None:
         staying = [number(key) for key in range(300)]
         coming_and_going = [number(key) for key in range(1000, 1100)]
 
@@ -237,22 +280,23 @@ class TestKeys:
             for key in staying:
                 maps.put("m", key, number(0))
             with meanwhile(churn):
-                walks = [list(opened.keys()) for _ in range(20)]
+                walks = [walk(opened) for _ in range(20)]
         for yielded in walks:
             assert len({*yielded}) == len(yielded)
             assert {*staying} <= {*yielded} <= {*staying, *coming_and_going}
 
-    def test_a_full_lru_map_that_evicts_entries(self, maps: Maps) -> None:
+    @ways
+    def test_a_full_lru_map_that_evicts_entries(self, maps: Maps, walk: Walk) -> None:
         with BpfMap.open(maps.lru("m", 8, 8, 128)) as opened:
             for key in range(2000):
                 maps.put("m", number(key), number(key))
-            full = list(opened.keys())
+            full = walk(opened)
             assert 0 < len(full) == len({*full}) <= 128
             assert all(opened.lookup(key) == key for key in full)
             assert opened.lookup(number(0)) is None
             with meanwhile(lambda step: maps.put("m", number(2000 + step), number(2000 + step))):
                 for _ in range(20):
-                    yielded = list(opened.keys())
+                    yielded = walk(opened)
                     assert len({*yielded}) == len(yielded)
                     assert {opened.lookup(key) for key in yielded} <= {*yielded, None}
 

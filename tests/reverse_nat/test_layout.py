@@ -15,9 +15,11 @@ from socklb.reverse_nat.layout import (
     MapInfo,
     ReverseSkKey,
     ReverseSkValue,
+    decode_batch,
     decode_key,
     decode_map_info,
     decode_value,
+    encode_batch,
     encode_element,
     encode_info,
     encode_object,
@@ -43,9 +45,12 @@ class TestBpf:
         assert encode_element(0x01010101, 2, 3) == b"\1\1\1\1" + bytes(4) + b"".join(map(native, (2, 3, 0)))
         assert encode_object(1, 0x02020202) == native(1) + bytes(4) + b"\2\2\2\2"
         assert encode_info(0x01010101, 0x02020202, 3) == b"\1\1\1\1" + b"\2\2\2\2" + native(3)
+        batch = b"".join(map(native, (1, 2, 3, 4))) + b"\5\5\5\5" + b"\6\6\6\6" + bytes(16)
+        assert encode_batch(0x06060606, 1, 2, 3, 4, 0x05050505) == batch
+        assert decode_batch(batch) == 0x05050505
 
     def test_numbers(self) -> None:
-        assert (layout.BPF_MAP_LOOKUP_ELEM, layout.BPF_MAP_GET_NEXT_KEY) == (1, 4)
+        assert (layout.BPF_MAP_LOOKUP_ELEM, layout.BPF_MAP_GET_NEXT_KEY, layout.BPF_MAP_LOOKUP_BATCH) == (1, 4, 24)
         assert (layout.BPF_OBJ_GET, layout.BPF_OBJ_GET_INFO_BY_FD) == (7, 15)
         assert (layout.BPF_MAP_TYPE_HASH, layout.BPF_MAP_TYPE_LRU_HASH, layout.BPF_F_RDONLY) == (1, 9, 8)
 
