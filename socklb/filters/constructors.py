@@ -10,10 +10,11 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from ..features import standard_module
+from ..values import LONGEST
 from ..wire.address import unmapped
 from .conditions import PORT_MAX, And, Condition, Host, Port
 from .property_conditions import Autobound, Cgroup, Device, Mark, Pid, Uid
-from .stuck import LONGEST, Idle, Stalled
+from .stuck import Idle, Stalled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def autobound() -> Condition:
 
 
 def uid(user: int | str) -> Condition:
-    """Owned by this user, by number or by name, as seen from the user namespace of the caller. Matched in Python."""
+    """Owned by this user, by number or by name, as seen from the user namespace of the caller, where 65534 stands for
+    all users that have no number in it. Matched in Python.
+    """
     if isinstance(user, str):
         try:
             return Uid(standard_module("pwd", "uid NAME").getpwnam(user).pw_uid)

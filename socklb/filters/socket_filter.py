@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from errno import EOPNOTSUPP
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from ..errors import NotSupported
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states, state_mask
 from ..values import Value
 from ..wire.address import unmapped
@@ -15,11 +13,12 @@ from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
 from .bounds import bounds
 from .compiler import compile_condition
-from .conditions import EVERYTHING, PORT_MAX, And, Condition, Host, Or, check_socket, endpoint_of, joined, leaves
+from .conditions import EVERYTHING, PORT_MAX, And, Condition, Host, Or, check_socket, endpoint_of, joined
 from .constructors import dport, dst, on_link
 from .endpoints import Endpoint
 from .language import parse
 from .peers import Peers
+from .stuck import can_match_without_info
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -185,25 +184,19 @@ class SocketFilter(Value):
         return bounds(self.where)
 
     @property
-    def needs_info(self) -> bool:
-        """Whether the condition reads struct tcp_info: of TCP alone, and asked for by itself."""
-        return any(leaf.needs_info for leaf in leaves(self.where))
+    def is_unknowable(self) -> bool:
+        """Whether no socket of its protocol can match: it would take a struct tcp_info, and UDP has none."""
+        return self.protocol == IPPROTO_UDP and not can_match_without_info(self.where)
 
     def accepts(self, socket: InetSocket) -> bool:
         """What is left to check of a socket that matches the condition: state and predicate."""
         return self.states & socket.answers_to != 0 and (self.predicate is None or bool(self.predicate(socket)))
 
     def plan(self, missing_ops: frozenset[int] = frozenset()) -> Plan:
-        """How to find what matches the condition, for a kernel without these bytecode ops; compiled once. Raises
-        NotSupported for what no kernel can tell of the protocol.
-        """
+        """How to find what matches the condition, for a kernel without these bytecode ops; compiled once."""
         plan = self._plans.get(missing_ops)
         if plan is None:
             plan = self._plans[missing_ops] = compile_condition(self.where, missing_ops)
-        if plan.needs_info and self.protocol == IPPROTO_UDP:
-            raise NotSupported(
-                EOPNOTSUPP, f"'{self}': 'stalled' and 'idle' are for TCP, UDP sockets have no acknowledgements"
-            )
         return plan
 
     def matches(self, socket: InetSocket) -> bool:
@@ -223,7 +216,9 @@ class SocketFilter(Value):
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the condition is the same in every namespace: no interface or cgroup by name, no `autobound`."""
+        """Whether the condition is the same always and in every namespace: no interface or cgroup by name, no process,
+        no `autobound`.
+        """
         return self.where.is_resolved
 
     def resolved(self, names: Names) -> SocketFilter:
