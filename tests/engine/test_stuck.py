@@ -111,7 +111,8 @@ def test_what_hangs_is_found_and_destroyed_and_nobody_else(sockets: Sockets) -> 
     eventually(all_are_found, "each of them is stalled for 2 s")
     for clients, names in zip(several, stuck):
         report = destroy_sockets(SocketFilter("tcp", dst(clients.address) & stalled(2)))
-        assert (report.destroyed, report.matched) == (len(names),) * 2, report.outcomes
+        kept = sum(outcome.reason == "no owner" for outcome in report.outcomes)  # before Linux 6.1: the FIN without one
+        assert (report.destroyed + kept, report.matched) == (len(names),) * 2, report.outcomes
         for name, client in clients.ends.items():
             assert client.fileno() < 0 or pending_error(client) == ("ECONNABORTED" if name in names else ""), name
 
