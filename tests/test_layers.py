@@ -223,6 +223,15 @@ class TestBudget:
         commands = {f"{cli}.{name.replace('-', '_')}" for name in COMMANDS}
         assert loaded & commands == {f"{cli}.{word}" for word in words if not word.startswith("-")}
 
+    @pytest.mark.kernel
+    @pytest.mark.parametrize("words", [["list", "-tn", "dst 10.0.0.1"], ["destroy", "--dry-run", "dst 10.0.0.1"]])
+    def test_a_command_without_help_or_error_does_without_argparse(self, words: list[str]) -> None:
+        cli = f"{socklb.__name__}.cli"
+        at_exit = "atexit.register(lambda: print(*sys.modules))"
+        loaded = self.imported_by(f"import atexit, sys, {cli}; {at_exit}; {cli}.main({words})")
+        assert f"{cli}.{words[0]}" in loaded
+        assert loaded & {"argparse", "gettext", "logging", "socket"} == set()
+
     def test_a_slow_module_would_be_seen(self) -> None:
         assert {*self.SLOW} <= self.imported_by(f"import {', '.join(self.SLOW)}")
 

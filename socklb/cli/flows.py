@@ -17,9 +17,8 @@ from ..kernel.processes import holders
 from ..wire.address import format_address, format_endpoint, from_packed
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import add_backend_arguments, add_netns_argument, add_processes_argument, describe
-from .help import terminal_width
 from .holders import UNSEEN, holders_record, users_text
-from .output import printable, warn
+from .output import printable, terminal_width, warn
 from .search import Search
 from .signals import ended_by_signals
 from .verdicts import left_alone_texts

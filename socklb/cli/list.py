@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import namedtuple
 from contextlib import closing
@@ -26,17 +25,16 @@ from .arguments import (
     add_processes_argument,
     describe,
     filters_from,
-    refuse,
 )
-from .help import terminal_width
 from .holders import UNSEEN, Unseen, holders_of, holders_record, users_text
-from .output import ENDS, print_json, printable, warn
+from .output import ENDS, print_json, printable, terminal_width, warn
 from .search import Search
 from .signals import ended_by_signals
 from .verdicts import local_endpoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Generator, Iterator
     from typing import Any
 
@@ -98,7 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timer, uid, inode, cookie, cgroup and tcp_info, in the words of ss",
     )
     for flags in ("-i --info", "-o --options", "-m --memory"):
-        refuse(parser, *flags.split(), advice="write -e; -e --json has all that the kernel tells")
+        advice = "write -e; -e --json has all that the kernel tells"
+        parser.add_argument(*flags.split(), action="refuse", advice=advice)
     parser.add_argument(
         "-s", "--summary", action="store_true", help="only count them: by state, and by peer the ten with most sockets"
     )
