@@ -6,9 +6,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from ..filters import SocketFilter, sport, src
-from ..filters.backend import Backend
+from ..filters.backend import Backend, filters_to
 from ..filters.conditions import Or
-from ..filters.peers import filters_to
 from ..states import TcpState
 from ..wire.address import from_packed, unmapped_packed
 from ..wire.request import IPPROTO_TCP, PROTOCOL_NAMES

@@ -257,8 +257,7 @@ class Run:
             for filter, here in resolved:
                 self._signals.obey()
                 self._raise_if_stopped()
-                text = str(filter) if self._audit else ""  # of a thousand backends it takes as long as a walk
-                target = self._target or _constantly({"filter": text})
+                target = self._target or _constantly({"filter": str(filter) if self._audit else ""})
                 self._destroy(Rounds(table, here, namespace, self._bits), seen if len(filters) > 1 else None, target)
 
     # ------------------------------------------------------------------------------------------- sockets

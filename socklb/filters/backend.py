@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Backend: an address, a port and a protocol, and its text form."""
+"""Backend: an address, a port and a protocol, its text form, and the filters that find what is connected to several."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from ..wire.address import format_endpoint, unmapped
 from ..wire.request import PROTOCOL_NAMES
 from .constructors import on_link
-from .socket_filter import protocol_number
+from .socket_filter import SocketFilter, protocol_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from ..wire.address import IPAddress
+    from ..wire.reply import InetSocket
     from .socket_filter import Protocol
 
 _PORT_MAX = 0xFFFF
@@ -92,6 +93,18 @@ class Backend(namedtuple("Backend", "address port protocol")):
 
     def __str__(self) -> str:
         return f"{format_endpoint(self.address, self.port)}/{self.protocol.upper()}"
+
+
+def filters_to(
+    backends: Iterable[Backend], predicate: Callable[[InetSocket], bool] | None = None
+) -> list[SocketFilter]:
+    """One for each protocol, and for each link of link-local addresses: where there is no such link, nothing matches
+    that one alone.
+    """
+    groups: dict[tuple[str, str], list[Backend]] = {}
+    for backend in backends:
+        groups.setdefault((backend.protocol, backend.link), []).append(backend)
+    return [SocketFilter.to_backends(group, predicate=predicate) for _, group in sorted(groups.items())]
 
 
 def check_backend(backend: Backend) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ..kernel.names import is_root_cgroup
 from .conditions import PORT_MAX, And, Condition, Host, Not, Or, Port, joined, pushed_inward
+from .peers import Peers
 from .property_conditions import Cgroup, Device, Pid, Uid
 
 TYPE_CHECKING = False
@@ -45,6 +46,8 @@ def _bounds(condition: Condition) -> bool:
         return condition.high - condition.low < _MOST_PORTS
     if isinstance(condition, Device):  # 0 is no device
         return str(condition.interface).strip("0") != ""
+    if isinstance(condition, Peers):
+        return True
     if isinstance(condition, Cgroup):
         return not is_root_cgroup(condition.cgroup)
     return (isinstance(condition, Pid) and condition.pid != 1) or (isinstance(condition, Uid) and condition.uid != 0)

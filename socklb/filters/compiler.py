@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections import namedtuple
 from errno import EOPNOTSUPP
+from itertools import islice
 
 from ..errors import NotSupported
 from ..wire.bytecode import ANY_PORT, Assembler
 from .conditions import EVERYTHING, And, Condition, Not, Or, endpoint_of, leaves, pushed_inward
+from .peers import Peers
 from .property_conditions import Autobound, Cgroup
 
 TYPE_CHECKING = False
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 
 
 _NOTHING = Or()
+_MOST_PROGRAMS = 8
+"""Each costs a walk of the kernel's table, and its making as much again. With so many that is as long as one dump of
+90,000 sockets takes that is matched in Python (tests/benchmarks).
+"""
 
 
 class Plan(namedtuple("Plan", "programs ops disjoint checks needs_info")):
@@ -82,9 +88,12 @@ def compile_condition(condition: Condition, missing_ops: frozenset[int] = frozen
     if not is_supported(condition):
         _raise_if_left_to_python(condition, is_supported)
         compiled = _relaxed(condition, is_supported)
-    whole = _assemble(compiled)
-    pieces = [] if whole is None else [whole]
-    if whole is None:
+    whole = None if isinstance(compiled, Peers) else _assemble(compiled)
+    if isinstance(compiled, Peers):
+        pieces = _pieces(compiled)
+    elif whole is not None:
+        pieces = [whole]
+    else:
         pieces, complete = _split(_relaxed(compiled, lambda test: True))
         if not complete:  # _split() keeps what Python cannot match, so the rest can be matched again
             _raise_if_left_to_python(condition, lambda part: isinstance(condition, And))
@@ -139,6 +148,16 @@ def _assemble(condition: Condition) -> _Assembled | None:
     return None if program is None else _Assembled(program, frozenset(assembler.used))
 
 
+def _pieces(peers: Peers) -> list[_Assembled]:
+    """A program for each part, or one that lets through too much where these would cost more than what it does."""
+    parts = list(islice(peers.pieces(), _MOST_PROGRAMS + 1))
+    if len(parts) > _MOST_PROGRAMS:
+        assembler = Assembler()
+        peers.emit_guard(assembler, assembler.reject)
+        return [_Assembled(assembler.assemble() or b"", frozenset(assembler.used))]
+    return [piece for part in parts for piece in _split(part)[0]]
+
+
 def _relaxed(condition: Condition, is_kept: Callable[[Condition], bool]) -> Condition:
     """The condition with each `not` pushed inward, and each test that is not kept made EVERYTHING.
 
@@ -174,6 +193,8 @@ def _halves(condition: Condition) -> tuple[Condition, Condition] | None:
     if isinstance(condition, Or) and len(condition.parts) > 1:
         middle = len(condition.parts) // 2
         return Or(*condition.parts[:middle]), Or(*condition.parts[middle:])
+    if isinstance(condition, Peers) and len(condition.endpoints) > 1:
+        return condition.halves()
     if isinstance(condition, (And, Or)):
         sizes = [sum(1 for _ in leaves(part)) for part in condition.parts]
         for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -188,7 +209,7 @@ def _halves(condition: Condition) -> tuple[Condition, Condition] | None:
 def _are_distinct_endpoints(condition: Condition) -> bool:
     """Whether it is an `or` of endpoints of one side of which no two can match the same socket."""
     if not isinstance(condition, Or):
-        return False
+        return isinstance(condition, Peers)
     found = [endpoint_of(part) for part in condition.parts]
     endpoints = {endpoint for _, endpoint in found if endpoint is not None}
     with_any_port = {endpoint.address for endpoint in endpoints if endpoint.port == ANY_PORT}

@@ -27,7 +27,7 @@ from ..wire.socket_id import AF_INET, AF_INET6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ..wire.bytecode import Assembler
     from ..wire.reply import InetSocket
@@ -55,25 +55,28 @@ class Endpoint(namedtuple("Endpoint", "address port")):
 class EndpointSet:
     """Endpoints on one side ("src" or "dst"), any of which may match."""
 
-    __slots__ = ("_op", "_ports", "_side")
+    __slots__ = ("_endpoints", "_has_any_port", "_op", "_side")
 
     def __init__(self, side: str, endpoints: Iterable[Endpoint]) -> None:
         self._side, self._op = side, HOST_OPS[side]
-        self._ports: dict[bytes, set[int]] = {}  # by address
-        for address, port in endpoints:
-            self._ports.setdefault(address, set()).add(port)
+        self._endpoints = frozenset(endpoints)
+        self._has_any_port = any(port == ANY_PORT for _, port in self._endpoints)
 
     def evaluate(self, socket: InetSocket) -> bool:
         is_dst = self._side == "dst"
-        ports = self._ports.get(unmapped_packed(socket.dst_packed if is_dst else socket.src_packed))
-        return ports is not None and (ANY_PORT in ports or (socket.dport if is_dst else socket.sport) in ports)
+        address = unmapped_packed(socket.dst_packed if is_dst else socket.src_packed)
+        found = (address, socket.dport if is_dst else socket.sport) in self._endpoints
+        return found or (self._has_any_port and (address, ANY_PORT) in self._endpoints)
 
     def emit(self, program: Assembler, no: Label) -> None:
         """Append bytecode that falls through for a match, and jumps to `no` otherwise."""
         end = Label()
-        if len(self._ports) >= _WORTH_A_GUARD:
+        ports: dict[bytes, list[int]] = {}  # by address, both in order
+        for address, port in sorted(self._endpoints):
+            ports.setdefault(address, []).append(port)
+        if len(ports) >= _WORTH_A_GUARD:
             self._emit_port_guard(program, no)
-        v4, v6 = (sorted(address for address in self._ports if len(address) == size) for size in (4, 16))
+        v4, v6 = ({one: ports[one] for one in ports if len(one) == size} for size in (4, 16))
         if v4 and v6:
             is_v6 = Label()
             program.test(self._op, HostCond(AF_INET, 0, ANY_PORT, bytes(4)), is_v6)  # v4, and v4-mapped
@@ -83,9 +86,16 @@ class EndpointSet:
         self._emit_tree(program, v6 or v4, no, end)
         program.place(end)
 
+    def emit_guard(self, program: Assembler, no: Label) -> None:
+        """Append bytecode that keeps away what has none of the ports, or another prefix than all have in common."""
+        self._emit_port_guard(program, no)
+        first, last = (choose(address for address, _ in self._endpoints) for choose in (min, max))
+        if len({len(address) for address, _ in self._endpoints}) == 1 and _common_bits(first, last):
+            self._test_prefix(program, first, last, no)
+
     def _emit_port_guard(self, program: Assembler, no: Label) -> None:
         """Keep sockets that have none of the ports out of the tree: by each port if they are few, else by range."""
-        ports = sorted(set().union(*self._ports.values()))
+        ports = sorted({port for _, port in self._endpoints})
         if ports[0] == ANY_PORT:
             return
         if len(ports) > _FEW_PORTS:
@@ -101,30 +111,38 @@ class EndpointSet:
         program.test(self._op, port_alone(ports[-1]), no)
         program.place(one_of_them)
 
-    def _emit_tree(self, program: Assembler, addresses: Sequence[bytes], no: Label, end: Label) -> None:
+    def _emit_tree(self, program: Assembler, ports: Mapping[bytes, Sequence[int]], no: Label, end: Label) -> None:
+        addresses = list(ports)
         if len(addresses) >= _WORTH_A_GUARD and _common_bits(addresses[0], addresses[-1]):
             self._test_prefix(program, addresses[0], addresses[-1], no)
-        self._emit_node(program, addresses, no, end)
+        self._emit_node(program, addresses, ports, no, end)
 
-    def _emit_node(self, program: Assembler, addresses: Sequence[bytes], no: Label, end: Label) -> None:
+    def _emit_node(
+        self,
+        program: Assembler,
+        addresses: Sequence[bytes],
+        ports: Mapping[bytes, Sequence[int]],
+        no: Label,
+        end: Label,
+    ) -> None:
         """The last leaf falls through, the others jump to `end`."""
         if len(addresses) == 1:
-            self._emit_leaf(program, addresses[0], no, end)
+            self._emit_leaf(program, addresses[0], ports[addresses[0]], no, end)
             return
         middle = _first_of_right_half(addresses)
         right = Label()
         self._test_prefix(program, addresses[0], addresses[middle - 1], right)
-        self._emit_node(program, addresses[:middle], no, end)
+        self._emit_node(program, addresses[:middle], ports, no, end)
         program.jump(end)
         program.place(right)
-        self._emit_node(program, addresses[middle:], no, end)
+        self._emit_node(program, addresses[middle:], ports, no, end)
 
-    def _emit_leaf(self, program: Assembler, address: bytes, no: Label, end: Label) -> None:
-        ports = self._ports[address]
-        port = ANY_PORT if ANY_PORT in ports or len(ports) > 1 else min(ports)
+    def _emit_leaf(self, program: Assembler, address: bytes, ports: Sequence[int], no: Label, end: Label) -> None:
+        is_any = ports[0] == ANY_PORT
+        port = ANY_PORT if is_any or len(ports) > 1 else ports[0]
         program.test(self._op, HostCond(_FAMILIES[len(address)], len(address) * 8, port, address), no)
-        if ANY_PORT not in ports and len(ports) > 1:
-            self._emit_ports(program, sorted(ports), no, end)
+        if not is_any and len(ports) > 1:
+            self._emit_ports(program, ports, no, end)
 
     def _emit_ports(self, program: Assembler, ports: Sequence[int], no: Label, end: Label) -> None:
         """A binary search: below the middle, or from it on; what remains is one port, with nothing above it."""

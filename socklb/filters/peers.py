@@ -1,31 +1,72 @@
 # SPDX-License-Identifier: MIT
-"""The filters that find what is connected to backends, or to services."""
+"""The condition that the peer is one of many endpoints: tens of thousands of backends."""
 
 from __future__ import annotations
 
-from .socket_filter import SocketFilter
+from ..wire.address import format_address, from_packed
+from .conditions import Condition
+from .endpoints import Endpoint, EndpointSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable, Iterator
 
+    from ..wire.bytecode import Assembler, Label
     from ..wire.reply import InetSocket
-    from .backend import Backend
 
-_PIECE = 1500  # backends in a filter, about as many as fit into one dump: a run can be stopped between two
+_PROGRAM = 64_000  # bytes; an attribute holds 65,532, guards are less than the rest
+_BYTES = {4: 36, 16: 60}  # of a program for an address, and its port, by the size of the address
 
 
-def filters_to(
-    backends: Iterable[Backend], predicate: Callable[[InetSocket], bool] | None = None
-) -> list[SocketFilter]:
-    """At least one for each protocol, and for each link of link-local addresses: where there is no such link, nothing
-    matches that one alone.
+class Peers(Condition):
+    """The peer is one of these endpoints, each a packed address (not a v4-mapped one) and a port.
+
+    It matches what an `or` of them does, and is made, compiled and matched without a condition for each.
     """
-    groups: dict[tuple[str, str], list[Backend]] = {}
-    for backend in backends:
-        groups.setdefault((backend.protocol, backend.link), []).append(backend)
-    return [
-        SocketFilter.to_backends(group[start : start + _PIECE], predicate=predicate)
-        for _, group in sorted(groups.items())
-        for start in range(0, len(group), _PIECE)
-    ]
+
+    __slots__ = ("_endpoint_set", "endpoints")
+    endpoints: frozenset[Endpoint]
+    _endpoint_set: EndpointSet
+
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        kept = frozenset(endpoints)
+        self._set(endpoints=kept, _endpoint_set=EndpointSet("dst", kept))
+
+    def evaluate(self, socket: InetSocket) -> bool:
+        return self._endpoint_set.evaluate(socket)
+
+    def emit(self, program: Assembler, no: Label) -> None:
+        self._endpoint_set.emit(program, no)
+
+    def emit_guard(self, program: Assembler, no: Label) -> None:
+        """What lets through all that match and few others, in a few instructions."""
+        self._endpoint_set.emit_guard(program, no)
+
+    def pieces(self) -> Iterator[Peers]:
+        """Parts of it that each fit into a program."""
+        piece: list[Endpoint] = []
+        free = _PROGRAM
+        for endpoint in sorted(self.endpoints):
+            size = _BYTES[len(endpoint.address)]
+            if free < size:
+                yield Peers(piece)
+                piece, free = [], _PROGRAM
+            piece.append(endpoint)
+            free -= size
+        yield Peers(piece)
+
+    def halves(self) -> tuple[Peers, Peers]:
+        """Two parts of it, where it has to be divided with what it is joined to."""
+        endpoints = sorted(self.endpoints)
+        middle = len(endpoints) // 2
+        return Peers(endpoints[:middle]), Peers(endpoints[middle:])
+
+    def __str__(self) -> str:
+        """As an `or` of them is written."""
+        return f"( {' or '.join(map(_text, sorted(self.endpoints)))} )"
+
+
+def _text(endpoint: Endpoint) -> str:
+    address = format_address(from_packed(endpoint.address))
+    host = f"[{address}]" if len(endpoint.address) == 16 else address
+    return f"( dst {host} and dport = {endpoint.port} )"

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from errno import EOPNOTSUPP
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..errors import NotSupported
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states, state_mask
 from ..values import Value
+from ..wire.address import unmapped
 from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
 from .bounds import bounds
 from .compiler import compile_condition
-from .conditions import EVERYTHING, And, Condition, Host, Or, check_socket, leaves
+from .conditions import EVERYTHING, PORT_MAX, And, Condition, Host, Or, check_socket, endpoint_of, joined, leaves
 from .constructors import dport, dst, on_link
+from .endpoints import Endpoint
 from .language import parse
+from .peers import Peers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,7 +130,10 @@ class SocketFilter(Value):
         protocols = {protocol_number(protocol) for _, _, protocol in triples}
         if len(protocols) != 1:
             raise ValueError("a filter takes at least one backend, and backends of one protocol only")
-        where = Or(*(_backend(address, port) for address, port, _ in triples))
+        endpoints = [_endpoint(address, port) for address, port, _ in triples]
+        on_links = [_backend(address, port) for (address, port, _), known in zip(triples, endpoints) if known is None]
+        peers = [Peers(filter(None, endpoints))] if len(on_links) < len(triples) else []
+        where = joined(Or, [*peers, *on_links])
         return cls(protocols.pop(), where, states=states, family=family, predicate=predicate)
 
     @classmethod
@@ -240,6 +247,20 @@ def _construct(fields: dict[str, Any]) -> SocketFilter:
     filter = SocketFilter(**fields)
     filter._set(names_listen=names_listen)
     return filter
+
+
+def _endpoint(address: Address, port: int) -> Endpoint | None:
+    """What many backends are; None for one on a link. Raises as `_backend` does."""
+    plain = address
+    if isinstance(address, str):
+        with suppress(ValueError):
+            plain = ip_address(address)
+    if isinstance(plain, (IPv4Address, IPv6Address)) and type(port) is int and 0 <= port <= PORT_MAX:
+        plain = unmapped(plain)
+        if plain.version == 4 or not (plain.is_link_local or plain.scope_id):
+            return Endpoint(plain.packed, port)
+    _, endpoint = endpoint_of(_backend(address, port))
+    return endpoint
 
 
 def _backend(address: Address, port: int) -> Condition:

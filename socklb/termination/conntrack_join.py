@@ -34,7 +34,7 @@ from ..engine.report import (
 )
 from ..engine.session import own_session
 from ..errors import NotPermitted, NotSupported
-from ..filters.peers import filters_to
+from ..filters.backend import filters_to
 from ..kernel.namespaces import NetworkNamespace
 from ..kernel.netlink_socket import batches
 from ..wire.request import IPPROTO_TCP

@@ -11,8 +11,7 @@ from ..engine.choice import ALL, chosen, is_one
 from ..engine.run import Run
 from ..errors import NotSupported
 from ..features import has, missing
-from ..filters.backend import Backend, check_backend
-from ..filters.peers import filters_to
+from ..filters.backend import Backend, check_backend, filters_to
 from .reasons import ALIVE_AGAIN, NO_REV_NAT
 from .schedule import LOOKS
 

@@ -50,6 +50,9 @@ _SS_K = "ss -K with the same filter, whole process"
 _COMMAND = "python3 -S -m socklb destroy, whole process"
 _SCATTERED = "find among 1,000 backends, scattered"
 _CONSECUTIVE = "find among 1,000 backends, consecutive"
+_FIRST = "find among 50,000 backends of all ports, first use"
+_AGAIN = "find among 50,000 backends of all ports, again"
+_HASHED = "one dump matched by hash in Python"
 _LIST = "list all"
 _DECODE = "list all, every field decoded"
 _PYROUTE2 = "pyroute2: list all, every field decoded"
@@ -67,6 +70,8 @@ def _ratios(best: dict[str, float], growth: float) -> list[Ratio]:
         (_COMMAND, _SS_K, 2.0),
         (_SCATTERED, _FIND, 1.3),
         (_CONSECUTIVE, _FIND, 2.0),
+        (_FIRST, _HASHED, 4.0),
+        (_AGAIN, _HASHED, 1.1),
         (_DECODE, _PYROUTE2, 0.05),
         (_LIST, _WALK, 14.0),
         (f"import {NAME}, cold", "import socket, cold", 3.0),
@@ -81,6 +86,8 @@ def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]
     everything = SocketFilter("tcp", states=LISTED_STATES)
     in_python = SocketFilter("tcp", predicate=lambda s: s.dport == port and (dst(address) & dport(port)).matches(s))
     idle_too = SocketFilter("tcp", dst(address) & dport(port) & idle(0))  # tcp_info is asked for and read
+    many = [(str(ipaddress.IPv4Address(n)), n % 65535 + 1, "tcp") for n in _scattered(49_999)] + [(*BACKEND, "tcp")]
+    again, hashed = SocketFilter.to_backends(many), _hashed(many)
     scattered, consecutive = _backends(scattered=True), _backends(scattered=False)
     text = f"dst {address}:{port}"
     seldom = max(1, rounds // 2)
@@ -90,6 +97,9 @@ def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]
         _SCATTERED: Subject(lambda: _expect(VICTIMS, find_sockets(scattered))),
         _CONSECUTIVE: Subject(lambda: _expect(VICTIMS, find_sockets(consecutive))),
         _IN_PYTHON: Subject(lambda: _expect(VICTIMS, find_sockets(in_python))),
+        _FIRST: Subject(lambda: _expect(VICTIMS, find_sockets(SocketFilter.to_backends(many))), every=seldom),
+        _AGAIN: Subject(lambda: _expect(VICTIMS, find_sockets(again)), every=seldom),
+        _HASHED: Subject(lambda: _expect(VICTIMS, find_sockets(hashed)), every=seldom),
         _LIST: Subject(lambda: sum(1 for _ in find_sockets(everything))),
         _DECODE: Subject(lambda: _decode_all(everything), every=seldom),
         _DESTROY: Subject(lambda: _expect_destroyed(one), crowd.renew_victims),
@@ -112,11 +122,19 @@ def _walk() -> None:
 
 
 def _backends(*, scattered: bool) -> SocketFilter:
-    numbers = (
-        random.Random(1).sample(range(0x0A000000, 0xDF000000), 999) if scattered else range(0x7F0A0000, 0x7F0A03E7)
-    )
+    numbers = _scattered(999) if scattered else range(0x7F0A0000, 0x7F0A03E7)
     triples = [(str(ipaddress.IPv4Address(number)), 8080, "tcp") for number in numbers]
     return SocketFilter.to_backends([*triples, (*BACKEND, "tcp")])
+
+
+def _scattered(count: int) -> list[int]:
+    return random.Random(1).sample(range(0x0A000000, 0x7F000000), count)
+
+
+def _hashed(backends: list[tuple[str, int, str]]) -> SocketFilter:
+    """By a plain predicate, made beforehand."""
+    wanted = {(ipaddress.ip_address(address).packed, port) for address, port, _ in backends}
+    return SocketFilter("tcp", predicate=lambda s: (s.dst_packed[-4:], s.dport) in wanted)
 
 
 def _expect(count: int, found: object) -> None:

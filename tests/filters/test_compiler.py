@@ -120,6 +120,24 @@ class TestPrograms:
         condition = And(dst("10.0.0.0/8"), dport(one), dport(other))
         assert not lets_through(compile_condition(condition), socket)
 
+    @pytest.mark.parametrize("host", ["10.{}.{}.{}", "fd00::{:x}:{:x}:{:x}"], ids=["v4", "v6"])
+    @pytest.mark.parametrize(("count", "several"), [(4000, True), (40_000, False)])
+    def test_thousands_of_peers(self, host: str, count: int, several: bool) -> None:
+        """Some programs, of which each is as full as may be; or one that keeps most away, where they would be many."""
+        named = [(host.format(n >> 14, n >> 6 & 255, n % 64), 1000 + n % 7) for n in range(count)]
+        condition = SocketFilter.to_backends([(*one, "tcp") for one in named]).where
+        for whole in (condition, condition & sport(1)):
+            plan = compile_condition(whole)
+            is_guard_alone = whole is condition and not several
+            assert is_guard_alone == (len(plan.programs) == 1)
+            assert len(plan.programs) <= 8 or whole is not condition
+            for address, port in named[:: count // 50]:
+                for found in (port, 1000 + (port - 999) % 7):
+                    row = socket_between("10.9.9.9:1" if "." in host else "[fd00::9:9]:1", _endpoint(address, found))
+                    through = sum(vm.run(program, vm.entry_of(row)) for program in plan.programs)
+                    assert through == (found == port) or (is_guard_alone and through)
+                    assert plan.lets_through(row) is (found == port)
+
     def test_no_condition_needs_no_program(self) -> None:
         assert compile_condition(And()).programs == (b"",)
 

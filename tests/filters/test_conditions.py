@@ -30,7 +30,7 @@ from socklb import (
     stalled,
     uid,
 )
-from socklb.filters import Condition, property_conditions, stuck
+from socklb.filters import Condition, peers, property_conditions, stuck
 from socklb.filters import conditions as kinds
 from socklb.filters.bounds import bounds
 from socklb.filters.conditions import EVERYTHING, And, Host, Not, Or, Port
@@ -267,11 +267,9 @@ class TestEquality:
 
     @given(conditions | written_conditions)
     def test_repr_is_python_for_it(self, condition: Condition) -> None:
-        networks_too = {"IPv4Network": IPv4Network, "IPv6Network": IPv6Network}
-        assert (
-            eval(repr(condition), {**vars(kinds), **vars(property_conditions), **vars(stuck), **networks_too})
-            == condition
-        )
+        modules = (kinds, property_conditions, stuck, peers)
+        known = {name: value for module in modules for name, value in vars(module).items()}
+        assert eval(repr(condition), {**known, "IPv4Network": IPv4Network, "IPv6Network": IPv6Network}) == condition
 
 
 class _FakeNames:

@@ -26,7 +26,9 @@ from socklb import (
 )
 from socklb.filters import Condition
 from socklb.filters.bounds import bounds
-from socklb.filters.conditions import EVERYTHING, Or
+from socklb.filters.conditions import EVERYTHING
+from socklb.filters.endpoints import Endpoint
+from socklb.filters.peers import Peers
 from socklb.kernel import names
 from socklb.wire.request import IPPROTO_TCP, IPPROTO_UDP
 from socklb.wire.socket_id import AF_INET, AF_INET6
@@ -253,7 +255,8 @@ class TestBackends:
             ("::ffff:10.0.0.7", 82, "TCP"),
         ]
         filter = SocketFilter.to_backends(iter(triples), states=[1])
-        assert filter.where == Or(dst("10.0.0.5", 80), dst("10.0.0.6", 81), dst("10.0.0.7", 82))
+        packed = [bytes((10, 0, 0, 5)), bytes((10, 0, 0, 6)), bytes((10, 0, 0, 7))]
+        assert filter.where == Peers(map(Endpoint, packed, (80, 81, 82)))
         assert (filter.protocol, filter.states) == (IPPROTO_TCP, 2)
         assert filter.is_bounded
 
@@ -272,7 +275,7 @@ class TestBackends:
             where = dst("fe80::1", 80) & bound
             for address in (f"fe80::1%{link}", IPv6Address(f"fe80::1%{link}")):
                 assert SocketFilter.to_backend(address, 80, "tcp").where == where
-                assert SocketFilter.to_backends([Backend(address, 80, "tcp")]).where == Or(where)
+                assert SocketFilter.to_backends([Backend(address, 80, "tcp")]).where == where
         for address in ("fe80::1", "2001:db8::1%eth0", "fe80::%eth0/64", "fe80::1%eth0/128"):
             for make in (SocketFilter.to_backend, Backend):
                 with pytest.raises(ValueError, match=address):

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from socklb import Backend, InetSocket, cgroup, device, dport, dst, idle, mark, pid, sport, src, stalled, uid
 from socklb.filters import Condition
 from socklb.filters.conditions import And, Host, Not, Or, Port
+from socklb.filters.endpoints import Endpoint
+from socklb.filters.peers import Peers
 from socklb.filters.property_conditions import Cgroup, Device
+from socklb.wire.address import unmapped
 from socklb.wire.reply import InetDiagMsg, decode_msg
 from socklb.wire.request import IPPROTO_TCP
 from socklb.wire.socket_id import AF_INET, AF_INET6, SocketId
@@ -90,6 +93,9 @@ _two_sided_ports = st.builds(
 )
 _marks = st.builds(lambda value, mask: mark(value & mask, mask), u32, st.sampled_from((0, 1, 0xFF, 0xFFFFFFFF)) | u32)
 _indices = st.builds(device, st.sampled_from((0, 1, 2)) | st.integers(0, 0x7FFFFFFF))
+_peers = st.sets(
+    st.builds(lambda address, port: Endpoint(unmapped(address).packed, port), addresses, ports), min_size=1, max_size=9
+).map(Peers)
 _cgroups = st.builds(cgroup, st.sampled_from((0, 1)) | st.integers(0, (1 << 64) - 1))
 
 # What the language of ss can say: one word without its symbols, and not a number.
@@ -109,7 +115,7 @@ def trees(leaves: st.SearchStrategy[Condition], fewest_parts: int) -> st.SearchS
     return st.recursive(leaves, joined, max_leaves=8)
 
 
-resolved_leaves = _endpoints | _one_sided_ports | _two_sided_ports | _marks | _indices | _cgroups
+resolved_leaves = _endpoints | _one_sided_ports | _two_sided_ports | _marks | _indices | _cgroups | _peers
 
 conditions = trees(resolved_leaves, fewest_parts=0)
 """Trees that can be matched: every name is resolved."""
@@ -152,8 +158,10 @@ def names_what_it_matches(condition: Condition, negated: bool = False) -> bool:
         return False
     if isinstance(condition, Host):
         return _is_narrow(condition.network)
-    return (isinstance(condition, Device) and condition.interface != 0) or (
-        isinstance(condition, Cgroup) and condition.cgroup not in (0, 1)
+    return (
+        isinstance(condition, Peers)
+        or (isinstance(condition, Device) and condition.interface != 0)
+        or (isinstance(condition, Cgroup) and condition.cgroup not in (0, 1))
     )
 
 

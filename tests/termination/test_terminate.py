@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 
 from socklb import Backend, Counts, NetworkNamespace, NotPermitted, terminate_connections
-from socklb.filters import peers
+from socklb.filters import compiler, peers
 from socklb.kernel.diag import DiagSocket
 from socklb.termination.terminate import terminate
 
@@ -65,10 +65,12 @@ class TestWhoIsCut:
         assert (errors(doomed), errors(others)) == ({ABORTED}, {""})
         assert (report.matched, report.counts) == (18, Counts(destroyed=18))
 
-    def test_those_of_more_backends_than_a_filter_has(
-        self, nets: list[Network], monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("programs", [8, 2], ids=["in programs", "in Python"])
+    def test_those_of_more_backends_than_a_program_holds(
+        self, nets: list[Network], monkeypatch: pytest.MonkeyPatch, programs: int
     ) -> None:
-        monkeypatch.setattr(peers, "_PIECE", 2)
+        monkeypatch.setattr(peers, "_PROGRAM", 80)
+        monkeypatch.setattr(compiler, "_MOST_PROGRAMS", programs)
         hosts = [f"127.0.0.{number}" for number in range(2, 7)]
         doomed = nets[0].make(lambda s: [s.tcp(host, PORT)[0] for host in hosts])
         report = terminate_connections([Backend(host, PORT, "tcp") for host in hosts], namespaces=nets[0].namespace)
