@@ -15,7 +15,7 @@ from ..engine.report import socket_record
 from ..kernel.names import UnknownName, interface_names
 from ..kernel.processes import holders
 from ..states import state_word
-from ..wire.address import format_endpoint, from_packed
+from ..wire.address import format_endpoint
 from ..wire.reply import decode_msg
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import (
@@ -208,7 +208,7 @@ _state_word = cache(state_word)
 @lru_cache(maxsize=4096)  # many sockets have few addresses
 def _host(packed: bytes) -> str:
     """What stands before a port."""
-    return format_endpoint(from_packed(packed), "")
+    return format_endpoint(packed, "")
 
 
 def _fits(line: str, word: str, width: int | None) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from errno import EOPNOTSUPP
-from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..errors import NotSupported
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states, state_mask
 from ..values import Value
-from ..wire.address import unmapped
+from ..wire.address import from_packed, unmapped
 from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
 from .bounds import bounds
@@ -251,6 +250,8 @@ def _construct(fields: dict[str, Any]) -> SocketFilter:
 
 def _endpoint(address: Address, port: int) -> Endpoint | None:
     """What many backends are; None for one on a link. Raises as `_backend` does."""
+    from ipaddress import IPv4Address, IPv6Address, ip_address
+
     plain = address
     if isinstance(address, str):
         with suppress(ValueError):
@@ -265,10 +266,12 @@ def _endpoint(address: Address, port: int) -> Endpoint | None:
 
 def _backend(address: Address, port: int) -> Condition:
     """One address and one port, on its link: a prefix, or no port, would match more than a backend."""
+    from ipaddress import IPv6Address
+
     plain, _, zone = str(address).partition("%") if isinstance(address, (str, IPv6Address)) else (address, "", "")
     host = dst(plain if zone else address)
     if not (isinstance(host, Host) and host.is_exact):
         raise ValueError(f"the address of a backend must be a single one, not {address}")
-    single = host.network.network_address
+    single = from_packed(host.address)
     link = on_link(IPv6Address(f"{single}%{zone}") if zone else single)
     return And(host, dport(port)) if link is None else And(host, dport(port), link)
