@@ -11,9 +11,9 @@ from ..filters import SocketFilter
 from ..filters.conditions import leaves
 from ..filters.property_conditions import Pid
 from ..kernel.names import process_sockets
-from ..kernel.processes import CAP_SYS_PTRACE, has_capability
 from ..states import named_states
 from ..wire.socket_id import AF_INET, AF_INET6
+from .holders import missing_capabilities
 from .output import error_text, warn
 
 TYPE_CHECKING = False
@@ -128,9 +128,9 @@ def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
     filters = [SocketFilter.parse(text, protocol, states=states, family=family) for protocol in protocols]
     for test in leaves(filters[0].where):
         if isinstance(test, Pid) and process_sockets(test.pid) is None:
-            what = f"what process {test.pid} holds may not be looked at, and so nothing matches '{test}'"
-            warn(what if has_capability(CAP_SYS_PTRACE) else f"{what}: CAP_SYS_PTRACE is missing")
-    return filters[:1] if both and filters[0].needs_info else filters  # UDP has no tcp_info
+            what = f"what process {test.pid} holds may not be looked at: neither '{test}' nor its negation matches"
+            warn(f"{what}: {missing_capabilities() or 'it is in another user or pid namespace'}")
+    return [filter for filter in filters if not filter.is_unknowable] if both else filters
 
 
 def add_backend_arguments(parser: argparse.ArgumentParser, nargs: str) -> None:

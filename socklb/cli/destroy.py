@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..engine.choice import CURRENT, chosen, is_one
-from ..engine.policy import check_filters
+from ..engine.policy import BOUNDS, check_filters
 from ..engine.run import Run
 from ..errors import UnboundedFilter
 from .arguments import (
@@ -106,8 +106,7 @@ def run(options: argparse.Namespace) -> int:
         report, code = run_and_show(destroy, target, options, held)
     except UnboundedFilter:
         raise UnboundedFilter(
-            f"'{' '.join(options.filter)}' could match everything: name an address (with a prefix of at least /16, v6: "
-            "/32), at most 4096 ports, a device, a cgroup, a process or a user, or say --unbounded"
+            f"'{' '.join(options.filter)}' could match everything: {BOUNDS}, or say --unbounded"
         ) from None
     if report.matched:
         return code

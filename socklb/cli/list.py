@@ -26,7 +26,7 @@ from .arguments import (
     describe,
     filters_from,
 )
-from .holders import UNSEEN, Unseen, holders_of, holders_record, users_text
+from .holders import UNSEEN, Unseen, holders_of, holders_record, users_words
 from .output import ENDS, print_json, printable, terminal_width, warn
 from .search import Search
 from .signals import ended_by_signals
@@ -174,11 +174,11 @@ def _print_table(rows: Iterator[_Row], options: argparse.Namespace) -> None:
         line = _columns(each, is_wide=is_wide) + (f" {printable(each.namespace.name)}" if options.netns else "")
         below: list[str] = []
         if options.processes and each.processes != []:
-            users = UNSEEN if each.processes is None else users_text(each.processes)
-            if _fits(line, users, width):
-                line = f"{line} {users}"
+            users = [UNSEEN] if each.processes is None else users_words(each.processes)
+            if _fits(line, "".join(users), width):
+                line = f"{line} {''.join(users)}"
             else:
-                below += users.replace("),(", "),\0(").split("\0")  # a terminal has each holder as a word
+                below += users
         if options.extended:
             from .details import details
 

@@ -46,7 +46,6 @@ class _Declared:
             elif action != "refuse":
                 self.options[flag] = name, action, type
 
-
     def values(self, words: Iterable[str]) -> dict[str, Any] | None:
         """What the words set, by name; None where one of them is not plain."""
         values = {**self.defaults, self.positional: []}

@@ -9,8 +9,8 @@ import re
 import sys
 from contextlib import contextmanager
 
-from ..filters.stuck import duration
 from ..sources import FileSource, LineSource
+from ..values import duration
 from .outlet import start_thread
 
 TYPE_CHECKING = False

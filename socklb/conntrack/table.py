@@ -122,7 +122,7 @@ class ConntrackTable(NetlinkSocket):
         return _once(flow for family, filter in questions for flow in self._flows(family, filter, scan))
 
     def _flows(self, family: int, filter: bytes, scan: Scan, *, may_repeat_rows: bool = True) -> Iterator[Flow]:
-        """Whatever the kernel makes of a filter: what it names is scanned, and all there is if it refuses it."""
+        """Dump with the filter; if the kernel refuses it, dump everything."""
         try:
             yield from self._scanned(family, filter, scan, may_repeat_rows=may_repeat_rows)
             return

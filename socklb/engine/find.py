@@ -48,10 +48,11 @@ def find_sockets(
 
     The iterator holds a netlink socket until it is exhausted, closed (`close()`), or raises.
     `namespace` None is the caller's. `extensions` names response attributes to ask for ("info", "cong", "meminfo",
-    "skmeminfo", ...); some come without being asked for. Raises ValueError for an interface or cgroup that does not
-    exist there, KernelError for what the kernel answers, SocklbError where it is continued in a forked process. A dump
-    that is interrupted after its first row raises, since rows that were yielded cannot be taken back; a socket is
-    skipped if another one, before it in the kernel's table, closes between two replies (`destroy_sockets` looks again).
+    "skmeminfo", ...); some come without being asked for. Raises ValueError for an interface, a cgroup or a process that
+    does not exist there, NotSupported for `stalled` or `idle` of UDP, KernelError for what the kernel answers,
+    SocklbError where it is continued in a forked process. A dump that is interrupted after its first row raises, since
+    rows that were yielded cannot be taken back; a socket is skipped if another one, before it in the kernel's table,
+    closes between two replies (`destroy_sockets` looks again).
     """
     check_filters([filter], allow_unbounded=True)
     if namespace is not None and not isinstance(namespace, NetworkNamespace):
@@ -128,7 +129,7 @@ class SocketTable:
         """
         plan = filter.plan(self._missing_ops)
         if not plan.needs_info or bits & _INFO:
-            yield from self._search_until_all(filter, states, netns, bits, without_info=False)
+            yield from self._search_until_all(filter, states, netns, bits)
             return
         undecided: dict[int, InetSocket] = {}
         for cookie, socket in self._search_until_all(filter, states, netns, bits, without_info=True):
@@ -151,11 +152,11 @@ class SocketTable:
                 if row is not None and found is not None and lets_through(row):
                     yield row.cookie, row
         if undecided:
-            rows = self._search_until_all(filter, states, netns, bits, without_info=False)
+            rows = self._search_until_all(filter, states, netns, bits)
             yield from ((cookie, row) for cookie, row in rows if cookie in undecided)
 
     def _search_until_all(
-        self, filter: SocketFilter, states: int, netns: str, bits: int, *, without_info: bool
+        self, filter: SocketFilter, states: int, netns: str, bits: int, *, without_info: bool = False
     ) -> Iterator[tuple[int, InetSocket]]:
         seen: set[int] = set()
         for attempt in range(_MAX_DUMPS):
@@ -193,7 +194,7 @@ class SocketTable:
         without_info: bool = False,
     ) -> Iterator[InetSocket]:
         """The sockets in these states that the filter's condition (not its predicate) matches; `netns` is for errors.
-        `without_info`: those too of which that takes a tcp_info to tell.
+        `without_info`: also those that only tcp_info could decide, which is not asked for.
 
         `seen` takes the cookies of those that were yielded, which are not yielded again: with it a dump that was
         interrupted after its first row can be repeated.

@@ -169,15 +169,14 @@ class Report:
         self._tried: dict[NetworkNamespace, None] = {}
         self._sums: _Sums | None = None
 
-    def withdraw(self, outcomes: Iterable[Outcome]) -> int:
-        """Take back those of these very outcomes that are in the report, for others to stand in their place: how many.
+    def withdraw(self, outcomes: Iterable[Outcome]) -> None:
+        """Take back those of these very outcomes that are in the report, for others to stand in their place.
 
         No outcome is compared with another, for there may be as many as conntrack has entries.
         """
-        withdrawn, before = {id(outcome) for outcome in outcomes}, len(self.outcomes)
+        withdrawn = {id(outcome) for outcome in outcomes}
         self.outcomes[:] = [outcome for outcome in self.outcomes if id(outcome) not in withdrawn]
         self._sums = None
-        return before - len(self.outcomes)
 
     def add_namespace(self, namespace: NetworkNamespace) -> None:
         """List a namespace in `namespaces`, whether or not a socket matches there."""

@@ -307,19 +307,23 @@ class Run:
 
     def account(self, act: Callable[[], list[Outcome]], instead_of: Sequence[Outcome] = ()) -> None:
         """Do something that is no destroying of sockets, a batch of at most 64, and take what became of it into account
-        like everything else; `instead_of` outcomes of before. `obey_signals` comes before it, or is left out: for what
-        an interrupt has left.
+        like everything else; `instead_of` outcomes of before. Call `obey_signals` first, except to record what an
+        interrupt left.
         """
         with self._turn if self._audit is not None else RLock():
             self._raise_if_stopped()
             outcomes = act()
-            if instead_of:
-                self.report.withdraw(instead_of)
-                if self._audit is not None:
-                    self._audit.recorded = len(self.report.outcomes)
+            self.withdraw(instead_of)
             for outcome in outcomes:
                 self.report.add_namespace(outcome.namespace)
             self._take(outcomes, None, self._target or _constantly({}))
+
+    def withdraw(self, outcomes: Sequence[Outcome]) -> None:
+        """Take back what has been reported, and stays in the audit."""
+        if outcomes:
+            self.report.withdraw(outcomes)
+            if self._audit is not None:
+                self._audit.recorded = len(self.report.outcomes)
 
     def _take(self, outcomes: list[Outcome], rounds: Rounds | None, target: Target) -> None:
         """Take outcomes into the report and then into the audit, so many at a time as may stay unrecorded."""

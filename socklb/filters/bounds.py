@@ -45,7 +45,8 @@ def _bounds(condition: Condition) -> bool:
     if isinstance(condition, Peers):
         return True
     if isinstance(condition, Cgroup):
-        return not is_root_cgroup(condition.cgroup)
+        ids = condition.cgroup if isinstance(condition.cgroup, frozenset) else [condition.cgroup]
+        return not any(map(is_root_cgroup, ids))
     return (isinstance(condition, Pid) and condition.pid != 1) or (isinstance(condition, Uid) and condition.uid != 0)
 
 

@@ -18,7 +18,7 @@ from .endpoints import GE_OPS, HOST_OPS, LE_OPS, Endpoint, EndpointSet, port_alo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Protocol
 
     from ..wire.bytecode import Assembler
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
         def cgroup_id(self, path: str) -> int: ...
 
-        def cgroup_ids_below(self, path: str) -> Sequence[int]: ...
+        def cgroup_ids_below(self, path: str) -> frozenset[int]: ...
 
         def process_sockets(self, pid: int) -> frozenset[int] | None: ...
 

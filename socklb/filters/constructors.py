@@ -8,10 +8,11 @@ All raise ValueError for a value that is out of range or cannot be read, TypeErr
 from __future__ import annotations
 
 from ..features import standard_module
+from ..values import LONGEST
 from ..wire.address import packed_v4, unmapped
 from .conditions import PORT_MAX, And, Condition, Host, Port
 from .property_conditions import Autobound, Cgroup, Device, Mark, Pid, Uid
-from .stuck import LONGEST, Idle, Stalled
+from .stuck import Idle, Stalled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ def autobound() -> Condition:
 
 
 def uid(user: int | str) -> Condition:
-    """Owned by this user, by number or by name, as seen from the user namespace of the caller. Matched in Python."""
+    """Owned by this user, by number or by name, as seen from the user namespace of the caller, where 65534 stands for
+    all users that have no number in it. Matched in Python.
+    """
     if isinstance(user, str):
         try:
             return Uid(standard_module("pwd", "uid NAME").getpwnam(user).pw_uid)

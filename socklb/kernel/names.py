@@ -11,7 +11,7 @@ from struct import Struct
 from ..errors import KernelError
 from .exhaustion import raise_if_exhausted
 from .namespaces import run_in_netns
-from .processes import socket_inodes
+from .processes import socket_inode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,30 +90,33 @@ def cgroup_id(path: str) -> int:
     return status.st_ino
 
 
-def cgroup_ids_below(path: str) -> list[int]:
+def cgroup_ids_below(path: str) -> frozenset[int]:
     """The ids of a cgroup v2 and of all below it that are there now. Raises as `cgroup_id` does."""
     top = path if os.path.isabs(path) else os.path.join(_cgroup2_mount(), path)
-    ids = [cgroup_id(top)]
-    for directory, names, _ in os.walk(top):
+    ids = {cgroup_id(top)}
+    for directory, names, _ in os.walk(top, onerror=lambda error: raise_if_exhausted(error, f"list {top}")):
         for name in names:
-            with suppress(OSError):  # it has gone meanwhile
-                ids.append(os.stat(os.path.join(directory, name)).st_ino)
-    return ids
+            with suppress(FileNotFoundError):  # it has gone meanwhile
+                ids.add(os.stat(os.path.join(directory, name)).st_ino)
+    return frozenset(ids)
 
 
 def process_sockets(pid: int) -> frozenset[int] | None:
     """The inodes of the sockets that a process holds open; None where one may not look. Raises UnknownName if there is
     no such process.
     """
-    namespace = f"/proc/{pid}/ns/net"
+    directory = f"/proc/{pid}/fd"
+    targets = []
     try:
-        os.readlink(namespace)  # as permitted as what its descriptors lead to (ptrace_may_access())
+        for fd in os.listdir(directory):
+            with suppress(FileNotFoundError):  # it has been closed meanwhile
+                targets.append(os.readlink(f"{directory}/{fd}"))
     except PermissionError:
         return None
     except OSError as error:
-        raise_if_exhausted(error, f"read {namespace}")
+        raise_if_exhausted(error, f"list {directory}")
         raise UnknownName(f"there is no process {pid} in /proc") from None
-    return frozenset(socket_inodes(pid))
+    return frozenset(map(socket_inode, targets)) - {0}
 
 
 def is_root_cgroup(cgroup: int | str) -> bool:

@@ -219,7 +219,8 @@ class TestNearMisses:
     HERE = "src 127.0.0.2 or dst 127.0.0.2"
 
     def said(self, *words: str, patch: str = "") -> list[str]:
-        result = run("destroy", "--json", *words, patch=patch)
+        patient = "module('.cli.near_misses')._SECONDS = 600\n"
+        result = run("destroy", "--json", *words, patch=patient + patch)
         assert (result.code, counts(result), "error" in result.json) == (0, {}, False)
         first, *lines = result.err.removesuffix("\n").split("\n  ")
         assert f"{first}\n  " == self.SAID if lines else not first
@@ -239,7 +240,7 @@ class TestNearMisses:
         [
             (["-t", "dst 127.0.0.2"], [f"1 tcp TIME_WAIT: --state time-wait, {LATE}", "1 udp ESTABLISHED: -u"]),
             (["-4", "--state", "estab", HERE], [
-                "1 tcp CLOSE: none, for the kernel destroys no TCP socket that has no peer",
+                "1 tcp CLOSE: cannot be destroyed, it has no peer",
                 "1 tcp LISTEN: --state listen",
                 f"1 tcp TIME_WAIT: --state time-wait, {LATE}",
                 "1 udp CLOSE: --state close and --unconnected",

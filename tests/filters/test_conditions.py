@@ -281,8 +281,8 @@ class _FakeNames:
             raise ValueError(f"no cgroup {path!r}")
         return 77
 
-    def cgroup_ids_below(self, path: str) -> list[int]:
-        return [77, 78] if path == "web/" else []
+    def cgroup_ids_below(self, path: str) -> frozenset[int]:
+        return frozenset({77, 78} if path == "web/" else ())
 
     def process_sockets(self, pid: int) -> frozenset[int] | None:
         return frozenset({11, 12}) if pid == 7 else None
@@ -307,7 +307,11 @@ class TestNames:
         assert numbered.is_resolved
 
     def test_a_path_with_a_slash_is_this_cgroup_and_all_below(self) -> None:
-        assert cgroup("web/").resolved(_FakeNames()) == cgroup(77) | cgroup(78)
+        below = cgroup("web/").resolved(_FakeNames())
+        for number in (76, 77, 78, 79):
+            row = socket_between("10.0.0.1:1", "10.0.0.2:2", cgroup_id=number)
+            assert below.matches(row) is (number in (77, 78))
+            assert (~below).matches(row) is (number not in (77, 78))
 
     def test_a_process_is_the_sockets_that_it_holds(self) -> None:
         held = pid(7).resolved(_FakeNames())
