@@ -69,7 +69,18 @@ def format_address(address: IPAddress | bytes) -> str:
     if len(v4) == 4:
         text = ".".join(map(str, v4))
         return text if v4 == packed else f"::ffff:{text}"
-    return str(from_packed(packed) if isinstance(address, bytes) else address)
+    return _format_v6(packed) if isinstance(address, bytes) else str(address)
+
+
+def _format_v6(packed: bytes) -> str:
+    """As ipaddress does it: the longest run of zeros, the first of several, is left out."""
+    words = [packed[at : at + 2].hex().lstrip("0") or "0" for at in range(0, 16, 2)]
+    for length in range(8, 1, -1):
+        for start in range(9 - length):
+            end = start + length
+            if words[start:end] == ["0"] * length:
+                return f"{':'.join(words[:start])}::{':'.join(words[end:])}"
+    return ":".join(words)
 
 
 def format_endpoint(address: IPAddress | bytes, port: int | str) -> str:
