@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 from ..engine.choice import CURRENT, chosen, is_one
 from ..engine.policy import BOUNDS, check_filters
 from ..engine.run import Run
@@ -26,6 +24,7 @@ from .verdicts import run_and_show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from ..engine.report import Outcome, Report
@@ -75,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _limit(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise ValueError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 

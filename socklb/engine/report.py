@@ -306,7 +306,7 @@ def socket_record(socket: InetSocket, device: str | None) -> dict[str, Any]:
     return {
         "protocol": PROTOCOL_NAMES[socket.protocol],
         "state": state_word(socket.state),
-        **_endpoints(socket),
+        **_endpoints(socket.src_packed, socket.sport, socket.dst_packed, socket.dport),
         "interface": socket.interface,
         "device": device,
         "cookie": socket.cookie,
@@ -322,13 +322,8 @@ def socket_record(socket: InetSocket, device: str | None) -> dict[str, Any]:
 _OF_A_SOCKET = "interface device cookie uid inode cgroup_id timer retransmits expires_ms"
 
 
-def _endpoints(client: InetSocket | Flow) -> dict[str, Any]:
-    return {
-        "src": format_address(client.src),
-        "sport": client.sport,
-        "dst": format_address(client.dst),
-        "dport": client.dport,
-    }
+def _endpoints(src: IPAddress | bytes, sport: int, dst: IPAddress | bytes, dport: int) -> dict[str, Any]:
+    return {"src": format_address(src), "sport": sport, "dst": format_address(dst), "dport": dport}
 
 
 def outcome_record(outcome: Outcome, target: dict[str, Any], device: str | None, dry_run: bool) -> dict[str, Any]:
@@ -336,7 +331,8 @@ def outcome_record(outcome: Outcome, target: dict[str, Any], device: str | None,
     socket, flow = outcome.socket, outcome.flow
     if socket is None:
         elsewhere = outcome.client
-        client = {"protocol": PROTOCOL_NAMES[elsewhere.protocol], "state": None, **_endpoints(elsewhere)}
+        ends = _endpoints(elsewhere.src, elsewhere.sport, elsewhere.dst, elsewhere.dport)
+        client = {"protocol": PROTOCOL_NAMES[elsewhere.protocol], "state": None, **ends}
         client.update(dict.fromkeys(_OF_A_SOCKET.split()))
     else:
         client = socket_record(socket, device)

@@ -375,7 +375,7 @@ def _is_network(text: str) -> bool:
 
 def _service_port(name: str, protocol: str) -> int | None:
     """From /etc/services: for this protocol, else for any; None if it is not there, or the file is missing."""
-    from socket import getservbyname  # only names need it
+    from _socket import getservbyname  # only names need it
 
     for protocols in ((protocol,), ()):
         try:

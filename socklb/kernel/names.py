@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import _socket
 import os
-import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 from struct import Struct
 
 from ..errors import KernelError
@@ -49,7 +49,7 @@ def interface_index(name: str) -> int:
     included, the index itself, as text, second. Raises UnknownName if it is neither.
     """
     try:
-        return socket.if_nametoindex(name)
+        return _socket.if_nametoindex(name)
     except (OSError, AttributeError):  # PyPy lacks it
         pass
     try:
@@ -68,7 +68,8 @@ def _index_by_any_name(name: bytes) -> int:
     from ..wire.netlink import NLM_F_REQUEST, encode_attribute, encode_message
 
     request = bytes(_IFINFOMSG_SIZE) + encode_attribute(_IFLA_ALT_IFNAME, name + b"\0")
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as route:
+    kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC
+    with closing(_socket.socket(_socket.AF_NETLINK, kind, _socket.NETLINK_ROUTE)) as route:
         route.connect((0, 0))  # to the kernel: nobody else can answer
         route.send(encode_message(_RTM_GETLINK, NLM_F_REQUEST, 1, request))
         type, index = _LINK_REPLY.unpack(route.recv(_LINK_REPLY.size))
@@ -172,7 +173,7 @@ def interface_names(namespace: NetworkNamespace) -> dict[int, str]:
     run out, or Python cannot ask.
     """
     try:
-        return run_in_netns(namespace, lambda: dict(socket.if_nameindex()))
+        return run_in_netns(namespace, lambda: dict(_socket.if_nameindex()))
     except (OSError, ValueError, AttributeError):  # PyPy lacks it
         return {}
 

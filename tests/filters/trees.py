@@ -160,7 +160,7 @@ def names_what_it_matches(condition: Condition, negated: bool = False) -> bool:
     if negated:
         return False
     if isinstance(condition, Host):
-        return _is_narrow(condition.network)
+        return _is_narrow(network_of(condition))
     if isinstance(condition, Cgroup):
         assert not isinstance(condition.cgroup, str)
         return not (condition.cgroup if isinstance(condition.cgroup, frozenset) else {condition.cgroup}) & {0, 1}
@@ -180,6 +180,10 @@ def _port_ranges(condition: Condition, negated: bool) -> list[tuple[str, range]]
         return [(condition.side, range(condition.low, condition.high + 1))]
     ends = [range(condition.low), range(condition.high + 1, 1 << 16)]
     return [(condition.side, end) for end in ends if end] if not all(ends) else []
+
+
+def network_of(host: Host) -> Network:
+    return ip_network((host.address, host.length))
 
 
 def _is_narrow(network: Network) -> bool:
