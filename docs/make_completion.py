@@ -11,7 +11,7 @@ from textwrap import indent
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from socklb.cli import _COMMANDS, _parser
+from socklb.cli.parsers import COMMANDS, parser_of
 from socklb.filters.language import _TESTS
 from socklb.states import _GROUPS, TcpState
 
@@ -165,7 +165,7 @@ def arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 def commands() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of `socklb`, and that of each command."""
-    top = _parser(_COMMANDS)
+    top = parser_of(COMMANDS)
     (choice,) = [action for action in top._actions if isinstance(action, argparse._SubParsersAction)]
     for parser in choice.choices.values():
         import_module(parser._module, "socklb.cli").add_arguments(parser)
@@ -189,7 +189,7 @@ def make_completion() -> dict[str, str]:
         tests=_WITH_VALUE,
     )
     zsh = _ZSH.format(
-        commands=indent("\n".join(_quoted(f"{name}:{_COMMANDS[name][0]}") for name in parsers), " " * 12),
+        commands=indent("\n".join(_quoted(f"{name}:{COMMANDS[name][0]}") for name in parsers), " " * 12),
         options=indent("\n".join(map(_zsh_options, parsers, parsers.values())), " " * 8),
         top=" ".join(map(_zsh_argument, filter(_is_option, arguments(top)))),
         filter=_FILTER,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The base of immutable values: set once by the constructor, comparable, hashable, printable, picklable."""
+"""The base of immutable values: set once by the constructor, comparable, hashable, printable, picklable. Durations."""
 
 from __future__ import annotations
 
@@ -49,3 +49,20 @@ class Value:
 
 def _construct(kind: type[Value], fields: dict[str, Any]) -> Value:
     return kind(**fields)
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+LONGEST = 366 * 86400
+"""A year, in seconds."""
+
+
+def duration(text: str) -> float:
+    """The seconds of "500ms", "30s", "1.5m", "2h". Raises ValueError for what is no number with such a unit."""
+    unit = text.lstrip("0123456789.")
+    try:
+        seconds = float(text[: len(text) - len(unit)]) * _UNITS[unit]
+    except (KeyError, ValueError):
+        raise ValueError(f"{text!r} is no duration: it is a number with ms, s, m or h, as in 30s") from None
+    if seconds > LONGEST:
+        raise ValueError(f"{text} is longer than a year")
+    return seconds

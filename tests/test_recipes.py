@@ -300,7 +300,7 @@ class TestRecipes:
         talk(*stays)
 
     def test_a_timer_ends_what_is_stalled(self, node: Node, recipe: Recipes, tmp_path: Path) -> None:
-        """A has died. As the commands are written, none of its clients has been stalled for long enough."""
+        """A has died. None of its clients has been stalled for an hour, and then each for a moment."""
         steps = recipe("A timer ends what is stalled")
         (service,) = re.findall(r"^ExecStart=/usr/local/bin/(.*)$", document("examples/socklb-stalled.service"), re.M)
         commands = [*(command for command, _ in steps.commands[:3]), service.replace("/var/log/socklb", str(tmp_path))]
@@ -312,7 +312,7 @@ class TestRecipes:
             for client in hang:
                 client.send(b"?")
             for command in commands:
-                steps.shell(command)
+                steps.shell(command.replace("stalled 60s", "stalled 1h"))
             assert [pending_error(client) for client in hang] == ["", ""]
 
             look, dry_run, destroy, service = (command.replace("stalled 60s", "stalled 100ms") for command in commands)

@@ -3,27 +3,26 @@
 
 from __future__ import annotations
 
-import argparse
-import re
 from contextlib import contextmanager
 
 from ..errors import AuditError
 from ..features import has, missing, standard_module
 from ..filters import SocketFilter
-from ..filters.backend import Backend
 from ..filters.conditions import leaves
 from ..filters.property_conditions import Pid
 from ..kernel.names import process_sockets
-from ..kernel.processes import CAP_SYS_PTRACE, has_capability
 from ..states import named_states
 from ..wire.socket_id import AF_INET, AF_INET6
+from .holders import missing_capabilities
 from .output import error_text, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
 
     from ..engine.audit import AuditFile
+    from ..filters.backend import Backend
     from ..reverse_nat import RevNatMaps
 
 FILTER_HELP = """\
@@ -89,10 +88,11 @@ def add_filter_arguments(parser: argparse.ArgumentParser, *, may_show_all: bool)
     if may_show_all:
         parser.add_argument("-a", "--all", action="store_true", help="every state: as --state all")
     else:
-        refuse(parser, "-a", "--all", advice="write --state all, and --state listening to destroy those too")
+        advice = "write --state all, and --state listening to destroy those too"
+        parser.add_argument("-a", "--all", action="refuse", advice=advice)
     parser.add_argument("-n", "--numeric", action="store_true", help="numbers, not names: as always")
     for flags, advice in _OF_SS.items():
-        refuse(parser, *flags.split(), advice=advice)
+        parser.add_argument(*flags.split(), action="refuse", advice=advice)
 
 
 _OF_SS = {
@@ -107,22 +107,9 @@ _OF_SS = {
 """Options of ss(8) that are not taken, and what to write."""
 
 
-def refuse(parser: argparse.ArgumentParser, *flags: str, advice: str) -> None:
-    """Answer these options with advice."""
-
-    class Refusal(argparse.Action):
-        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-            parser.error(f"{'/'.join(flags)}: {advice}")
-
-    parser.add_argument(*flags, action=Refusal, nargs="?", help=argparse.SUPPRESS)
-
-
 def _states(text: str) -> list[str]:
     words = text.split(",")
-    try:
-        named_states(words)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    named_states(words)  # or ValueError
     return words
 
 
@@ -136,14 +123,14 @@ def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
     if getattr(options, "all", False):
         if states:
             raise ValueError("--all is every state, and --state names some: write one of them")
-        if not re.match(r"\s*state\s", text, re.IGNORECASE):  # as with ss, what is named counts
+        if text.lower().split()[:1] != ["state"]:  # as with ss, what is named counts
             states = ["all"]
     filters = [SocketFilter.parse(text, protocol, states=states, family=family) for protocol in protocols]
     for test in leaves(filters[0].where):
         if isinstance(test, Pid) and process_sockets(test.pid) is None:
-            what = f"what process {test.pid} holds may not be looked at, and so nothing matches '{test}'"
-            warn(what if has_capability(CAP_SYS_PTRACE) else f"{what}: CAP_SYS_PTRACE is missing")
-    return filters[:1] if both and filters[0].needs_info else filters  # UDP has no tcp_info
+            what = f"what process {test.pid} holds may not be looked at: neither '{test}' nor its negation matches"
+            warn(f"{what}: {missing_capabilities() or 'it is in another user or pid namespace'}")
+    return [filter for filter in filters if not filter.is_unknowable] if both else filters
 
 
 def add_backend_arguments(parser: argparse.ArgumentParser, nargs: str) -> None:
@@ -158,11 +145,10 @@ def add_backend_arguments(parser: argparse.ArgumentParser, nargs: str) -> None:
 
 def _backend(text: str) -> Backend:
     if text.startswith("/"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a backend; a directory of maps is --rev-nat-dir {text}")
-    try:
-        return Backend.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise ValueError(f"{text!r} is not a backend; a directory of maps is --rev-nat-dir {text}")
+    from ..filters.backend import Backend  # few commands take one
+
+    return Backend.parse(text)
 
 
 def add_processes_argument(parser: argparse.ArgumentParser) -> None:
@@ -217,6 +203,8 @@ def _without(epilog: str | None, option: str) -> str:
 
 def add_conntrack_arguments(parser: argparse.ArgumentParser) -> None:
     """A copy that lacks the folder does not offer them, and says so if they are given."""
+    from argparse import SUPPRESS
+
     is_there = has("conntrack")
     either = parser.add_mutually_exclusive_group() if is_there else parser
     for where, word, text in (
@@ -224,7 +212,7 @@ def add_conntrack_arguments(parser: argparse.ArgumentParser) -> None:
         (either, "--no-conntrack", "do not ask conntrack: leave out the clients of service addresses"),
         (parser, "--external", "also delete the conntrack entries of TCP clients that have no socket on this host"),
     ):
-        where.add_argument(word, action="store_true", help=text if is_there else argparse.SUPPRESS)
+        where.add_argument(word, action="store_true", help=text if is_there else SUPPRESS)
     parser.epilog = f"{parser.epilog}\n{_CONNTRACK_HELP}" if is_there else _without(parser.epilog, "--external")
 
 
@@ -241,7 +229,9 @@ def conntrack_from(options: argparse.Namespace) -> bool | str:
 
 
 def _rev_nat_help(text: str) -> str:
-    return text if has("reverse_nat") else argparse.SUPPRESS
+    from argparse import SUPPRESS
+
+    return text if has("reverse_nat") else SUPPRESS
 
 
 @contextmanager

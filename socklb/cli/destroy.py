@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import argparse
-
 from ..engine.choice import CURRENT, chosen, is_one
-from ..engine.policy import check_filters
+from ..engine.policy import BOUNDS, check_filters
 from ..engine.run import Run
 from ..errors import UnboundedFilter
 from .arguments import (
@@ -26,6 +24,7 @@ from .verdicts import run_and_show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from ..engine.report import Outcome, Report
@@ -75,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _limit(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise ValueError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
@@ -107,8 +106,7 @@ def run(options: argparse.Namespace) -> int:
         report, code = run_and_show(destroy, target, options, held)
     except UnboundedFilter:
         raise UnboundedFilter(
-            f"'{' '.join(options.filter)}' could match everything: name an address (with a prefix of at least /16, v6: "
-            "/32), at most 4096 ports, a device, a cgroup, a process or a user, or say --unbounded"
+            f"'{' '.join(options.filter)}' could match everything: {BOUNDS}, or say --unbounded"
         ) from None
     if report.matched:
         return code

@@ -14,12 +14,11 @@ from ..engine.choice import ALL
 from ..features import has, missing
 from ..kernel.namespaces import NetworkNamespace
 from ..kernel.processes import holders
-from ..wire.address import format_address, format_endpoint, from_packed
+from ..wire.address import format_address, format_endpoint
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import add_backend_arguments, add_netns_argument, add_processes_argument, describe
-from .help import terminal_width
 from .holders import UNSEEN, holders_record, users_text
-from .output import printable, warn
+from .output import printable, terminal_width, warn
 from .search import Search, stream_json
 from .signals import ended_by_signals
 from .verdicts import left_alone_texts
@@ -172,7 +171,7 @@ def _print_table(rows: Iterator[_Row], *, with_processes: bool) -> None:
 
 def _answering(flow: Flow) -> str:
     """Who answers, be it something that no Backend can be."""
-    return format_endpoint(from_packed(flow.reply.src), flow.reply.sport)
+    return format_endpoint(flow.reply.src, flow.reply.sport)
 
 
 def _remarks(row: _Row) -> str:

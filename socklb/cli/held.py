@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..engine.report import Outcome
     from ..kernel.namespaces import NetworkNamespace
+    from ..kernel.processes import Process
     from .holders import Holders
 
 
@@ -24,19 +25,22 @@ class Held:
 
     def __init__(self) -> None:
         self._known: dict[int, Holders] = {}  # by inode: it is one in all namespaces
+        self._of_all: dict[int, list[Process]] | None = None
 
     def look(self, sockets: Sequence[Any], namespace: NetworkNamespace | None = None) -> list[str]:
-        """A hook of Run, `spare`, that spares nobody. It is asked about all that was found, in which case /proc is read
-        once, and again about each batch, of which all is known by then.
+        """A hook of Run, `spare`, that spares nobody. It is asked about all that was found in a namespace, and then
+        about each batch, of which all is known by then. /proc is read for the first namespace, and once for the others.
         """
-        new = {socket.inode for socket in sockets if socket.inode} - self._known.keys()
+        new = {socket.inode for socket in sockets if socket.inode and socket.inode not in self._known}
         if new:
-            found = holders(new)
+            if self._known and self._of_all is None:
+                self._of_all = holders(None)
+            found = holders(new) if self._of_all is None else self._of_all
             self._known.update((inode, found.get(inode)) for inode in new)
         return [""] * len(sockets)
 
     def look_at_spared(self, outcomes: Iterable[Outcome]) -> None:
-        """The hook is not asked about those, and they are still there."""
+        """The hook is not asked about spared sockets, which still exist."""
         with suppress(SocklbError):
             self.look([outcome.socket for outcome in outcomes if outcome.socket])
 

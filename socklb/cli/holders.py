@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..kernel.processes import CAP_SYS_PTRACE, has_capability
+from ..kernel.processes import CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, has_capability
 from .output import printable
 
 TYPE_CHECKING = False
@@ -24,10 +24,14 @@ def holders_of(inode: int, known: Mapping[int, Holders]) -> Holders:
     return known.get(inode) if inode else []
 
 
-def users_text(processes: Iterable[Process]) -> str:
-    """As ss(8) has them: users:(("nginx",pid=12,fd=7),("nginx",pid=13,fd=7))."""
+def users_words(processes: Iterable[Process]) -> list[str]:
+    """As ss(8) has them, users:(("nginx",pid=12,fd=7),("nginx",pid=13,fd=7)), a word for each."""
     held = [f'("{printable(name)}",pid={pid},fd={fd})' for pid, name, _, fds in processes for fd in fds]
-    return f"users:({','.join(held)})"
+    return [f"{'' if n else 'users:('}{one}{',' if n + 1 < len(held) else ')'}" for n, one in enumerate(held)]
+
+
+def users_text(processes: Iterable[Process]) -> str:
+    return "".join(users_words(processes))
 
 
 def holders_record(processes: Holders) -> list[dict[str, Any]] | None:
@@ -35,15 +39,23 @@ def holders_record(processes: Holders) -> list[dict[str, Any]] | None:
 
 
 class Unseen:
-    """How many sockets had processes that could not be seen; as text, what is to be said of them."""
+    """How many sockets had no process that could be seen; as text, what is to be said of them."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def __str__(self) -> str:
-        is_missing = not has_capability(CAP_SYS_PTRACE)
-        why = (
-            "CAP_SYS_PTRACE is missing" if is_missing else "they are in another user or pid namespace, or passed it on"
-        )
-        held = "socket is" if self.count == 1 else "sockets are"
-        return f"{self.count} {held} held by processes that may not be seen: {why}"
+        sockets = "1 socket is" if self.count == 1 else f"{self.count} sockets are"
+        why = missing_capabilities() or "closed meanwhile, passed on, or held in another user or pid namespace"
+        return f"{sockets} held by no process that may be seen: {why}"
+
+
+def missing_capabilities() -> str:
+    """What is missing to see what processes of others hold, "" if nothing is."""
+    may_list = has_capability(CAP_DAC_READ_SEARCH) or has_capability(CAP_DAC_OVERRIDE)
+    names = [
+        name
+        for name, has in (("CAP_SYS_PTRACE", has_capability(CAP_SYS_PTRACE)), ("CAP_DAC_READ_SEARCH", may_list))
+        if not has
+    ]
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing" if names else ""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import namedtuple
 from contextlib import closing
@@ -16,7 +15,7 @@ from ..engine.report import socket_record
 from ..kernel.names import UnknownName, interface_names
 from ..kernel.processes import holders
 from ..states import state_word
-from ..wire.address import format_endpoint, from_packed
+from ..wire.address import format_endpoint
 from ..wire.reply import decode_msg
 from ..wire.request import PROTOCOL_NAMES
 from .arguments import (
@@ -26,17 +25,16 @@ from .arguments import (
     add_processes_argument,
     describe,
     filters_from,
-    refuse,
 )
-from .help import terminal_width
-from .holders import UNSEEN, Unseen, holders_of, holders_record, users_text
-from .output import ENDS, print_json, printable, warn
+from .holders import UNSEEN, Unseen, holders_of, holders_record, users_words
+from .output import ENDS, print_json, printable, terminal_width, warn
 from .search import Search, stream_json
 from .signals import ended_by_signals
 from .verdicts import local_endpoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Generator, Iterator
     from typing import Any
 
@@ -98,7 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timer, uid, inode, cookie, cgroup and tcp_info, in the words of ss",
     )
     for flags in ("-i --info", "-o --options", "-m --memory"):
-        refuse(parser, *flags.split(), advice="write -e; -e --json has all that the kernel tells")
+        advice = "write -e; -e --json has all that the kernel tells"
+        parser.add_argument(*flags.split(), action="refuse", advice=advice)
     parser.add_argument(
         "-s", "--summary", action="store_true", help="only count them: by state, and by peer the ten with most sockets"
     )
@@ -175,11 +174,11 @@ def _print_table(rows: Iterator[_Row], options: argparse.Namespace) -> None:
         line = _columns(each, is_wide=is_wide) + (f" {printable(each.namespace.name)}" if options.netns else "")
         below: list[str] = []
         if options.processes and each.processes != []:
-            users = UNSEEN if each.processes is None else users_text(each.processes)
-            if _fits(line, users, width):
-                line = f"{line} {users}"
+            users = [UNSEEN] if each.processes is None else users_words(each.processes)
+            if _fits(line, "".join(users), width):
+                line = f"{line} {''.join(users)}"
             else:
-                below += users.replace("),(", "),\0(").split("\0")  # a terminal has each holder as a word
+                below += users
         if options.extended:
             from .details import details
 
@@ -209,7 +208,7 @@ _state_word = cache(state_word)
 @lru_cache(maxsize=4096)  # many sockets have few addresses
 def _host(packed: bytes) -> str:
     """What stands before a port."""
-    return format_endpoint(from_packed(packed), "")
+    return format_endpoint(packed, "")
 
 
 def _fits(line: str, word: str, width: int | None) -> bool:

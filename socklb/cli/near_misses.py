@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _MOST = 10_000  # so many are counted
 _SECONDS = 2.0  # then no further namespace is searched
 _NO_OWNER = ", but no process holds them any more, and they end by themselves"
-_NO_PEER = "none, for the kernel destroys no TCP socket that has no peer"
+_NO_PEER = "cannot be destroyed, it has no peer"
 
 
 def near_misses(

@@ -30,6 +30,9 @@ INTERRUPTED = 130
 ENDS = (SocklbError, ValueError, OSError, MemoryError, KeyboardInterrupt)
 """What ends a command with a message and an exit code; anything else is a fault of the package."""
 
+DEFAULT_WIDTH = 80
+"""Of a terminal that does not tell."""
+
 _INDENT = "\n  "
 
 
@@ -153,6 +156,17 @@ def silence_stuck() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and (stream is sys.stdout or not has_room(stream)):
             _silence(stream)
+
+
+def terminal_width(stream: TextIO | None) -> int | None:
+    """COLUMNS, else the width of the terminal that a stream is; None if it is not a terminal."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdigit() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or DEFAULT_WIDTH  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def has_room(stream: TextIO) -> bool:

@@ -6,8 +6,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager, suppress
 
-from .help import terminal_width
-from .output import has_room, printable
+from .output import has_room, printable, terminal_width
 from .signals import let_signals_wait
 
 TYPE_CHECKING = False

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 
 from ..states import state_word
-from ..wire.address import format_address, format_endpoint, from_packed, unmapped_packed
+from ..wire.address import format_address, format_endpoint, unmapped_packed
 from ..wire.request import PROTOCOL_NAMES
 
 TYPE_CHECKING = False
@@ -51,7 +51,7 @@ class Summary:
             "peers": [
                 {
                     "protocol": PROTOCOL_NAMES[peer[0]],
-                    "address": format_address(from_packed(peer[1])),
+                    "address": format_address(peer[1]),
                     "port": self._ports[peer] or None,
                     "sockets": count,
                 }
@@ -70,9 +70,7 @@ class Summary:
             yield _ROW.format("Netid", "Peer:Port", "Sockets")
         for peer, count in self._most():
             protocol, address = peer
-            yield _ROW.format(
-                PROTOCOL_NAMES[protocol], format_endpoint(from_packed(address), self._ports[peer] or "*"), count
-            )
+            yield _ROW.format(PROTOCOL_NAMES[protocol], format_endpoint(address, self._ports[peer] or "*"), count)
         if len(self._peers) > _PEERS:
             rest = sum(self._peers.values()) - sum(count for _, count in self._most())
             yield _ROW.format("", f"{len(self._peers) - _PEERS} other peers", rest)

@@ -158,13 +158,14 @@ def outcome_line(outcome: Outcome, device: str | None, *, is_unrecorded: bool, u
     state = state_word(socket.state) if socket is not None else "-"
     source = local_endpoint(socket, device) if socket is not None else format_endpoint(client.src, client.sport)
     backend = f" to {format_endpoint(flow.backend.address, flow.backend.port)}" if flow is not None else ""
+    peer = client.dst if socket is None else socket.dst_packed
     netns = outcome.namespace.name
     remarks = [outcome.reason] if outcome.reason else []
     if is_unrecorded:
         remarks.append("not in the audit")
     return (
         f"{outcome.verdict.replace('_', ' '):9} {PROTOCOL_NAMES[client.protocol]} {state:11} "
-        f"{source} -> {format_endpoint(client.dst, client.dport)}{backend}"
+        f"{source} -> {format_endpoint(peer, client.dport)}{backend}"
         + ("" if netns == CURRENT_NAME else f" in {printable(netns)}")
         + (f" {users}" if users else "")
         + (f" ({', '.join(remarks)})" if remarks else "")
@@ -173,7 +174,7 @@ def outcome_line(outcome: Outcome, device: str | None, *, is_unrecorded: bool, u
 
 def local_endpoint(socket: InetSocket, device: str | None) -> str:
     """address%device:port, as ss(8) shows what a socket is bound to; the interface's number if it has no name."""
-    address, _, port = format_endpoint(socket.src, socket.sport or "*").rpartition(":")
+    address, _, port = format_endpoint(socket.src_packed, socket.sport or "*").rpartition(":")
     bound = f"%{printable(device or str(socket.interface))}" if socket.interface else ""
     return f"{address}{bound}:{port}"
 

@@ -9,8 +9,8 @@ import re
 import sys
 from contextlib import contextmanager
 
-from ..filters.stuck import duration
 from ..sources import FileSource, LineSource
+from ..values import duration
 from .outlet import start_thread
 
 TYPE_CHECKING = False
@@ -77,7 +77,7 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--remember-for",
         metavar="D",
-        type=_duration,
+        type=duration,
         help="what is older is not cut, for an address may be another's by then; default: 15m",
     )
     parser.add_argument("--remember-as", metavar="NAME", help="with --source -: who writes there")
@@ -113,18 +113,11 @@ def remembered(
         thread.join(_MEMORY_SECONDS)
 
 
-def _duration(text: str) -> float:
-    try:
-        return duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _duration_or_never(text: str) -> float | None:
     try:
         return None if text == _NEVER else duration(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}, or never") from None
+        raise ValueError(f"{error}, or never") from None
 
 
 def source_from(options: argparse.Namespace) -> AnySource:

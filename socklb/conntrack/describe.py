@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..wire.address import format_endpoint, from_packed
+from ..wire.address import format_endpoint
 from ..wire.describe import describe_messages
 from ..wire.netlink import NLM_F_DUMP, NLM_F_REQUEST
 from ..wire.request import PROTOCOL_NAMES
@@ -64,5 +64,4 @@ def _named(one: FlowTuple, zone: int, id: int | None) -> str:
 
 
 def _ends(one: FlowTuple) -> str:
-    src, dst = ((from_packed(one.src), one.sport), (from_packed(one.dst), one.dport))
-    return f"{format_endpoint(*src)} -> {format_endpoint(*dst)}"
+    return f"{format_endpoint(one.src, one.sport)} -> {format_endpoint(one.dst, one.dport)}"

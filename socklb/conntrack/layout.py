@@ -163,7 +163,7 @@ class Flow(namedtuple("Flow", "original reply status tcp_state expires_s id zone
 
     def __str__(self) -> str:
         name = PROTOCOL_NAMES.get(self.protocol, str(self.protocol))
-        ends = [(self.src, self.sport), (self.dst, self.dport), (from_packed(self.reply.src), self.reply.sport)]
+        ends = [(self.original.src, self.sport), (self.original.dst, self.dport), (self.reply.src, self.reply.sport)]
         client, service, backend = (format_endpoint(*end) for end in ends)
         return f"{name} {client} -> {service} to {backend}"
 

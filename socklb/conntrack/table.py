@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
-import socket
 
 from ..errors import KernelError, MalformedMessage, NotPermitted, NotSupported
 from ..kernel.netlink_socket import NetlinkSocket, batches
@@ -54,9 +54,9 @@ _TCP_LOOSE = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose"  # of the thread's
 CONFIG = "CONFIG_NF_CT_NETLINK (or: modprobe nf_conntrack_netlink)"
 
 
-def open_netlink() -> socket.socket:
+def open_netlink() -> _socket.socket:
     """A NETLINK_NETFILTER socket in the network namespace of the calling thread."""
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    return _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
 
 
 def is_loose() -> bool:
@@ -122,7 +122,7 @@ class ConntrackTable(NetlinkSocket):
         return _once(flow for family, filter in questions for flow in self._flows(family, filter, scan))
 
     def _flows(self, family: int, filter: bytes, scan: Scan, *, may_repeat_rows: bool = True) -> Iterator[Flow]:
-        """Whatever the kernel makes of a filter: what it names is scanned, and all there is if it refuses it."""
+        """Dump with the filter; if the kernel refuses it, dump everything."""
         try:
             yield from self._scanned(family, filter, scan, may_repeat_rows=may_repeat_rows)
             return

@@ -43,7 +43,7 @@ ONLY_BOUND = "only bound: the kernel destroys no TCP socket that has no peer"
 ANSWER_LOST = "an answer of the kernel was lost: perhaps destroyed"
 TIME_LIMIT = "time limit"
 IN_THIS_STATE = "the kernel does not destroy it in this state"
-SUBFLOW = "MPTCP subflow: unless it fell back to TCP, its connection lasts over others, or for net.mptcp.close_timeout"
+SUBFLOW = "MPTCP subflow: the connection may live on"
 
 _MOVES = 3  # how often sockets are followed to another address before they count as gone
 _SECONDS_AN_ADDRESS = 10

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from itertools import chain, islice
+from itertools import islice
 
 from ..errors import KernelError, mark_hidden
 from ..filters import SocketFilter
@@ -51,10 +51,11 @@ def find_sockets(
 
     The iterator holds a netlink socket until it is exhausted, closed (`close()`), or raises.
     `namespace` None is the caller's. `extensions` names response attributes to ask for ("info", "cong", "meminfo",
-    "skmeminfo", ...); some come without being asked for. Raises ValueError for an interface or cgroup that does not
-    exist there, KernelError for what the kernel answers, SocklbError where it is continued in a forked process. A dump
-    that is interrupted after its first row raises, since rows that were yielded cannot be taken back; a socket is
-    skipped if another one, before it in the kernel's table, closes between two replies (`destroy_sockets` looks again).
+    "skmeminfo", ...); some come without being asked for. Raises ValueError for an interface, a cgroup or a process that
+    does not exist there, NotSupported for `stalled` or `idle` of UDP, KernelError for what the kernel answers,
+    SocklbError where it is continued in a forked process. A dump that is interrupted after its first row raises, since
+    rows that were yielded cannot be taken back; a socket is skipped if another one, before it in the kernel's table,
+    closes between two replies (`destroy_sockets` looks again).
     """
     check_filters([filter], allow_unbounded=True)
     if namespace is not None and not isinstance(namespace, NetworkNamespace):
@@ -66,7 +67,7 @@ def find_sockets(
 def _find(filter: SocketFilter, namespace: NetworkNamespace | None, bits: int) -> Generator[InetSocket, None, None]:
     netns = CURRENT_NAME if namespace is None else namespace.name
     with run_in_netns(namespace, SocketTable) as table:
-        for socket in table.search(filter, filter.request_states, netns, bits):
+        for _, socket in table.search(filter, filter.request_states, netns, bits=bits):
             if filter.accepts(socket):
                 yield socket
 
@@ -121,8 +122,8 @@ class SocketTable:
     def search_all(
         self, filter: SocketFilter, states: int, netns: str, bits: int = 0, seen: Seen | None = None
     ) -> Iterator[tuple[int, InetSocket]]:
-        """`search`, but each socket once, with its cookie, and none skipped. What is found is in `seen` then, where the
-        caller may put something in the place of None.
+        """`search`, but each socket once and none skipped. `seen` may be the caller's, who may put something into it in
+        the place of None.
 
         The kernel goes on in a chain of its table by counting: when sockets before that place have closed, it skips as
         many others. So a search that went on, in a further datagram or a long chain, is repeated until it finds nothing
@@ -131,9 +132,8 @@ class SocketTable:
         Rows with struct tcp_info are three times as long: it is asked for of those sockets alone that match all else.
         """
         plan = filter.plan(self._missing_ops)
-        seen = {} if seen is None else seen
         if not plan.needs_info or bits & _INFO:
-            yield from self._search_until_all(filter, states, netns, bits, seen, without_info=False)
+            yield from self._search_until_all(filter, states, netns, bits, seen)
             return
         undecided: dict[int, InetSocket] = {}
         for cookie, socket in self._search_until_all(filter, states, netns, bits, seen, without_info=True):
@@ -156,17 +156,24 @@ class SocketTable:
                 if row is not None and found is not None and lets_through(row):
                     yield row.cookie, row
         if undecided:
-            rows = self._search_until_all(filter, states, netns, bits, {}, without_info=False)
+            rows = self._search_until_all(filter, states, netns, bits)
             yield from ((cookie, row) for cookie, row in rows if cookie in undecided)
 
     def _search_until_all(
-        self, filter: SocketFilter, states: int, netns: str, bits: int, seen: Seen, *, without_info: bool
+        self,
+        filter: SocketFilter,
+        states: int,
+        netns: str,
+        bits: int,
+        seen: Seen | None = None,
+        *,
+        without_info: bool = False,
     ) -> Iterator[tuple[int, InetSocket]]:
+        seen = {} if seen is None else seen
         for attempt in range(_MAX_DUMPS):
             known = len(seen)
             self._may_have_skipped = False
-            plan, buffers = self._dump(filter, states, netns, bits, without_info=without_info, may_repeat_rows=True)
-            yield from _unseen(buffers, filter.protocol, _check(plan, without_info), seen)
+            yield from self.search(filter, states, netns, bits=bits, seen=seen, without_info=without_info)
             if not self._may_have_skipped or (attempt and len(seen) == known):
                 return
 
@@ -186,39 +193,33 @@ class SocketTable:
         """Whether a socket that has matched does so as it is now."""
         return filter.plan(self._missing_ops).lets_through(socket) and filter.accepts(socket)
 
-    def search(self, filter: SocketFilter, states: int, netns: str, bits: int = 0) -> Iterator[InetSocket]:
-        """The sockets in these states that the filter's condition (not its predicate) matches; `netns` is for errors.
-
-        It costs one walk of the kernel's table for each program of the filter where the kernel answers for both
-        families at once, else one for each family. What a kernel refuses is asked for in older ways.
-        """
-        plan, buffers = self._dump(filter, states, netns, bits)
-        check = _check(plan)
-        if plan.disjoint:
-            return _matching(buffers, filter.protocol, check)
-        return (socket for _, socket in _unseen(buffers, filter.protocol, check, {}))
-
-    def _dump(
+    def search(
         self,
         filter: SocketFilter,
         states: int,
         netns: str,
-        bits: int,
         *,
+        bits: int = 0,
+        seen: Seen | None = None,
         without_info: bool = False,
-        may_repeat_rows: bool = False,
-    ) -> tuple[Plan, Iterator[list[bytes]]]:
-        """The rows of each datagram, and the plan that they are to be matched with. `without_info`: a tcp_info that it
-        takes to tell is not asked for.
+    ) -> Iterator[tuple[int, InetSocket]]:
+        """The sockets in these states that the filter's condition (not its predicate) matches; `netns` is for errors.
+        `without_info`: also those that only tcp_info could decide, which is not asked for.
+
+        `seen` takes the cookies of those that were yielded, which are not yielded again: with it a dump that was
+        interrupted after its first row can be repeated. Without it cookies are not read: each is yielded with 0.
+
+        It costs one walk of the kernel's table for each program of the filter where the kernel answers for both
+        families at once, else one for each family. What a kernel refuses is asked for in older ways.
         """
         doing = f"list {PROTOCOL_NAMES[filter.protocol]} sockets in {netns}"
         while True:
             one_walk = filter.protocol == IPPROTO_TCP and filter.family is None and self._takes_old_request
             plan = filter.plan(self._missing_ops)
             asked = bits | _INFO if plan.needs_info and not without_info else bits
-            rows = self._rows(plan, _requests(filter, states, asked, one_walk), doing, may_repeat_rows)
+            rows = self._rows(plan, _requests(filter, states, asked, one_walk), doing, seen is not None)
             try:
-                first = next(rows, [])
+                first = next(rows, None)
             except KernelError as error:
                 if error.errno == errno.EINVAL and _LATER_OPS & plan.ops:
                     self._missing_ops = _LATER_OPS
@@ -229,7 +230,11 @@ class SocketTable:
                 else:
                     raise
                 continue
-            return plan, chain((first,), rows)
+            if seen is None and not plan.disjoint:
+                seen = {}
+            lets_through = plan.may_let_through if without_info else plan.lets_through
+            yield from _matching(first, rows, filter.protocol, lets_through if plan.checks else None, seen)
+            return
 
     def _rows(
         self, plan: Plan, requests: list[tuple[int, bytes]], doing: str, may_repeat_rows: bool
@@ -254,31 +259,23 @@ def _requests(filter: SocketFilter, states: int, bits: int, one_walk: bool) -> l
     ]
 
 
-def _check(plan: Plan, without_info: bool = False) -> Callable[[InetSocket], bool] | None:
-    """What each row is to be matched with again, None if that is not needed."""
-    if not plan.checks:
-        return None
-    return plan.may_let_through if without_info else plan.lets_through
-
-
 def _matching(
-    buffers: Iterable[list[bytes]], protocol: int, check: Callable[[InetSocket], bool] | None
-) -> Iterator[InetSocket]:
-    for rows in buffers:
-        for row in rows:
-            socket = InetSocket(row, protocol)
-            if check is None or check(socket):
-                yield socket
-
-
-def _unseen(
-    buffers: Iterable[list[bytes]], protocol: int, check: Callable[[InetSocket], bool] | None, seen: Seen
+    first: list[bytes] | None,
+    others: Iterator[list[bytes]],
+    protocol: int,
+    lets_through: Callable[[InetSocket], bool] | None,
+    seen: Seen | None,
 ) -> Iterator[tuple[int, InetSocket]]:
-    """Those whose cookies are not in `seen`, which takes them."""
-    for rows in buffers:
-        for row in rows:
+    buffer = first
+    while buffer is not None:
+        for row in buffer:
             socket = InetSocket(row, protocol)
-            cookie = socket.cookie
-            if cookie not in seen and (check is None or check(socket)):
+            cookie = 0 if seen is None else socket.cookie
+            if seen is not None and cookie in seen:
+                continue
+            if lets_through is not None and not lets_through(socket):
+                continue
+            if seen is not None:
                 seen[cookie] = None
-                yield cookie, socket
+            yield cookie, socket
+        buffer = next(others, None)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from ..errors import UnboundedFilter
+from errno import EOPNOTSUPP
+
+from ..errors import NotSupported, UnboundedFilter
 from ..filters import SocketFilter
 from ..states import TcpState
 from ..wire.request import IPPROTO_TCP
@@ -45,15 +47,24 @@ def why_spared(
     return ""
 
 
+BOUNDS = (
+    "name an address (with a prefix of at least /16, v6: /32), at most 4096 ports, a device, a cgroup, a process or a "
+    "user"
+)
+
+
 def check_filters(filters: Iterable[SocketFilter], allow_unbounded: bool) -> None:
-    """Raise TypeError for what is not a filter, UnboundedFilter for one that bounds nothing unless allowed."""
+    """Raise TypeError for what is not a filter, UnboundedFilter for one that bounds nothing unless allowed, and
+    NotSupported for one that asks of UDP what the kernel tells of TCP alone.
+    """
     for filter in filters:
         if not isinstance(filter, SocketFilter):
             raise TypeError(f"filter is a SocketFilter, not {filter!r}")
         if not allow_unbounded and not filter.is_bounded:
-            raise UnboundedFilter(
-                f"the filter '{filter}' could match everything: name an address (with a prefix of at least /16, v6: "
-                "/32), at most 4096 ports, a device, a cgroup, a process or a user, or allow unbounded filters"
+            raise UnboundedFilter(f"the filter '{filter}' could match everything: {BOUNDS}, or allow unbounded filters")
+        if filter.is_unknowable:
+            raise NotSupported(
+                EOPNOTSUPP, f"'{filter}': 'stalled' and 'idle' are for TCP, UDP sockets have no acknowledgements"
             )
 
 

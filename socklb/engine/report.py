@@ -196,15 +196,14 @@ class Report:
         self._tried: dict[NetworkNamespace, None] = {}
         self._sums: _Sums | None = None
 
-    def withdraw(self, outcomes: Iterable[Outcome]) -> int:
-        """Take back those of these very outcomes that are in the report, for others to stand in their place: how many.
+    def withdraw(self, outcomes: Iterable[Outcome]) -> None:
+        """Take back those of these very outcomes that are in the report, for others to stand in their place.
 
         No outcome is compared with another, for there may be as many as conntrack has entries.
         """
-        withdrawn, before = {id(outcome) for outcome in outcomes}, len(self.outcomes)
+        withdrawn = {id(outcome) for outcome in outcomes}
         self.outcomes[:] = [outcome for outcome in self.outcomes if id(outcome) not in withdrawn]
         self._sums = None
-        return before - len(self.outcomes)
 
     def add_namespace(self, namespace: NetworkNamespace) -> None:
         """List a namespace in `namespaces`, whether or not a socket matches there."""
@@ -334,7 +333,7 @@ def socket_record(socket: InetSocket, device: str | None) -> dict[str, Any]:
     return {
         "protocol": PROTOCOL_NAMES[socket.protocol],
         "state": state_word(socket.state),
-        **_endpoints(socket),
+        **_endpoints(socket.src_packed, socket.sport, socket.dst_packed, socket.dport),
         "interface": socket.interface,
         "device": device,
         "cookie": socket.cookie,
@@ -350,13 +349,8 @@ def socket_record(socket: InetSocket, device: str | None) -> dict[str, Any]:
 _OF_A_SOCKET = "interface device cookie uid inode cgroup_id timer retransmits expires_ms"
 
 
-def _endpoints(client: InetSocket | Flow) -> dict[str, Any]:
-    return {
-        "src": format_address(client.src),
-        "sport": client.sport,
-        "dst": format_address(client.dst),
-        "dport": client.dport,
-    }
+def _endpoints(src: IPAddress | bytes, sport: int, dst: IPAddress | bytes, dport: int) -> dict[str, Any]:
+    return {"src": format_address(src), "sport": sport, "dst": format_address(dst), "dport": dport}
 
 
 def outcome_record(outcome: Outcome, target: dict[str, Any], device: str | None, dry_run: bool) -> dict[str, Any]:
@@ -364,7 +358,8 @@ def outcome_record(outcome: Outcome, target: dict[str, Any], device: str | None,
     socket, flow = outcome.socket, outcome.flow
     if socket is None:
         elsewhere = outcome.client
-        client = {"protocol": PROTOCOL_NAMES[elsewhere.protocol], "state": None, **_endpoints(elsewhere)}
+        ends = _endpoints(elsewhere.src, elsewhere.sport, elsewhere.dst, elsewhere.dport)
+        client = {"protocol": PROTOCOL_NAMES[elsewhere.protocol], "state": None, **ends}
         client.update(dict.fromkeys(_OF_A_SOCKET.split()))
     else:
         client = socket_record(socket, device)

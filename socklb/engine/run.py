@@ -12,6 +12,7 @@ most one batch is unrecorded when the audit fails. Signals wait meanwhile.
 from __future__ import annotations
 
 from _thread import RLock, allocate_lock  # as functools does: threading takes a while to import
+from functools import partial
 from itertools import islice
 
 from ..errors import NotSupported, RunStopped, SocklbError
@@ -269,26 +270,23 @@ class Run:
         Who is spared is recorded first: an audit that does not work is noticed before anything is destroyed.
         """
         turn = self._turn if self._audit is not None else RLock()
+        reasons = partial(self._reasons, rounds)
 
         def take(outcomes: list[Outcome]) -> None:
             with turn:
                 self._take(outcomes, rounds, target)
 
-        def reasons(sockets: Sequence[InetSocket]) -> list[str]:
-            return self._reasons(rounds, sockets)
-
         def decide(verdict: str, reasons: Callable[[Sequence[InetSocket]], Iterable[str | None]], at_most: int) -> None:
-            """A batch at a time: what it has decided is no longer pending, and takes no more memory there."""
             for batch in taken_off(list(islice(rounds.pending.values(), at_most)), lambda: BATCH):
                 take(rounds.decide(batch, verdict, reasons(batch)))
 
         try:
             rounds.collect(seen or ())
+            found = len(rounds.pending)
             if seen is not None:
                 seen.update(rounds.pending)  # the cookies of a large crowd take memory
             if any(socket.interface for socket in rounds.pending.values()):
                 self.report.note_devices(rounds.namespace)
-            found = len(rounds.pending)
             decide(SKIPPED, lambda batch: (why or None for why in reasons(batch)), found)
             if self._dry_run:
                 decide(WOULD_DESTROY, remarks, self._left_of(found))
@@ -305,27 +303,30 @@ class Run:
             decide(SKIPPED, lambda batch: [LIMIT] * len(batch), found)
         except BaseException as error:
             with turn:
-                here = (o.socket for o in self.report.outcomes if o.namespace == rounds.namespace)
-                taken = {socket.cookie for socket in here if socket}
-                left = [o for o in rounds.left_over(error) if (socket := o.socket) and socket.cookie not in taken]
+                taken = {s.cookie for o in self.report.outcomes if o.namespace == rounds.namespace and (s := o.socket)}
+                left = [o for o in rounds.left_over(error) if (s := o.socket) and s.cookie not in taken]
                 self._take(left, rounds, target)
             raise
 
     def account(self, act: Callable[[], list[Outcome]], instead_of: Sequence[Outcome] = ()) -> None:
         """Do something that is no destroying of sockets, a batch of at most 64, and take what became of it into account
-        like everything else; `instead_of` outcomes of before. `obey_signals` comes before it, or is left out: for what
-        an interrupt has left.
+        like everything else; `instead_of` outcomes of before. Call `obey_signals` first, except to record what an
+        interrupt left.
         """
         with self._turn if self._audit is not None else RLock():
             self._raise_if_stopped()
             outcomes = act()
-            if instead_of:
-                self.report.withdraw(instead_of)
-                if self._audit is not None:
-                    self._audit.recorded = len(self.report.outcomes)
+            self.withdraw(instead_of)
             for outcome in outcomes:
                 self.report.add_namespace(outcome.namespace)
             self._take(outcomes, None, self._target or _constantly({}))
+
+    def withdraw(self, outcomes: Sequence[Outcome]) -> None:
+        """Take back what has been reported, and stays in the audit."""
+        if outcomes:
+            self.report.withdraw(outcomes)
+            if self._audit is not None:
+                self._audit.recorded = len(self.report.outcomes)
 
     def _take(self, outcomes: list[Outcome], rounds: Rounds | None, target: Target) -> None:
         """Take outcomes into the report and then into the audit, so many at a time as may stay unrecorded."""

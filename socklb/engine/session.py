@@ -5,28 +5,26 @@ from __future__ import annotations
 
 import os
 from collections import namedtuple
-from ipaddress import ip_address
 
 from ..kernel.processes import ancestors, environment_value, processes_on, socket_inodes, terminals
-from ..wire.address import unmapped
+from ..wire.address import packed_v4, unmapped_packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..wire.address import IPAddress
     from ..wire.reply import InetSocket
     from .report import Flow
 
-    Endpoint = tuple[IPAddress, int]
+    Endpoint = tuple[bytes, int]
 
 _SERVERS = ("sshd", "sshd-session", "dropbear")
 _MULTIPLEXERS = ("tmux", "screen")  # "tmux: server", too
 
 
 class OwnSession(namedtuple("OwnSession", "tuples inodes")):
-    """`tuples`: ((address, port), (address, port), uid of the socket), both ways round; `inodes`: the sockets that an
-    ssh server holds.
+    """`tuples`: ((packed address, port), (packed address, port), uid of the socket), both ways round; `inodes`: the
+    sockets that an ssh server holds.
     """
 
     __slots__ = ()
@@ -39,14 +37,16 @@ class OwnSession(namedtuple("OwnSession", "tuples inodes")):
             return True
         if not self.tuples:
             return False
-        return ((unmapped(socket.src), socket.sport), (unmapped(socket.dst), socket.dport), socket.uid) in self.tuples
+        src, dst = unmapped_packed(socket.src_packed), unmapped_packed(socket.dst_packed)
+        return ((src, socket.sport), (dst, socket.dport), socket.uid) in self.tuples
 
     def has_flow(self, flow: Flow) -> bool:
         """Whether a connection that conntrack keeps is the session's, as either of its ends knows it."""
         said = {(one, other) for one, other, _ in self.tuples}
         backend = flow.backend
-        client = (flow.src, flow.sport)
-        return (client, (flow.dst, flow.dport)) in said or (client, (backend.address, backend.port)) in said
+        client = (flow.src.packed, flow.sport)
+        service, peer = (flow.dst.packed, flow.dport), (backend.address.packed, backend.port)
+        return (client, service) in said or (client, peer) in said
 
 
 def own_session() -> OwnSession:
@@ -90,7 +90,15 @@ def _parse_connection(text: str) -> tuple[Endpoint, Endpoint] | None:
     if len(words) != 4:
         return None
     try:
-        client, server = (unmapped(ip_address(words[i].partition("%")[0])) for i in (0, 2))
-        return (client, int(words[1])), (server, int(words[3]))
+        return (_packed(words[0]), int(words[1])), (_packed(words[2]), int(words[3]))
     except ValueError:
         return None
+
+
+def _packed(text: str) -> bytes:
+    v4 = packed_v4(text)
+    if v4 is not None:
+        return v4
+    from ipaddress import ip_address
+
+    return unmapped_packed(ip_address(text.partition("%")[0]).packed)

@@ -13,11 +13,7 @@ from .conditions import PORT_MAX, And, Condition, Host, Not, Or, Port, joined, p
 from .peers import Peers
 from .property_conditions import Cgroup, Device, Pid, Uid
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..wire.address import Network
-
-_FEWEST_BITS = {4: 16, 6: 32}  # of a prefix, by the version of its address
+_FEWEST_BITS = {4: 16, 16: 32}  # of a prefix, by the size of its address
 _MOST_PORTS = 4096
 _V4_IN_V6 = (0xFFFF, 0x64FF9B << 64)  # ::ffff:0:0/96 and 64:ff9b::/96: what precedes a v4 address there
 
@@ -41,7 +37,7 @@ def _bounds(condition: Condition) -> bool:
     if isinstance(condition, And):
         return any(map(_bounds, condition.parts)) or any(_leaves_few_ports(condition, side) for side in ("src", "dst"))
     if isinstance(condition, Host):
-        return _is_narrow(condition.network)
+        return _is_narrow(condition)
     if isinstance(condition, Port):
         return condition.high - condition.low < _MOST_PORTS
     if isinstance(condition, Device):  # 0 is no device
@@ -49,7 +45,8 @@ def _bounds(condition: Condition) -> bool:
     if isinstance(condition, Peers):
         return True
     if isinstance(condition, Cgroup):
-        return not is_root_cgroup(condition.cgroup)
+        ids = condition.cgroup if isinstance(condition.cgroup, frozenset) else [condition.cgroup]
+        return not any(map(is_root_cgroup, ids))
     return (isinstance(condition, Pid) and condition.pid != 1) or (isinstance(condition, Uid) and condition.uid != 0)
 
 
@@ -59,11 +56,11 @@ def _leaves_few_ports(condition: And, side: str) -> bool:
     return min((port.high for port in ports), default=PORT_MAX) - low < _MOST_PORTS
 
 
-def _is_narrow(network: Network) -> bool:
+def _is_narrow(host: Host) -> bool:
     """A v6 prefix that holds v4 addresses alone counts as the v4 one; one that holds all of them is too wide."""
-    length, number = network.prefixlen, int(network.network_address)
-    if network.version == 6 and length >= 96 and number >> 32 in _V4_IN_V6:
+    size, length, number = len(host.address), host.length, int.from_bytes(host.address, "big")
+    if size == 16 and length >= 96 and number >> 32 in _V4_IN_V6:
         return length - 96 >= _FEWEST_BITS[4]
-    free = max(network.max_prefixlen - length, 32)
-    holds_all_v4 = network.version == 6 and any(above << 32 >> free == number >> free for above in _V4_IN_V6)
-    return length >= _FEWEST_BITS[network.version] and not holds_all_v4
+    free = max(size * 8 - length, 32)
+    holds_all_v4 = size == 16 and any(above << 32 >> free == number >> free for above in _V4_IN_V6)
+    return length >= _FEWEST_BITS[size] and not holds_all_v4

@@ -61,7 +61,7 @@ class Plan(namedtuple("Plan", "programs ops disjoint checks needs_info")):
         return matches
 
     def may_let_through(self, socket: InetSocket) -> bool:
-        """The same as far as its row says, which may not be enough."""
+        """Whether the row does not rule it out."""
         return not self.checks or any(check.evaluate(socket) is not False for check in self.checks)
 
     def _raise_if_never_reported(self, socket: InetSocket) -> None:

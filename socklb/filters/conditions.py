@@ -10,7 +10,7 @@ The functions in constructors.py check the arguments; the classes here do not.
 from __future__ import annotations
 
 from ..values import Value
-from ..wire.address import format_address, unmapped_network, unmapped_packed
+from ..wire.address import format_address, unmapped_packed, unmapped_prefix
 from ..wire.bytecode import ANY_PORT, HostCond, Label
 from ..wire.reply import InetSocket
 from ..wire.socket_id import AF_INET, AF_INET6
@@ -18,10 +18,9 @@ from .endpoints import GE_OPS, HOST_OPS, LE_OPS, Endpoint, EndpointSet, port_alo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Protocol
 
-    from ..wire.address import Network
     from ..wire.bytecode import Assembler
 
     class Names(Protocol):
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
         def cgroup_id(self, path: str) -> int: ...
 
-        def cgroup_ids_below(self, path: str) -> Sequence[int]: ...
+        def cgroup_ids_below(self, path: str) -> frozenset[int]: ...
 
         def process_sockets(self, pid: int) -> frozenset[int] | None: ...
 
@@ -103,53 +102,47 @@ class Condition(Value):
 
 
 class Host(Condition):
-    """An address prefix on one side, "src" or "dst".
+    """An address prefix on one side, "src" or "dst": its first address, packed, and its length.
 
     Mapped addresses follow the rule of wire/address.py: a mapped prefix becomes the v4 one, a v4 prefix matches mapped
     sockets too, a v6 prefix compares the 128 bits of v6 sockets and never matches a v4 socket.
     """
 
-    __slots__ = ("_mask", "_prefix", "_size", "network", "side")
+    __slots__ = ("_free", "_prefix", "_size", "address", "length", "side")
     side: str
-    network: Network
+    address: bytes
+    length: int
     _size: int  # of the addresses, in bytes
-    _mask: int
+    _free: int  # how many bits of them are
     _prefix: int
 
-    def __init__(self, side: str, network: Network) -> None:
-        network = unmapped_network(network)
-        packed = network.network_address.packed
-        self._set(
-            side=side,
-            network=network,
-            _size=len(packed),
-            _mask=int(network.netmask),
-            _prefix=int.from_bytes(packed, "big"),
-        )
+    def __init__(self, side: str, address: bytes, length: int) -> None:
+        address, length = unmapped_prefix(address, length)
+        free = len(address) * 8 - length
+        self._set(side=side, address=address, length=length)
+        self._set(_size=len(address), _free=free, _prefix=int.from_bytes(address, "big") >> free)
 
     def evaluate(self, socket: InetSocket) -> bool:
         packed = socket.dst_packed if self.side == "dst" else socket.src_packed
         if self._size == 4:
             packed = unmapped_packed(packed)
-        return len(packed) == self._size and int.from_bytes(packed, "big") & self._mask == self._prefix
+        return len(packed) == self._size and int.from_bytes(packed, "big") >> self._free == self._prefix
 
     def emit(self, program: Assembler, no: Label, port: int = ANY_PORT) -> None:
         """One instruction, which can test a port as well."""
-        network = self.network
-        family = AF_INET if network.version == 4 else AF_INET6
-        host = HostCond(family, network.prefixlen, port, network.network_address.packed)
-        program.test(HOST_OPS[self.side], host, no)
+        family = AF_INET if self._size == 4 else AF_INET6
+        program.test(HOST_OPS[self.side], HostCond(family, self.length, port, self.address), no)
 
     @property
     def is_exact(self) -> bool:
         """Whether it is one address."""
-        return self.network.prefixlen == self._size * 8
+        return not self._free
 
     def __str__(self) -> str:
-        address = format_address(self.network.network_address)
+        address = format_address(self.address)
         if not self.is_exact:
-            return f"{self.side} {address}/{self.network.prefixlen}"
-        return f"{self.side} [{address}]" if self.network.version == 6 else f"{self.side} {address}"
+            return f"{self.side} {address}/{self.length}"
+        return f"{self.side} [{address}]" if self._size == 16 else f"{self.side} {address}"
 
 
 class Port(Condition):
@@ -381,7 +374,7 @@ def endpoint_of(condition: Condition) -> tuple[str, Endpoint | None]:
         port = exact.low
     if not (isinstance(host, Host) and host.is_exact):
         return "", None
-    return host.side, Endpoint(host.network.network_address.packed, port)
+    return host.side, Endpoint(host.address, port)
 
 
 def _gather_endpoints(parts: tuple[Condition, ...]) -> list[Condition | EndpointSet]:

@@ -7,19 +7,19 @@ All raise ValueError for a value that is out of range or cannot be read, TypeErr
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-
 from ..features import standard_module
-from ..wire.address import unmapped
+from ..values import LONGEST
+from ..wire.address import packed_v4, unmapped
 from .conditions import PORT_MAX, And, Condition, Host, Port
 from .property_conditions import Autobound, Cgroup, Device, Mark, Pid, Uid
-from .stuck import LONGEST, Idle, Stalled
+from .stuck import Idle, Stalled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
     from typing import Union
 
-    from ..wire.address import IPAddress, Network
+    from ..wire.address import IPAddress
 
     Address = Union[str, IPv4Address, IPv6Address, IPv4Network, IPv6Network]
 
@@ -108,7 +108,9 @@ def autobound() -> Condition:
 
 
 def uid(user: int | str) -> Condition:
-    """Owned by this user, by number or by name, as seen from the user namespace of the caller. Matched in Python."""
+    """Owned by this user, by number or by name, as seen from the user namespace of the caller, where 65534 stands for
+    all users that have no number in it. Matched in Python.
+    """
     if isinstance(user, str):
         try:
             return Uid(standard_module("pwd", "uid NAME").getpwnam(user).pw_uid)
@@ -150,18 +152,25 @@ def _milliseconds(what: str, seconds: float) -> int:
 
 
 def _endpoint(side: str, address: Address, port: int | None) -> Condition:
-    host = Host(side, _network(address))
+    host = Host(side, *_prefix(address))
     return host if port is None else And(host, _port_range(side, port, None))
 
 
-def _network(address: Address) -> Network:
+def _prefix(address: Address) -> tuple[bytes, int]:
+    """Its first address, packed, and its length."""
+    v4 = packed_v4(address) if isinstance(address, str) else None
+    if v4 is not None:
+        return v4, 32
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+
     if not isinstance(address, (str, IPv4Address, IPv6Address, IPv4Network, IPv6Network)):
         raise TypeError(f"an address must be a str or an ipaddress object, not {address!r}")
     if getattr(address, "scope_id", None) or (isinstance(address, str) and "%" in address):
         raise ValueError(f"{address}: zones are not supported; name the interface with device()")
     if isinstance(address, (IPv4Address, IPv6Address)):
-        return ip_network((address.packed, address.max_prefixlen))  # it would format the address itself, and parse that
-    return ip_network(address, strict=False)
+        return address.packed, address.max_prefixlen
+    network = ip_network(address, strict=False)
+    return network.network_address.packed, network.prefixlen
 
 
 def _port_range(side: str, low: int, high: int | None) -> Condition:

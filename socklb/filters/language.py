@@ -25,9 +25,9 @@ from __future__ import annotations
 from collections import namedtuple
 
 from ..states import named_states
+from ..values import duration
 from . import constructors
 from .conditions import EVERYTHING, MAX_DEPTH, PORT_MAX, And, Condition, Not, Or, Port, joined
-from .stuck import duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ _TESTS = (
     *("uid", "pid", "stalled", "idle"),
 )
 _DURATIONS = ("stalled", "idle")
+_DIGITS = 20  # of the largest number that anything has, a u64
 _SYMBOLS = ("&&", "||", "==", "!=", "<=", ">=", "(", ")", "!", "&", "|", "=", "<", ">")
 
 
@@ -327,17 +328,18 @@ class _Parser:
         return constructors.mark(*numbers)
 
     def _cgroup(self, value: _Word) -> Condition:
-        text = value.text
-        return constructors.cgroup(int(text) if text.isascii() and text.isdigit() else text)
+        number = _number(value.text)
+        return constructors.cgroup(value.text if number is None else number)
 
     def _uid(self, value: _Word) -> Condition:
-        text = value.text
-        return constructors.uid(int(text) if text.isascii() and text.isdigit() else text)
+        number = _number(value.text)
+        return constructors.uid(value.text if number is None else number)
 
     def _pid(self, value: _Word) -> Condition:
-        if not (value.text.isascii() and value.text.isdigit()):
+        number = _number(value.text)
+        if number is None:
             self.fail("expected the number of a process", value)
-        return constructors.pid(int(value.text))
+        return constructors.pid(number)
 
     def _stalled(self, value: _Word) -> Condition:
         return constructors.stalled(duration(value.text))
@@ -354,6 +356,11 @@ def _why_not_a_test(word: str) -> str:
     return f"unknown word, expected one of {', '.join(_TESTS)}"
 
 
+def _number(text: str) -> int | None:
+    """None for what is none, or too long for any."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS else None
+
+
 def _hosts(side: str, text: str) -> Condition:
     return constructors.src(text) if side == "src" else constructors.dst(text)
 
@@ -368,7 +375,7 @@ def _is_network(text: str) -> bool:
 
 def _service_port(name: str, protocol: str) -> int | None:
     """From /etc/services: for this protocol, else for any; None if it is not there, or the file is missing."""
-    from socket import getservbyname  # only names need it
+    from _socket import getservbyname  # only names need it
 
     for protocols in ((protocol,), ()):
         try:

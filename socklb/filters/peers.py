@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..wire.address import format_address, from_packed
+from ..wire.address import format_address
 from .conditions import Condition
 from .endpoints import Endpoint, EndpointSet
 
@@ -67,6 +67,6 @@ class Peers(Condition):
 
 
 def _text(endpoint: Endpoint) -> str:
-    address = format_address(from_packed(endpoint.address))
+    address = format_address(endpoint.address)
     host = f"[{address}]" if len(endpoint.address) == 16 else address
     return f"( dst {host} and dport = {endpoint.port} )"

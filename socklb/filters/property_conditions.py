@@ -8,15 +8,19 @@ from ..wire.bytecode import (
     INET_DIAG_BC_CGROUP_COND,
     INET_DIAG_BC_DEV_COND,
     INET_DIAG_BC_MARK_COND,
+    Label,
     MarkCond,
 )
-from .conditions import Condition, Or, Port, joined
+from .conditions import Condition, Port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..wire.bytecode import Assembler, Label
+    from ..wire.bytecode import Assembler
     from ..wire.reply import InetSocket
     from .conditions import Names
+
+
+_MANY = 100  # cgroups, which the kernel would compare one after another: a set takes no longer
 
 
 class _Numbered(Condition):
@@ -57,27 +61,39 @@ class Device(_Numbered):
 
 
 class Cgroup(_Numbered):
-    """In a cgroup v2, by id or by path; a path that ends with / is for all below it too. The kernel evaluates it since
-    Linux 5.9, and reports cgroups since 5.7.
+    """In a cgroup v2, by id or by path, or in one of several by their ids; a path that ends with / is for all below it
+    too. The kernel evaluates it since Linux 5.9, and reports cgroups since 5.7.
 
     A mini-socket has none: the kernel takes 0 for its id, and so would match the negation.
     """
 
     __slots__ = ("cgroup",)
-    cgroup: int | str
+    cgroup: int | str | frozenset[int]
 
-    def __init__(self, cgroup: int | str) -> None:
+    def __init__(self, cgroup: int | str | frozenset[int]) -> None:
         self._set(cgroup=cgroup)
 
     def evaluate(self, socket: InetSocket) -> bool | None:
-        wanted, cgroup = self._number(self.cgroup), socket.attributes.get("cgroup_id")
-        return cgroup == wanted if isinstance(cgroup, int) else None
+        wanted, cgroup = self._ids(), socket.attributes.get("cgroup_id")
+        return cgroup in wanted if isinstance(cgroup, int) else None
+
+    def _ids(self) -> frozenset[int]:
+        return self.cgroup if isinstance(self.cgroup, frozenset) else frozenset({self._number(self.cgroup)})
 
     def emit(self, program: Assembler, no: Label) -> None:
-        program.test(INET_DIAG_BC_CGROUP_COND, self._number(self.cgroup), no)
+        *others, last = sorted(self._ids())
+        end = Label()
+        for one in others:
+            following = Label()
+            program.test(INET_DIAG_BC_CGROUP_COND, one, following)
+            program.jump(end)
+            program.place(following)
+        program.test(INET_DIAG_BC_CGROUP_COND, last, no)
+        program.place(end)
 
     def supported(self, missing_ops: frozenset[int]) -> bool:
-        return INET_DIAG_BC_CGROUP_COND not in missing_ops
+        is_many = isinstance(self.cgroup, frozenset) and len(self.cgroup) > _MANY
+        return not is_many and INET_DIAG_BC_CGROUP_COND not in missing_ops
 
     @property
     def is_resolved(self) -> bool:
@@ -86,11 +102,11 @@ class Cgroup(_Numbered):
     def resolved(self, names: Names) -> Condition:
         if not isinstance(self.cgroup, str):
             return self
-        if self.cgroup.endswith("/"):
-            return joined(Or, map(Cgroup, names.cgroup_ids_below(self.cgroup)))
-        return Cgroup(names.cgroup_id(self.cgroup))
+        return Cgroup((names.cgroup_ids_below if self.cgroup.endswith("/") else names.cgroup_id)(self.cgroup))
 
     def __str__(self) -> str:
+        if isinstance(self.cgroup, frozenset):
+            return f"( {' or '.join(f'cgroup = {one}' for one in sorted(self.cgroup))} )"
         return f"cgroup = {self.cgroup}"
 
 

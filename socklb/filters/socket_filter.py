@@ -3,23 +3,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from errno import EOPNOTSUPP
-from ipaddress import IPv4Address, IPv6Address, ip_address
-
-from ..errors import NotSupported
 from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states, state_mask
 from ..values import Value
-from ..wire.address import unmapped
 from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
 from .bounds import bounds
 from .compiler import compile_condition
-from .conditions import EVERYTHING, PORT_MAX, And, Condition, Host, Or, check_socket, endpoint_of, joined, leaves
-from .constructors import dport, dst, on_link
-from .endpoints import Endpoint
+from .conditions import EVERYTHING, Condition, check_socket
 from .language import parse
-from .peers import Peers
+from .stuck import can_match_without_info
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +103,9 @@ class SocketFilter(Value):
         predicate: Predicate | None = None,
     ) -> SocketFilter:
         """The sockets whose peer is this address and port; of a link-local address, those bound to its link."""
-        return cls(protocol, _backend(address, port), states=states, family=family, predicate=predicate)
+        from .backend_conditions import condition_to  # with ipaddress, which takes longer to import than all conditions
+
+        return cls(protocol, condition_to(address, port), states=states, family=family, predicate=predicate)
 
     @classmethod
     def to_backends(
@@ -130,11 +124,9 @@ class SocketFilter(Value):
         protocols = {protocol_number(protocol) for _, _, protocol in triples}
         if len(protocols) != 1:
             raise ValueError("a filter takes at least one backend, and backends of one protocol only")
-        endpoints = [_endpoint(address, port) for address, port, _ in triples]
-        on_links = [_backend(address, port) for (address, port, _), known in zip(triples, endpoints) if known is None]
-        peers = [Peers(filter(None, endpoints))] if len(on_links) < len(triples) else []
-        where = joined(Or, [*peers, *on_links])
-        return cls(protocols.pop(), where, states=states, family=family, predicate=predicate)
+        from .backend_conditions import condition_to_any
+
+        return cls(protocols.pop(), condition_to_any(triples), states=states, family=family, predicate=predicate)
 
     @classmethod
     def parse(
@@ -185,25 +177,19 @@ class SocketFilter(Value):
         return bounds(self.where)
 
     @property
-    def needs_info(self) -> bool:
-        """Whether the condition reads struct tcp_info: of TCP alone, and asked for by itself."""
-        return any(leaf.needs_info for leaf in leaves(self.where))
+    def is_unknowable(self) -> bool:
+        """Whether no socket of its protocol can match: it would take a struct tcp_info, and UDP has none."""
+        return self.protocol == IPPROTO_UDP and not can_match_without_info(self.where)
 
     def accepts(self, socket: InetSocket) -> bool:
         """What is left to check of a socket that matches the condition: state and predicate."""
         return self.states & socket.answers_to != 0 and (self.predicate is None or bool(self.predicate(socket)))
 
     def plan(self, missing_ops: frozenset[int] = frozenset()) -> Plan:
-        """How to find what matches the condition, for a kernel without these bytecode ops; compiled once. Raises
-        NotSupported for what no kernel can tell of the protocol.
-        """
+        """How to find what matches the condition, for a kernel without these bytecode ops; compiled once."""
         plan = self._plans.get(missing_ops)
         if plan is None:
             plan = self._plans[missing_ops] = compile_condition(self.where, missing_ops)
-        if plan.needs_info and self.protocol == IPPROTO_UDP:
-            raise NotSupported(
-                EOPNOTSUPP, f"'{self}': 'stalled' and 'idle' are for TCP, UDP sockets have no acknowledgements"
-            )
         return plan
 
     def matches(self, socket: InetSocket) -> bool:
@@ -223,7 +209,9 @@ class SocketFilter(Value):
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the condition is the same in every namespace: no interface or cgroup by name, no `autobound`."""
+        """Whether the condition is the same always and in every namespace: no interface or cgroup by name, no process,
+        no `autobound`.
+        """
         return self.where.is_resolved
 
     def resolved(self, names: Names) -> SocketFilter:
@@ -247,28 +235,3 @@ def _construct(fields: dict[str, Any]) -> SocketFilter:
     filter = SocketFilter(**fields)
     filter._set(names_listen=names_listen)
     return filter
-
-
-def _endpoint(address: Address, port: int) -> Endpoint | None:
-    """What many backends are; None for one on a link. Raises as `_backend` does."""
-    plain = address
-    if isinstance(address, str):
-        with suppress(ValueError):
-            plain = ip_address(address)
-    if isinstance(plain, (IPv4Address, IPv6Address)) and type(port) is int and 0 <= port <= PORT_MAX:
-        plain = unmapped(plain)
-        if plain.version == 4 or not (plain.is_link_local or plain.scope_id):
-            return Endpoint(plain.packed, port)
-    _, endpoint = endpoint_of(_backend(address, port))
-    return endpoint
-
-
-def _backend(address: Address, port: int) -> Condition:
-    """One address and one port, on its link: a prefix, or no port, would match more than a backend."""
-    plain, _, zone = str(address).partition("%") if isinstance(address, (str, IPv6Address)) else (address, "", "")
-    host = dst(plain if zone else address)
-    if not (isinstance(host, Host) and host.is_exact):
-        raise ValueError(f"the address of a backend must be a single one, not {address}")
-    single = host.network.network_address
-    link = on_link(IPv6Address(f"{single}%{zone}") if zone else single)
-    return And(host, dport(port)) if link is None else And(host, dport(port), link)

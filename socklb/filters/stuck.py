@@ -4,33 +4,21 @@
 from __future__ import annotations
 
 from ..states import TcpState
+from ..wire.request import IPPROTO_TCP
+from .conditions import And, Not, Or, pushed_inward
 from .property_conditions import MatchedInPython
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..wire.records import TcpInfo
     from ..wire.reply import InetSocket
+    from .conditions import Condition
 
 _RETRANSMIT, _KEEPALIVE, _ZERO_WINDOW_PROBE = 1, 2, 4  # idiag_timer
 _OPENING = (TcpState.SYN_SENT, TcpState.SYN_RECV)
 _SENDING = (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT)
 _CONNECTED = (*_SENDING, TcpState.FIN_WAIT1, TcpState.FIN_WAIT2, TcpState.CLOSING, TcpState.LAST_ACK)
 _LONGEST_PAUSE = 120_000  # TCP_RTO_MAX, in milliseconds
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-LONGEST = 366 * 86400
-"""A year, in seconds."""
-
-
-def duration(text: str) -> float:
-    """The seconds of "500ms", "30s", "1.5m", "2h". Raises ValueError for what is no number with such a unit."""
-    unit = text.lstrip("0123456789.")
-    try:
-        seconds = float(text[: len(text) - len(unit)]) * _UNITS[unit]
-    except (KeyError, ValueError):
-        raise ValueError(f"{text!r} is no duration: it is a number with ms, s, m or h, as in 30s") from None
-    if seconds > LONGEST:
-        raise ValueError(f"{text} is longer than a year")
-    return seconds
 
 
 class _ByTcpInfo(MatchedInPython):
@@ -64,7 +52,9 @@ class Stalled(_ByTcpInfo):
     _word = "stalled"
 
     def evaluate(self, socket: InetSocket) -> bool | None:
-        return super().evaluate(socket) if socket.timer else False  # nothing is outstanding
+        if not socket.timer and socket.protocol == IPPROTO_TCP:
+            return False  # nothing is outstanding
+        return super().evaluate(socket)
 
     def _matches(self, socket: InetSocket, info: TcpInfo) -> bool:
         return _unanswered_ms(socket, info) >= max(self.ms, 1)
@@ -81,7 +71,9 @@ class Idle(_ByTcpInfo):
 
 
 def _unanswered_ms(socket: InetSocket, info: TcpInfo) -> int:
-    """For how long the peer has owed an answer: never more than it really is, 0 if it owes none."""
+    """For how long the peer has owed an answer, 0 if it owes none. Never more than that, but for a SYN or FIN in the
+    last interval that TCP_USER_TIMEOUT leaves it.
+    """
     since_ack: int = info.last_ack_recv
     if socket.timer == _KEEPALIVE:  # a lost probe alone says little
         age = since_ack if socket.retransmits > 1 else 0
@@ -103,12 +95,13 @@ def _since_first_sent(socket: InetSocket, info: TcpInfo) -> int:
     backoff: int = info.backoff
     first: int = (info.rto >> backoff) // 1000
     waited: int = max(0, timeout - socket.expires_ms)
+    since_data: int = info.last_data_sent
     if socket.state == TcpState.SYN_SENT:  # the first of these come without backoff (tcp_syn_linear_timeouts)
         return timeout - first + max(0, socket.retransmits - backoff) * first + waited
     if backoff or socket.retransmits:
-        return timeout - first + waited
+        # Under TCP_USER_TIMEOUT the timer is shorter than the timeout; last_data_sent restarts at a retransmission.
+        return timeout - first + (min(waited, since_data) if socket.state in _SENDING else waited)
     # The timer may be that of a tail loss probe, which says less. A FIN does not count as data.
-    since_data: int = info.last_data_sent
     return since_data if socket.state in _SENDING else 0
 
 
@@ -120,3 +113,15 @@ def _since_first_probe(socket: InetSocket, info: TcpInfo) -> int:
     backoff: int = info.backoff
     pauses = (min(first << max(0, backoff - before), _LONGEST_PAUSE) for before in range(socket.retransmits))
     return max(0, sum(pauses) - socket.expires_ms)
+
+
+def can_match_without_info(condition: Condition) -> bool:
+    """Whether it may be true of a socket that has no struct tcp_info."""
+    inward = pushed_inward(condition, lambda test, negated: Not(test) if negated else test)
+    return _can_match(inward)
+
+
+def _can_match(condition: Condition) -> bool:
+    if isinstance(condition, (And, Or)):
+        return (all if isinstance(condition, And) else any)(map(_can_match, condition.parts))
+    return not (condition.part if isinstance(condition, Not) else condition).needs_info

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
-import socket
 from functools import partial
 
 from ..errors import MalformedMessage, NotSupported, kernel_error
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 NETLINK_SOCK_DIAG = 4
 
 
-def open_netlink() -> socket.socket:
+def open_netlink() -> _socket.socket:
     """A NETLINK_SOCK_DIAG socket in the network namespace of the calling thread."""
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
+    return _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
 
 
 class DiagSocket(NetlinkSocket):

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
+import _socket
 import os
-import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 from struct import Struct
 
 from ..errors import KernelError
 from .exhaustion import raise_if_exhausted
 from .namespaces import run_in_netns
-from .processes import socket_inodes
+from .processes import socket_inode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def interface_index(name: str) -> int:
     included, the index itself, as text, second. Raises UnknownName if it is neither.
     """
     try:
-        return socket.if_nametoindex(name)
+        return _socket.if_nametoindex(name)
     except (OSError, AttributeError):  # PyPy lacks it
         pass
     try:
@@ -68,7 +68,8 @@ def _index_by_any_name(name: bytes) -> int:
     from ..wire.netlink import NLM_F_REQUEST, encode_attribute, encode_message
 
     request = bytes(_IFINFOMSG_SIZE) + encode_attribute(_IFLA_ALT_IFNAME, name + b"\0")
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as route:
+    kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC
+    with closing(_socket.socket(_socket.AF_NETLINK, kind, _socket.NETLINK_ROUTE)) as route:
         route.connect((0, 0))  # to the kernel: nobody else can answer
         route.send(encode_message(_RTM_GETLINK, NLM_F_REQUEST, 1, request))
         type, index = _LINK_REPLY.unpack(route.recv(_LINK_REPLY.size))
@@ -89,30 +90,33 @@ def cgroup_id(path: str) -> int:
     return status.st_ino
 
 
-def cgroup_ids_below(path: str) -> list[int]:
+def cgroup_ids_below(path: str) -> frozenset[int]:
     """The ids of a cgroup v2 and of all below it that are there now. Raises as `cgroup_id` does."""
     top = path if os.path.isabs(path) else os.path.join(_cgroup2_mount(), path)
-    ids = [cgroup_id(top)]
-    for directory, names, _ in os.walk(top):
+    ids = {cgroup_id(top)}
+    for directory, names, _ in os.walk(top, onerror=lambda error: raise_if_exhausted(error, f"list {top}")):
         for name in names:
-            with suppress(OSError):  # it has gone meanwhile
-                ids.append(os.stat(os.path.join(directory, name)).st_ino)
-    return ids
+            with suppress(FileNotFoundError):  # it has gone meanwhile
+                ids.add(os.stat(os.path.join(directory, name)).st_ino)
+    return frozenset(ids)
 
 
 def process_sockets(pid: int) -> frozenset[int] | None:
     """The inodes of the sockets that a process holds open; None where one may not look. Raises UnknownName if there is
     no such process.
     """
-    namespace = f"/proc/{pid}/ns/net"
+    directory = f"/proc/{pid}/fd"
+    targets = []
     try:
-        os.readlink(namespace)  # as permitted as what its descriptors lead to (ptrace_may_access())
+        for fd in os.listdir(directory):
+            with suppress(FileNotFoundError):  # it has been closed meanwhile
+                targets.append(os.readlink(f"{directory}/{fd}"))
     except PermissionError:
         return None
     except OSError as error:
-        raise_if_exhausted(error, f"read {namespace}")
+        raise_if_exhausted(error, f"list {directory}")
         raise UnknownName(f"there is no process {pid} in /proc") from None
-    return frozenset(socket_inodes(pid))
+    return frozenset(map(socket_inode, targets)) - {0}
 
 
 def is_root_cgroup(cgroup: int | str) -> bool:
@@ -169,7 +173,7 @@ def interface_names(namespace: NetworkNamespace) -> dict[int, str]:
     run out, or Python cannot ask.
     """
     try:
-        return run_in_netns(namespace, lambda: dict(socket.if_nameindex()))
+        return run_in_netns(namespace, lambda: dict(_socket.if_nameindex()))
     except (OSError, ValueError, AttributeError):  # PyPy lacks it
         return {}
 

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
-import socket
 import sys
+from contextlib import closing
 
 from ..errors import KernelError, NotPermitted, NotSupported
 from ..features import INSTALL
@@ -200,8 +201,8 @@ def _has_current_cookie(namespace: NetworkNamespace) -> bool:
 def _current_cookie(*, or_fail: bool = True) -> int:
     """The cookie of the calling thread's namespace; 0 where the kernel does not tell."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
-            return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+        with closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)) as any_socket:
+            return int.from_bytes(any_socket.getsockopt(_socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
     except OSError as error:
         if or_fail:
             raise_if_exhausted(error, "ask for the cookie of a network namespace")

@@ -7,9 +7,9 @@ dumps, datagrams of others and nonsense are dealt with here, once for all subsys
 
 from __future__ import annotations
 
+import _socket  # `socket` takes twenty times as long to import
 import errno
 import os
-import socket
 import sys
 from time import monotonic
 
@@ -69,7 +69,7 @@ class NetlinkSocket:
     refuses_sends = False
     """Whether EPERM answers a whole send, once, and not each of its messages: nfnetlink_rcv()."""
 
-    def __init__(self, opened: Callable[[], socket.socket]) -> None:
+    def __init__(self, opened: Callable[[], _socket.socket]) -> None:
         try:
             self._socket = opened()
         except OSError as error:
@@ -289,7 +289,7 @@ class NetlinkSocket:
             try:
                 self._socket.send(data)
                 return
-            except socket.timeout:
+            except _socket.timeout:
                 raise _timed_out(doing) from None
             except OSError as error:
                 if error.errno not in (errno.ENOBUFS, errno.EINTR) or attempt == _ATTEMPTS:
@@ -311,7 +311,7 @@ class NetlinkSocket:
         reply = bytes(memoryview(self._buffers[0])[:size])
         if self._logger:
             self._logger.debug("<- %s", self._describe(reply))
-        if flags & socket.MSG_TRUNC:
+        if flags & _socket.MSG_TRUNC:
             raise MalformedMessage("cut reply", offset=0, expected=f"at most {_BUFFER_SIZE} bytes", got="more")
         if not size:
             raise MalformedMessage("empty reply", offset=0, expected="a netlink message", got="nothing")
@@ -322,7 +322,7 @@ class NetlinkSocket:
         try:
             size, _, flags, sender = self._socket.recvmsg_into(self._buffers)
             self._has_received = True
-        except socket.timeout:
+        except _socket.timeout:
             raise _timed_out(doing) from None
         except OSError as error:
             if error.errno in (errno.ENOBUFS, errno.EINTR):

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
 
-CAP_SYS_PTRACE = 19  # linux/capability.h
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE = 1, 2, 19  # linux/capability.h
 _TERMINAL, _START = 4, 19  # words of /proc/PID/stat behind the name: proc_pid_stat(5) counts three more
 _PTS_MAJOR = 136  # UNIX98_PTY_SLAVE_MAJOR, linux/major.h
 
@@ -85,7 +85,12 @@ def start_time(path: str) -> int:
 
 def socket_inodes(pid: int) -> Iterator[int]:
     """The inode of each socket that a process holds open."""
-    return (int(target[8:-1]) for _, target in _open_files(pid) if target.startswith("socket:["))
+    return filter(None, (socket_inode(target) for _, target in _open_files(pid)))
+
+
+def socket_inode(target: str) -> int:
+    """That of the socket that a descriptor leads to, 0 if it leads to something else."""
+    return int(target[8:-1]) if target.startswith("socket:[") else 0
 
 
 def holders(inodes: Container[int] | None) -> dict[int, list[Process]]:
@@ -94,8 +99,9 @@ def holders(inodes: Container[int] | None) -> dict[int, list[Process]]:
     for pid in numbers("/proc"):
         held: dict[int, list[int]] = {}
         for fd, target in _open_files(pid):
-            if target.startswith("socket:[") and (inodes is None or int(target[8:-1]) in inodes):
-                held.setdefault(int(target[8:-1]), []).append(int(fd))
+            inode = socket_inode(target)
+            if inode and (inodes is None or inode in inodes):
+                held.setdefault(inode, []).append(int(fd))
         if held and (status := _status(pid, 16)):  # its name and uid stand in the first lines; it may have ended
             _, name, uid, _ = _process(pid, status)
             for inode, fds in held.items():

@@ -120,7 +120,23 @@ class ConntrackJoin:
         them are looked into, however many are done with otherwise.
         """
         self.acted_on, self.still_balanced, self._session, self._meant = set(), set(), None, {}
-        self._count_anew(run)
+        again = {key: outcome for key, outcome in self._counted.items() if outcome.verdict not in ACHIEVED}
+        self._counted = {key: outcome for key, outcome in self._counted.items() if outcome.verdict in ACHIEVED}
+        try:
+            self._look(run, backends, namespaces, is_last)
+        except BaseException:  # the others were not tried again
+            again = {key: outcome for key, outcome in again.items() if key in self._counted}
+            raise
+        finally:  # whoever was not cut counts by what became of it now
+            run.withdraw([*again.values()])
+
+    def _look(
+        self,
+        run: Run,
+        backends: Collection[Backend],
+        namespaces: Sequence[NetworkNamespace],
+        is_last: Callable[[Backend], bool],
+    ) -> None:
         with Balanced(backends, namespaces, run.obey_signals) as balanced:
             self._balanced = balanced
             balanced.find(NetworkNamespace.current() if hasattr(namespaces, "refused") else None)
@@ -136,13 +152,6 @@ class ConntrackJoin:
                 _account(run, partial(self._cut_entries, batch))
             for batch in batches([case for case in alone if case in failed]):
                 _account(run, partial(self._fail, batch), [self._counted[_entry_key(case)] for case in batch])
-
-    def _count_anew(self, run: Run) -> None:
-        """Whoever was not cut is tried again, and counts by what becomes of it then."""
-        again = [outcome for outcome in self._counted.values() if outcome.verdict not in ACHIEVED]
-        if again:
-            _account(run, lambda outcomes: None, again)
-        self._counted = {key: outcome for key, outcome in self._counted.items() if outcome.verdict in ACHIEVED}
 
     # ------------------------------------------------------------------------------------------- sockets
 

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from ..errors import MalformedMessage
 from ..states import state_word
-from .address import format_endpoint, from_packed
+from .address import format_endpoint
 from .netlink import NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, decode_ack, decode_done, iter_messages
 from .reply import decode_msg
 from .request import (
@@ -92,5 +92,5 @@ def _sock_diag(type: int, flags: int, payload: bytes) -> str:
 
 
 def _socket(id: SocketId) -> str:
-    ends = f"{format_endpoint(from_packed(id.src), id.sport)} -> {format_endpoint(from_packed(id.dst), id.dport)}"
+    ends = f"{format_endpoint(id.src, id.sport)} -> {format_endpoint(id.dst, id.dport)}"
     return f"{ends} interface {id.interface} cookie {id.cookie:#x}"

@@ -269,8 +269,8 @@ class InetSocket:
     def __repr__(self) -> str:
         state = getattr(self.state, "name", self.state)
         return (
-            f"<InetSocket {self._protocol} {state} {format_endpoint(self.src, self.sport)} -> "
-            f"{format_endpoint(self.dst, self.dport)} cookie={self.cookie}>"
+            f"<InetSocket {self._protocol} {state} {format_endpoint(self.src_packed, self.sport)} -> "
+            f"{format_endpoint(self.dst_packed, self.dport)} cookie={self.cookie}>"
         )
 
 

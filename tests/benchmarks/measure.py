@@ -48,6 +48,7 @@ _DESTROY = f"destroy one backend's {VICTIMS} connections"
 _IDLE = "destroy the same, and idle for 0 s"
 _SS_K = "ss -K with the same filter, whole process"
 _COMMAND = "python3 -S -m socklb destroy, whole process"
+_LIST_COMMAND = "python3 -S -m socklb list with the same filter, whole process"
 _SCATTERED = "find among 1,000 backends, scattered"
 _CONSECUTIVE = "find among 1,000 backends, consecutive"
 _FIRST = "find among 50,000 backends of all ports, first use"
@@ -68,6 +69,7 @@ def _ratios(best: dict[str, float], growth: float) -> list[Ratio]:
         (_DESTROY, _SS_K, 0.6),
         (_IDLE, _DESTROY, 1.5),
         (_COMMAND, _SS_K, 2.0),
+        (_LIST_COMMAND, _SS, 2.0),
         (_SCATTERED, _FIND, 1.3),
         (_CONSECUTIVE, _FIND, 2.0),
         (_FIRST, _HASHED, 4.0),
@@ -104,7 +106,8 @@ def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]
         _DECODE: Subject(lambda: _decode_all(everything), every=seldom),
         _DESTROY: Subject(lambda: _expect_destroyed(one), crowd.renew_victims),
         _IDLE: Subject(lambda: _expect_destroyed(idle_too), crowd.renew_victims),
-        _COMMAND: Subject(lambda: _run_command(text), crowd.renew_victims),
+        _COMMAND: Subject(lambda: _run_command("destroy", text), crowd.renew_victims),
+        _LIST_COMMAND: Subject(lambda: _run_command("list", text), crowd.renew_victims),
         "bare interpreter start: python3 -S -c pass": Subject(lambda: _process([sys.executable, "-S", "-c", "pass"])),
         _WATCH: Subject(watched.go_down, watched.come_up),
     }
@@ -163,8 +166,8 @@ def _process(command: list[str]) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=_ROOT)
 
 
-def _run_command(text: str) -> None:
-    _process([sys.executable, "-S", "-m", NAME, "destroy", "--tcp", text])
+def _run_command(command: str, text: str) -> None:
+    _process([sys.executable, "-S", "-m", NAME, command, "--tcp", text])
 
 
 _GROWTH = """

@@ -19,6 +19,8 @@ def test_what_only_tcp_knows_leaves_udp_out(sockets: Sockets) -> None:
     sockets.udp("127.0.0.2", 9000)
     found = run("list", "--json", "idle", "0s", "and", "dport", "9000")
     assert (found.code, [row["protocol"] for row in found.json["sockets"]]) == (0, ["tcp"])
+    either = run("list", "--json", "idle 0s or dport 9000")
+    assert {row["protocol"] for row in either.json["sockets"]} == {"tcp", "udp"}
     refused = run("list", "-u", "idle 0s")
     assert (refused.code, refused.err) == (
         3,
@@ -35,8 +37,9 @@ def test_a_process_and_what_may_not_be_seen_of_it(sockets: Sockets) -> None:
                 assert (listed.code, listed.err, len(listed.json["sockets"])) == (0, "", count)
             blind = run("list", "-u", f"not pid {other.pid}", preexec=drop_privilege)
             assert (blind.code, blind.out.count("\n")) == (0, 1)
-            why = f"what process {other.pid} holds may not be looked at, and so nothing matches 'pid = {other.pid}'"
-            assert blind.err == f"socklb: {why}: CAP_SYS_PTRACE is missing\n"
+            unknown = f"neither 'pid = {other.pid}' nor its negation matches"
+            why = "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are missing"
+            assert blind.err == f"socklb: what process {other.pid} holds may not be looked at: {unknown}: {why}\n"
         finally:
             other.kill()
     gone = run("destroy", f"pid {other.pid}")

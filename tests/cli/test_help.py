@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -85,7 +84,7 @@ class TestTexts:
 
     @pytest.mark.parametrize("name", ["list", "destroy"])
     def test_every_filter_shown_can_be_read(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(socket, "getservbyname", lambda *_: 443)  # not every image has /etc/services
+        monkeypatch.setattr("_socket.getservbyname", lambda *_: 443)  # not every image has /etc/services
         shown = run(name, "--help").out.partition("language of ss(8):\n")[2].partition("\nA v4")[0]
         cells = [cell for line in shown.splitlines() for cell in re.split(r"\s{3,}", line.strip())]
         filters = [cell for cell in cells if re.match(r"\(|(dst|src|dport|sport|dev|fwmark|cgroup) ", cell)]

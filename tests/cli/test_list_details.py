@@ -265,8 +265,8 @@ class TestProcesses:
         code, out, err = run("list", "-pa", preexec=preexec)  # type: ignore[arg-type]
         count = sum(line.endswith(" unseen") for line in out.splitlines())
         assert (code, count) == (0, 4)
-        assert err.startswith("socklb: 4 sockets are held by processes that may not be seen: ")
-        assert ("CAP_SYS_PTRACE is missing" in err) == is_missing
+        assert err.startswith("socklb: 4 sockets are held by no process that may be seen: ")
+        assert ("CAP_SYS_PTRACE" in err) == is_missing
         rows = run("list", "-p", "--json", "dport = 9000", preexec=preexec)  # type: ignore[arg-type]
         assert [row["processes"] for row in rows.json["sockets"]] == [None]
         assert rows.err.startswith("socklb: 1 socket is held")

@@ -100,5 +100,5 @@ def test_no_other_socket_is_touched(sockets: Sockets, preexec: Preexec) -> None:
 @pytest.mark.parametrize("words", [("probe",), ("destroy", "dst 10.0.0.1"), ("list",)], ids=" ".join)
 def test_a_python_that_was_built_without_netlink(words: tuple[str, ...]) -> None:
     """As where a C library's headers are there and the kernel's are not."""
-    code, out, err = run(*words, patch="import socket; del socket.AF_NETLINK")
+    code, out, err = run(*words, patch="import _socket; del _socket.AF_NETLINK")
     assert (code, "this Python has no AF_NETLINK" in out + err) == (3, True)

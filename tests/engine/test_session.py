@@ -53,7 +53,7 @@ class Fake(NamedTuple):
 def both_ways(
     client: tuple[str, int], server: tuple[str, int], *uids: int
 ) -> frozenset[tuple[Endpoint, Endpoint, int]]:
-    one, other = ((ip_address(address), port) for address, port in (client, server))
+    one, other = ((ip_address(address).packed, port) for address, port in (client, server))
     return frozenset(ends for uid in (0, *uids) for ends in ((one, other, uid), (other, one, uid)))
 
 

@@ -111,7 +111,8 @@ def test_what_hangs_is_found_and_destroyed_and_nobody_else(sockets: Sockets) -> 
     eventually(all_are_found, "each of them is stalled for 2 s")
     for clients, names in zip(several, stuck):
         report = destroy_sockets(SocketFilter("tcp", dst(clients.address) & stalled(2)))
-        assert (report.destroyed, report.matched) == (len(names),) * 2, report.outcomes
+        kept = sum(outcome.reason == "no owner" for outcome in report.outcomes)  # before Linux 6.1: the FIN without one
+        assert (report.destroyed + kept, report.matched) == (len(names),) * 2, report.outcomes
         for name, client in clients.ends.items():
             assert client.fileno() < 0 or pending_error(client) == ("ECONNABORTED" if name in names else ""), name
 
@@ -121,13 +122,13 @@ def test_idle_is_who_neither_sends_nor_receives(sockets: Sockets) -> None:
     clients.pair("idle")
     talking = clients.pair("talking")
 
-    def one_is_idle() -> bool:
+    def one_alone_is_idle() -> bool:
         for end, other in (talking, talking[::-1]):
             end.send(b"x")
             other.recv(1)
-        return "idle" in clients.matched(idle(1))
+        return clients.matched(idle(1)) == {"idle"}
 
-    eventually(one_is_idle, "it is idle for 1 s")
+    eventually(one_alone_is_idle, "it is idle for 1 s, and the other is not")
     assert clients.matched(idle(1) & ~idle(3600)) >= {"idle"}
     assert not clients.matched(idle(3600))
 
@@ -137,5 +138,5 @@ def test_twins_that_hide_each_other_are_decided_too(sockets: Sockets) -> None:
     for _ in range(3):
         sockets.listen("127.0.0.2", 9000, reuse_port=True)
     awake = SocketFilter("tcp", src("127.0.0.2", 9000) & ~idle(1), states=["listening"])
-    assert destroy_sockets(awake, dry_run=True).would_destroy == 3
     assert len(list(find_sockets(awake))) == 3
+    assert destroy_sockets(awake).destroyed == 3

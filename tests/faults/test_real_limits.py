@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import resource
@@ -153,7 +154,7 @@ class TestTheSmallestBuffer:
     def _smallest(self, monkeypatch: pytest.MonkeyPatch) -> None:
         usual = diag.open_netlink
 
-        def small() -> socket.socket:
+        def small() -> _socket.socket:
             opened = usual()
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel makes it the least it allows
             return opened

@@ -184,10 +184,6 @@ class TestPrograms:
         assert plan.programs == compile_condition(dport(80)).programs
         assert plan.needs_info is (in_python in (stalled(1), ~idle(1)))
 
-    def test_udp_has_nothing_to_acknowledge(self) -> None:
-        with pytest.raises(NotSupported, match="'stalled' and 'idle' are for TCP"):
-            SocketFilter("udp", dport(53) | stalled(1)).plan()
-
     def test_a_filter_is_compiled_once_for_each_kind_of_kernel(self) -> None:
         filter = SocketFilter("tcp", cgroup(7))
         assert filter.plan() is filter.plan() is not filter.plan(NO_CGROUP)

@@ -254,7 +254,7 @@ class TestEquality:
             (dst("10.0.0.7/8"), dst("10.0.0.0/8")),
             (dst("::ffff:10.0.0.1"), dst(IPv4Address("10.0.0.1"))),
             (dst("::ffff:10.0.0.0/104"), dst(IPv4Network("10.0.0.0/8"))),
-            (Host("dst", IPv6Network("::ffff:10.0.0.1/128")), dst("10.0.0.1")),
+            (Host("dst", IPv6Address("::ffff:10.0.0.1").packed, 128), dst("10.0.0.1")),
             (dst("2001:DB8:0::1"), dst("2001:db8::1/128")),
             (dport(80), dport(80, 80)),
             (mark(1), mark(1, 0xFFFFFFFF)),
@@ -269,7 +269,7 @@ class TestEquality:
     def test_repr_is_python_for_it(self, condition: Condition) -> None:
         modules = (kinds, property_conditions, stuck, peers)
         known = {name: value for module in modules for name, value in vars(module).items()}
-        assert eval(repr(condition), {**known, "IPv4Network": IPv4Network, "IPv6Network": IPv6Network}) == condition
+        assert eval(repr(condition), known) == condition
 
 
 class _FakeNames:
@@ -281,8 +281,8 @@ class _FakeNames:
             raise ValueError(f"no cgroup {path!r}")
         return 77
 
-    def cgroup_ids_below(self, path: str) -> list[int]:
-        return [77, 78] if path == "web/" else []
+    def cgroup_ids_below(self, path: str) -> frozenset[int]:
+        return frozenset({77, 78} if path == "web/" else ())
 
     def process_sockets(self, pid: int) -> frozenset[int] | None:
         return frozenset({11, 12}) if pid == 7 else None
@@ -307,7 +307,11 @@ class TestNames:
         assert numbered.is_resolved
 
     def test_a_path_with_a_slash_is_this_cgroup_and_all_below(self) -> None:
-        assert cgroup("web/").resolved(_FakeNames()) == cgroup(77) | cgroup(78)
+        below = cgroup("web/").resolved(_FakeNames())
+        for number in (76, 77, 78, 79):
+            row = socket_between("10.0.0.1:1", "10.0.0.2:2", cgroup_id=number)
+            assert below.matches(row) is (number in (77, 78))
+            assert (~below).matches(row) is (number not in (77, 78))
 
     def test_a_process_is_the_sockets_that_it_holds(self) -> None:
         held = pid(7).resolved(_FakeNames())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
@@ -154,7 +153,7 @@ class TestServiceNames:
                 raise OSError("service/proto not found")
             return known[question]
 
-        monkeypatch.setattr(socket, "getservbyname", look_up)
+        monkeypatch.setattr("_socket.getservbyname", look_up)
 
     @pytest.mark.parametrize("text", ["dport web", "dport = :web", "dport eq web", "dst *:web", "dst :web"])
     def test_the_protocol_decides(self, text: str) -> None:

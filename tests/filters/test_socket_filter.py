@@ -332,7 +332,7 @@ class TestParse:
         assert SocketFilter.parse("", "udp") == SocketFilter("udp")
 
     def test_a_service_name_is_of_the_filters_protocol(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("socket.getservbyname", lambda name, protocol: {"tcp": 80, "udp": 8080}[protocol])
+        monkeypatch.setattr("_socket.getservbyname", lambda name, protocol: {"tcp": 80, "udp": 8080}[protocol])
         assert SocketFilter.parse("dport = :web", IPPROTO_TCP).where == dport(80)
         assert SocketFilter.parse("dport = :web", IPPROTO_UDP).where == dport(8080)
 

@@ -47,6 +47,8 @@ class TestStalled:
             (sent(1, 1300, 3, rto=1_600_000, backoff=3), 1700),
             (sent(1, 1300, 3, rto=1_600_000, backoff=3, last_ack_recv=1000), 1000),
             (sent(1, 1300, 3, rto=1_600_000, backoff=3, unacked=0), 0),
+            # TCP_USER_TIMEOUT ends before the timeout would: the last retransmission was 100 ms ago
+            (sent(1, 300, 3, rto=1_600_000, backoff=3, last_data_sent=100), 1500),
             (sent(1, 1300, 3, rto=1_600_000, backoff=3, state=TcpState.FIN_WAIT1), 1700),
             # sent 1 ms ago after an idle hour; or 150 ms ago, and the timer is that of a tail loss probe
             (sent(1, 199, rto=200_000, last_data_sent=1), 1),

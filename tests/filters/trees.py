@@ -97,6 +97,7 @@ _peers = st.sets(
     st.builds(lambda address, port: Endpoint(unmapped(address).packed, port), addresses, ports), min_size=1, max_size=9
 ).map(Peers)
 _cgroups = st.builds(cgroup, st.sampled_from((0, 1)) | st.integers(0, (1 << 64) - 1))
+_several_cgroups = st.frozensets(st.integers(0, 9), min_size=1, max_size=4).map(Cgroup)
 
 # What the language of ss can say: one word without its symbols, and not a number.
 _words = st.text(st.characters(codec="utf-8", categories=("L", "N", "P"), exclude_characters="()!&|=<>"), min_size=1)
@@ -115,7 +116,9 @@ def trees(leaves: st.SearchStrategy[Condition], fewest_parts: int) -> st.SearchS
     return st.recursive(leaves, joined, max_leaves=8)
 
 
-resolved_leaves = _endpoints | _one_sided_ports | _two_sided_ports | _marks | _indices | _cgroups | _peers
+resolved_leaves = (
+    _endpoints | _one_sided_ports | _two_sided_ports | _marks | _indices | _cgroups | _several_cgroups | _peers
+)
 
 conditions = trees(resolved_leaves, fewest_parts=0)
 """Trees that can be matched: every name is resolved."""
@@ -157,12 +160,11 @@ def names_what_it_matches(condition: Condition, negated: bool = False) -> bool:
     if negated:
         return False
     if isinstance(condition, Host):
-        return _is_narrow(condition.network)
-    return (
-        isinstance(condition, Peers)
-        or (isinstance(condition, Device) and condition.interface != 0)
-        or (isinstance(condition, Cgroup) and condition.cgroup not in (0, 1))
-    )
+        return _is_narrow(network_of(condition))
+    if isinstance(condition, Cgroup):
+        assert not isinstance(condition.cgroup, str)
+        return not (condition.cgroup if isinstance(condition.cgroup, frozenset) else {condition.cgroup}) & {0, 1}
+    return isinstance(condition, Peers) or (isinstance(condition, Device) and condition.interface != 0)
 
 
 def _port_ranges(condition: Condition, negated: bool) -> list[tuple[str, range]]:
@@ -178,6 +180,10 @@ def _port_ranges(condition: Condition, negated: bool) -> list[tuple[str, range]]
         return [(condition.side, range(condition.low, condition.high + 1))]
     ends = [range(condition.low), range(condition.high + 1, 1 << 16)]
     return [(condition.side, end) for end in ends if end] if not all(ends) else []
+
+
+def network_of(host: Host) -> Network:
+    return ip_network((host.address, host.length))
 
 
 def _is_narrow(network: Network) -> bool:

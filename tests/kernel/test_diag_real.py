@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ class TestDumps:
             rows(diag, asked)
 
     def test_nobody_but_the_kernel_can_send_to_it(self, diag: DiagSocket) -> None:
-        with open_netlink() as forger, pytest.raises(ConnectionRefusedError):
+        with closing(open_netlink()) as forger, pytest.raises(ConnectionRefusedError):
             forger.sendto(encode_message(NLMSG_DONE, NLM_F_MULTI, 1, bytes(4)), diag._socket.getsockname())
 
     def test_a_find_that_is_continued_in_a_forked_process_is_an_error_there(self, sockets: Sockets) -> None:

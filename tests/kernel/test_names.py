@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from subprocess import PIPE
+from unittest import mock
 
 import pytest
 
@@ -80,7 +81,7 @@ class TestCgroups:
         inner.mkdir(parents=True)
         expected = {path.stat().st_ino for path in (inner, inner.parent, mounted / "web.slice")}
         for path in ("web.slice/", str(mounted / "web.slice/")):
-            assert sorted(cgroup_ids_below(path)) == sorted(expected)
+            assert cgroup_ids_below(path) == expected
         with pytest.raises(ValueError, match="is not a cgroup v2"):
             cgroup_ids_below("missing.slice/")
 
@@ -141,6 +142,11 @@ class TestProcesses:
             assert held is not None
             assert (ours in held, inode in held) == (True, False)
             child.communicate(b"\n")
+
+    def test_one_whose_descriptors_may_not_be_listed_is_unknown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of another user, with CAP_SYS_PTRACE and without CAP_DAC_READ_SEARCH."""
+        monkeypatch.setattr(os, "listdir", mock.Mock(side_effect=PermissionError))
+        assert process_sockets(os.getpid()) is None
 
     def test_one_that_may_not_be_looked_at_is_unknown_and_one_that_is_not_there_an_error(self) -> None:
         with subprocess.Popen(["sleep", "60"]) as other:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, NamedTuple, Optional, Union
 
 from socklb.filters import Condition
@@ -127,7 +127,8 @@ def matches(condition: Condition, one: ModelSocket) -> bool | None:
         return _LOGIC[2 - _LOGIC.index(matches(condition.part, one))]
     if isinstance(condition, Host):
         address = one.local if condition.side == "src" else one.peer
-        return (unmapped(address) if condition.network.version == 4 else address) in condition.network
+        network = ip_network((condition.address, condition.length))
+        return (unmapped(address) if network.version == 4 else address) in network
     if isinstance(condition, Port):
         return condition.low <= (one.local_port if condition.side == "src" else one.peer_port) <= condition.high
     if isinstance(condition, Device):

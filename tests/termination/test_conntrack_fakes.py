@@ -27,7 +27,7 @@ from socklb.termination.terminate import terminate
 
 from ..conntrack.ctnetlink import Entry, FakeConntrack, flow
 from ..engine.test_run import Record, netns, report_of
-from ..engine.test_run_ended import Interrupt
+from ..engine.test_run_ended import Interrupt, handling
 from ..fake_kernel import FakeKernel, StatefulTable, row, table
 
 HERE = netns(1)
@@ -114,7 +114,7 @@ class TestASecondInterrupt:
         again = mock.patch.object(terminating, "sleep", side_effect=lambda _: kernel.entries.extend(there[:2]))
         with FakeKernel(table([])).installed() as diag, kernel.installed() as conntrack, again:
             try:
-                with interrupt:
+                with handling(signal.SIGINT, signal.default_int_handler), interrupt:
                     report = terminate(
                         [there[0].flow.backend], [HERE], join=ConntrackJoin(), looks=(2,), audit=records.append
                     )
@@ -140,3 +140,24 @@ class TestASecondInterrupt:
         last = {record["sport"]: record["outcome"] for record in records}
         unrecorded = {one.client.sport: one.verdict for one in report.unrecorded}
         assert {**last, **unrecorded} == {one.client.sport: one.verdict for one in report.outcomes}, where
+
+
+def test_what_an_interrupted_look_did_not_try_again_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the report as in the audit."""
+    there = [entry(), Entry(flow("10.96.0.10:80/TCP", "10.0.0.5:53/TCP", status=IPS_DST_NAT, sport=7, id=7))]
+    records: list[Record] = []
+    find, looks = Balanced.find, count()
+
+    def find_once(balanced: Balanced, here: Any) -> None:
+        if next(looks):
+            raise KeyboardInterrupt
+        find(balanced, here)
+
+    monkeypatch.setattr(Balanced, "find", find_once)
+    monkeypatch.setattr(terminating, "sleep", lambda _: None)
+    backends = [one.flow.backend for one in there]
+    with installed(FakeConntrack(there)), pytest.raises(KeyboardInterrupt) as interrupt:
+        terminate(backends, [HERE], join=ConntrackJoin(), looks=(2,), audit=records.append)
+    told = [(one.verdict, one.reason) for one in report_of(interrupt.value).outcomes]
+    assert sorted(told) == sorted((record["outcome"], record["reason"]) for record in records)
+    assert len(told) == 2

@@ -20,6 +20,7 @@ CHECKS = (
     "tests/engine/test_destroy_rounds.py",  # twins; owners that close or reconnect in between
     "tests/engine/test_find.py::TestDeviceCgroupAndMark",
     "tests/engine/test_other_kernels.py",  # mini-sockets, orphans
+    "tests/engine/test_stuck.py",
     "tests/engine/test_tcp_states.py",
     "tests/kernel/test_diag_real.py::TestDestroys",
     "tests/cli/test_terminate.py::test_several_backends_at_once_in_several_namespaces",
