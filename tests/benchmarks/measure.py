@@ -13,13 +13,12 @@ import subprocess
 import sys
 
 from socklb import InetSocket, SocketFilter, destroy_sockets, dport, dst, find_sockets, idle
-from socklb.kernel.diag import DiagSocket
 from socklb.termination.loop import GATHER_SECONDS
 
 from .. import package_under_test
 from .crowd import BACKEND, VICTIMS, Crowd
 from .timing import Ratio, Subject, best_times, ratios_of
-from .walk import LISTED_STATES, walk
+from .walk import LISTED_STATES, walk_once
 from .watched import Watched
 
 NAME = package_under_test.NAME
@@ -94,7 +93,7 @@ def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]
     text = f"dst {address}:{port}"
     seldom = max(1, rounds // 2)
     subjects = {
-        _WALK: Subject(_walk),
+        _WALK: Subject(walk_once),
         _FIND: Subject(lambda: _expect(VICTIMS, find_sockets(one)), crowd.renew_victims),
         _SCATTERED: Subject(lambda: _expect(VICTIMS, find_sockets(scattered))),
         _CONSECUTIVE: Subject(lambda: _expect(VICTIMS, find_sockets(consecutive))),
@@ -117,11 +116,6 @@ def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]
     if importlib.util.find_spec("pyroute2"):
         subjects[_PYROUTE2] = Subject(_pyroute2, every=rounds)
     return subjects
-
-
-def _walk() -> None:
-    with DiagSocket() as diag:
-        walk(diag)
 
 
 def _backends(*, scattered: bool) -> SocketFilter:

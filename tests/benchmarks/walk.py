@@ -16,3 +16,9 @@ def walk(diag: DiagSocket) -> None:
     request = InetDiagReq(states=LISTED_STATES).encode()
     request += encode_attribute(INET_DIAG_REQ_BYTECODE, program.assemble() or b"")
     assert not any(diag.dump(TCPDIAG_GETSOCK, request, "walk"))
+
+
+def walk_once() -> None:
+    """With a netlink socket of its own."""
+    with DiagSocket() as diag:
+        walk(diag)
