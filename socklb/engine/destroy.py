@@ -144,7 +144,7 @@ class Rounds:
         doomed: dict[int, InetSocket] = {}
         for (cookie, row), why in zip(found.items(), reasons(list(found.values()))):
             if why:
-                outcomes.append(self._outcome(row, SKIPPED, why))
+                outcomes.append(self._outcome(abridged(row), SKIPPED, why))
             else:
                 doomed[cookie] = row
         if doomed:
@@ -161,7 +161,7 @@ class Rounds:
         unsupported = []
         for (cookie, socket), code, remark in zip(doomed.items(), codes, said):
             if code == 0:
-                found = self.pending[cookie]  # it is kept already
+                found = self.pending[cookie]  # abridged already
                 is_as_found = (found.state, found.id_bytes) == (socket.state, socket.id_bytes)
                 outcomes.append(self._outcome(found if is_as_found else abridged(socket), DESTROYED, remark))
             elif code in (errno.EPERM, errno.EACCES):
@@ -169,7 +169,7 @@ class Rounds:
             elif code == errno.EOPNOTSUPP:
                 unsupported.append(socket)
             elif code != errno.ENOENT:
-                outcomes.append(self._outcome(socket, FAILED, os.strerror(code), code))
+                outcomes.append(self._outcome(abridged(socket), FAILED, os.strerror(code), code))
         self._in_flight = set()
         if unsupported:
             self._judge(unsupported, outcomes)
@@ -181,7 +181,7 @@ class Rounds:
         rows = self._table.look_up(self.filter, unsupported, self._bits, self._doing)
         for socket, row in zip(unsupported, rows):
             if row is None or row.cookie != socket.cookie or not self._table.still_matches(self.filter, row):
-                outcomes.append(self._outcome(socket, GONE))
+                outcomes.append(self._outcome(abridged(socket), GONE))
                 continue
             if self.refusal is None:
                 from .probe import can_destroy  # kernels that answer so are few
@@ -189,7 +189,7 @@ class Rounds:
                 if not can_destroy(socket.protocol, socket.family):
                     self.refusal = kernel_error(errno.EOPNOTSUPP, self._doing)
             if self.refusal is None:
-                outcomes.append(self._outcome(row, FAILED, IN_THIS_STATE, errno.EOPNOTSUPP))
+                outcomes.append(self._outcome(abridged(row), FAILED, IN_THIS_STATE, errno.EOPNOTSUPP))
 
     def look_again(self) -> list[Outcome]:
         """Sort those that were not found: gone, moved to another address, or hidden behind a twin."""
@@ -248,7 +248,7 @@ class Rounds:
         live = STATE_FILTER_TCP if self.filter.protocol == IPPROTO_TCP else STATE_FILTER_UDP
         states = live | self.filter.request_states
         rows = self._table.search_all(self.filter, states, self.namespace.name, self._bits)
-        return {cookie: row for cookie, row in rows if cookie in self.pending and self._is_alive(cookie, row)}
+        return {cookie: abridged(row) for cookie, row in rows if cookie in self.pending and self._is_alive(cookie, row)}
 
     def _is_alive(self, cookie: int, row: InetSocket) -> bool:
         """A TCP socket that was reset may still hold its port, as a bound one."""
