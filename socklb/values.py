@@ -44,7 +44,14 @@ class Value:
         return hash((type(self), *self._fields().values()))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._fields().items())})"
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in self._fields().items())})"
+        )
+
+
+def _shown(value: object) -> str:
+    """Equal sets look alike."""
+    return f"frozenset({sorted(value)!r})" if isinstance(value, frozenset) else repr(value)
 
 
 def _construct(kind: type[Value], fields: dict[str, Any]) -> Value:
@@ -52,8 +59,7 @@ def _construct(kind: type[Value], fields: dict[str, Any]) -> Value:
 
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-LONGEST = 366 * 86400
-"""A year, in seconds."""
+_A_YEAR = 366 * 86400
 
 
 def duration(text: str) -> float:
@@ -63,6 +69,6 @@ def duration(text: str) -> float:
         seconds = float(text[: len(text) - len(unit)]) * _UNITS[unit]
     except (KeyError, ValueError):
         raise ValueError(f"{text!r} is no duration: it is a number with ms, s, m or h, as in 30s") from None
-    if seconds > LONGEST:
+    if seconds > _A_YEAR:
         raise ValueError(f"{text} is longer than a year")
     return seconds

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from errno import EACCES
 
-from ..errors import AuditError
+from ..errors import AuditError, NotPermitted
 from ..features import has, missing, standard_module
 from ..filters import SocketFilter
+from ..filters.bounds import hinges_on
 from ..filters.conditions import leaves
 from ..filters.property_conditions import Pid
 from ..kernel.names import process_sockets
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..engine.audit import AuditFile
+    from ..filters import Condition
     from ..filters.backend import Backend
     from ..reverse_nat import RevNatMaps
 
@@ -126,11 +129,22 @@ def filters_from(options: argparse.Namespace) -> list[SocketFilter]:
         if text.lower().split()[:1] != ["state"]:  # as with ss, what is named counts
             states = ["all"]
     filters = [SocketFilter.parse(text, protocol, states=states, family=family) for protocol in protocols]
-    for test in leaves(filters[0].where):
-        if isinstance(test, Pid) and process_sockets(test.pid) is None:
-            what = f"what process {test.pid} holds may not be looked at: neither '{test}' nor its negation matches"
-            warn(f"{what}: {missing_capabilities() or 'it is in another user or pid namespace'}")
+    _check_processes(filters[0].where)
     return [filter for filter in filters if not filter.is_unknowable] if both else filters
+
+
+def _check_processes(condition: Condition) -> None:
+    """Say which processes may not be looked at. Raises NotPermitted if nothing can match without these, ValueError for
+    one that is not there.
+    """
+    named = {test for test in leaves(condition) if isinstance(test, Pid)}
+    hidden = {test for test in named if process_sockets(test.pid, test.start) is None}
+    for test in sorted(hidden, key=str):
+        why = missing_capabilities() or "it is in another user or pid namespace"
+        what = f"what process {test.pid} holds may not be looked at: {why}"
+        if hinges_on(condition, hidden.__contains__):
+            raise NotPermitted(EACCES, what)
+        warn(f"{what}; neither '{test}' nor its negation matches")
 
 
 def add_backend_arguments(parser: argparse.ArgumentParser, nargs: str) -> None:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from ..engine.choice import CURRENT, chosen, is_one
-from ..engine.policy import BOUNDS, check_filters
+from ..engine.policy import check_filters
 from ..engine.run import Run
 from ..errors import UnboundedFilter
+from ..filters.bounds import unbounded
 from .arguments import (
     FILTER_HELP,
     add_filter_arguments,
@@ -98,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
                 unconnected=options.unconnected,
                 audit=audit,
                 spare=None if held is None else held.look,
+                after=None if held is None else held.look_at_spared,
             )
             where, one = chosen(namespaces), is_one(namespaces)
             return run.carry_out(lambda: run.search(filters, where, is_one=one, progress=report_progress))
@@ -105,9 +107,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         report, code = run_and_show(destroy, target, options, held)
     except UnboundedFilter:
-        raise UnboundedFilter(
-            f"'{' '.join(options.filter)}' could match everything: {BOUNDS}, or say --unbounded"
-        ) from None
+        raise unbounded(f"'{' '.join(options.filter)}'", "say --unbounded") from None
     if report.matched:
         return code
     _say_that_nothing_matched(options, filters, report)

@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
-from ..errors import SocklbError
 from ..kernel.processes import holders
 from .holders import holders_of, holders_record, users_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
     from ..engine.report import Outcome
@@ -39,10 +36,10 @@ class Held:
             self._known.update((inode, found.get(inode)) for inode in new)
         return [""] * len(sockets)
 
-    def look_at_spared(self, outcomes: Iterable[Outcome]) -> None:
-        """The hook is not asked about spared sockets, which still exist."""
-        with suppress(SocklbError):
-            self.look([outcome.socket for outcome in outcomes if outcome.socket])
+    def look_at_spared(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """A hook of Run, `after`: `look` is not asked about spared sockets, whose outcomes come before the kill."""
+        self.look([outcome.socket for outcome in outcomes if outcome.socket])
+        return outcomes
 
     def of(self, outcome: Outcome) -> Holders:
         return holders_of(outcome.socket.inode if outcome.socket else 0, self._known)

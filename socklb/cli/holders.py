@@ -26,8 +26,13 @@ def holders_of(inode: int, known: Mapping[int, Holders]) -> Holders:
 
 def users_words(processes: Iterable[Process]) -> list[str]:
     """As ss(8) has them, users:(("nginx",pid=12,fd=7),("nginx",pid=13,fd=7)), a word for each."""
-    held = [f'("{printable(name)}",pid={pid},fd={fd})' for pid, name, _, fds in processes for fd in fds]
+    held = [f'("{_quoted(name)}",pid={pid},fd={fd})' for pid, name, _, fds in processes for fd in fds]
     return [f"{'' if n else 'users:('}{one}{',' if n + 1 < len(held) else ')'}" for n, one in enumerate(held)]
+
+
+def _quoted(name: str) -> str:
+    """It must not look like the end of its own, and the begin of another process."""
+    return printable(name.replace("\\", "\\\\").replace('"', '\\"'))
 
 
 def users_text(processes: Iterable[Process]) -> str:

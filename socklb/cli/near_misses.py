@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import closing, suppress
-from itertools import islice
+from itertools import islice, takewhile
 from time import monotonic
 
 from ..engine.find import find_sockets
@@ -46,7 +46,7 @@ def near_misses(
         more = _more(sum(kinds.values()), end)
         lines += [f"{more}{count} {what}: {how}" for (what, how), count in kinds.most_common()]
         if options.netns is None:
-            lines += _in_other_namespaces(filters, end)
+            lines += _in_other_namespaces(options, filters, end)
     return lines
 
 
@@ -68,6 +68,8 @@ def _missed(
                 return
             with suppress(SocklbError, ValueError), closing(find_sockets(wide, namespace=namespace)) as sockets:
                 for socket in sockets:
+                    if monotonic() > end:
+                        return
                     how = _how(options, filter, socket, is_asked=filter.protocol in asked)
                     if how:
                         yield f"{PROTOCOL_NAMES[socket.protocol]} {state_word(_state(socket))}", how
@@ -114,7 +116,7 @@ def _state_option(options: argparse.Namespace, socket: InetSocket) -> str:
     return f"{option} and no exclude of it" if is_excluded else option
 
 
-def _in_other_namespaces(filters: Sequence[SocketFilter], end: float) -> list[str]:
+def _in_other_namespaces(options: argparse.Namespace, filters: Sequence[SocketFilter], end: float) -> list[str]:
     counts: list[int] = []
     current = NetworkNamespace.current()
     for namespace in discover_namespaces(threads=False):
@@ -122,7 +124,7 @@ def _in_other_namespaces(filters: Sequence[SocketFilter], end: float) -> list[st
             break
         if namespace != current:
             with suppress(SocklbError, ValueError):  # it has vanished, or may not be entered
-                counts.append(_count(filters, namespace))
+                counts.append(_count(options, filters, namespace, end))
     found = [count for count in counts if count]
     if not found:
         return []
@@ -130,9 +132,13 @@ def _in_other_namespaces(filters: Sequence[SocketFilter], end: float) -> list[st
     return [f"{more}{sum(found)} in {len(found)} of {len(counts)} other network namespaces: --netns all"]
 
 
-def _count(filters: Sequence[SocketFilter], namespace: NetworkNamespace) -> int:
+def _count(
+    options: argparse.Namespace, filters: Sequence[SocketFilter], namespace: NetworkNamespace, end: float
+) -> int:
+    """Those that would be destroyed with no further option."""
     total = 0
     for filter in filters:
         with closing(find_sockets(filter, namespace=namespace)) as sockets:
-            total += sum(1 for _ in islice(sockets, _MOST - total))
+            some = takewhile(lambda _: monotonic() <= end, islice(sockets, _MOST - total))
+            total += sum(not _how(options, filter, socket, is_asked=True) for socket in some)
     return total

@@ -59,7 +59,7 @@ def error_text(error: BaseException) -> str:
         return str(error) or "interrupted"
     if isinstance(error, MemoryError):
         return "out of memory"
-    if isinstance(error, SocklbError) and isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.strerror and (isinstance(error, SocklbError) or not error.filename):
         return error.strerror
     return str(error)
 
@@ -148,7 +148,7 @@ def flush_stdout() -> None:
     except OSError as error:
         _silence(sys.stdout)
         if not isinstance(error, BrokenPipeError):
-            raise
+            raise OSError(error.errno, f"write standard output: {error.strerror}") from None
 
 
 def silence_stuck() -> None:

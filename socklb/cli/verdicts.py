@@ -76,8 +76,6 @@ def _show(
     """
     problems, expected = namespace_problems(report.errors, report.unsearched, options.readable_only, error)
     with showing():
-        if held is not None:
-            held.look_at_spared(report.outcomes)
         conntrack = "" if error else conntrack_text(report.conntrack, options.dry_run)
         said = [*problems, *expected, *left_alone_texts(report.left_alone), report.hidden, conntrack]
         for text in filter(None, said):
@@ -102,7 +100,7 @@ def _print_lines(report: Report, held: Held | None, *, dry_run: bool) -> None:
     for outcome in report.outcomes:
         users = held.text(outcome) if held is not None else ""
         print(outcome_line(outcome, report.device_of(outcome), is_unrecorded=id(outcome) in unrecorded, users=users))
-    print(sums_text(report.counts, dry_run=dry_run) + (" (dry run: nothing was destroyed)" if dry_run else ""))
+    print(sums_text(report.counts, dry_run=dry_run) + (" (dry run)" if dry_run else ""))
 
 
 def _as_json(
@@ -165,7 +163,7 @@ def outcome_line(outcome: Outcome, device: str | None, *, is_unrecorded: bool, u
         remarks.append("not in the audit")
     return (
         f"{outcome.verdict.replace('_', ' '):9} {PROTOCOL_NAMES[client.protocol]} {state:11} "
-        f"{source} -> {format_endpoint(peer, client.dport)}{backend}"
+        f"{source} -> {format_endpoint(peer, client.dport or '*')}{backend}"
         + ("" if netns == CURRENT_NAME else f" in {printable(netns)}")
         + (f" {users}" if users else "")
         + (f" ({', '.join(remarks)})" if remarks else "")

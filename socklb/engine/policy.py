@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from errno import EOPNOTSUPP
 
-from ..errors import NotSupported, UnboundedFilter
+from ..errors import NotSupported
 from ..filters import SocketFilter
+from ..filters.bounds import unbounded
 from ..states import TcpState
 from ..wire.request import IPPROTO_TCP
 
@@ -47,12 +48,6 @@ def why_spared(
     return ""
 
 
-BOUNDS = (
-    "name an address (with a prefix of at least /16, v6: /32), at most 4096 ports, a device, a cgroup, a process or a "
-    "user"
-)
-
-
 def check_filters(filters: Iterable[SocketFilter], allow_unbounded: bool) -> None:
     """Raise TypeError for what is not a filter, UnboundedFilter for one that bounds nothing unless allowed, and
     NotSupported for one that asks of UDP what the kernel tells of TCP alone.
@@ -61,7 +56,7 @@ def check_filters(filters: Iterable[SocketFilter], allow_unbounded: bool) -> Non
         if not isinstance(filter, SocketFilter):
             raise TypeError(f"filter is a SocketFilter, not {filter!r}")
         if not allow_unbounded and not filter.is_bounded:
-            raise UnboundedFilter(f"the filter '{filter}' could match everything: {BOUNDS}, or allow unbounded filters")
+            raise unbounded(f"the filter '{filter}'", "allow unbounded filters")
         if filter.is_unknowable:
             raise NotSupported(
                 EOPNOTSUPP, f"'{filter}': 'stalled' and 'idle' are for TCP, UDP sockets have no acknowledgements"

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Whether a condition names what it matches, so that a destroy by it cannot hit everything by mistake.
+"""Whether a condition names what it matches, so that a destroy by it cannot hit everything by mistake; and what
+it hinges on.
 
 Un-negated, these bound: an address of a prefix that is long enough, the port tests of one side that are and-ed
 together if they leave few ports, a device, a cgroup other than the root, a process other than 1, a user other than 0.
@@ -8,10 +9,15 @@ An `and` bounds if a part does, an `or` if every part does; each `not` is pushed
 
 from __future__ import annotations
 
+from ..errors import UnboundedFilter
 from ..kernel.names import is_root_cgroup
 from .conditions import PORT_MAX, And, Condition, Host, Not, Or, Port, joined, pushed_inward
 from .peers import Peers
 from .property_conditions import Cgroup, Device, Pid, Uid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _FEWEST_BITS = {4: 16, 16: 32}  # of a prefix, by the size of its address
 _MOST_PORTS = 4096
@@ -21,6 +27,26 @@ _V4_IN_V6 = (0xFFFF, 0x64FF9B << 64)  # ::ffff:0:0/96 and 64:ff9b::/96: what pre
 def bounds(condition: Condition) -> bool:
     """Whether a filter with this condition may destroy without a further word."""
     return _bounds(pushed_inward(condition, _literal))
+
+
+def unbounded(text: str, way_out: str) -> UnboundedFilter:
+    """The error for a filter that bounds nothing."""
+    return UnboundedFilter(
+        f"{text} could match everything: name an address (with a prefix of at least /16, v6: /32), at most 4096 ports, "
+        f"a device, a cgroup, a process or a user, or {way_out}"
+    )
+
+
+def hinges_on(condition: Condition, is_unknown: Callable[[Condition], bool]) -> bool:
+    """Whether no socket can match because nobody knows what these tests would say."""
+
+    def may_be_true(part: Condition, is_left: Callable[[Condition], bool]) -> bool:
+        if isinstance(part, (And, Or)):
+            return (all if isinstance(part, And) else any)(may_be_true(each, is_left) for each in part.parts)
+        return not is_left(part.part if isinstance(part, Not) else part)
+
+    inward = pushed_inward(condition, lambda test, negated: Not(test) if negated else test)
+    return may_be_true(inward, lambda test: False) and not may_be_true(inward, is_unknown)
 
 
 def _literal(test: Condition, negated: bool) -> Condition:

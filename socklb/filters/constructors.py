@@ -8,7 +8,7 @@ All raise ValueError for a value that is out of range or cannot be read, TypeErr
 from __future__ import annotations
 
 from ..features import standard_module
-from ..values import LONGEST
+from ..kernel.processes import process_start_time
 from ..wire.address import packed_v4, unmapped
 from .conditions import PORT_MAX, And, Condition, Host, Port
 from .property_conditions import Autobound, Cgroup, Device, Mark, Pid, Uid
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     Address = Union[str, IPv4Address, IPv6Address, IPv4Network, IPv6Network]
 
+_LONGEST = 49 * 86400  # tcp_info has u32s of milliseconds
 _ALTIFNAMSIZ = 128  # linux/if.h, the final zero included
 
 
@@ -120,12 +121,13 @@ def uid(user: int | str) -> Condition:
 
 
 def pid(pid: int) -> Condition:
-    """Held open by this process when the search begins; what its children hold is theirs. Matched in Python, by the
-    inodes in /proc/PID/fd: where these may not be read, neither this nor its negation matches any socket.
+    """Held open by this process, which has this number now, when the search begins; what its children hold is theirs.
+    Matched in Python, by the inodes in /proc/PID/fd: where these may not be read, neither this nor its negation matches
+    any socket.
     """
     if _integer("pid", pid, 0x7FFFFFFF) == 0:
         raise ValueError("pid 0 is no process")
-    return Pid(pid)
+    return Pid(pid, process_start_time(pid))
 
 
 def stalled(seconds: float) -> Condition:
@@ -146,8 +148,8 @@ def idle(seconds: float) -> Condition:
 def _milliseconds(what: str, seconds: float) -> int:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"{what} takes a number of seconds, not {seconds!r}")
-    if not 0 <= seconds <= LONGEST:
-        raise ValueError(f"{what} takes 0 to {LONGEST} seconds, not {seconds}")
+    if not 0 <= seconds <= _LONGEST:
+        raise ValueError(f"{what} takes 0 to 49 days, which is as far as the kernel counts, not {seconds} s")
     return round(seconds * 1000)
 
 

@@ -353,6 +353,10 @@ def _why_not_a_test(word: str) -> str:
         return "states come first, before all conditions"
     if word in _AND + _OR + tuple(_OPERATORS) or word == ")":
         return "expected a condition before this"
+    if word in ("port", "host"):
+        return "write dport or sport, dst or src"
+    if _is_network(word.rpartition(":")[0] or word):
+        return f"write dst {word} for the peer, src {word} for the local address"
     return f"unknown word, expected one of {', '.join(_TESTS)}"
 
 

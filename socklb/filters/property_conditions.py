@@ -193,17 +193,21 @@ class Uid(MatchedInPython):
 
 
 class Pid(MatchedInPython):
-    """Held open by a process (its children hold their own). `inodes`, of the sockets that it holds, says nothing until
-    it is resolved; then None means that one may not look.
+    """Held open by a process (its children hold their own): the one that had this number when it was named, as the time
+    tells when it began. `inodes`, of the sockets that it holds, says nothing until it is resolved; then None means that
+    one may not look.
     """
 
-    __slots__ = ("inodes", "is_resolved", "pid")
+    __slots__ = ("inodes", "is_resolved", "pid", "start")
     pid: int
+    start: int
     inodes: frozenset[int] | None
     is_resolved: bool
 
-    def __init__(self, pid: int, inodes: frozenset[int] | None = None, is_resolved: bool = False) -> None:
-        self._set(pid=pid, inodes=inodes, is_resolved=is_resolved)
+    def __init__(
+        self, pid: int, start: int = 0, inodes: frozenset[int] | None = None, is_resolved: bool = False
+    ) -> None:
+        self._set(pid=pid, start=start, inodes=inodes, is_resolved=is_resolved)
 
     def evaluate(self, socket: InetSocket) -> bool | None:
         if not self.is_resolved:
@@ -211,7 +215,9 @@ class Pid(MatchedInPython):
         return None if self.inodes is None else socket.inode in self.inodes
 
     def resolved(self, names: Names) -> Condition:
-        return self if self.is_resolved else Pid(self.pid, names.process_sockets(self.pid), is_resolved=True)
+        if self.is_resolved:
+            return self
+        return Pid(self.pid, self.start, names.process_sockets(self.pid, self.start), is_resolved=True)
 
     def __str__(self) -> str:
         return f"pid = {self.pid}"

@@ -7,11 +7,10 @@ from ..states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, named_states,
 from ..values import Value
 from ..wire.request import IPPROTO_TCP, IPPROTO_UDP, PROTOCOL_NAMES, PROTOCOLS
 from ..wire.socket_id import AF_INET, AF_INET6
-from .bounds import bounds
+from .bounds import bounds, hinges_on
 from .compiler import compile_condition
 from .conditions import EVERYTHING, Condition, check_socket
 from .language import parse
-from .stuck import can_match_without_info
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -179,7 +178,7 @@ class SocketFilter(Value):
     @property
     def is_unknowable(self) -> bool:
         """Whether no socket of its protocol can match: it would take a struct tcp_info, and UDP has none."""
-        return self.protocol == IPPROTO_UDP and not can_match_without_info(self.where)
+        return self.protocol == IPPROTO_UDP and hinges_on(self.where, lambda test: test.needs_info)
 
     def accepts(self, socket: InetSocket) -> bool:
         """What is left to check of a socket that matches the condition: state and predicate."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 from ..states import TcpState
 from ..wire.request import IPPROTO_TCP
-from .conditions import And, Not, Or, pushed_inward
 from .property_conditions import MatchedInPython
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..wire.records import TcpInfo
     from ..wire.reply import InetSocket
-    from .conditions import Condition
 
 _RETRANSMIT, _KEEPALIVE, _ZERO_WINDOW_PROBE = 1, 2, 4  # idiag_timer
 _OPENING = (TcpState.SYN_SENT, TcpState.SYN_RECV)
@@ -75,30 +73,32 @@ def _unanswered_ms(socket: InetSocket, info: TcpInfo) -> int:
     last interval that TCP_USER_TIMEOUT leaves it.
     """
     since_ack: int = info.last_ack_recv
-    if socket.timer == _KEEPALIVE:  # a lost probe alone says little
-        age = since_ack if socket.retransmits > 1 else 0
-    elif socket.timer == _ZERO_WINDOW_PROBE:
-        age = _since_first_probe(socket, info)
-    elif socket.timer == _RETRANSMIT and info.unacked:
-        age = _since_first_sent(socket, info)
-    else:
+    if socket.timer == _KEEPALIVE:
+        return min(_since_first_keepalive(socket), since_ack)
+    if socket.timer == _ZERO_WINDOW_PROBE:
+        return min(_since_first_probe(socket, info), since_ack)
+    if socket.timer != _RETRANSMIT or not info.unacked:
         return 0
-    # While the connection is opened there was no acknowledgement, and the field was never set.
-    return age if socket.state in _OPENING else min(age, since_ack)
+    if socket.state in _OPENING:  # there was no acknowledgement, and its time was never set
+        return _since_first_sent(socket, info)
+    if socket.state in _SENDING and since_ack <= info.last_data_sent:
+        return 0  # whatever it was that the peer has answered last, it came after the last that was sent
+    return min(_since_first_sent(socket, info), since_ack)
 
 
 def _since_first_sent(socket: InetSocket, info: TcpInfo) -> int:
     """Each retransmission doubles the timeout (tcp_retransmit_timer()), so that what was waited before is the present
-    timeout less the first one.
+    timeout less the first one. Of the doublings only those count that came with retransmissions since the peer has last
+    acknowledged something new: without timestamps the others stay until its time is measured again.
     """
+    backoff: int = min(socket.retransmits, info.backoff)
     timeout: int = info.rto // 1000
-    backoff: int = info.backoff
     first: int = (info.rto >> backoff) // 1000
     waited: int = max(0, timeout - socket.expires_ms)
     since_data: int = info.last_data_sent
     if socket.state == TcpState.SYN_SENT:  # the first of these come without backoff (tcp_syn_linear_timeouts)
         return timeout - first + max(0, socket.retransmits - backoff) * first + waited
-    if backoff or socket.retransmits:
+    if socket.retransmits:
         # Under TCP_USER_TIMEOUT the timer is shorter than the timeout; last_data_sent restarts at a retransmission.
         return timeout - first + (min(waited, since_data) if socket.state in _SENDING else waited)
     # The timer may be that of a tail loss probe, which says less. A FIN does not count as data.
@@ -115,13 +115,8 @@ def _since_first_probe(socket: InetSocket, info: TcpInfo) -> int:
     return max(0, sum(pauses) - socket.expires_ms)
 
 
-def can_match_without_info(condition: Condition) -> bool:
-    """Whether it may be true of a socket that has no struct tcp_info."""
-    inward = pushed_inward(condition, lambda test, negated: Not(test) if negated else test)
-    return _can_match(inward)
-
-
-def _can_match(condition: Condition) -> bool:
-    if isinstance(condition, (And, Or)):
-        return (all if isinstance(condition, And) else any)(map(_can_match, condition.parts))
-    return not (condition.part if isinstance(condition, Not) else condition).needs_info
+def _since_first_keepalive(socket: InetSocket) -> int:
+    """Of those that are not answered, of which one may be lost. Their interval (TCP_KEEPINTVL) is not in the row: it is
+    a second at least, and what is left of it.
+    """
+    return max(0, socket.retransmits - 1) * max(socket.expires_ms, 1000)

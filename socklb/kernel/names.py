@@ -11,7 +11,7 @@ from struct import Struct
 from ..errors import KernelError
 from .exhaustion import raise_if_exhausted
 from .namespaces import run_in_netns
-from .processes import socket_inode
+from .processes import process_start_time, socket_inode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ def cgroup_ids_below(path: str) -> frozenset[int]:
     return frozenset(ids)
 
 
-def process_sockets(pid: int) -> frozenset[int] | None:
+def process_sockets(pid: int, start: int) -> frozenset[int] | None:
     """The inodes of the sockets that a process holds open; None where one may not look. Raises UnknownName if there is
-    no such process.
+    no such process, or it began at another time (clock ticks since the boot).
     """
     directory = f"/proc/{pid}/fd"
     targets = []
@@ -115,7 +115,9 @@ def process_sockets(pid: int) -> frozenset[int] | None:
         return None
     except OSError as error:
         raise_if_exhausted(error, f"list {directory}")
-        raise UnknownName(f"there is no process {pid} in /proc") from None
+        start = -1
+    if process_start_time(pid) != start:
+        raise UnknownName(f"there is no process {pid} in /proc, or no longer")
     return frozenset(map(socket_inode, targets)) - {0}
 
 

@@ -44,7 +44,8 @@ def ancestors(pid: int | str = "self") -> Iterator[Process]:
 
 
 def _process(pid: int, status: Mapping[bytes, bytes]) -> Process:
-    return Process(pid, status[b"Name"].decode("utf-8", "replace"), int(status[b"Uid"].split()[0]))
+    name = status[b"Name"].decode("utf-8", "replace")
+    return Process(pid, command_name(pid) if "\\" in name else name, int(status[b"Uid"].split()[0]))  # it is escaped
 
 
 def has_capability(number: int) -> bool:
@@ -81,6 +82,11 @@ def start_time(path: str) -> int:
     """When the process or thread began that a path leads through, in clock ticks since the boot; 0 for none."""
     directory = directory_of(path)
     return _stat(directory, _START) if directory else 0
+
+
+def process_start_time(pid: int) -> int:
+    """The same of a process by its number."""
+    return _stat(f"/proc/{pid}", _START)
 
 
 def socket_inodes(pid: int) -> Iterator[int]:
@@ -148,8 +154,8 @@ def _open_files(pid: int) -> Iterator[tuple[str, str]]:
 
 def _status(pid: int | str, most: int = -1) -> dict[bytes, bytes]:
     """/proc/PID/status, or the first lines of it; a name with a line feed comes escaped."""
-    lines = (line.partition(b":\t") for line in _read(f"/proc/{pid}/status").split(b"\n", most))
-    return {name: value for name, _, value in lines if value}
+    lines = (line.partition(b":") for line in _read(f"/proc/{pid}/status").split(b"\n", most))
+    return {name: value[1:] for name, colon, value in lines if colon}
 
 
 def _stat(directory: str, word: int) -> int:

@@ -101,7 +101,7 @@ class TestTerminate:
             f"would destroy tcp ESTABLISHED {node.client.v4}:{ports[0]} -> {VIP4}:80 to {node.a.v4}:8080 in client",
             f"would destroy udp -           {node.client.v4}:{ports[1]} -> {VIP4}:80 to {node.a.v4}:8080",
         ]
-        assert last == "2 matched: 2 would be destroyed, 0 skipped, 0 failed (dry run: nothing was destroyed)"
+        assert last == "2 matched: 2 would be destroyed, 0 skipped, 0 failed (dry run)"
         assert (error_of(tcp.getpeername), ask(udp, patience=0.2)) == ("", "timeout")
 
     def test_without_it_nobody_looks_there(self, node: Node) -> None:

@@ -532,5 +532,5 @@ class TestWhatIsPrinted:
         assert (said["dry_run"], said["matched"], said["destroyed"], said["would_destroy"]) == (True, 1, 0, 1)
         line, last = run(*words).out.splitlines()
         assert line.startswith(f"would destroy udp ESTABLISHED 127.0.0.1:{client.getsockname()[1]} -> 127.0.0.2:9000")
-        assert last == "1 matched: 1 would be destroyed, 0 skipped, 0 failed (dry run: nothing was destroyed)"
+        assert last == "1 matched: 1 would be destroyed, 0 skipped, 0 failed (dry run)"
         assert run(*words[:2], "dst 10.0.0.1").out.startswith("0 matched: 0 would be destroyed, ")

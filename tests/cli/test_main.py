@@ -411,7 +411,7 @@ class TestPipes:
     def test_a_full_disk_is_an_error(self, network: None, changes: dict[str, str]) -> None:
         with open("/dev/full", "wb") as full:
             result = run("list", env=changes, stdout=full.fileno())
-        assert result == Result(1, "", f"socklb: [Errno 28] {os.strerror(errno.ENOSPC)}\n")
+        assert result == Result(1, "", f"socklb: write standard output: {os.strerror(errno.ENOSPC)}\n")
 
     @BUFFERED
     def test_an_interrupt_in_the_middle_of_a_list_leaves_whole_json(self, many: int, changes: dict[str, str]) -> None:

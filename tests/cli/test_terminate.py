@@ -126,7 +126,7 @@ class TestWhatIsPrinted:
             f"{start}:{ports[0]} -> 10.9.0.2:9000",
             f"{start}:{ports[1]} -> 10.9.0.2:9000 in web",
         }
-        assert last == "2 matched: 2 would be destroyed, 0 skipped, 0 failed (dry run: nothing was destroyed)"
+        assert last == "2 matched: 2 would be destroyed, 0 skipped, 0 failed (dry run)"
 
 
 def no_maps() -> None:

@@ -40,7 +40,7 @@ from socklb.wire.reply import decode_msg
 from ..strategies import ATTRIBUTE_VALUES, make_socket, sockets
 from .trees import Network, conditions, networks, socket_between, written_conditions
 
-UNREADABLE = Pid(7, None, is_resolved=True)
+UNREADABLE = Pid(7, is_resolved=True)
 
 SOCKETS = {
     "v4": socket_between("127.0.0.1:40000", "10.0.0.5:80", mark=0x13, cgroup_id=7),
@@ -241,7 +241,7 @@ class TestEquality:
         different = [
             dst("10.0.0.1"), src("10.0.0.1"), dst("10.0.0.0/8"), dst("::a00:1"), dst("10.0.0.1", 80), dport(80),
             sport(80), dport(80, 81), device(1), device("lo"), cgroup(1), cgroup("a"), mark(1), mark(1, 1),
-            cgroup("a/"), uid(1), pid(1), stalled(1), idle(1),
+            cgroup("a/"), uid(1), Pid(7), Pid(7, 1), stalled(1), idle(1),
             ~dport(80), Not(Not(dport(80))), dport(80) & sport(1), sport(1) & dport(80),
             dport(80) | sport(1), And(), Or(),
         ]  # fmt: skip
@@ -284,8 +284,8 @@ class _FakeNames:
     def cgroup_ids_below(self, path: str) -> frozenset[int]:
         return frozenset({77, 78} if path == "web/" else ())
 
-    def process_sockets(self, pid: int) -> frozenset[int] | None:
-        return frozenset({11, 12}) if pid == 7 else None
+    def process_sockets(self, pid: int, start: int) -> frozenset[int] | None:
+        return frozenset({11, 12}) if (pid, start) == (7, 99) else None
 
     def local_ports(self) -> tuple[int, int]:
         return 20000, 30000
@@ -314,12 +314,12 @@ class TestNames:
             assert (~below).matches(row) is (number not in (77, 78))
 
     def test_a_process_is_the_sockets_that_it_holds(self) -> None:
-        held = pid(7).resolved(_FakeNames())
+        held = Pid(7, 99).resolved(_FakeNames())
         for inode, expected in ((11, True), (12, True), (13, False), (0, False)):
             assert held.matches(socket_between("10.0.0.1:1", "10.0.0.2:2", inode=inode)) is expected
         with pytest.raises(ValueError, match="'pid = 7' is not resolved"):
             pid(7).matches(SOCKETS["v4"])
-        assert pid(8).resolved(_FakeNames()) == Pid(8, None, is_resolved=True)
+        assert Pid(8, 99).resolved(_FakeNames()) == Pid(8, 99, is_resolved=True)
 
     @given(conditions)
     def test_what_has_no_names_is_resolved_already(self, condition: Condition) -> None:

@@ -33,7 +33,7 @@ def row(
 
 def sent(timer: int = 1, expires_ms: int = 0, retransmits: int = 0, **more: Any) -> InetSocket:
     """Something is outstanding, and the peer was last heard an hour ago."""
-    last = {"last_ack_recv": HOUR, "last_data_sent": HOUR, "last_data_recv": HOUR}
+    last = {"last_ack_recv": HOUR, "last_data_sent": HOUR - 1, "last_data_recv": HOUR}
     return row(timer, expires_ms, retransmits, **{"unacked": 1, **last, **more})
 
 
@@ -45,11 +45,16 @@ class TestStalled:
         [
             # 200 + 400 + 800 have passed, and 300 of 1,600
             (sent(1, 1300, 3, rto=1_600_000, backoff=3), 1700),
-            (sent(1, 1300, 3, rto=1_600_000, backoff=3, last_ack_recv=1000), 1000),
+            (sent(1, 1300, 3, rto=1_600_000, backoff=3, last_ack_recv=1000, last_data_sent=999), 1000),
             (sent(1, 1300, 3, rto=1_600_000, backoff=3, unacked=0), 0),
             # TCP_USER_TIMEOUT ends before the timeout would: the last retransmission was 100 ms ago
             (sent(1, 300, 3, rto=1_600_000, backoff=3, last_data_sent=100), 1500),
             (sent(1, 1300, 3, rto=1_600_000, backoff=3, state=TcpState.FIN_WAIT1), 1700),
+            # it was retransmitted before the last answer, which came without timestamps: the doublings have stayed
+            (sent(1, 6500, 0, rto=6_528_000, backoff=5, last_data_sent=28), 28),
+            (sent(1, 12_000, 1, rto=13_056_000, backoff=6, last_data_sent=1056), 7584),
+            # its window was closed while this was on its way: it answers each retransmission
+            (sent(1, 60_000, 0, rto=120_000_000, backoff=9, last_data_sent=60_000, last_ack_recv=59_990), 0),
             # sent 1 ms ago after an idle hour; or 150 ms ago, and the timer is that of a tail loss probe
             (sent(1, 199, rto=200_000, last_data_sent=1), 1),
             (sent(1, 10, rto=200_000, last_data_sent=150), 150),
@@ -64,9 +69,11 @@ class TestStalled:
             (sent(4, 1300, 2, rto=200_000, backoff=3), 1100),
             (sent(4, 1300, 0, rto=200_000, backoff=3), 0),
             (sent(4, 1, 1, rto=200_000, backoff=15), 119_999),
-            # keepalives: one may be lost
-            (sent(2, 0, 2, last_ack_recv=5000), 5000),
-            (sent(2, 0, 1, last_ack_recv=5000), 0),
+            # keepalives: one may be lost; three seconds apart, or less
+            (sent(2, 2999, 3), 5998),
+            (sent(2, 0, 3), 2000),
+            (sent(2, 2999, 3, last_ack_recv=5000), 5000),
+            (sent(2, 2999, 1), 0),
             (sent(0), 0),
             (sent(3, 5000), 0),
         ],

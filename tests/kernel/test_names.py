@@ -15,6 +15,7 @@ import pytest
 from socklb import SocketFilter, device, find_sockets
 from socklb.kernel import mounts
 from socklb.kernel.names import cgroup_id, cgroup_ids_below, cgroup_paths, interface_index, process_sockets
+from socklb.kernel.processes import process_start_time
 
 from .. import world
 from ..rtnetlink import add_alternative_name
@@ -130,6 +131,10 @@ class TestCgroups:
         assert (row.cookie, row.attributes["cgroup_id"]) == (cookie, expected)
 
 
+def of(pid: int) -> frozenset[int] | None:
+    return process_sockets(pid, process_start_time(pid))
+
+
 class TestProcesses:
     def test_the_sockets_that_it_holds_and_its_child_does_not(self, sockets: Sockets) -> None:
         ours = os.fstat(sockets.udp("127.0.0.1", 5000).fileno()).st_ino
@@ -137,22 +142,26 @@ class TestProcesses:
         with subprocess.Popen([sys.executable, "-c", theirs], stdin=PIPE, stdout=PIPE) as child:
             assert child.stdout
             inode = int(child.stdout.readline())
-            assert process_sockets(child.pid) == frozenset({inode})
-            held = process_sockets(os.getpid())
+            assert of(child.pid) == frozenset({inode})
+            held = of(os.getpid())
             assert held is not None
             assert (ours in held, inode in held) == (True, False)
             child.communicate(b"\n")
 
+    def test_another_one_with_its_number_is_none(self) -> None:
+        with pytest.raises(ValueError, match=f"there is no process {os.getpid()} in /proc, or no longer"):
+            process_sockets(os.getpid(), 1)
+
     def test_one_whose_descriptors_may_not_be_listed_is_unknown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of another user, with CAP_SYS_PTRACE and without CAP_DAC_READ_SEARCH."""
         monkeypatch.setattr(os, "listdir", mock.Mock(side_effect=PermissionError))
-        assert process_sockets(os.getpid()) is None
+        assert of(os.getpid()) is None
 
     def test_one_that_may_not_be_looked_at_is_unknown_and_one_that_is_not_there_an_error(self) -> None:
         with subprocess.Popen(["sleep", "60"]) as other:
             try:
-                assert without_privilege(lambda: process_sockets(other.pid)) is None
+                assert without_privilege(lambda: of(other.pid)) is None
             finally:
                 other.kill()
         with pytest.raises(ValueError, match=f"there is no process {other.pid} "):
-            process_sockets(other.pid)
+            of(other.pid)

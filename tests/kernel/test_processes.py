@@ -44,12 +44,17 @@ class TestAncestors:
         with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
             assert list(ancestors(child.pid)) == found[1:]
 
-    @pytest.mark.parametrize("name", [b"b", b"a:\tb", b"a\\nPPid:\\t7", b"\xff"])
+    @pytest.mark.parametrize("name", [b"", b"b", b"a:\tb", b"a\\nPPid:\\t7", b"\xff"])
     def test_whatever_they_are_called_and_a_circle_ends(self, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
         parents = {"self": 30, "30": 20, "20": 10, "10": 30}
         text = b"Name:\t%s\nPPid:\t%d\nUid:\t5\t6\t7\t8\n"
-        monkeypatch.setattr(processes, "_read", lambda path: text % (name, parents[path.split("/")[2]]))
-        assert list(ancestors()) == [Process(pid, name.decode("utf-8", "replace"), 5) for pid in (30, 20, 10)]
+        comm = name.replace(b"\\n", b"\n")  # a file has it as it is, another escaped
+
+        def read(path: str) -> bytes:
+            return comm if path.endswith("/comm") else text % (name, parents[path.split("/")[2]])
+
+        monkeypatch.setattr(processes, "_read", read)
+        assert list(ancestors()) == [Process(pid, comm.decode("utf-8", "replace"), 5) for pid in (30, 20, 10)]
 
 
 @pytest.mark.kernel
