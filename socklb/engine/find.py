@@ -131,6 +131,7 @@ class SocketTable:
 
         Rows with struct tcp_info are three times as long: it is asked for of those sockets alone that match all else.
         """
+        seen = {} if seen is None else seen
         plan = filter.plan(self._missing_ops)
         if not plan.needs_info or bits & _INFO:
             yield from self._search_until_all(filter, states, netns, bits, seen)
@@ -156,20 +157,12 @@ class SocketTable:
                 if row is not None and found is not None and lets_through(row):
                     yield row.cookie, row
         if undecided:
-            rows = self._search_until_all(filter, states, netns, bits)
+            rows = self._search_until_all(filter, states, netns, bits, {})
             yield from ((cookie, row) for cookie, row in rows if cookie in undecided)
 
     def _search_until_all(
-        self,
-        filter: SocketFilter,
-        states: int,
-        netns: str,
-        bits: int,
-        seen: Seen | None = None,
-        *,
-        without_info: bool = False,
+        self, filter: SocketFilter, states: int, netns: str, bits: int, seen: Seen, *, without_info: bool = False
     ) -> Iterator[tuple[int, InetSocket]]:
-        seen = {} if seen is None else seen
         for attempt in range(_MAX_DUMPS):
             known = len(seen)
             self._may_have_skipped = False
