@@ -8,7 +8,7 @@ from math import ceil, floor, log10
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 360, 250  # of a panel
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 34, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 34, 34, 40
 _COLOURS = ("#3b82f6", "#f97316", "#22a06b")
 
 _STYLE = """
