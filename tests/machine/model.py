@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Optional, Union
 
 from socklb.filters import Condition
 from socklb.filters.conditions import And, Host, Not, Or, Port
+from socklb.filters.peers import Peers
 from socklb.filters.property_conditions import Autobound, Cgroup, Device, Mark
 
 IPAddress = Union[IPv4Address, IPv6Address]
@@ -135,8 +136,11 @@ def matches(condition: Condition, one: ModelSocket) -> bool | None:
         return one.device == one.interfaces.get(str(condition.interface), condition.interface)
     if isinstance(condition, Mark):
         return one.mark & condition.mask == condition.value
+    if isinstance(condition, Peers):
+        return any(unmapped(one.peer).packed == host and one.peer_port == port for host, port in condition.endpoints)
     if isinstance(condition, Cgroup):
-        return one.cgroup == condition.cgroup if one.is_owned else None
+        several = condition.cgroup if isinstance(condition.cgroup, frozenset) else {condition.cgroup}
+        return one.cgroup in several if one.is_owned else None
     assert isinstance(condition, Autobound), condition
     return one.autobound and one.local_port in LOCAL_PORTS
 
