@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import errno
-from itertools import islice
+from itertools import chain, islice, repeat
+from operator import itemgetter
 
 from ..errors import KernelError, mark_hidden
 from ..filters import SocketFilter
@@ -64,12 +65,11 @@ def find_sockets(
     return _find(resolved, namespace, extension_bits(extensions))
 
 
-def _find(filter: SocketFilter, namespace: NetworkNamespace | None, bits: int) -> Generator[InetSocket, None, None]:
+def _find(wanted: SocketFilter, namespace: NetworkNamespace | None, bits: int) -> Generator[InetSocket, None, None]:
     netns = CURRENT_NAME if namespace is None else namespace.name
     with run_in_netns(namespace, SocketTable) as table:
-        for _, socket in table.search(filter, filter.request_states, netns, bits=bits):
-            if filter.accepts(socket):
-                yield socket
+        pairs = table.search(wanted, wanted.request_states, netns, bits=bits)
+        yield from filter(wanted.accepts, map(itemgetter(1), pairs))  # of a host there are many: no loop in Python
 
 
 def extension_bits(names: Iterable[str]) -> int:
@@ -259,16 +259,13 @@ def _matching(
     lets_through: Callable[[InetSocket], bool] | None,
     seen: Seen | None,
 ) -> Iterator[tuple[int, InetSocket]]:
-    buffer = first
-    while buffer is not None:
-        for row in buffer:
-            socket = InetSocket(row, protocol)
-            cookie = 0 if seen is None else socket.cookie
-            if seen is not None and cookie in seen:
-                continue
-            if lets_through is not None and not lets_through(socket):
-                continue
-            if seen is not None:
+    for rows in () if first is None else chain((first,), others):
+        sockets = map(InetSocket, rows, repeat(protocol))
+        if seen is None:
+            yield from zip(repeat(0), sockets if lets_through is None else filter(lets_through, sockets))
+            continue
+        for socket in sockets:
+            cookie = socket.cookie
+            if cookie not in seen and (lets_through is None or lets_through(socket)):
                 seen[cookie] = None
-            yield cookie, socket
-        buffer = next(others, None)
+                yield cookie, socket

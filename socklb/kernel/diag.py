@@ -6,6 +6,7 @@ from __future__ import annotations
 import _socket
 import errno
 from functools import partial
+from struct import Struct
 
 from ..errors import MalformedMessage, NotSupported, kernel_error
 from ..wire.netlink import (
@@ -14,6 +15,8 @@ from ..wire.netlink import (
     NLMSG_ERROR,
     NLMSG_NOOP,
     NLMSG_OVERRUN,
+    NLMSGHDR,
+    align,
     decode_ack,
     decode_done,
     iter_messages,
@@ -75,9 +78,25 @@ class DiagSocket(NetlinkSocket):
         return kernel_error(code, doing, text)
 
 
+def _equal_rows(type: int, reply: bytes, sequence: int) -> list[bytes]:
+    """The rows of a datagram that holds rows of one length and nothing else, as most do, taken apart by one call; else
+    none.
+    """
+    if len(reply) < NLMSGHDR.size:
+        return []
+    length, kind, flags, answered, _ = NLMSGHDR.unpack_from(reply)
+    step, size = align(length), length - NLMSGHDR.size
+    if kind != type or answered != sequence or flags & NLM_F_DUMP_INTR or size < 0 or len(reply) % step:
+        return []
+    headers, rows = zip(*Struct(f"{NLMSGHDR.size}s{size}s{step - length}x").iter_unpack(reply))
+    return [*rows] if headers.count(headers[0]) == len(headers) else []
+
+
 def _parse_dump(type: int, reply: bytes, sequence: int) -> Parsed[bytes]:
     """The rows of a datagram, what ended the dump if anything did, and EINTR or ENOBUFS if it was interrupted."""
-    rows: list[bytes] = []
+    rows = _equal_rows(type, reply, sequence)
+    if rows:
+        return rows, None, 0
     end: Ack | Done | None = None
     interrupted = 0
     for kind, flags, answered, _, start, stop in iter_messages(reply, len(reply)):
