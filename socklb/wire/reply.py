@@ -41,9 +41,12 @@ MSG_SIZE = _TAIL_AT + _TAIL.size
 
 _SRC = _ID + 4
 _DST = _SRC + 16
-_PORTS = Struct(">HH")
-_IFACE_COOKIE = Struct("=III")
 _IFACE = _ID + ADDRESSES.size
+_EXPIRES, _RQUEUE, _WQUEUE, _UID, _INODE = range(_TAIL_AT, MSG_SIZE, 4)
+
+_be16: Callable[[bytes, int], tuple[int]] = Struct(">H").unpack_from
+_u32: Callable[[bytes, int], tuple[int]] = Struct("=I").unpack_from
+_two_u32: Callable[[bytes, int], tuple[int, int]] = Struct("=II").unpack_from
 
 _KEPT = frozenset({19, 21})  # INET_DIAG_ULP_INFO, INET_DIAG_CGROUP_ID
 
@@ -189,48 +192,48 @@ class InetSocket:
     @property
     def sport(self) -> int:
         """The local port."""
-        return int(_PORTS.unpack_from(self._row, _ID)[0])
+        return _be16(self._row, _ID)[0]
 
     @property
     def dport(self) -> int:
         """The peer's port; 0 without a peer."""
-        return int(_PORTS.unpack_from(self._row, _ID)[1])
+        return _be16(self._row, _ID + 2)[0]
 
     @property
     def interface(self) -> int:
         """The index of the interface that the socket is bound to; 0 for none."""
-        return int(_IFACE_COOKIE.unpack_from(self._row, _IFACE)[0])
+        return _u32(self._row, _IFACE)[0]
 
     @property
     def cookie(self) -> int:
         """A u64 that no other socket has, or will have until the next boot (sock_gen_cookie())."""
-        _, low, high = _IFACE_COOKIE.unpack_from(self._row, _IFACE)
-        return int(low | high << 32)
+        low, high = _two_u32(self._row, _IFACE + 4)
+        return low | high << 32
 
     @property
     def expires_ms(self) -> int:
         """Milliseconds until the timer expires."""
-        return int(_TAIL.unpack_from(self._row, _TAIL_AT)[0])
+        return _u32(self._row, _EXPIRES)[0]
 
     @property
     def rqueue(self) -> int:
         """Bytes not yet read; for a listening socket, connections not yet accepted."""
-        return int(_TAIL.unpack_from(self._row, _TAIL_AT)[1])
+        return _u32(self._row, _RQUEUE)[0]
 
     @property
     def wqueue(self) -> int:
         """Bytes not yet acknowledged; for a listening socket, its backlog."""
-        return int(_TAIL.unpack_from(self._row, _TAIL_AT)[2])
+        return _u32(self._row, _WQUEUE)[0]
 
     @property
     def uid(self) -> int:
         """The uid of the owner, as seen from the user namespace of the process that asked."""
-        return int(_TAIL.unpack_from(self._row, _TAIL_AT)[3])
+        return _u32(self._row, _UID)[0]
 
     @property
     def inode(self) -> int:
         """The socket's inode, as in /proc/PID/fd; 0 if no process owns it."""
-        return int(_TAIL.unpack_from(self._row, _TAIL_AT)[4])
+        return _u32(self._row, _INODE)[0]
 
     @property
     def attributes(self) -> dict[str | int, Any]:
