@@ -258,7 +258,7 @@ class TestSize:
         assert text.count("\n") <= (60 if module == "__init__" else 400)
 
     def test_the_core_is_small(self) -> None:
-        assert sum(map(lines_of_code, CORE)) <= 5475
+        assert sum(map(lines_of_code, CORE)) <= 5500
 
     def test_no_module_is_named_after_nothing(self) -> None:
         names = {path.stem for path in MODULES.values()}
