@@ -126,7 +126,7 @@ conditions = trees(resolved_leaves, fewest_parts=0)
 _in_python = (
     st.builds(uid, st.integers(0, 0xFFFFFFFE))
     | st.builds(pid, st.integers(1, 0x7FFFFFFF))
-    | st.builds(lambda make, ms: make(ms / 1000), st.sampled_from((stalled, idle)), st.integers(0, 366 * 86_400_000))
+    | st.builds(lambda make, ms: make(ms / 1000), st.sampled_from((stalled, idle)), st.integers(0, 49 * 86_400_000))
 )
 
 written_conditions = trees(
