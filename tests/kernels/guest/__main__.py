@@ -32,7 +32,7 @@ CHECKS = (
     "tests/cli/test_rev_nat.py::TestStale",
     "tests/conntrack/test_setups.py",  # NAT
     "tests/conntrack/test_table_real.py",
-    "tests/termination/test_conntrack_join.py",
+    "tests/termination/test_conntrack_join.py::TestClients",
 )
 
 # All that talk to the kernel, and what depends on the order of bytes. Of the command line those of the commands:
