@@ -6,15 +6,37 @@
 can. Not in here: balancing, health checks, packet injection, anything not Linux. It prints nothing, logs to "socklb".
 """
 
-# fmt: off
-from .engine.find import find_sockets, live_cookies  # noqa: I001
+from .engine.find import find_sockets, live_cookies
 from .engine.report import Counts, Outcome, Report
 from .engine.run import destroy_sockets
-from .errors import AuditError, KernelError, MalformedMessage, NotPermitted, NotSupported, RunStopped, SocklbError
-from .errors import UnboundedFilter
+from .errors import (
+    AuditError,
+    KernelError,
+    MalformedMessage,
+    NotPermitted,
+    NotSupported,
+    RunStopped,
+    SocklbError,
+    UnboundedFilter,
+)
 from .features import import_name, names_left
-from .filters import Condition, FilterSyntaxError, SocketFilter, autobound, cgroup, device, dport, dst, idle, mark, pid
-from .filters import sport, src, stalled, uid
+from .filters import (
+    Condition,
+    FilterSyntaxError,
+    SocketFilter,
+    autobound,
+    cgroup,
+    device,
+    dport,
+    dst,
+    idle,
+    mark,
+    pid,
+    sport,
+    src,
+    stalled,
+    uid,
+)
 from .kernel.namespaces import NetworkNamespace
 from .states import STATE_FILTER_TCP, STATE_FILTER_UDP, TcpState, state_mask, states_in
 from .wire.reply import InetSocket
@@ -29,6 +51,7 @@ if TYPE_CHECKING:
     from .termination import BackendState, BackendTable, Instance, Pass, TerminationLoop, terminate_connections
 
 __version__ = "0.1.0"
+# fmt: off
 __all__ = [
     "STATE_FILTER_TCP", "STATE_FILTER_UDP", "AuditError", "Backend", "BackendState", "BackendTable", "Condition",
     "Counts", "FilterSyntaxError", "Flow", "InetSocket", "Instance", "KernelError", "MalformedMessage",

@@ -1,5 +1,5 @@
 #!/bin/sh
-# End the connections of addresses that are about to leave this host, while their peers can still be told.
+# End the connections of addresses that are about to leave this host, while their peers can still be reached.
 #
 #   vip_leaves.sh ADDRESS...
 #

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..engine.report import Outcome, Report
     from ..filters import SocketFilter
-    from .held import Held
+    from .holders import Held
 
 _EXAMPLES = """\
 examples:
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
 def _held(options: argparse.Namespace) -> Held | None:
     if not options.processes:
         return None
-    from .held import Held
+    from .holders import Held
 
     return Held()
 

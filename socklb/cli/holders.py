@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from ..kernel.processes import CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, has_capability
+from ..kernel.processes import CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, has_capability, holders
 from .output import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any, Optional
 
+    from ..engine.report import Outcome
+    from ..kernel.namespaces import NetworkNamespace
     from ..kernel.processes import Process
 
     Holders = Optional[list[Process]]
@@ -64,3 +66,43 @@ def missing_capabilities() -> str:
         if not has
     ]
     return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing" if names else ""
+
+
+class Held:
+    """The processes that held the sockets of a run (`destroy -p`), as far as one may look at what they hold. They are
+    looked up before the sockets die: afterwards nothing leads to them.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, Holders] = {}  # by inode: it is one in all namespaces
+        self._of_all: dict[int, list[Process]] | None = None
+
+    def look(self, sockets: Sequence[Any], namespace: NetworkNamespace | None = None) -> list[str]:
+        """A hook of Run, `spare`, that spares nobody. It is asked about all that was found in a namespace, and then
+        about each batch, of which all is known by then. /proc is read for the first namespace, and once for the others.
+        """
+        new = {socket.inode for socket in sockets if socket.inode and socket.inode not in self._known}
+        if new:
+            if self._known and self._of_all is None:
+                self._of_all = holders(None)
+            found = holders(new) if self._of_all is None else self._of_all
+            self._known.update((inode, found.get(inode)) for inode in new)
+        return [""] * len(sockets)
+
+    def look_at_spared(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """A hook of Run, `after`: `look` is not asked about spared sockets, whose outcomes come before the kill."""
+        self.look([outcome.socket for outcome in outcomes if outcome.socket])
+        return outcomes
+
+    def of(self, outcome: Outcome) -> Holders:
+        return holders_of(outcome.socket.inode if outcome.socket else 0, self._known)
+
+    def text(self, outcome: Outcome) -> str:
+        """As ss(8) has them."""
+        processes = self.of(outcome)
+        if processes is None:
+            return "process unseen"
+        return users_text(processes) if processes else ""
+
+    def record(self, outcome: Outcome) -> list[dict[str, Any]] | None:
+        return holders_record(self.of(outcome))

@@ -168,24 +168,38 @@ def _print_table(rows: Iterator[_Row], options: argparse.Namespace) -> None:
     first = next(rows, None)  # before the header: on bad input nothing is printed
     width = terminal_width(sys.stdout)
     is_wide = not options.extended and (width is None or width >= _WIDE_COLUMNS)
-    heads = (_WIDE % _HEADS if is_wide else _NARROW % _HEADS[:6]) + (" Netns" if options.netns else "")
-    print(heads + (" Process" if options.processes and _fits(heads, "Process", width) else ""))
+    heads = _WIDE % _HEADS if is_wide else _NARROW % _HEADS[:6]
+    for word in ("Netns" if options.netns else "", "Process" if options.processes else ""):
+        heads += f" {word}" if word and _fits(heads, word, width) else ""
+    print(heads)
     for each in () if first is None else chain((first,), rows):
-        line = _columns(each, is_wide=is_wide) + (f" {printable(each.namespace.name)}" if options.netns else "")
-        below: list[str] = []
-        if options.processes and each.processes != []:
-            users = [UNSEEN] if each.processes is None else users_words(each.processes)
-            if _fits(line, "".join(users), width):
-                line = f"{line} {''.join(users)}"
-            else:
-                below += users
-        if options.extended:
-            from .details import details
-
-            below += details(each.socket)
+        line, below = _line(each, options, is_wide=is_wide, width=width)
         print(line)
         for words in _folded(below, width):
             print(f"\t{words}")
+
+
+def _line(each: _Row, options: argparse.Namespace, *, is_wide: bool, width: int | None) -> tuple[str, list[str]]:
+    """Of one socket, with the words that stand below it, for want of room or because they are many."""
+    line = _columns(each, is_wide=is_wide)
+    below: list[str] = []
+    if options.netns:
+        name = printable(each.namespace.name)
+        if _fits(line, name, width):
+            line = f"{line} {name}"
+        else:
+            below.append(f"netns:{name}")
+    if options.processes and each.processes != []:
+        users = [UNSEEN] if each.processes is None else users_words(each.processes)
+        if not below and _fits(line, "".join(users), width):
+            line = f"{line} {''.join(users)}"
+        else:
+            below += users
+    if options.extended:
+        from .details import details
+
+        below += details(each.socket)
+    return line, below
 
 
 def _columns(row: _Row, *, is_wide: bool) -> str:

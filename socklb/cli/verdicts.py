@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..engine.report import Counts, Outcome
     from ..filters.backend import Backend
     from ..wire.reply import InetSocket
-    from .held import Held
+    from .holders import Held
 
     Target = Callable[[Report, Outcome], dict[str, str]]
 

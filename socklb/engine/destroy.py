@@ -212,7 +212,7 @@ class Rounds:
         self._in_doubt.clear()
         if moved:
             self._moves_left -= 1
-            self.pending.update(moved)
+            self.pending.update((cookie, abridged(row)) for cookie, row in moved.items())
         return outcomes
 
     @property
@@ -248,7 +248,7 @@ class Rounds:
         live = STATE_FILTER_TCP if self.filter.protocol == IPPROTO_TCP else STATE_FILTER_UDP
         states = live | self.filter.request_states
         rows = self._table.search_all(self.filter, states, self.namespace.name, self._bits)
-        return {cookie: abridged(row) for cookie, row in rows if cookie in self.pending and self._is_alive(cookie, row)}
+        return {cookie: row for cookie, row in rows if cookie in self.pending and self._is_alive(cookie, row)}
 
     def _is_alive(self, cookie: int, row: InetSocket) -> bool:
         """A TCP socket that was reset may still hold its port, as a bound one."""

@@ -88,10 +88,9 @@ def compile_condition(condition: Condition, missing_ops: frozenset[int] = frozen
     if not is_supported(condition):
         _raise_if_left_to_python(condition, is_supported)
         compiled = _relaxed(condition, is_supported)
-    whole = None if isinstance(compiled, Peers) else _assemble(compiled)
     if isinstance(compiled, Peers):
         pieces = _pieces(compiled)
-    elif whole is not None:
+    elif (whole := _assemble(compiled)) is not None:
         pieces = [whole]
     else:
         pieces, complete = _split(_relaxed(compiled, lambda test: True))

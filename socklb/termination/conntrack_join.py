@@ -259,7 +259,7 @@ class ConntrackJoin:
 
 def _account(run: Run, act: Callable[[list[Outcome]], object], instead_of: Sequence[Outcome] = ()) -> None:
     """Have the run account for a batch. `act` fills a list, at first with what is in doubt: a second signal may come at
-    any time, and what the kernel was told by then belongs into the report and the audit.
+    any time, and what the kernel was asked to do by then belongs in the report and the audit.
     """
     outcomes: list[Outcome] = []
 

@@ -246,6 +246,9 @@ class TestTable:
         assert (result.code, len(lines)) == (0, 4 + this_kernel.lists_bound_only())
         assert {len(line.split()) for line in lines} == {shown}
         assert max(map(len, lines)) <= (columns or 80)
+        elsewhere = run_on_terminal("list", "--netns", "current", "-p", stream="stdout", columns=columns).out
+        assert max(len(line.expandtabs()) for line in elsewhere.splitlines()) <= (columns or 80)
+        assert elsewhere.count("current") == elsewhere.count("\n") - 1 - elsewhere.count("\n\t")
 
     @pytest.mark.parametrize(("columns", "shown"), [("80", 6), ("123", 9), ("x", 9), ("0", 9)])
     def test_columns_may_be_given(self, network: None, columns: str, shown: int) -> None:

@@ -145,6 +145,18 @@ class TestGone:
         assert {socket_of(o).cookie for o in report.outcomes if o.verdict == "gone"} == leaving
         assert {socket_of(o).cookie for o in report.outcomes if o.verdict == "destroyed"} == clients.keys() - leaving
 
+    def test_a_socket_that_reconnected_to_another_that_matches_is_followed(self, sockets: Sockets) -> None:
+        """And the predicate sees what was asked for, then as before."""
+        client = sockets.udp(ADDRESS, PORT)
+
+        def reconnect(row: InetSocket) -> bool:
+            client.connect(("127.0.0.3", PORT))
+            return bool(row.attributes["skmeminfo"].rcvbuf)
+
+        either = SocketFilter("udp", dst(ADDRESS, PORT) | dst("127.0.0.3", PORT), predicate=reconnect)
+        report = destroy_sockets(either, extensions=["skmeminfo"])
+        assert [(o.verdict, str(socket_of(o).dst)) for o in report.outcomes] == [("destroyed", "127.0.0.3")]
+
     def test_a_socket_that_reconnected_elsewhere_is_not_hit(self, sockets: Sockets) -> None:
         client, server = sockets.udp(ADDRESS, PORT), sockets.udp_bound("127.0.0.3", PORT)
 
