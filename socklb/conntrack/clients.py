@@ -31,10 +31,10 @@ class Clients:
     def _filters_for(self, tuples: Collection[FlowTuple]) -> list[SocketFilter]:
         return filters_to(services_of(tuples))
 
-    def sockets_in(self, table: SocketTable, netns: str) -> Iterator[tuple[FlowTuple, InetSocket]]:
-        """The connected sockets that have one of the tuples, each with it; `netns` is for errors."""
+    def sockets_in(self, table: SocketTable) -> Iterator[tuple[FlowTuple, InetSocket]]:
+        """The connected sockets that have one of the tuples, each with it."""
         for filter in self._filters:
-            for _, socket in table.search_all(filter, filter.request_states, netns):
+            for _, socket in table.search_all(filter, filter.request_states):
                 if _is_connected(socket) and (one := tuple_of(socket)) in self._tuples:
                     yield one, socket
 

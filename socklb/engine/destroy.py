@@ -74,7 +74,7 @@ class Rounds:
         """Find what the filter matches, but for the cookies in `seen`."""
         found: dict[int, InetSocket] = {}  # one for all: two would take a third more memory
         states, accepts = self.filter.request_states, self.filter.accepts
-        for cookie, row in self._table.search_all(self.filter, states, self.namespace.name, self._bits, found):
+        for cookie, row in self._table.search_all(self.filter, states, self._bits, found):
             if cookie not in seen and accepts(row):
                 found[cookie] = abridged(row)
         self.pending = found if all(found.values()) else {cookie: row for cookie, row in found.items() if row}
@@ -247,7 +247,7 @@ class Rounds:
         """Dump again: pending sockets that still exist and match, in whatever live state, keyed by cookie."""
         live = STATE_FILTER_TCP if self.filter.protocol == IPPROTO_TCP else STATE_FILTER_UDP
         states = live | self.filter.request_states
-        rows = self._table.search_all(self.filter, states, self.namespace.name, self._bits)
+        rows = self._table.search_all(self.filter, states, self._bits)
         return {cookie: row for cookie, row in rows if cookie in self.pending and self._is_alive(cookie, row)}
 
     def _is_alive(self, cookie: int, row: InetSocket) -> bool:

@@ -66,9 +66,8 @@ def find_sockets(
 
 
 def _find(wanted: SocketFilter, namespace: NetworkNamespace | None, bits: int) -> Generator[InetSocket, None, None]:
-    netns = CURRENT_NAME if namespace is None else namespace.name
-    with run_in_netns(namespace, SocketTable) as table:
-        pairs = table.search(wanted, wanted.request_states, netns, bits=bits)
+    with table_in(namespace) as table:
+        pairs = table.search(wanted, wanted.request_states, bits=bits)
         yield from filter(wanted.accepts, map(itemgetter(1), pairs))  # of a host there are many: no loop in Python
 
 
@@ -91,24 +90,30 @@ def live_cookies(namespaces: Iterable[NetworkNamespace]) -> set[int]:
 
     def look(namespace: NetworkNamespace) -> None:
         try:
-            table = run_in_netns(namespace, SocketTable, thread_may_move=is_worker())
+            table = table_in(namespace)
         except NamespaceVanished:
             return
         with table:
             for filter in filters:
-                rows = table.search_all(filter, filter.request_states, namespace.name)
+                rows = table.search_all(filter, filter.request_states)
                 cookies.update(cookie for cookie, _ in rows)
 
     in_parallel(look, current_first(namespaces))
     return cookies
 
 
-class SocketTable:
-    """The sockets of the network namespace that it is made in. A context manager; holds one netlink socket."""
+def table_in(namespace: NetworkNamespace | None) -> SocketTable:
+    """The sockets of a network namespace (None: the caller's). A thread of `in_parallel` stays there."""
+    return run_in_netns(namespace, lambda: SocketTable(namespace), thread_may_move=is_worker())
 
-    def __init__(self) -> None:
+
+class SocketTable:
+    """The sockets of a network namespace, which it is made in. A context manager; holds one netlink socket."""
+
+    def __init__(self, namespace: NetworkNamespace | None) -> None:
         self.diag = DiagSocket()
-        self._has_long_chains = hash_table.is_small()
+        self._namespace = namespace
+        self._name = CURRENT_NAME if namespace is None else namespace.name
         self._may_have_skipped = False
         self._missing_ops: frozenset[int] = frozenset()  # bytecode ops that the kernel has refused
         self._takes_old_request = True
@@ -120,7 +125,7 @@ class SocketTable:
         self.diag.close()
 
     def search_all(
-        self, filter: SocketFilter, states: int, netns: str, bits: int = 0, seen: Seen | None = None
+        self, filter: SocketFilter, states: int, bits: int = 0, seen: Seen | None = None
     ) -> Iterator[tuple[int, InetSocket]]:
         """`search`, but each socket once and none skipped. `seen` may be the caller's, who may put something into it in
         the place of None.
@@ -134,22 +139,22 @@ class SocketTable:
         seen = {} if seen is None else seen
         plan = filter.plan(self._missing_ops)
         if not plan.needs_info or bits & _INFO:
-            yield from self._search_until_all(filter, states, netns, bits, seen)
+            yield from self._search_until_all(filter, states, bits, seen)
             return
         undecided: dict[int, InetSocket] = {}
-        for cookie, socket in self._search_until_all(filter, states, netns, bits, seen, without_info=True):
+        for cookie, socket in self._search_until_all(filter, states, bits, seen, without_info=True):
             if plan.lets_through(socket):
                 yield cookie, socket
             else:
                 undecided[cookie] = socket
-        yield from self._decide(filter, undecided, states, netns, bits)
+        yield from self._decide(filter, undecided, states, bits)
 
     def _decide(
-        self, filter: SocketFilter, undecided: dict[int, InetSocket], states: int, netns: str, bits: int
+        self, filter: SocketFilter, undecided: dict[int, InetSocket], states: int, bits: int
     ) -> Iterator[tuple[int, InetSocket]]:
         """Those of these sockets that match, with tcp_info; of twins, which hide each other, by a dump."""
         lets_through = filter.plan(self._missing_ops).lets_through
-        doing = f"look up {PROTOCOL_NAMES[filter.protocol]} sockets in {netns}"
+        doing = f"look up {PROTOCOL_NAMES[filter.protocol]} sockets in {self._name}"
         pending = iter(list(undecided.values()))
         while batch := list(islice(pending, BATCH)):
             for socket, row in zip(batch, self.look_up(filter, batch, bits, doing)):
@@ -157,18 +162,26 @@ class SocketTable:
                 if row is not None and found is not None and lets_through(row):
                     yield row.cookie, row
         if undecided:
-            rows = self._search_until_all(filter, states, netns, bits, {})
+            rows = self._search_until_all(filter, states, bits, {})
             yield from ((cookie, row) for cookie, row in rows if cookie in undecided)
 
     def _search_until_all(
-        self, filter: SocketFilter, states: int, netns: str, bits: int, seen: Seen, *, without_info: bool = False
+        self, filter: SocketFilter, states: int, bits: int, seen: Seen, *, without_info: bool = False
     ) -> Iterator[tuple[int, InetSocket]]:
         for attempt in range(_MAX_DUMPS):
             known = len(seen)
             self._may_have_skipped = False
-            yield from self.search(filter, states, netns, bits=bits, seen=seen, without_info=without_info)
+            yield from self.search(filter, states, bits=bits, seen=seen, without_info=without_info)
             if not self._may_have_skipped or (attempt and len(seen) == known):
                 return
+
+    @property
+    def _has_long_chains(self) -> bool:
+        """Asked for when it matters: the kernel takes the longer to open such a file the more namespaces there are."""
+        try:
+            return run_in_netns(self._namespace, hash_table.is_small)
+        except (KernelError, ValueError):
+            return True  # it cannot be entered any more
 
     def look_up(
         self, filter: SocketFilter, sockets: Sequence[InetSocket], bits: int, doing: str
@@ -190,13 +203,12 @@ class SocketTable:
         self,
         filter: SocketFilter,
         states: int,
-        netns: str,
         *,
         bits: int = 0,
         seen: Seen | None = None,
         without_info: bool = False,
     ) -> Iterator[tuple[int, InetSocket]]:
-        """The sockets in these states that the filter's condition (not its predicate) matches; `netns` is for errors.
+        """The sockets in these states that the filter's condition (not its predicate) matches.
         `without_info`: also those that only tcp_info could decide, which is not asked for.
 
         `seen` takes the cookies of those that were yielded, which are not yielded again: with it a dump that was
@@ -205,7 +217,7 @@ class SocketTable:
         It costs one walk of the kernel's table for each program of the filter where the kernel answers for both
         families at once, else one for each family. What a kernel refuses is asked for in older ways.
         """
-        doing = f"list {PROTOCOL_NAMES[filter.protocol]} sockets in {netns}"
+        doing = f"list {PROTOCOL_NAMES[filter.protocol]} sockets in {self._name}"
         while True:
             one_walk = filter.protocol == IPPROTO_TCP and filter.family is None and self._takes_old_request
             plan = filter.plan(self._missing_ops)
@@ -237,7 +249,7 @@ class SocketTable:
             for type_, request in requests:
                 dump = self.diag.dump(type_, request + attribute, doing, may_repeat_rows=may_repeat_rows)
                 for number, rows in enumerate(dump):
-                    if number or (self._has_long_chains and len(rows) > _CHUNK):
+                    if may_repeat_rows and (number or (len(rows) > _CHUNK and self._has_long_chains)):
                         self._may_have_skipped = True
                     yield rows
 

@@ -252,7 +252,7 @@ class Run:
                     unknown = error  # nothing can match this filter here
             if unknown is not None and not resolved:
                 raise unknown
-            return SocketTable()
+            return SocketTable(namespace)
 
         with run_in_netns(namespace, enter, thread_may_move=is_worker()) as table:
             self.report.add_namespace(namespace)

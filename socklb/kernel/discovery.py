@@ -116,42 +116,43 @@ def unsearched(
 ) -> list[UnsearchedNamespace]:
     """Those of the refused that are in none of the searched namespaces, one entry for each reason.
 
-    A process that may not be looked at shows which namespace it is in all the same: anyone may read its
-    /proc/PID/net/netlink, which lists the kernel's own socket there. What has ended meanwhile is left out.
+    A process that may not be looked at shows which namespace it is in all the same: each has a directory /proc/net of
+    its own, and anyone may see its files' inodes. What has ended meanwhile is left out.
     """
-    known = {_kernel_socket_in(namespace) for namespace in searched} - {0, _ENDED} if refused else set()
+    known = {_network_in(namespace) for namespace in searched} - {0, _ENDED} if refused else set()
     left: dict[str, dict[object, str]] = {}  # by reason, the first path of each namespace
     for path, reason, _ in refused:
         process = directory_of(path)
-        socket = _kernel_socket(process) if process else 0
-        if not (socket in known or (socket == _ENDED and known)):
+        network = _network(process) if process else 0
+        if not (network in known or (network == _ENDED and known)):
             where = process.partition("/task/")[0] or path  # threads are taken to be where their process is
-            left.setdefault(reason, {}).setdefault(socket if socket > 0 else where, path)
+            left.setdefault(reason, {}).setdefault(network if network > 0 else where, path)
     return [UnsearchedNamespace(next(iter(paths.values())), reason, len(paths)) for reason, paths in left.items()]
 
 
-def _kernel_socket_in(namespace: NetworkNamespace) -> int:
+def _network_in(namespace: NetworkNamespace) -> int:
+    """Of a namespace that was found by a process it takes two looks, of another one a thread that enters it."""
+    process = directory_of(namespace.path)
     try:
-        return run_in_netns(namespace, lambda: _kernel_socket("/proc/thread-self"))
+        if process:
+            network = _network(process)
+            if nsfs_id(namespace.path, None) == (namespace.device, namespace.inode):
+                return network
+        return run_in_netns(namespace, lambda: _network("/proc/thread-self"))
     except (KernelError, ValueError):
         return 0  # it cannot be entered any more
 
 
-def _kernel_socket(process: str) -> int:
-    """The inode of the kernel's own NETLINK_ROUTE socket in the namespace that a process is in: each has one. 0 where
-    it cannot be read, _ENDED for a process that is in none any more.
+def _network(process: str) -> int:
+    """The inode of a file in /proc/PID/net, which no other network namespace has (proc_net_ns_init(), and
+    proc_alloc_inum() for each of its files). 0 where it cannot be seen, _ENDED for a process that is in none any more.
     """
+    path = f"{process}/net/netlink"
     try:
-        with open(f"{process}/net/netlink", "rb") as lines:
-            for line in lines:
-                _, protocol, port, *_, inode = line.split()
-                if protocol == port == b"0":  # no other socket has port 0
-                    return int(inode)
+        return os.stat(path).st_ino
     except OSError as error:
-        raise_if_exhausted(error, f"look at {process}/net/netlink")
-        if isinstance(error, (FileNotFoundError, ProcessLookupError)):
-            return _ENDED
-    return 0
+        raise_if_exhausted(error, f"look at {path}")
+        return _ENDED if isinstance(error, (FileNotFoundError, ProcessLookupError)) else 0
 
 
 def _hidden(processes: Collection[int]) -> str:

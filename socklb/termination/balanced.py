@@ -19,7 +19,7 @@ from ..conntrack.clients import Clients, Servers, is_local
 from ..conntrack.flows import endpoints_of
 from ..conntrack.layout import FlowTuple
 from ..conntrack.table import ConntrackTable, is_loose
-from ..engine.find import SocketTable
+from ..engine.find import table_in
 from ..engine.parallel import in_parallel, is_worker
 from ..engine.report import ABSENT, DONE, REFUSED
 from ..errors import NotPermitted, NotSupported, SocklbError
@@ -141,7 +141,7 @@ class Balanced:
         return self._endpoints if self._here in (None, namespace) else self._elsewhere
 
     def _find_in(self, namespace: NetworkNamespace) -> None:
-        table, loose = run_in_netns(namespace, lambda: (ConntrackTable(), is_loose()), thread_may_move=is_worker())
+        table = run_in_netns(namespace, ConntrackTable, thread_may_move=is_worker())
         try:
             try:
                 if not table.count():
@@ -152,7 +152,8 @@ class Balanced:
             self._tracked.append(namespace)
             cases = [Case(namespace, flow) for flow in table.flows_to(self._gone_in(namespace)) if not flow.is_closing]
             if cases:
-                self._tables[namespace], self.is_loose[namespace] = table, loose
+                self.is_loose[namespace] = run_in_netns(namespace, is_loose, thread_may_move=is_worker())
+                self._tables[namespace] = table
                 self.cases += cases
         finally:
             if namespace not in self._tables:
@@ -210,8 +211,8 @@ class Balanced:
         clients = Clients(by_client)
 
         def look(namespace: NetworkNamespace) -> None:
-            with run_in_netns(namespace, SocketTable, thread_may_move=is_worker()) as table:
-                for client, socket in clients.sockets_in(table, namespace.name):
+            with table_in(namespace) as table:
+                for client, socket in clients.sockets_in(table):
                     for case in by_client[client]:
                         if case.place in (None, namespace):
                             case.sockets.append((namespace, socket))
@@ -289,8 +290,8 @@ class Balanced:
         answered: dict[Case, None] = {}
 
         def look(namespace: NetworkNamespace) -> None:
-            with run_in_netns(namespace, SocketTable, thread_may_move=is_worker()) as table:
-                for answer, _ in servers.sockets_in(table, namespace.name):
+            with table_in(namespace) as table:
+                for answer, _ in servers.sockets_in(table):
                     answered.update((case, None) for case in by_answer[answer] if case.place in (None, namespace))
 
         if cases:
