@@ -107,11 +107,14 @@ class FakeSocket:
         self._replies: Iterator[Datagram] = iter(())
         self._calls = 0
         self.timeout = 0.0
+        self.waits: list[float] = []
         self.options: list[tuple[int, int, int]] = []
         self.closed = False
 
     def settimeout(self, seconds: float) -> None:
         self.timeout = seconds
+        if seconds:
+            self.waits.append(seconds)
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
         if option in self._kernel.option_errors:
@@ -141,18 +144,17 @@ class FakeSocket:
         self._replies = chain(self._replies, self._kernel.answer(requests))
         return len(data)
 
-    def recvmsg_into(self, buffers: Sequence[bytearray]) -> tuple[int, list[object], int, tuple[int, int]]:
+    def recvfrom_into(self, buffer: memoryview) -> tuple[int, tuple[int, int]]:
         self._check()
         reply = next(self._replies, None)
         if reply is None:
-            raise socket.timeout("timed out") if self.timeout else BlockingIOError(errno.EAGAIN, "recvmsg")
+            raise socket.timeout("timed out") if self.timeout else BlockingIOError(errno.EAGAIN, "recvfrom")
         if isinstance(reply, BaseException):
             raise reply
         data, port = reply if isinstance(reply, tuple) else (reply, 0)
-        (buffer,) = buffers
         size = min(len(data), len(buffer))
         buffer[:size] = data[:size]
-        return size, [], socket.MSG_TRUNC if size < len(data) else 0, (port, 0)
+        return size, (port, 0)
 
     def _check(self) -> None:
         if self.closed:

@@ -81,10 +81,12 @@ class NetlinkSocket:
         self.foreign = 0
         self._has_received = False
         self.was_repeated = False
-        self._buffers = [bytearray(_BUFFER_SIZE)]
+        self._buffer = memoryview(bytearray(_BUFFER_SIZE))
         self._logger = _debug_logger()
         try:
-            self._socket.settimeout(_TIMEOUT_SECONDS)
+            self._socket.settimeout(
+                0
+            )  # the kernel answers while it is asked; with a timeout each call would poll first
             for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
                 self._set_option(option)
             self._socket.bind((0, 0))
@@ -263,17 +265,13 @@ class NetlinkSocket:
         """Discard the answers that are left: as long as one is queued, the kernel drops new ones without a further
         ENOBUFS (NETLINK_S_CONGESTED).
         """
-        self._socket.settimeout(0)
-        try:
-            for _ in range(2 * BATCH):
-                try:
-                    self._socket.recvmsg_into(self._buffers)
-                except BlockingIOError:
-                    break
-                except OSError:
-                    continue  # if it persists, the next attempt meets it too
-        finally:
-            self._socket.settimeout(_TIMEOUT_SECONDS)
+        for _ in range(2 * BATCH):
+            try:
+                self._socket.recvfrom_into(self._buffer)
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # if it persists, the next attempt meets it too
 
     # ----------------------------------------------------------------------------------------- datagrams
 
@@ -289,8 +287,6 @@ class NetlinkSocket:
             try:
                 self._socket.send(data)
                 return
-            except _socket.timeout:
-                raise _timed_out(doing) from None
             except OSError as error:
                 if error.errno not in (errno.ENOBUFS, errno.EINTR) or attempt == _ATTEMPTS:
                     raise kernel_error(error.errno or 0, doing) from None
@@ -299,36 +295,41 @@ class NetlinkSocket:
         """One datagram from the kernel. Others' datagrams are no answer, and do not extend the deadline."""
         if os.getpid() != self._pid:
             raise SocklbError(f"{doing}: this was begun in another process, {self._pid}, which reads the answers")
-        begun = monotonic()
-        while True:
-            size, flags, sender = self._receive_into_buffer(doing)
-            if sender == 0:
-                break
+        end = monotonic() + _TIMEOUT_SECONDS
+        size, sender = self._receive_into_buffer(doing, end)
+        while sender:
             self.foreign += 1
-            self._socket.settimeout(max(1e-3, begun + _TIMEOUT_SECONDS - monotonic()))
-        if self.foreign:
-            self._socket.settimeout(_TIMEOUT_SECONDS)
-        reply = bytes(memoryview(self._buffers[0])[:size])
+            if monotonic() >= end:
+                raise _timed_out(doing)
+            size, sender = self._receive_into_buffer(doing, end)
+        self._has_received = True
+        reply = bytes(self._buffer[:size])
         if self._logger:
             self._logger.debug("<- %s", self._describe(reply))
-        if flags & _socket.MSG_TRUNC:
-            raise MalformedMessage("cut reply", offset=0, expected=f"at most {_BUFFER_SIZE} bytes", got="more")
+        if size == len(self._buffer):
+            raise MalformedMessage("cut reply", offset=0, expected=f"less than {_BUFFER_SIZE} bytes", got="more")
         if not size:
             raise MalformedMessage("empty reply", offset=0, expected="a netlink message", got="nothing")
         return reply
 
-    def _receive_into_buffer(self, doing: str) -> tuple[int, int, int]:
-        """Size, flags, and the sender's port of a datagram."""
+    def _receive_into_buffer(self, doing: str, end: float) -> tuple[int, int]:
+        """Size, and the sender's port, of a datagram; it is waited for where none has come yet."""
         try:
-            size, _, flags, sender = self._socket.recvmsg_into(self._buffers)
-            self._has_received = True
+            try:
+                size, (sender, _) = self._socket.recvfrom_into(self._buffer)
+            except BlockingIOError:
+                self._socket.settimeout(max(1e-3, end - monotonic()))
+                try:
+                    size, (sender, _) = self._socket.recvfrom_into(self._buffer)
+                finally:
+                    self._socket.settimeout(0)
         except _socket.timeout:
             raise _timed_out(doing) from None
         except OSError as error:
             if error.errno in (errno.ENOBUFS, errno.EINTR):
                 raise _interrupted(error.errno, doing) from None
             raise kernel_error(error.errno or 0, doing) from None
-        return size, flags, sender[0]
+        return size, sender
 
     # ------------------------------------------------------------------------------- the subsystem's own
 

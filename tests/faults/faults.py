@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
@@ -195,7 +194,6 @@ def _of_either(on: str) -> dict[str, Fault]:
         "without the last": Fault(on, lambda r, honest: list(honest()[:-1]), SILENT),
         "receive fails": Fault(on, raising(OSError(errno.EIO, "recvmsg")), EIO),
         "send fails": Fault(on, unsent(OSError(errno.ENOMEM, "send")), ENOMEM),
-        "send hangs": Fault(on, unsent(socket.timeout("timed out")), SILENT),
         "send enobufs": Fault(on, unsent(_NO_BUFFERS), LOST, repeats=True),
         "send eintr": Fault(on, unsent(_INTERRUPT), INTERRUPTED, repeats=True),
     }
