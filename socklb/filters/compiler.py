@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from collections import namedtuple
 from errno import EOPNOTSUPP
-from itertools import islice
 
 from ..errors import NotSupported
-from ..wire.bytecode import ANY_PORT, Assembler
+from ..wire.bytecode import ANY_PORT, INET_DIAG_BC_JMP, Assembler, either
 from .conditions import EVERYTHING, And, Condition, Not, Or, endpoint_of, leaves, pushed_inward
 from .peers import Peers
 from .property_conditions import Autobound, Cgroup
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..wire.reply import InetSocket
+    from .endpoints import Endpoint
 
 
 _NOTHING = Or()
@@ -25,6 +25,9 @@ _MOST_PROGRAMS = 8
 """Each costs a walk of the kernel's table, and its making as much again. With so many that is as long as one dump of
 90,000 sockets takes that is matched in Python (tests/benchmarks).
 """
+_KEPT = 4  # sets of endpoints whose programs are kept: the next pass is often about almost the same backends
+_WORTH_KEEPING = 256  # fewer endpoints are compiled in less than 2 ms
+_FEW = 16  # a set that differs by less than such a part has the programs of the other
 
 
 class Plan(namedtuple("Plan", "programs ops disjoint checks needs_info")):
@@ -147,14 +150,50 @@ def _assemble(condition: Condition) -> _Assembled | None:
     return None if program is None else _Assembled(program, frozenset(assembler.used))
 
 
+class _Made(namedtuple("_Made", "endpoints pieces")):
+    __slots__ = ()
+    endpoints: frozenset[Endpoint]
+    pieces: list[_Assembled]
+
+
+_recent: list[_Made] = []  # the last first
+
+
 def _pieces(peers: Peers) -> list[_Assembled]:
     """A program for each part, or one that lets through too much where these would cost more than what it does."""
-    parts = list(islice(peers.pieces(), _MOST_PROGRAMS + 1))
-    if len(parts) > _MOST_PROGRAMS:
+    if peers.number_of_pieces > _MOST_PROGRAMS:
         assembler = Assembler()
         peers.emit_guard(assembler, assembler.reject)
         return [_Assembled(assembler.assemble() or b"", frozenset(assembler.used))]
-    return [piece for part in parts for piece in _split(part)[0]]
+    if len(peers.endpoints) < _WORTH_KEEPING:
+        return _pieces_anew(peers)
+    for made in _recent:
+        pieces = _pieces_from(made, peers)
+        if pieces is not None:
+            return pieces
+    pieces = _pieces_anew(peers)
+    _recent[:] = _Made(peers.endpoints, pieces), *_recent[: _KEPT - 1]
+    return pieces
+
+
+def _pieces_anew(peers: Peers) -> list[_Assembled]:
+    return [piece for part in peers.pieces() for piece in _split(part)[0]]
+
+
+def _pieces_from(made: _Made, peers: Peers) -> list[_Assembled] | None:
+    """The programs of another set, with a test of what it lacks before the first; None where much is different."""
+    new = peers.endpoints - made.endpoints
+    left_out = len(made.endpoints) + len(new) - len(peers.endpoints)
+    if (len(new) + left_out) * _FEW > len(made.endpoints):
+        return None
+    first, *others = made.pieces
+    if new:
+        added = _assemble(Peers(new))
+        program = added and either(added.program, first.program)
+        if not (added and program):
+            return None
+        first = _Assembled(program, first.ops | added.ops | {INET_DIAG_BC_JMP})
+    return [first, *others]
 
 
 def _relaxed(condition: Condition, is_kept: Callable[[Condition], bool]) -> Condition:

@@ -99,8 +99,8 @@ class EndpointSet:
         if ports[0] == ANY_PORT:
             return
         if len(ports) > _FEW_PORTS:
+            program.test(LE_OPS[self._side], ports[-1], no)  # first: the peers of servers have high ports
             program.test(GE_OPS[self._side], ports[0], no)
-            program.test(LE_OPS[self._side], ports[-1], no)
             return
         one_of_them = Label()
         for port in ports[:-1]:

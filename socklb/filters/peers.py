@@ -42,6 +42,11 @@ class Peers(Condition):
         """What lets through all that match and few others, in a few instructions."""
         self._endpoint_set.emit_guard(program, no)
 
+    @property
+    def number_of_pieces(self) -> int:
+        """About as many programs as it takes."""
+        return -(-sum(_BYTES[len(address)] for address, _ in self.endpoints) // _PROGRAM)
+
     def pieces(self) -> Iterator[Peers]:
         """Parts of it that each fit into a program."""
         piece: list[Endpoint] = []

@@ -202,3 +202,12 @@ class Assembler:
             parts.append(OP.pack(code, length, target - offset) + argument)
             offset += length
         return b"".join(parts)
+
+
+def either(first: bytes, second: bytes) -> bytes | None:
+    """A program that accepts what one of two assembled ones does, None if it does not fit into an attribute.
+
+    What the first rejects goes on behind the jump, which takes what it accepts to the end of both.
+    """
+    joined = first + OP.pack(INET_DIAG_BC_JMP, OP.size, OP.size + len(second)) + second
+    return joined if len(joined) <= MAX_SIZE else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -24,9 +25,10 @@ from socklb import (
     stalled,
     uid,
 )
-from socklb.filters import Condition
+from socklb.filters import Condition, compiler
 from socklb.filters.compiler import Plan, compile_condition
 from socklb.filters.conditions import And, Not, Or, Port
+from socklb.filters.peers import Peers
 from socklb.filters.property_conditions import Autobound
 from socklb.wire import bytecode
 from socklb.wire.bytecode import INET_DIAG_BC_CGROUP_COND, INET_DIAG_BC_D_COND, INET_DIAG_BC_S_COND, decode_program
@@ -119,6 +121,44 @@ class TestPrograms:
         assume(one != other)
         condition = And(dst("10.0.0.0/8"), dport(one), dport(other))
         assert not lets_through(compile_condition(condition), socket)
+
+    @given(conditions, conditions, full_sockets | mini_sockets)
+    def test_either_of_two(self, one: Condition, other: Condition, socket: InetSocket) -> None:
+        first, second = (compile_condition(each).programs[0] for each in (one, other))
+        assume(first and second)
+        program = bytecode.either(first, second)
+        assert program
+        assert vm.verify(program)
+        assert vm.run(program, vm.entry_of(socket)) == any(vm.run(p, vm.entry_of(socket)) for p in (first, second))
+
+    def test_peers_that_differ_little_are_not_compiled_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A pass after another one: some backends are no longer among them, others are new."""
+        compiled: list[int] = []
+        emit = Peers.emit
+
+        def noted(peers: Peers, *to: Any) -> None:
+            compiled.append(len(peers.endpoints))
+            emit(peers, *to)
+
+        monkeypatch.setattr(Peers, "emit", noted)
+        monkeypatch.setattr(compiler, "_recent", [])
+        hosts = [f"10.7.{n >> 8}.{n & 255}" for n in range(2100)]
+        for first, last, expected in (
+            (0, 1000, [1000]),
+            (0, 1000, []),
+            (30, 1000, []),
+            (30, 1030, [30]),
+            (40, 1063, [1023]),  # too many are others
+            (200, 1977, [1777]),  # as many as a program holds
+            (200, 2050, [73, 1777, 73]),  # it has no room for those
+        ):
+            compiled.clear()
+            plan = SocketFilter.to_backends([(host, 80, "tcp") for host in hosts[first:last]]).plan()
+            assert compiled == expected
+            assert all(map(vm.verify, plan.programs))
+            for number in {0, first - 1, first, 999, 1000, last - 1, last} & {*range(len(hosts))}:
+                row = socket_between("10.9.9.9:1", f"{hosts[number]}:80")
+                assert (lets_through(plan, row) and plan.lets_through(row)) is (first <= number < last)
 
     @pytest.mark.parametrize("host", ["10.{}.{}.{}", "fd00::{:x}:{:x}:{:x}"], ids=["v4", "v6"])
     @pytest.mark.parametrize(("count", "several"), [(4000, True), (40_000, False)])
