@@ -146,6 +146,7 @@ class TestReach:
         assert users == {
             *(
                 "cli.demo.dnat",
+                "cli.demo.sandbox",
                 "cli.demo.services",
                 "cli.demo.world",
                 "cli.metrics_server",
@@ -157,7 +158,10 @@ class TestReach:
 
     def test_c_calls_and_ioctls(self) -> None:
         users = importers_of("ctypes", "fcntl", "mmap", "multiprocessing", "resource", "subprocess")
-        assert {module for module in users if folder_of(module) != "kernel"} == {"reverse_nat.bpf"}
+        assert {module for module in users if folder_of(module) != "kernel"} == {
+            "cli.demo.sandbox",
+            "reverse_nat.bpf",
+        }
 
     def test_proc_and_sys(self) -> None:
         """Paths, not help texts: strings of one line that begin so."""
@@ -169,6 +173,7 @@ class TestReach:
             if node.value.startswith(("/proc", "/sys"))
         }
         assert {module for module in users if folder_of(module) != "kernel"} == {
+            "cli.demo.sandbox",
             "conntrack.table",
             "reverse_nat.bpf",
             "reverse_nat.maps",  # where Cilium pins them

@@ -316,7 +316,8 @@ class TestRecipes:
             assert [pending_error(client) for client in hang] == ["", ""]
 
             look, dry_run, destroy, service = (command.replace("stalled 60s", "stalled 100ms") for command in commands)
-            eventually(lambda: steps.shell(look).count("\n") == 3, "both are stalled")
+            sent_again = look.replace("100ms", "300ms")  # before, the age begins anew with a tail loss probe
+            eventually(lambda: steps.shell(sent_again).count("\n") == 3, "both are stalled")
             steps.shell(dry_run)
             assert [pending_error(client) for client in hang] == ["", ""]
             steps.shell(destroy.replace("--tcp", "--tcp --limit 1"))

@@ -11,6 +11,7 @@ from types import TracebackType
 from ..children import Child, allow_descriptors, questions
 
 BACKEND = ("127.9.9.9", 9999)
+_PORT = 7000
 
 
 class Crowd:
@@ -32,6 +33,7 @@ class Crowd:
             left -= here
         for child in children:
             child.receive()
+        self.ports = [_PORT + number for number in range(len(children))]  # that it is connected to
         self._backend = self._stack.enter_context(Child(_hold_victims))
         self._backend.receive()
 
@@ -53,17 +55,17 @@ VICTIMS = 100
 
 def _hold_crowd(number: int, connections: int, pipe: Connection) -> None:
     kept: list[socket.socket] = []
-    v4 = listen(("127.1.0.0", 7000 + number))
-    v6 = listen(("::1", 7000 + number))
+    v4 = listen(("127.1.0.0", _PORT + number))
+    v6 = listen(("::1", _PORT + number))
     for n in range(connections):
         kind = n % 10
         address = f"127.1.{number}.{n % 250}"
         if kind == 0:
-            kept += connect(v6, ("::1", 7000 + number))
+            kept += connect(v6, ("::1", _PORT + number))
         elif kind == 1:
-            kept += connect(v4, ("::ffff:127.1.0.0", 7000 + number))
+            kept += connect(v4, ("::ffff:127.1.0.0", _PORT + number))
         else:
-            kept += connect(v4, ("127.1.0.0", 7000 + number), source=address)
+            kept += connect(v4, ("127.1.0.0", _PORT + number), source=address)
     pipe.send("ready")
     pipe.recv()
 

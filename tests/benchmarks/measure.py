@@ -11,8 +11,11 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import cycle
 
 from socklb import InetSocket, SocketFilter, destroy_sockets, dport, dst, find_sockets, idle
+from socklb.filters.compiler import _MOST_PROGRAMS, _recent
 from socklb.kernel.diag import NETLINK_SOCK_DIAG
 from socklb.termination.loop import GATHER_SECONDS
 from socklb.wire.netlink import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, encode_message
@@ -52,10 +55,12 @@ _SS_K = "ss -K with the same filter, whole process"
 _COMMAND = "python3 -S -m socklb destroy, whole process"
 _LIST_COMMAND = "python3 -S -m socklb list with the same filter, whole process"
 _SCATTERED = "find among 1,000 backends, scattered"
+_CROWDED = "find among 1,000 backends, scattered, on the crowd's own ports"
 _CONSECUTIVE = "find among 1,000 backends, consecutive"
 _FIRST = "find among 50,000 backends of all ports, first use"
 _AGAIN = "find among 50,000 backends of all ports, again"
 _HASHED = "one dump matched by hash in Python"
+_PROGRAM = "make a program that is full, and walk with it"
 _LIST = "list all"
 _RECEIVE = "receive all, without looking at what comes"
 _DECODE = "list all, every field decoded"
@@ -74,6 +79,7 @@ def _ratios(best: dict[str, float], growth: float) -> list[Ratio]:
         (_COMMAND, _SS_K, 2.0),
         (_LIST_COMMAND, _SS, 2.0),
         (_SCATTERED, _FIND, 1.3),
+        (_CROWDED, _FIND, 1.5),
         (_CONSECUTIVE, _FIND, 2.0),
         (_FIRST, _HASHED, 4.0),
         (_AGAIN, _HASHED, 1.1),
@@ -82,7 +88,12 @@ def _ratios(best: dict[str, float], growth: float) -> list[Ratio]:
         (f"import {NAME}, cold", "import socket, cold", 3.0),
         (_WATCH, _GATHER_AND_WALK, 2.0),
     ]
-    return [*ratios_of(best, wanted), Ratio(f"growth of peak memory while destroying {VICTIMS}, MiB", growth, 1.0)]
+    programs = best[_HASHED] / best[_PROGRAM]
+    return [
+        *ratios_of(best, wanted),
+        Ratio(f"{_MOST_PROGRAMS} programs / those that take as long as {_HASHED}", _MOST_PROGRAMS / programs, 1.5),
+        Ratio(f"growth of peak memory while destroying {VICTIMS}, MiB", growth, 1.0),
+    ]
 
 
 def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]:
@@ -93,7 +104,9 @@ def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]
     idle_too = SocketFilter("tcp", dst(address) & dport(port) & idle(0))  # tcp_info is asked for and read
     many = [(str(ipaddress.IPv4Address(n)), n % 65535 + 1, "tcp") for n in _scattered(49_999)] + [(*BACKEND, "tcp")]
     again, hashed = SocketFilter.to_backends(many), _hashed(many)
-    scattered, consecutive = _backends(scattered=True), _backends(scattered=False)
+    scattered, consecutive = _backends(_scattered(999)), _backends(range(0x7F0A0000, 0x7F0A03E7))
+    crowded = _backends(_scattered(999), crowd.ports)
+    full = [*many[:1776], (*BACKEND, "tcp")]
     text = f"dst {address}:{port}"
     seldom = max(1, rounds // 2)
     subjects = {
@@ -101,10 +114,12 @@ def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]
         _FIND: Subject(lambda: _expect(VICTIMS, find_sockets(one)), crowd.renew_victims),
         _SCATTERED: Subject(lambda: _expect(VICTIMS, find_sockets(scattered))),
         _CONSECUTIVE: Subject(lambda: _expect(VICTIMS, find_sockets(consecutive))),
+        _CROWDED: Subject(lambda: _expect(VICTIMS, find_sockets(crowded))),
         _IN_PYTHON: Subject(lambda: _expect(VICTIMS, find_sockets(in_python))),
         _FIRST: Subject(lambda: _expect(VICTIMS, find_sockets(SocketFilter.to_backends(many))), every=seldom),
         _AGAIN: Subject(lambda: _expect(VICTIMS, find_sockets(again)), every=seldom),
         _HASHED: Subject(lambda: _expect(VICTIMS, find_sockets(hashed)), every=seldom),
+        _PROGRAM: Subject(lambda: _expect(VICTIMS, find_sockets(SocketFilter.to_backends(full))), _recent.clear),
         _RECEIVE: Subject(_receive),
         _LIST: Subject(lambda: sum(1 for _ in find_sockets(everything))),
         _DECODE: Subject(lambda: _decode_all(everything), every=seldom),
@@ -123,9 +138,8 @@ def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]
     return subjects
 
 
-def _backends(*, scattered: bool) -> SocketFilter:
-    numbers = _scattered(999) if scattered else range(0x7F0A0000, 0x7F0A03E7)
-    triples = [(str(ipaddress.IPv4Address(number)), 8080, "tcp") for number in numbers]
+def _backends(numbers: Sequence[int], ports: Sequence[int] = (8080,)) -> SocketFilter:
+    triples = [(str(ipaddress.IPv4Address(n)), port, "tcp") for n, port in zip(numbers, cycle(ports))]
     return SocketFilter.to_backends([*triples, (*BACKEND, "tcp")])
 
 

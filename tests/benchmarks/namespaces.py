@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
+from socket import socket
 from typing import Any
 from unittest import mock
 
@@ -14,8 +16,8 @@ from socklb import Backend, NetworkNamespace, discover_namespaces, terminate_con
 from socklb.kernel.diag import DiagSocket
 from socklb.kernel.namespaces import run_in_netns
 
-from .. import world
-from ..children import Child
+from ..children import Child, allow_descriptors
+from ..networks import networks
 from .crowd import connect, listen
 from .timing import Ratio, Subject, best_times, ratios_of
 from .walk import walk
@@ -62,27 +64,35 @@ def measure_namespaces(count: int, rounds: int) -> tuple[dict[str, float], list[
 @contextmanager
 def _populated(count: int, sockets: int, processes: int) -> Iterator[list[NetworkNamespace]]:
     """So many namespaces, with so many sockets (both ends count) and processes in each."""
+    room = allow_descriptors() // (sockets + 1)
     with ExitStack() as stack:
         children = [
-            stack.enter_context(Child(lambda pipe: _hold(sockets // 2, processes - 1, pipe))) for _ in range(count)
+            stack.enter_context(Child(partial(_hold, min(room, count - first), sockets // 2, processes)))
+            for first in range(0, count, room)
         ]
-        for child in children:
-            child.receive()
-        yield [NetworkNamespace.from_pid(child.pid) for child in children]
+        yield [NetworkNamespace.from_pid(pid) for child in children for pid in child.receive()]
 
 
-def _hold(connections: int, others: int, pipe: Connection) -> None:
-    world.new_network()
-    listener = listen(("127.0.0.1", 9000))
-    kept = [connect(listener, listener.getsockname()) for _ in range(connections)]
-    reader, writer = os.pipe()  # the others end with this one
-    for _ in range(others):
-        if not os.fork():
-            os.close(writer)
-            os.read(reader, 1)
-            os._exit(0)
-    pipe.send(len(kept))
-    pipe.recv()
+def _hold(count: int, connections: int, processes: int, pipe: Connection) -> None:
+    """The processes are no forks of this one: a kernel that watches its memory (CONFIG_DAMON) looks at all who share a
+    page, and takes a whole processor for so many.
+    """
+    reader, _writer = os.pipe()  # they end with this one
+
+    def spawn() -> list[int]:
+        stdin = [(os.POSIX_SPAWN_DUP2, reader, 0)]
+        return [os.posix_spawn("/bin/cat", ["cat"], {}, file_actions=stdin) for _ in range(processes)]
+
+    def populate() -> list[Sequence[socket]]:
+        listener = listen(("127.0.0.1", 9000))
+        return [connect(listener, listener.getsockname()) for _ in range(connections)]
+
+    with networks(count) as nets:
+        pids = [net.run(spawn)[0] for net in nets]
+        kept = [net.run(populate) for net in nets]
+        pipe.send(pids)
+        pipe.recv()
+        del kept
 
 
 def _looks_a_process() -> float:
