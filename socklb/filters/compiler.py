@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 _NOTHING = Or()
-_MOST_PROGRAMS = 8
+_MOST_PROGRAMS = 4
 """Each costs a walk of the kernel's table, and its making as much again. With so many that is as long as one dump of
-90,000 sockets takes that is matched in Python (tests/benchmarks).
+90,000 sockets takes that is matched in Python, where the ports tell nothing (tests/benchmarks).
 """
 _KEPT = 4  # sets of endpoints whose programs are kept: the next pass is often about almost the same backends
 _WORTH_KEEPING = 256  # fewer endpoints are compiled in less than 2 ms

@@ -170,7 +170,7 @@ class TestPrograms:
             plan = compile_condition(whole)
             is_guard_alone = whole is condition and not several
             assert is_guard_alone == (len(plan.programs) == 1)
-            assert len(plan.programs) <= 8 or whole is not condition
+            assert len(plan.programs) <= 4 or whole is not condition
             for address, port in named[:: count // 50]:
                 for found in (port, 1000 + (port - 999) % 7):
                     row = socket_between("10.9.9.9:1" if "." in host else "[fd00::9:9]:1", _endpoint(address, found))

@@ -65,7 +65,7 @@ class TestWhoIsCut:
         assert (errors(doomed), errors(others)) == ({ABORTED}, {""})
         assert (report.matched, report.counts) == (18, Counts(destroyed=18))
 
-    @pytest.mark.parametrize("programs", [8, 2], ids=["in programs", "in Python"])
+    @pytest.mark.parametrize("programs", [5, 2], ids=["in programs", "in Python"])
     def test_those_of_more_backends_than_a_program_holds(
         self, nets: list[Network], monkeypatch: pytest.MonkeyPatch, programs: int
     ) -> None:
