@@ -84,9 +84,7 @@ class NetlinkSocket:
         self._buffer = memoryview(bytearray(_BUFFER_SIZE))
         self._logger = _debug_logger()
         try:
-            self._socket.settimeout(
-                0
-            )  # the kernel answers while it is asked; with a timeout each call would poll first
+            self._socket.settimeout(0)  # answers come while the kernel is asked: nothing is to be polled for first
             for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
                 self._set_option(option)
             self._socket.bind((0, 0))
