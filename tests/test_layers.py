@@ -146,7 +146,6 @@ class TestReach:
         assert users == {
             *(
                 "cli.demo.dnat",
-                "cli.demo.sandbox",
                 "cli.demo.services",
                 "cli.demo.world",
                 "cli.metrics_server",
@@ -158,10 +157,7 @@ class TestReach:
 
     def test_c_calls_and_ioctls(self) -> None:
         users = importers_of("ctypes", "fcntl", "mmap", "multiprocessing", "resource", "subprocess")
-        assert {module for module in users if folder_of(module) != "kernel"} == {
-            "cli.demo.sandbox",
-            "reverse_nat.bpf",
-        }
+        assert {module for module in users if folder_of(module) != "kernel"} == {"reverse_nat.bpf"}
 
     def test_proc_and_sys(self) -> None:
         """Paths, not help texts: strings of one line that begin so."""
@@ -173,7 +169,6 @@ class TestReach:
             if node.value.startswith(("/proc", "/sys"))
         }
         assert {module for module in users if folder_of(module) != "kernel"} == {
-            "cli.demo.sandbox",
             "conntrack.table",
             "reverse_nat.bpf",
             "reverse_nat.maps",  # where Cilium pins them
@@ -263,7 +258,7 @@ class TestSize:
         assert text.count("\n") <= (80 if module == "__init__" else 400)
 
     def test_the_core_is_small(self) -> None:
-        assert sum(map(lines_of_code, CORE)) <= 5500
+        assert sum(map(lines_of_code, CORE)) <= 5600
 
     def test_no_module_is_named_after_nothing(self) -> None:
         names = {path.stem for path in MODULES.values()}

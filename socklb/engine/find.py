@@ -66,7 +66,7 @@ def find_sockets(
 
 
 def _find(wanted: SocketFilter, namespace: NetworkNamespace | None, bits: int) -> Generator[InetSocket, None, None]:
-    with table_in(namespace) as table:
+    with run_in_netns(namespace, lambda: SocketTable(namespace)) as table:  # in whatever thread: it stays where it is
         pairs = table.search(wanted, wanted.request_states, bits=bits)
         yield from filter(wanted.accepts, map(itemgetter(1), pairs))  # of a host there are many: no loop in Python
 
@@ -102,8 +102,8 @@ def live_cookies(namespaces: Iterable[NetworkNamespace]) -> set[int]:
     return cookies
 
 
-def table_in(namespace: NetworkNamespace | None) -> SocketTable:
-    """The sockets of a network namespace (None: the caller's). A thread of `in_parallel` stays there."""
+def table_in(namespace: NetworkNamespace) -> SocketTable:
+    """The sockets of a network namespace, for a thread of `in_parallel`, which stays there."""
     return run_in_netns(namespace, lambda: SocketTable(namespace), thread_may_move=is_worker())
 
 
@@ -175,7 +175,6 @@ class SocketTable:
             if not self._may_have_skipped or (attempt and len(seen) == known):
                 return
 
-    @property
     def _has_long_chains(self) -> bool:
         """Asked for when it matters: the kernel takes the longer to open such a file the more namespaces there are."""
         try:
@@ -249,7 +248,7 @@ class SocketTable:
             for type_, request in requests:
                 dump = self.diag.dump(type_, request + attribute, doing, may_repeat_rows=may_repeat_rows)
                 for number, rows in enumerate(dump):
-                    if may_repeat_rows and (number or (len(rows) > _CHUNK and self._has_long_chains)):
+                    if may_repeat_rows and (number or (len(rows) > _CHUNK and self._has_long_chains())):
                         self._may_have_skipped = True
                     yield rows
 

@@ -7,7 +7,7 @@ from collections import namedtuple
 from errno import EOPNOTSUPP
 
 from ..errors import NotSupported
-from ..wire.bytecode import ANY_PORT, INET_DIAG_BC_JMP, Assembler, either
+from ..wire.bytecode import ANY_PORT, INET_DIAG_BC_JMP, Assembler, either, except_for
 from .conditions import EVERYTHING, And, Condition, Not, Or, endpoint_of, leaves, pushed_inward
 from .peers import Peers
 from .property_conditions import Autobound, Cgroup
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 _NOTHING = Or()
 _MOST_PROGRAMS = 4
-"""Each costs a walk of the kernel's table, and its making as much again. With so many that is as long as one dump of
-90,000 sockets takes that is matched in Python, where the ports tell nothing (tests/benchmarks).
+"""A program costs a walk of the kernel's table, and as long to make. Five take longer than one dump of 90,000 sockets
+that is matched in Python (tests/benchmarks).
 """
 _KEPT = 4  # sets of endpoints whose programs are kept: the next pass is often about almost the same backends
 _WORTH_KEEPING = 256  # fewer endpoints are compiled in less than 2 ms
-_FEW = 16  # a set that differs by less than such a part has the programs of the other
+_FEW = 16  # a set of which no more than a sixteenth is different has the programs of the other
 
 
 class Plan(namedtuple("Plan", "programs ops disjoint checks needs_info")):
@@ -156,7 +156,7 @@ class _Made(namedtuple("_Made", "endpoints pieces")):
     pieces: list[_Assembled]
 
 
-_recent: list[_Made] = []  # the last first
+_recent: list[_Made] = []  # the last used first
 
 
 def _pieces(peers: Peers) -> list[_Assembled]:
@@ -170,9 +170,11 @@ def _pieces(peers: Peers) -> list[_Assembled]:
     for made in _recent:
         pieces = _pieces_from(made, peers)
         if pieces is not None:
-            return pieces
-    pieces = _pieces_anew(peers)
-    _recent[:] = _Made(peers.endpoints, pieces), *_recent[: _KEPT - 1]
+            break
+    else:
+        pieces = _pieces_anew(peers)
+        made = _Made(peers.endpoints, pieces)
+    _recent[:] = [made, *(one for one in _recent if one is not made)][:_KEPT]
     return pieces
 
 
@@ -181,19 +183,24 @@ def _pieces_anew(peers: Peers) -> list[_Assembled]:
 
 
 def _pieces_from(made: _Made, peers: Peers) -> list[_Assembled] | None:
-    """The programs of another set, with a test of what it lacks before the first; None where much is different."""
-    new = peers.endpoints - made.endpoints
-    left_out = len(made.endpoints) + len(new) - len(peers.endpoints)
-    if (len(new) + left_out) * _FEW > len(made.endpoints):
+    """The programs of another set, with tests in front of what is different; None if that is much, or has no room."""
+    new, left_out = peers.endpoints - made.endpoints, made.endpoints - peers.endpoints
+    if (len(new) + len(left_out)) * _FEW > len(made.endpoints):
         return None
-    first, *others = made.pieces
-    if new:
-        added = _assemble(Peers(new))
-        program = added and either(added.program, first.program)
-        if not (added and program):
-            return None
-        first = _Assembled(program, first.ops | added.ops | {INET_DIAG_BC_JMP})
-    return [first, *others]
+    shortest, *others = sorted(made.pieces, key=lambda piece: len(piece.program))
+    pieces = [_joined(except_for, left_out, piece) for piece in (shortest, *others)]
+    pieces[0] = _joined(either, new, pieces[0])
+    return None if None in pieces else pieces  # type: ignore[return-value]
+
+
+def _joined(
+    join: Callable[[bytes, bytes], bytes | None], endpoints: frozenset[Endpoint], piece: _Assembled | None
+) -> _Assembled | None:
+    if not endpoints or piece is None:
+        return piece
+    in_front = _assemble(Peers(endpoints))
+    program = in_front and join(in_front.program, piece.program)
+    return _Assembled(program, piece.ops | in_front.ops | {INET_DIAG_BC_JMP}) if in_front and program else None
 
 
 def _relaxed(condition: Condition, is_kept: Callable[[Condition], bool]) -> Condition:

@@ -44,21 +44,17 @@ class Peers(Condition):
 
     @property
     def number_of_pieces(self) -> int:
-        """About as many programs as it takes."""
-        return -(-sum(_BYTES[len(address)] for address, _ in self.endpoints) // _PROGRAM)
+        """How many `pieces` there are, without making them."""
+        return -(-len(self.endpoints) // self._size_of_pieces)
+
+    @property
+    def _size_of_pieces(self) -> int:
+        return _PROGRAM // max(_BYTES[len(address)] for address, _ in self.endpoints)
 
     def pieces(self) -> Iterator[Peers]:
         """Parts of it that each fit into a program."""
-        piece: list[Endpoint] = []
-        free = _PROGRAM
-        for endpoint in sorted(self.endpoints):
-            size = _BYTES[len(endpoint.address)]
-            if free < size:
-                yield Peers(piece)
-                piece, free = [], _PROGRAM
-            piece.append(endpoint)
-            free -= size
-        yield Peers(piece)
+        endpoints, size = sorted(self.endpoints), self._size_of_pieces
+        return (Peers(endpoints[start : start + size]) for start in range(0, len(endpoints), size))
 
     def halves(self) -> tuple[Peers, Peers]:
         """Two parts of it, where it has to be divided with what it is joined to."""

@@ -116,36 +116,43 @@ def unsearched(
 ) -> list[UnsearchedNamespace]:
     """Those of the refused that are in none of the searched namespaces, one entry for each reason.
 
-    A process that may not be looked at shows which namespace it is in all the same: each has a directory /proc/net of
-    its own, and anyone may see its files' inodes. What has ended meanwhile is left out.
+    A process that may not be looked at shows which namespace it is in all the same: each namespace has files of its own
+    in /proc/PID/net, and anyone may see their inodes. What has ended meanwhile is left out.
     """
-    known = {_network_in(namespace) for namespace in searched} - {0, _ENDED} if refused else set()
+    known = {_net_inode_in(namespace) for namespace in searched} - {0, _ENDED} if refused else set()
     left: dict[str, dict[object, str]] = {}  # by reason, the first path of each namespace
     for path, reason, _ in refused:
         process = directory_of(path)
-        network = _network(process) if process else 0
-        if not (network in known or (network == _ENDED and known)):
+        inode = _net_inode(process) if process else 0
+        if not (inode in known or (inode == _ENDED and known)):
             where = process.partition("/task/")[0] or path  # threads are taken to be where their process is
-            left.setdefault(reason, {}).setdefault(network if network > 0 else where, path)
+            left.setdefault(reason, {}).setdefault(inode if inode > 0 else where, path)
     return [UnsearchedNamespace(next(iter(paths.values())), reason, len(paths)) for reason, paths in left.items()]
 
 
-def _network_in(namespace: NetworkNamespace) -> int:
-    """Of a namespace that was found by a process it takes two looks, of another one a thread that enters it."""
-    process = directory_of(namespace.path)
+def _net_inode_in(namespace: NetworkNamespace) -> int:
+    """By a process that is in the namespace, for to enter it takes a thread; 0 if it cannot be entered any more."""
+    for path in (namespace.path, *namespace.alternate_paths):
+        process = directory_of(path)
+        inode = _net_inode(process) if process else 0
+        if inode > 0 and _leads_to(path, namespace):  # asked afterwards: it was there before, and is so still
+            return inode
     try:
-        if process:
-            network = _network(process)
-            if nsfs_id(namespace.path, None) == (namespace.device, namespace.inode):
-                return network
-        return run_in_netns(namespace, lambda: _network("/proc/thread-self"))
+        return run_in_netns(namespace, lambda: _net_inode("/proc/thread-self"))
     except (KernelError, ValueError):
-        return 0  # it cannot be entered any more
+        return 0
 
 
-def _network(process: str) -> int:
-    """The inode of a file in /proc/PID/net, which no other network namespace has (proc_net_ns_init(), and
-    proc_alloc_inum() for each of its files). 0 where it cannot be seen, _ENDED for a process that is in none any more.
+def _leads_to(path: str, namespace: NetworkNamespace) -> bool:
+    try:
+        return nsfs_id(path, None) == (namespace.device, namespace.inode)
+    except (KernelError, ValueError):
+        return False
+
+
+def _net_inode(process: str) -> int:
+    """The inode of a file in /proc/PID/net, which no two network namespaces have at a time: their files come from one
+    pool (proc_alloc_inum()). 0 where it cannot be seen, _ENDED for a process that is in none any more.
     """
     path = f"{process}/net/netlink"
     try:

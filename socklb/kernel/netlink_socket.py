@@ -316,11 +316,7 @@ class NetlinkSocket:
             try:
                 size, (sender, _) = self._socket.recvfrom_into(self._buffer)
             except BlockingIOError:
-                self._socket.settimeout(max(1e-3, end - monotonic()))
-                try:
-                    size, (sender, _) = self._socket.recvfrom_into(self._buffer)
-                finally:
-                    self._socket.settimeout(0)
+                size, (sender, _) = self._wait(end)
         except _socket.timeout:
             raise _timed_out(doing) from None
         except OSError as error:
@@ -328,6 +324,13 @@ class NetlinkSocket:
                 raise _interrupted(error.errno, doing) from None
             raise kernel_error(error.errno or 0, doing) from None
         return size, sender
+
+    def _wait(self, end: float) -> tuple[int, tuple[int, int]]:
+        self._socket.settimeout(max(1e-3, end - monotonic()))
+        try:
+            return self._socket.recvfrom_into(self._buffer)
+        finally:
+            self._socket.settimeout(0)
 
     # ------------------------------------------------------------------------------- the subsystem's own
 

@@ -9,7 +9,7 @@ import time
 from ipaddress import IPv6Address
 from struct import Struct
 
-from ...kernel.namespaces import CLONE_NEWNET, CLONE_NEWUSER, unshare
+from .namespaces import CLONE_NEWNET, CLONE_NEWUSER, unshare
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914

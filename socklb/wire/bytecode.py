@@ -205,9 +205,16 @@ class Assembler:
 
 
 def either(first: bytes, second: bytes) -> bytes | None:
-    """A program that accepts what one of two assembled ones does, None if it does not fit into an attribute.
+    """A program that accepts what one of two assembled ones does; None if it does not fit into an attribute."""
+    return _joined(first, second, len(second))
 
-    What the first rejects goes on behind the jump, which takes what it accepts to the end of both.
-    """
-    joined = first + OP.pack(INET_DIAG_BC_JMP, OP.size, OP.size + len(second)) + second
+
+def except_for(first: bytes, second: bytes) -> bytes | None:
+    """A program that accepts what the second does, and not the first; None if it does not fit into an attribute."""
+    return _joined(first, second, len(second) + OP.size)
+
+
+def _joined(first: bytes, second: bytes, further: int) -> bytes | None:
+    """Whom the first rejects goes on behind the jump, to the second; whom it accepts the jump takes further."""
+    joined = first + OP.pack(INET_DIAG_BC_JMP, OP.size, OP.size + further) + second
     return joined if len(joined) <= MAX_SIZE else None

@@ -32,6 +32,7 @@ from socklb import (
     destroy_sockets,
     dport,
     dst,
+    find_sockets,
 )
 from socklb.engine import run as run_module
 from socklb.engine.run import Run
@@ -124,6 +125,26 @@ class TestArguments:
         assert {namespace.name: counts.matched for namespace, counts in report.namespaces.items()} == dict.fromkeys(
             ("current", "blue", "green"), 2
         )
+
+    @pytest.mark.kernel
+    def test_a_predicate_may_find_sockets_elsewhere(self, network: None) -> None:
+        """The thread that works there stays there."""
+        where: list[tuple[str, str]] = []
+
+        with pinned_networks("blue", "green", "red") as nets:
+
+            def look_around(_: InetSocket) -> bool:
+                before = os.readlink("/proc/thread-self/ns/net")
+                assert len([*find_sockets(TCP, namespace=nets[2].namespace)]) == 1
+                where.append((before, os.readlink("/proc/thread-self/ns/net")))
+                return True
+
+            for net in nets:
+                net.make(lambda sockets: sockets.tcp("127.0.0.2", 80))
+            wanted = SocketFilter("tcp", dport(80), predicate=look_around)
+            report = destroy_sockets(wanted, namespaces=[net.namespace for net in nets[:2]])
+        assert report.destroyed == 2
+        assert all(before == after for before, after in where)
 
 
 class TestFiltersAndLimit:

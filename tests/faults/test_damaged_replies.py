@@ -126,7 +126,7 @@ _insertions: st.SearchStrategy[Any] = st.one_of(
     st.builds(PossibleAnswer, st.sampled_from((ack_message, done_message)), st.integers(0, 99), _codes),
 )
 _receive_errors = st.sampled_from(
-    (*(OSError(code, "recvmsg") for code in (errno.ENOBUFS, errno.EINTR, errno.EIO)), socket.timeout("timed out"))
+    (*(OSError(code, "recvfrom") for code in (errno.ENOBUFS, errno.EINTR, errno.EIO)), socket.timeout("timed out"))
 )
 
 OF_BYTES: dict[str, tuple[st.SearchStrategy[Any], Callable[[bytes, int, Any], Datagram]]] = {
@@ -177,7 +177,7 @@ damages = st.sampled_from([*OF_BYTES.items(), *OF_DATAGRAMS.items()]).flatmap(
 )
 plans = st.lists(st.lists(damages, max_size=3), min_size=1, max_size=4)
 """What happens to the replies to the first send, to the second and so on; the last entry stands for all that follow."""
-LOST_FOR_EVER = [[Damage("receive fails", 0, 0, OSError(errno.ENOBUFS, "recvmsg"))]]
+LOST_FOR_EVER = [[Damage("receive fails", 0, 0, OSError(errno.ENOBUFS, "recvfrom"))]]
 
 
 class DamagedReplies:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from random import Random
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import assume, given
@@ -25,7 +27,7 @@ from socklb import (
     stalled,
     uid,
 )
-from socklb.filters import Condition, compiler
+from socklb.filters import Condition, compiler, peers
 from socklb.filters.compiler import Plan, compile_condition
 from socklb.filters.conditions import And, Not, Or, Port
 from socklb.filters.peers import Peers
@@ -123,16 +125,41 @@ class TestPrograms:
         assert not lets_through(compile_condition(condition), socket)
 
     @given(conditions, conditions, full_sockets | mini_sockets)
-    def test_either_of_two(self, one: Condition, other: Condition, socket: InetSocket) -> None:
+    def test_two_that_are_joined(self, one: Condition, other: Condition, socket: InetSocket) -> None:
         first, second = (compile_condition(each).programs[0] for each in (one, other))
         assume(first and second)
-        program = bytecode.either(first, second)
-        assert program
-        assert vm.verify(program)
-        assert vm.run(program, vm.entry_of(socket)) == any(vm.run(p, vm.entry_of(socket)) for p in (first, second))
+        accepted = [vm.run(program, vm.entry_of(socket)) for program in (first, second)]
+        joined = bytecode.either(first, second), bytecode.except_for(first, second)
+        for program, expected in zip(joined, (any(accepted), accepted[1] and not accepted[0])):
+            assert program
+            assert vm.verify(program)
+            assert vm.run(program, vm.entry_of(socket)) == expected
+
+    @given(
+        st.lists(st.lists(st.integers(0, 59), max_size=3), min_size=2, max_size=12), st.randoms(use_true_random=False)
+    )
+    def test_peers_that_drift(self, changes: list[list[int]], random: Random) -> None:
+        """A pass after another one: one program, new or used again, lets each of them through, and none another."""
+        hosts = [f"10.0.{n % 3}.{n}" if n % 4 else f"fd00::{n:x}" for n in range(60)]
+        those = {*random.sample(range(60), 40)}
+        with (
+            mock.patch.object(peers, "_PROGRAM", 60 * random.choice((9, 20, 50))),
+            mock.patch.object(bytecode, "MAX_SIZE", random.choice((1500, 65532))),
+            mock.patch.object(compiler, "_WORTH_KEEPING", 1),
+            mock.patch.object(compiler, "_MOST_PROGRAMS", 10),
+            mock.patch.object(compiler, "_recent", []),
+        ):
+            for change in changes:
+                those.symmetric_difference_update(change)
+                plan = SocketFilter.to_backends([(hosts[n], 80 + n % 2, "tcp") for n in those]).plan()
+                assert all(map(vm.verify, plan.programs))
+                for n, host in enumerate(hosts):
+                    client = "[fd00::9:9]:1" if ":" in host else "10.9.9.9:1"
+                    found = vm.entry_of(socket_between(client, _endpoint(host, 80 + n % 2)))
+                    assert sum(vm.run(program, found) for program in plan.programs) == (n in those)
+                assert len(compiler._recent) <= 4
 
     def test_peers_that_differ_little_are_not_compiled_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A pass after another one: some backends are no longer among them, others are new."""
         compiled: list[int] = []
         emit = Peers.emit
 
@@ -142,23 +169,20 @@ class TestPrograms:
 
         monkeypatch.setattr(Peers, "emit", noted)
         monkeypatch.setattr(compiler, "_recent", [])
-        hosts = [f"10.7.{n >> 8}.{n & 255}" for n in range(2100)]
         for first, last, expected in (
             (0, 1000, [1000]),
             (0, 1000, []),
-            (30, 1000, []),
-            (30, 1030, [30]),
+            (30, 1030, [30, 30]),  # those that are left out, and the new ones
             (40, 1063, [1023]),  # too many are others
-            (200, 1977, [1777]),  # as many as a program holds
-            (200, 2050, [73, 1777, 73]),  # it has no room for those
+            (0, 1000, []),
+            (2000, 3777, [1777]),  # as many as a program holds
+            (2000, 3787, [10]),
+            (2000, 3850, [73, 1777, 73]),  # it has no room for those
+            (2000, 3900, [50]),  # the second has
         ):
             compiled.clear()
-            plan = SocketFilter.to_backends([(host, 80, "tcp") for host in hosts[first:last]]).plan()
+            SocketFilter.to_backends([(f"10.7.{n >> 8}.{n & 255}", 80, "tcp") for n in range(first, last)]).plan()
             assert compiled == expected
-            assert all(map(vm.verify, plan.programs))
-            for number in {0, first - 1, first, 999, 1000, last - 1, last} & {*range(len(hosts))}:
-                row = socket_between("10.9.9.9:1", f"{hosts[number]}:80")
-                assert (lets_through(plan, row) and plan.lets_through(row)) is (first <= number < last)
 
     @pytest.mark.parametrize("host", ["10.{}.{}.{}", "fd00::{:x}:{:x}:{:x}"], ids=["v4", "v6"])
     @pytest.mark.parametrize(("count", "several"), [(4000, True), (40_000, False)])

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count, repeat
 
@@ -163,7 +163,7 @@ def acknowledge(request: Request) -> Sequence[Datagram]:
 
 
 def lose_the_answer(request: Request) -> Sequence[Datagram]:
-    return [OSError(errno.ENOBUFS, "recvmsg")]
+    return [OSError(errno.ENOBUFS, "recvfrom")]
 
 
 def raw(type: int, payload: bytes, flags: int = 0) -> Reply:
@@ -234,6 +234,20 @@ ENDS: dict[str, Callable[[int, str], Reply]] = {
 }
 
 
+class TestWaiting:
+    def test_an_answer_may_come_late(self) -> None:
+        """Each may; then it is waited for, and after it nothing is."""
+
+        def answer(requests: Sequence[Request]) -> Iterator[Datagram]:
+            for reply in (row_message(requests[0], A), row_message(requests[0], B), done_message(requests[0])):
+                yield BlockingIOError(errno.EAGAIN, "recvfrom")
+                yield reply
+
+        with FakeKernel(answer).installed() as kernel, DiagSocket() as diag_socket:
+            assert flat(dump_of(diag_socket)) == [A, B]
+        assert ([round(wait) for wait in kernel.sockets[0].waits], kernel.sockets[0].timeout) == ([10] * 3, 0)
+
+
 class TestEndOfDump:
     """NLMSG_DONE carries an errno; NLMSG_ERROR is 2, and so is AF_INET."""
 
@@ -283,7 +297,7 @@ class TestEndOfDump:
 
     def test_any_other_error_of_a_receive_is_raised(self) -> None:
         with pytest.raises(KernelError) as caught:
-            dumped(lambda r: [OSError(errno.ENOMEM, "recvmsg")])
+            dumped(lambda r: [OSError(errno.ENOMEM, "recvfrom")])
         assert caught.value.errno == errno.ENOMEM
 
 
@@ -307,8 +321,8 @@ def interrupted_in_done(request: Request) -> Sequence[Datagram]:
 INTERRUPTIONS: dict[str, Reply] = {
     "overrun": lambda r: [overrun(r), done_message(r)],
     "overrun-behind-rows": lambda r: [row_message(r, C) + overrun(r), row_message(r, B), done_message(r)],
-    "replies-lost-twice": lambda r: [*[OSError(errno.ENOBUFS, "recvmsg")] * 2, row_message(r, C), done_message(r)],
-    "receive-interrupted": lambda r: [OSError(errno.EINTR, "recvmsg"), row_message(r, C), done_message(r)],
+    "replies-lost-twice": lambda r: [*[OSError(errno.ENOBUFS, "recvfrom")] * 2, row_message(r, C), done_message(r)],
+    "receive-interrupted": lambda r: [OSError(errno.EINTR, "recvfrom"), row_message(r, C), done_message(r)],
     "done-says-so": interrupted_in_done,
     "first-row-says-so": lambda r: [row_message(r, C, NLM_F_MULTI | NLM_F_DUMP_INTR), done_message(r)],
     "done-is-marked": lambda r: [done_message(r, 0, NLM_F_DUMP_INTR)],
@@ -349,7 +363,7 @@ class TestInterruptedDumps:
 
 def test_a_dump_whose_end_is_lost_is_not_repeated() -> None:
     """It is still under way, and the kernel accepts no other one meanwhile."""
-    with FakeKernel(lambda requests: repeat(OSError(errno.ENOBUFS, "recvmsg"))).installed() as kernel:
+    with FakeKernel(lambda requests: repeat(OSError(errno.ENOBUFS, "recvfrom"))).installed() as kernel:
         with DiagSocket() as diag_socket, pytest.raises(KernelError) as caught:
             flat(dump_of(diag_socket))
         assert (caught.value.errno, len(kernel.dumps)) == (errno.ENOBUFS, 1)

@@ -139,7 +139,7 @@ class TestLostAnswers:
                 return acks(requests, second)
             answers = acks(requests, first)
             lost = data.draw(st.integers(0, len(answers) - 1))
-            return [*answers[:lost], OSError(errno.ENOBUFS, "recvmsg"), *answers[lost + 1 :]]
+            return [*answers[:lost], OSError(errno.ENOBUFS, "recvfrom"), *answers[lost + 1 :]]
 
         with FakeKernel(answer).installed() as kernel, DiagSocket() as diag_socket:
             assert diag_socket.destroy(REQUESTS, "destroy") == second
@@ -148,7 +148,7 @@ class TestLostAnswers:
 
     @PASSING
     def test_every_attempt_sends_the_same(self, code: int) -> None:
-        kernel = FakeKernel(lambda requests: [OSError(code, "recvmsg")])
+        kernel = FakeKernel(lambda requests: [OSError(code, "recvfrom")])
         with kernel.installed(), DiagSocket() as diag_socket, pytest.raises(KernelError) as caught:
             diag_socket.destroy(REQUESTS, "destroy")
         assert caught.value.errno == code

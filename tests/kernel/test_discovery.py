@@ -301,7 +301,7 @@ def missed() -> list[UnsearchedNamespace]:
 
 
 class TestUnsearched:
-    """A process that may not be looked at is in a searched namespace if the kernel's own socket there says so."""
+    """A process that may not be looked at is in a searched namespace if it has the same files in /proc/PID/net."""
 
     def test_who_is_where_the_search_was_is_not_missed(self) -> None:
         with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as here:
@@ -319,6 +319,22 @@ class TestUnsearched:
             found = discover_namespaces()
             assert unsearched(refused, found) == []
             assert unsearched(refused, [found[0], the(found, other)])[0].count == 1
+
+    def test_the_first_process_there_may_have_ended(self, other: NetworkNamespace) -> None:
+        with inhabitant(other) as first, inhabitant(other), inhabitant(other):
+            refused = without_privilege(lambda: discover_namespaces().refused)
+            found = discover_namespaces()
+            assert the(found, other).path == f"/proc/{first.pid}/ns/net"
+            first.kill()
+            first.wait()
+            assert unsearched(refused, found) == []
+
+    def test_a_process_that_is_elsewhere_now_is_no_witness(self, other: NetworkNamespace) -> None:
+        with inhabitant(other), subprocess.Popen(["cat"], stdin=subprocess.PIPE) as here:
+            refused = without_privilege(lambda: discover_namespaces().refused)
+            moved = NetworkNamespace("moved", f"/proc/{here.pid}/ns/net", other.device, other.inode)
+            assert unsearched(refused, [moved]) == unsearched(refused, [])
+            here.kill()
 
     def test_one_that_cannot_be_entered_any_more_is_no_witness(self, other: NetworkNamespace) -> None:
         with inhabitant(other):

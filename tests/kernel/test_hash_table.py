@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from socklb import SocketFilter, destroy_sockets, dport
+from socklb import KernelError, NetworkNamespace, SocketFilter, destroy_sockets, dport
 from socklb.kernel import hash_table
 from socklb.kernel.diag import DiagSocket
 
 from .. import this_kernel, world
+from ..networks import networks
 from ..sockets import Sockets
 
 SIZE_OF_CHILDREN = Path("/proc/sys/net/ipv4/tcp_child_ehash_entries")
@@ -39,6 +41,25 @@ def test_a_table_of_ones_own(network: None, monkeypatch: pytest.MonkeyPatch) -> 
             dumps.clear()
             assert destroy_sockets(SocketFilter("tcp", dport(9000))).destroyed == count
             assert len(dumps) == expected
+
+
+@pytest.mark.kernel
+def test_of_another_namespace(network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked there; where that is no longer possible the table is taken for small."""
+    asked: list[NetworkNamespace] = []
+
+    def is_small() -> bool:
+        asked.append(NetworkNamespace.current())
+        raise KernelError(errno.ENOENT, "vanished")
+
+    monkeypatch.setattr(hash_table, "is_small", is_small)
+    with networks(3) as nets:
+        one, *others = (net.namespace for net in nets)
+        for net in nets:
+            net.make(lambda sockets: [sockets.tcp("127.0.0.2", 9000) for _ in range(17)])
+        for namespaces in (one, others):
+            assert destroy_sockets(SocketFilter("tcp", dport(9000)), namespaces=namespaces).failed == 0
+        assert sorted(found.inode for found in asked) == sorted(net.namespace.inode for net in nets for _ in range(2))
 
 
 def test_where_it_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from socklb import NetworkNamespace, NotSupported, destroy_sockets, dst
-from socklb.cli.demo.sandbox import add_loopback_address, enter_private_network
 from socklb.filters import SocketFilter
+from socklb.kernel.sandbox import add_loopback_address, enter_private_network
 
 from .. import world
 from ..sockets import in_child
@@ -115,7 +115,7 @@ class TestWithoutUserNamespaces:
         def refuse(flags: int) -> None:
             raise PermissionError(errno.EPERM, "unshare")
 
-        monkeypatch.setattr("socklb.cli.demo.sandbox.unshare", refuse)
+        monkeypatch.setattr("socklb.kernel.sandbox.unshare", refuse)
         with pytest.raises(PermissionError):
             enter_private_network()
 

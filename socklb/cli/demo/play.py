@@ -6,9 +6,9 @@ from __future__ import annotations
 from ...engine.run import destroy_sockets
 from ...errors import NotSupported
 from ...filters import SocketFilter
+from ...kernel.sandbox import enter_private_network
 from ..output import error_text
 from . import services
-from .sandbox import enter_private_network
 from .world import HEIR, VICTIM, World
 
 TYPE_CHECKING = False

@@ -8,7 +8,7 @@ import socket
 from select import select
 
 from ...filters.backend import Backend
-from .sandbox import add_loopback_address
+from ...kernel.sandbox import add_loopback_address
 
 VICTIM, HEIR = "green", "blue"
 """The backend that goes, and the one that its service has afterwards."""
