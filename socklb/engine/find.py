@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # The bytecode op that a kernel with SOCK_DESTROY for UDP (Linux 4.9) may lack: it came with 5.9.
 _LATER_OPS = frozenset({INET_DIAG_BC_CGROUP_COND})
 
-_CHUNK = 16  # SKARR_SZ (net/ipv4/inet_diag.c): how many of one chain are dumped under one lock
+_CHUNK = 16  # SKARR_SZ (net/ipv4/inet_diag.c): behind so many of one chain the kernel lets go of its lock
 _MAX_DUMPS = 5
 _INFO = 1 << 1  # of idiag_ext: INET_DIAG_INFO is 2
 
@@ -248,7 +248,7 @@ class SocketTable:
             for type_, request in requests:
                 dump = self.diag.dump(type_, request + attribute, doing, may_repeat_rows=may_repeat_rows)
                 for number, rows in enumerate(dump):
-                    if may_repeat_rows and (number or (len(rows) > _CHUNK and self._has_long_chains())):
+                    if may_repeat_rows and (number or (len(rows) >= _CHUNK and self._has_long_chains())):
                         self._may_have_skipped = True
                     yield rows
 

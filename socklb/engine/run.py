@@ -155,14 +155,14 @@ class Run:
     ) -> None:
         """Destroy what the filters match in these namespaces; in one that was asked for alone an error is raised.
 
-        `local_filters` are for addresses that are another one in each namespace: of all that can be discovered they are
-        for the current one alone.
+        `local_filters` are for addresses that are others elsewhere: of discovered namespaces, for the current one alone.
         """
         everywhere, local = _with_resolved(filters), _with_resolved(local_filters)
         here: NetworkNamespace | None = None
         if local and hasattr(namespaces, "refused"):  # they were discovered
             here = NetworkNamespace.current()
             self.report.leave_alone(namespaces)
+            namespaces = namespaces if everywhere else [here]  # then nothing is missed elsewhere
 
         def search_in(namespace: NetworkNamespace) -> None:
             self._search_in(namespace, [*everywhere, *local] if here in (None, namespace) else everywhere)

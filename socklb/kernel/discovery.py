@@ -134,9 +134,10 @@ def _net_inode_in(namespace: NetworkNamespace) -> int:
     """By a process that is in the namespace, for to enter it takes a thread; 0 if it cannot be entered any more."""
     for path in (namespace.path, *namespace.alternate_paths):
         process = directory_of(path)
-        inode = _net_inode(process) if process else 0
-        if inode > 0 and _leads_to(path, namespace):  # asked afterwards: it was there before, and is so still
-            return inode
+        if process and _leads_to(path, namespace):
+            inode = _net_inode(process)
+            if inode > 0 and _leads_to(path, namespace):  # still: it may have moved on
+                return inode
     try:
         return run_in_netns(namespace, lambda: _net_inode("/proc/thread-self"))
     except (KernelError, ValueError):

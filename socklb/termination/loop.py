@@ -265,7 +265,8 @@ class TerminationLoop:
         finally:
             self._run_at_hand = None
         try:
-            report.unsearched = unsearched(getattr(found, "refused", ()), [*searched, *_searched(report)])
+            refused = () if all(backend.is_local for backend in backends) else getattr(found, "refused", ())
+            report.unsearched = unsearched(refused, [*searched, *_searched(report)])
         except SocklbError as error:
             return report, error
         return report, None

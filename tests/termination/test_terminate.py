@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from socklb import Backend, Counts, NetworkNamespace, NotPermitted, terminate_connections
+from socklb import Backend, Counts, NetworkNamespace, NotPermitted, Report, terminate_connections
 from socklb.filters import compiler, peers
 from socklb.kernel.diag import DiagSocket
 from socklb.termination.terminate import terminate
@@ -96,6 +96,16 @@ class TestWhoIsCut:
             assert (errors([far, *near]), pending_error(local), report.left_alone) == ({ABORTED}, "", (UDP,))
             names = {namespace.name for namespace in report.namespaces}
             assert {"current", f"pid {inhabitant.pid} (cat)"} <= names
+
+    def test_what_cannot_be_searched_is_not_missed_where_all_are_on_loopback(self, network: None) -> None:
+        def dry_run(*backends: Backend) -> Report:
+            return without_privilege(lambda: terminate_connections(backends, dry_run=True, conntrack=False))
+
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE):
+            world.new_network()
+            assert dry_run(UDP, Backend("10.9.0.2", PORT, "udp")).unsearched
+            report = dry_run(UDP, Backend("::1", PORT, "tcp"))
+            assert (report.unsearched, [namespace.name for namespace in report.namespaces]) == ([], ["current"])
 
     def test_nothing_is_searched_for_no_backend(self) -> None:
         report = terminate_connections([], namespaces=[NetworkNamespace("x", "/nonexistent", 1, 1)])
