@@ -155,7 +155,7 @@ class Run:
     ) -> None:
         """Destroy what the filters match in these namespaces; in one that was asked for alone an error is raised.
 
-        `local_filters` are for addresses that are others elsewhere: of discovered namespaces, for the current one alone.
+        `local_filters` are for addresses that are others elsewhere: of those discovered, for the current one alone.
         """
         everywhere, local = _with_resolved(filters), _with_resolved(local_filters)
         here: NetworkNamespace | None = None
