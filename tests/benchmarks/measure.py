@@ -122,7 +122,7 @@ def _subjects(crowd: Crowd, watched: Watched, rounds: int) -> dict[str, Subject]
         _PROGRAM: Subject(lambda: _expect(VICTIMS, find_sockets(SocketFilter.to_backends(full))), _recent.clear),
         _RECEIVE: Subject(_receive),
         _LIST: Subject(lambda: sum(1 for _ in find_sockets(everything))),
-        _DECODE: Subject(lambda: _decode_all(everything), every=seldom),
+        _DECODE: Subject(lambda: _decode_all(everything), every=max(1, rounds // 5)),
         _DESTROY: Subject(lambda: _expect_destroyed(one), crowd.renew_victims),
         _IDLE: Subject(lambda: _expect_destroyed(idle_too), crowd.renew_victims),
         _COMMAND: Subject(lambda: _run_command("destroy", text), crowd.renew_victims),
