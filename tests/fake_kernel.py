@@ -106,7 +106,7 @@ class FakeSocket:
         self._kernel = kernel
         self._replies: Iterator[Datagram] = iter(())
         self._calls = 0
-        self.timeout = 0.0
+        self.timeout: float | None = None
         self.waits: list[float] = []
         self.options: list[tuple[int, int, int]] = []
         self.closed = False

@@ -66,7 +66,7 @@ def find_sockets(
 
 
 def _find(wanted: SocketFilter, namespace: NetworkNamespace | None, bits: int) -> Generator[InetSocket, None, None]:
-    with run_in_netns(namespace, lambda: SocketTable(namespace)) as table:  # in whatever thread: it stays where it is
+    with run_in_netns(namespace, lambda: SocketTable(namespace)) as table:  # never moves its thread
         pairs = table.search(wanted, wanted.request_states, bits=bits)
         yield from filter(wanted.accepts, map(itemgetter(1), pairs))  # of a host there are many: no loop in Python
 

@@ -155,14 +155,14 @@ class Run:
     ) -> None:
         """Destroy what the filters match in these namespaces; in one that was asked for alone an error is raised.
 
-        `local_filters` are for addresses that are others elsewhere: of those discovered, for the current one alone.
+        `local_filters` are for addresses that mean another host in each namespace: of discovered namespaces only the
+        current one is searched for them.
         """
         everywhere, local = _with_resolved(filters), _with_resolved(local_filters)
         here: NetworkNamespace | None = None
         if local and hasattr(namespaces, "refused"):  # they were discovered
             here = NetworkNamespace.current()
             self.report.leave_alone(namespaces)
-            namespaces = namespaces if everywhere else [here]  # then nothing is missed elsewhere
 
         def search_in(namespace: NetworkNamespace) -> None:
             self._search_in(namespace, [*everywhere, *local] if here in (None, namespace) else everywhere)
@@ -217,7 +217,7 @@ class Run:
             if refused:
                 from ..kernel.discovery import unsearched
 
-                searched = [one for one in self.report.namespaces if one not in self.report.errors]
+                searched = [one for one in begun if one not in self.report.errors]
                 self.report.unsearched = unsearched(refused, searched)
         except BaseException:
             for namespace in namespaces:

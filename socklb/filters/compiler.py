@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 _NOTHING = Or()
 _MOST_PROGRAMS = 4
-"""A program costs a walk of the kernel's table, and as long to make. Five take longer than one dump of 90,000 sockets
-that is matched in Python (tests/benchmarks).
+"""A program costs a walk of the kernel's table, and takes as long to make. Five take longer than one dump of 90,000
+sockets that is matched in Python (tests/benchmarks).
 """
 _KEPT = 4  # sets of endpoints whose programs are kept: the next pass is often about almost the same backends
 _WORTH_KEEPING = 256  # fewer endpoints are compiled in less than 2 ms
-_FEW = 16  # a set of which no more than a sixteenth is different has the programs of the other
+_FEW = 16  # a set of which no more than a sixteenth is different has the programs of the other, if these have room
 
 
 class Plan(namedtuple("Plan", "programs ops disjoint checks needs_info")):
@@ -142,6 +142,9 @@ class _Assembled(namedtuple("_Assembled", "program ops")):
     ops: frozenset[int]
 
 
+_EMPTY = _Assembled(b"", frozenset())
+
+
 def _assemble(condition: Condition) -> _Assembled | None:
     """None if the program does not fit into an attribute."""
     assembler = Assembler()
@@ -187,18 +190,18 @@ def _pieces_from(made: _Made, peers: Peers) -> list[_Assembled] | None:
     new, left_out = peers.endpoints - made.endpoints, made.endpoints - peers.endpoints
     if (len(new) + len(left_out)) * _FEW > len(made.endpoints):
         return None
+    let_in, keep_out = (_assemble(Peers(few)) if few else _EMPTY for few in (new, left_out))
     shortest, *others = sorted(made.pieces, key=lambda piece: len(piece.program))
-    pieces = [_joined(except_for, left_out, piece) for piece in (shortest, *others)]
-    pieces[0] = _joined(either, new, pieces[0])
+    pieces = [_with_in_front(except_for, keep_out, piece) for piece in (shortest, *others)]
+    pieces[0] = _with_in_front(either, let_in, pieces[0])
     return None if None in pieces else pieces  # type: ignore[return-value]
 
 
-def _joined(
-    join: Callable[[bytes, bytes], bytes | None], endpoints: frozenset[Endpoint], piece: _Assembled | None
+def _with_in_front(
+    join: Callable[[bytes, bytes], bytes | None], in_front: _Assembled | None, piece: _Assembled | None
 ) -> _Assembled | None:
-    if not endpoints or piece is None:
+    if in_front is _EMPTY or piece is None:
         return piece
-    in_front = _assemble(Peers(endpoints))
     program = in_front and join(in_front.program, piece.program)
     return _Assembled(program, piece.ops | in_front.ops | {INET_DIAG_BC_JMP}) if in_front and program else None
 

@@ -45,16 +45,20 @@ class Peers(Condition):
     @property
     def number_of_pieces(self) -> int:
         """How many `pieces` there are, without making them."""
-        return -(-len(self.endpoints) // self._size_of_pieces)
+        return -(-self._size // _PROGRAM)
 
     @property
-    def _size_of_pieces(self) -> int:
-        return _PROGRAM // max(_BYTES[len(address)] for address, _ in self.endpoints)
+    def _size(self) -> int:
+        return sum(_BYTES[len(address)] for address, _ in self.endpoints)
 
     def pieces(self) -> Iterator[Peers]:
-        """Parts of it that each fit into a program."""
-        endpoints, size = sorted(self.endpoints), self._size_of_pieces
-        return (Peers(endpoints[start : start + size]) for start in range(0, len(endpoints), size))
+        """Parts of it, of about one size, that each fit into a program."""
+        number, size, before = self.number_of_pieces, self._size, 0
+        parts: list[list[Endpoint]] = [[] for _ in range(number)]
+        for endpoint in sorted(self.endpoints):
+            parts[before * number // size].append(endpoint)
+            before += _BYTES[len(endpoint.address)]
+        return map(Peers, parts)
 
     def halves(self) -> tuple[Peers, Peers]:
         """Two parts of it, where it has to be divided with what it is joined to."""

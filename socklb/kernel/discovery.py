@@ -131,7 +131,7 @@ def unsearched(
 
 
 def _net_inode_in(namespace: NetworkNamespace) -> int:
-    """By a process that is in the namespace, for to enter it takes a thread; 0 if it cannot be entered any more."""
+    """What `_net_inode` sees there: through a process in it, else in a thread that enters it; 0 if neither works."""
     for path in (namespace.path, *namespace.alternate_paths):
         process = directory_of(path)
         if process and _leads_to(path, namespace):

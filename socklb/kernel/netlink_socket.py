@@ -84,7 +84,7 @@ class NetlinkSocket:
         self._buffer = memoryview(bytearray(_BUFFER_SIZE))
         self._logger = _debug_logger()
         try:
-            self._socket.settimeout(0)  # answers come while the kernel is asked: nothing is to be polled for first
+            self._socket.settimeout(0)  # answers are queued before send() returns: none is polled for first
             for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
                 self._set_option(option)
             self._socket.bind((0, 0))
@@ -305,7 +305,9 @@ class NetlinkSocket:
         if self._logger:
             self._logger.debug("<- %s", self._describe(reply))
         if size == len(self._buffer):
-            raise MalformedMessage("cut reply", offset=0, expected=f"less than {_BUFFER_SIZE} bytes", got="more")
+            raise MalformedMessage(
+                "cut reply", offset=0, expected=f"less than {_BUFFER_SIZE} bytes", got="as many or more"
+            )
         if not size:
             raise MalformedMessage("empty reply", offset=0, expected="a netlink message", got="nothing")
         return reply

@@ -265,8 +265,8 @@ class TerminationLoop:
         finally:
             self._run_at_hand = None
         try:
-            refused = () if all(backend.is_local for backend in backends) else getattr(found, "refused", ())
-            report.unsearched = unsearched(refused, [*searched, *_searched(report)])
+            seen = [one for one in found if one not in report.errors]  # also where nothing was to be looked for
+            report.unsearched = unsearched(getattr(found, "refused", ()), [*searched, *seen])
         except SocklbError as error:
             return report, error
         return report, None

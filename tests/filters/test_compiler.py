@@ -177,8 +177,8 @@ class TestPrograms:
             (0, 1000, []),
             (2000, 3777, [1777]),  # as many as a program holds
             (2000, 3787, [10]),
-            (2000, 3850, [73, 1777, 73]),  # it has no room for those
-            (2000, 3900, [50]),  # the second has
+            (2000, 3850, [73, 925, 925]),  # it has no room for those
+            (2000, 3900, [50]),  # the two have
         ):
             compiled.clear()
             SocketFilter.to_backends([(f"10.7.{n >> 8}.{n & 255}", 80, "tcp") for n in range(first, last)]).plan()

@@ -57,8 +57,9 @@ def diag(network: None) -> Iterator[DiagSocket]:
         yield opened
 
 
-def test_it_has_both_options_and_is_not_inherited(diag: DiagSocket) -> None:
+def test_it_does_not_block_and_has_both_options_and_is_not_inherited(diag: DiagSocket) -> None:
     real = diag._socket
+    assert real.gettimeout() == 0
     assert [real.getsockopt(SOL_NETLINK, option) for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK)] == [1, 1]
     assert not os.get_inheritable(real.fileno())
 
