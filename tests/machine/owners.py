@@ -75,7 +75,6 @@ class OwnerMachine(SocketMachine):
                 changed.extend(one for one in made if peer_of(self.world.real[one])[1])
                 for one in changed:
                     change(self.world, one)
-                self.world.wait_for_minis(here)
 
         def predicate(row: InetSocket) -> bool:
             if moment == (_AFTER_LOOK_UP if row.cookie in seen else _IN_DUMP):

@@ -102,17 +102,12 @@ class World(Population):
         elif one.state == CLOSE_WAIT:
             self.half_close(one)
         else:
+            if one.state == ESTABLISHED:
+                self.half_close(one)  # the kernel keeps the socket itself if the FIN is acknowledged while it is closed
             self.real[one].close()
             self._remove(one)
-            _acknowledge_at_once(self.real[other])
-            other.state = CLOSE_WAIT
             mini = self._add_of_kernel(one, FIN_WAIT2)
             mini.other_end, other.other_end = other, mini
-
-    def wait_for_minis(self, netns: Netns) -> None:
-        """Before a FIN is acknowledged, which takes a while, the socket is still one that a filter may match."""
-        minis = expected_rows(one for one in self.model.sockets if one.netns == netns.number and one.is_mini)
-        eventually(lambda: not minis - netns.rows(), "the acknowledgement of each FIN")
 
     def what_is_left_of(self, one: ModelSocket) -> ModelSocket:
         """Itself, or the mini-socket in its place, which has its cookie."""
