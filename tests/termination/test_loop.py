@@ -373,6 +373,22 @@ class TestFailedPasses:
         assert [len(each) for each in unsearched] == ([1] if readable_only else [1, 1, 0])
         assert [done.failed for done in passes] == ([[]] if readable_only else [[A], [A], []])
 
+    def test_who_may_not_be_looked_at_is_compared_with_all_that_could_be_searched(
+        self, terminations: Terminations, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        table, compared = alive(A), list[set[NetworkNamespace]]()
+
+        def unsearched(refused: object, searched: list[NetworkNamespace]) -> list[UnsearchedNamespace]:
+            compared.append({*searched})
+            return []
+
+        monkeypatch.setattr(loop_module, "unsearched", unsearched)
+        terminations.answer = lambda _: None if compared else {DB: KernelError(errno.ETIMEDOUT, "slow")}
+        with running(TerminationLoop(table, namespaces=[WEB, DB], second_pass=None)):
+            table.delete(A)
+            eventually(lambda: len(compared) == 2, "another attempt")
+        assert compared == [{WEB}, {WEB, DB}]
+
     def test_a_namespace_that_may_not_be_searched_is_expected_with_readable_only(
         self, terminations: Terminations
     ) -> None:
