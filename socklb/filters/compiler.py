@@ -194,7 +194,8 @@ def _pieces_from(made: _Made, peers: Peers) -> list[_Assembled] | None:
     shortest, *others = sorted(made.pieces, key=lambda piece: len(piece.program))
     pieces = [_with_in_front(except_for, keep_out, piece) for piece in (shortest, *others)]
     pieces[0] = _with_in_front(either, let_in, pieces[0])
-    return None if None in pieces else pieces  # type: ignore[return-value]
+    whole = [piece for piece in pieces if piece is not None]
+    return whole if len(whole) == len(pieces) else None
 
 
 def _with_in_front(

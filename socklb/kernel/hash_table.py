@@ -8,7 +8,7 @@ _SMALL = 4096
 
 
 def is_small() -> bool:
-    """Whether the calling thread's network namespace has a table of its own with so few buckets that 16 and more
+    """Whether the calling thread's network namespace has a table of its own with so few buckets that 16 or more
     connections are often in one (net.ipv4.tcp_child_ehash_entries, since Linux 6.1). False where it cannot be read.
     """
     try:
